@@ -1,0 +1,64 @@
+"""The command line: a table of commands, each imported when it is run."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import click
+
+# name: module. A bare "portbook", or one that starts with an option or a query, is DEFAULT.
+COMMANDS = {"list": "list_", "who": "who", "sources": "sources", "man": "man"}
+DEFAULT = "list"
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class Portbook(click.Group):
+    """Finds a command by name in COMMANDS."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every command, in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"portbook.cli.{COMMANDS[cmd_name]}").command
+        return command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put DEFAULT in front of what is not a command."""
+        own = {name for parameter in self.get_params(ctx) for name in parameter.opts}
+        if not args or (args[0] not in own and _is_list_argument(args[0])):
+            args = [DEFAULT, *args]
+        return super().parse_args(ctx, args)
+
+
+def _is_list_argument(word: str) -> bool:
+    """An option or a term of a query; a bare word is more likely a command misspelt."""
+    return word[:1] in "-0123456789" or ":" in word
+
+
+@click.group(cls=Portbook, context_settings=CONTEXT)
+@click.version_option(None, "-V", "--version", package_name="portbook", message="portbook %(version)s")
+def portbook() -> None:
+    """The register of every TCP and UDP port of this machine.
+
+    Without a command, portbook lists the ports that are waiting and who holds them.
+
+    \b
+    Examples:
+      portbook                          what is waiting on this machine
+      portbook -p 8000-8100 --all       everything that happens on these ports
+      portbook who 8080                 who has this port
+
+    \b
+    Exit codes:
+      0    yes, or done
+      1    no
+      2    what was asked makes no sense
+      3    answered with gaps (only with --strict)
+      5    could not find out
+      130  interrupted
+    """

@@ -1,0 +1,117 @@
+"""Linux: processes from /proc (proc_pid_stat(5), proc_pid_status(5), proc_pid_cmdline(5))."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import UTC, datetime, timedelta
+
+from portbook.enrich import cgroup
+from portbook.enrich.users import user_name
+from portbook.records import Gap, Owner
+
+TICKS = os.sysconf("SC_CLK_TCK")
+COMM_LENGTH = 15  # TASK_COMM_LEN - 1 in include/linux/sched.h: longer names are cut
+MOST_BYTES = 1 << 16  # of a command line: a process writes its own, so it is read within bounds
+MOST_PARENTS = 64
+DELETED = " (deleted)"
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def enrich(owners: list[Owner]) -> tuple[list[Owner], list[Gap]]:
+    """Complete each owner from its pid. One that is gone keeps its pid alone."""
+    booted = _boot_time()
+    return [_complete(owner, booted) for owner in owners], []
+
+
+def parents(pid: int) -> tuple[Owner, ...]:
+    """The chain above ``pid``, nearest first; it ends at pid 1 or where /proc shows no more."""
+    booted = _boot_time()
+    chain: list[Owner] = []
+    current = _complete(Owner(pid), booted)
+    while current.ppid and len(chain) < MOST_PARENTS:
+        current = _complete(Owner(current.ppid), booted)
+        chain.append(current)
+    return tuple(chain)
+
+
+def _complete(owner: Owner, booted: float) -> Owner:
+    pid = owner.pid
+    try:
+        name, ppid, ticks = _stat(_read(f"/proc/{pid}/stat"))
+    except (OSError, ValueError, IndexError):
+        return owner
+    exe = _exe(pid)
+    return Owner(
+        pid=pid,
+        name=_full_name(name, exe),
+        exe=exe,
+        user=None if (uid := _uid(pid)) is None else user_name(uid),
+        started=_moment(booted + ticks / TICKS),
+        how=owner.how,
+        confidence=owner.confidence,
+        command_line=_command_line(pid),
+        ppid=ppid,
+        cgroup=cgroup.of_pid(pid),
+    )
+
+
+def _read(path: str) -> bytes:
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(file, MOST_BYTES)
+    finally:
+        os.close(file)
+
+
+def _stat(line: bytes) -> tuple[str, int, int]:
+    """Name, parent and start (ticks after boot). The name may hold anything, also ``)``: the last one counts."""
+    left, right = line.index(b"("), line.rindex(b")")
+    fields = line[right + 2 :].split()
+    return line[left + 1 : right].decode("utf-8", "replace"), int(fields[1]), int(fields[19])
+
+
+def _exe(pid: int) -> str | None:
+    """The executable; None for kernel threads and where ptrace access is needed (proc_pid_exe(5))."""
+    try:
+        path = os.readlink(b"/proc/%d/exe" % pid)
+    except OSError:
+        return None
+    return path.decode("utf-8", "replace").removesuffix(DELETED)
+
+
+def _full_name(name: str, exe: str | None) -> str:
+    """The kernel cuts names at 15 bytes: take the executable's when it begins so."""
+    if exe is None or len(name.encode()) < COMM_LENGTH:
+        return name
+    whole = exe.rpartition("/")[2]
+    return whole if whole.startswith(name) else name
+
+
+def _uid(pid: int) -> int | None:
+    """The effective user. The owner of /proc/PID would not do: it is root for processes that are not dumpable."""
+    try:
+        status = _read(f"/proc/{pid}/status")
+        at = status.index(b"\nUid:") + 5
+        return int(status[at : status.index(b"\n", at)].split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _command_line(pid: int) -> tuple[str, ...] | None:
+    try:
+        text = _read(f"/proc/{pid}/cmdline")
+    except OSError:
+        return None
+    return tuple(text.rstrip(b"\0").decode("utf-8", "replace").split("\0")) if text else ()
+
+
+def _boot_time() -> float:
+    """Seconds since the epoch at boot; start times count from there, suspended time included (proc_pid_stat(5))."""
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _moment(seconds: float) -> datetime:
+    """Rounded to the tick: the two clocks above are not read in the same instant."""
+    whole, rest = divmod(round(seconds * TICKS), TICKS)
+    return EPOCH + timedelta(seconds=whole, microseconds=rest * 1_000_000 // TICKS)

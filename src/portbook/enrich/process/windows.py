@@ -1,0 +1,348 @@
+"""Windows: all processes in one call, then what only a handle to each process tells.
+
+Names, parents and start times come from NtQuerySystemInformation, or from a Toolhelp snapshot where that fails; both
+show other users' processes too. The path, the user and the command line need a handle with
+PROCESS_QUERY_LIMITED_INFORMATION (learn.microsoft.com, Process Security and Access Rights), which for most processes
+needs no elevation.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from ctypes import byref
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+from msgspec.structs import replace
+
+from portbook.records import Gap, Owner
+
+MOST_PARENTS = 64
+NAMES = {0: "System Idle Process", 4: "System"}  # as Task Manager calls them; they have no executable
+EPOCH = datetime(1601, 1, 1, tzinfo=UTC)  # of a FILETIME, which counts 100 ns
+
+
+def enrich(owners: list[Owner]) -> tuple[list[Owner], list[Gap]]:
+    """Complete each owner from its pid. One that is gone is returned as it was, and counted."""
+    try:
+        system = _System()
+    except OSError as error:
+        return owners, [Gap("process", len(owners), f"the processes of this machine cannot be listed: {error}")]
+    completed = [system.complete(owner) for owner in owners]
+    return completed, list(_gaps({o.pid for o in owners} - system.processes.keys(), system.denied))
+
+
+def parents(pid: int) -> tuple[Owner, ...]:
+    """The chain above ``pid``, nearest first."""
+    try:
+        system = _System()
+    except OSError:
+        return ()
+    return tuple(system.complete(Owner(ancestor)) for ancestor in ancestry(pid, system.processes))
+
+
+def _gaps(gone: set[int], denied: set[int]) -> Iterator[Gap]:
+    if gone:
+        # A socket keeps the pid of the process that made it, even while others have inherited it.
+        yield Gap("process", len(gone), f"{_processes(gone)} that made a socket ended before it could be named")
+    if denied:
+        why = f"access to {_processes(denied)} was denied: path, user or command line are not known"
+        yield Gap("process", len(denied), why, "run as administrator")
+
+
+def _processes(pids: set[int]) -> str:
+    return "1 process" if len(pids) == 1 else f"{len(pids)} processes"
+
+
+# --- the list of processes -----------------------------------------------------------------------------------------
+
+
+class Process(NamedTuple):
+    """What the list of processes tells of one."""
+
+    name: str
+    ppid: int
+    created: int  # FILETIME; 0: not known
+
+
+# SYSTEM_PROCESS_INFORMATION (learn.microsoft.com, NtQuerySystemInformation): NextEntryOffset, CreateTime, ImageName as a
+# UNICODE_STRING (bytes, room, address), UniqueProcessId, InheritedFromUniqueProcessId; by the size of a pointer.
+PROCESS_ROW = {8: struct.Struct("<I28xq16xHH4xQ8xQQ"), 4: struct.Struct("<I28xq16xHHI4xII")}
+
+
+def parse_processes(data: bytes, base: int, pointer: int = 8) -> dict[int, Process]:
+    """The processes in a buffer that was at the address ``base`` when the system filled it.
+
+    The rows are linked by offsets and names lie behind them, so everything is checked against the buffer.
+    """
+    row = PROCESS_ROW[pointer]
+    found: dict[int, Process] = {}
+    at = 0
+    while 0 <= at <= len(data) - row.size:
+        step, created, length, _, address, pid, ppid = row.unpack_from(data, at)
+        start = address - base
+        name = data[start : start + length].decode("utf-16-le", "replace") if 0 < start < len(data) else ""
+        found[pid] = Process(NAMES.get(pid, name), ppid, created)
+        if step == 0:
+            break
+        at += step
+    return found
+
+
+def ancestry(pid: int, processes: dict[int, Process]) -> list[int]:
+    """The pids above ``pid``. Pids are used again, so a parent that started after its child is not its parent."""
+    chain: list[int] = []
+    child = processes.get(pid)
+    while child and len(chain) < MOST_PARENTS:
+        parent = processes.get(child.ppid)
+        if child.ppid in (0, pid, *chain) or parent is None or parent.created > child.created > 0:
+            break
+        chain.append(child.ppid)
+        child = parent
+    return chain
+
+
+def moment(filetime: int) -> datetime | None:
+    """A FILETIME as aware UTC; None for 0 and for what no calendar has."""
+    try:
+        return EPOCH + timedelta(microseconds=filetime // 10) if filetime > 0 else None
+    except OverflowError:
+        return None
+
+
+# --- system calls --------------------------------------------------------------------------------------------------
+
+HANDLE, PVOID, DWORD, BOOL, ULONG = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint32
+LOAD_LIBRARY_SEARCH_SYSTEM32 = 0x800
+PROCESS_QUERY_LIMITED_INFORMATION = 0x1000
+TOKEN_QUERY = 8
+TOKEN_USER = 1
+ERROR_ACCESS_DENIED = 5
+SYSTEM_PROCESS_INFORMATION = 5
+PROCESS_COMMAND_LINE_INFORMATION = 60  # Windows 8.1 and later
+STATUS_INFO_LENGTH_MISMATCH = 0xC0000004
+STATUS_ACCESS_DENIED = 0xC0000022
+FIRST_SIZE = 1 << 19
+MOST_SIZE = 1 << 28
+MOST_PATH = 1 << 15  # Maximum Path Length Limitation
+TH32CS_SNAPPROCESS = 2
+INVALID_HANDLE = ctypes.c_void_p(-1).value
+
+# (library, function, type of the result, types of the arguments)
+PROTOTYPES: tuple[tuple[str, str, Any, tuple[Any, ...]], ...] = (
+    ("ntdll", "NtQuerySystemInformation", ULONG, (ULONG, PVOID, ULONG, PVOID)),
+    ("ntdll", "NtQueryInformationProcess", ULONG, (HANDLE, ULONG, PVOID, ULONG, PVOID)),
+    ("kernel32", "OpenProcess", HANDLE, (DWORD, BOOL, DWORD)),
+    ("kernel32", "CloseHandle", BOOL, (HANDLE,)),
+    ("kernel32", "QueryFullProcessImageNameW", BOOL, (HANDLE, DWORD, PVOID, PVOID)),
+    ("kernel32", "GetProcessTimes", BOOL, (HANDLE, PVOID, PVOID, PVOID, PVOID)),
+    ("kernel32", "CreateToolhelp32Snapshot", HANDLE, (DWORD, DWORD)),
+    ("kernel32", "Process32FirstW", BOOL, (HANDLE, PVOID)),
+    ("kernel32", "Process32NextW", BOOL, (HANDLE, PVOID)),
+    ("kernel32", "LocalFree", HANDLE, (HANDLE,)),
+    ("advapi32", "OpenProcessToken", BOOL, (HANDLE, DWORD, PVOID)),
+    ("advapi32", "GetTokenInformation", BOOL, (HANDLE, ctypes.c_int, PVOID, DWORD, PVOID)),
+    ("advapi32", "LookupAccountSidW", BOOL, (PVOID, PVOID, PVOID, PVOID, PVOID, PVOID, PVOID)),
+    ("advapi32", "ConvertSidToStringSidW", BOOL, (PVOID, PVOID)),
+    ("advapi32", "GetLengthSid", DWORD, (PVOID,)),
+    ("shell32", "CommandLineToArgvW", PVOID, (ctypes.c_wchar_p, PVOID)),
+)
+
+
+class _Functions:
+    """The functions of PROTOTYPES as attributes, each looked up when it is first used."""
+
+    def __getattr__(self, name: str) -> Any:
+        if sys.platform != "win32":
+            raise OSError(f"{name} is a function of Windows")
+        library, _, result, arguments = next(p for p in PROTOTYPES if p[1] == name)
+        function = getattr(ctypes.WinDLL(library, use_last_error=True, winmode=LOAD_LIBRARY_SEARCH_SYSTEM32), name)
+        function.restype, function.argtypes = result, arguments
+        setattr(self, name, function)
+        return function
+
+
+class PROCESSENTRY32W(ctypes.Structure):
+    """learn.microsoft.com, tlhelp32.h."""
+
+    _fields_ = (
+        ("dwSize", DWORD),
+        ("cntUsage", DWORD),
+        ("th32ProcessID", DWORD),
+        ("th32DefaultHeapID", ctypes.c_size_t),
+        ("th32ModuleID", DWORD),
+        ("cntThreads", DWORD),
+        ("th32ParentProcessID", DWORD),
+        ("pcPriClassBase", ctypes.c_int32),
+        ("dwFlags", DWORD),
+        ("szExeFile", ctypes.c_wchar * 260),
+    )
+
+
+class UNICODE_STRING(ctypes.Structure):  # noqa: N801  # the name it has in winternl.h
+    """learn.microsoft.com, winternl.h."""
+
+    _fields_ = (("Length", ctypes.c_uint16), ("MaximumLength", ctypes.c_uint16), ("Buffer", PVOID))
+
+
+class _System:
+    """The processes of this machine at one moment, and what is asked of each."""
+
+    def __init__(self) -> None:
+        self.call = _Functions()
+        self.processes = self._list()
+        self.denied: set[int] = set()
+        self.accounts: dict[bytes, str | None] = {}
+
+    def complete(self, owner: Owner) -> Owner:
+        """The owner with all that this process may know; as it was if there is no such process."""
+        process = self.processes.get(owner.pid)
+        if process is None:
+            return owner
+        known = replace(owner, name=process.name or owner.name, ppid=process.ppid, started=moment(process.created))
+        if owner.pid in NAMES:
+            return known
+        handle = self._open(owner.pid)
+        if not handle:
+            return known
+        try:
+            return replace(
+                known,
+                exe=self._path(handle),
+                user=self._user(owner.pid, handle),
+                started=known.started or self._started(handle),
+                command_line=self._command_line(handle),
+            )
+        finally:
+            self.call.CloseHandle(handle)
+
+    # --- all of them ---
+
+    def _list(self) -> dict[int, Process]:
+        try:
+            return self._from_kernel() or self._from_toolhelp()
+        except (OSError, AttributeError):
+            return self._from_toolhelp()
+
+    def _from_kernel(self) -> dict[int, Process]:
+        size = FIRST_SIZE
+        needed = ULONG(0)
+        while size <= MOST_SIZE:
+            buffer = ctypes.create_string_buffer(size)
+            status = self.call.NtQuerySystemInformation(SYSTEM_PROCESS_INFORMATION, buffer, size, byref(needed))
+            if status == 0:
+                data = bytes(memoryview(buffer)[: needed.value or size])
+                return parse_processes(data, ctypes.addressof(buffer), ctypes.sizeof(PVOID))
+            if status != STATUS_INFO_LENGTH_MISMATCH:
+                break
+            size = max(2 * size, needed.value + needed.value // 4)  # processes may have started meanwhile
+        return {}
+
+    def _from_toolhelp(self) -> dict[int, Process]:
+        snapshot = self.call.CreateToolhelp32Snapshot(TH32CS_SNAPPROCESS, 0)
+        if snapshot == INVALID_HANDLE:
+            raise OSError(f"CreateToolhelp32Snapshot failed with error {_last_error()}")
+        found: dict[int, Process] = {}
+        entry = PROCESSENTRY32W(dwSize=ctypes.sizeof(PROCESSENTRY32W))
+        more = self.call.Process32FirstW(snapshot, byref(entry))
+        while more:
+            pid = entry.th32ProcessID
+            found[pid] = Process(NAMES.get(pid, entry.szExeFile), entry.th32ParentProcessID, 0)
+            more = self.call.Process32NextW(snapshot, byref(entry))
+        self.call.CloseHandle(snapshot)
+        return found
+
+    # --- one of them ---
+
+    def _open(self, pid: int) -> int | None:
+        handle: int | None = self.call.OpenProcess(PROCESS_QUERY_LIMITED_INFORMATION, 0, pid)
+        if not handle and _last_error() == ERROR_ACCESS_DENIED:
+            self.denied.add(pid)
+        return handle
+
+    def _path(self, handle: int) -> str | None:
+        buffer = ctypes.create_unicode_buffer(MOST_PATH)
+        length = DWORD(MOST_PATH)
+        if not self.call.QueryFullProcessImageNameW(handle, 0, buffer, byref(length)):
+            return None
+        return buffer.value or None
+
+    def _started(self, handle: int) -> datetime | None:
+        times = [ctypes.c_int64(0) for _ in range(4)]
+        if not self.call.GetProcessTimes(handle, *map(byref, times)):
+            return None
+        return moment(times[0].value)
+
+    def _user(self, pid: int, handle: int) -> str | None:
+        token = HANDLE()
+        if not self.call.OpenProcessToken(handle, TOKEN_QUERY, byref(token)):
+            if _last_error() == ERROR_ACCESS_DENIED:
+                self.denied.add(pid)
+            return None
+        try:
+            return self._token_user(token)
+        finally:
+            self.call.CloseHandle(token)
+
+    def _token_user(self, token: Any) -> str | None:
+        """TOKEN_USER begins with the address of the SID, which lies behind it in the same buffer."""
+        buffer = ctypes.create_string_buffer(1024)
+        size = DWORD(0)
+        if not self.call.GetTokenInformation(token, TOKEN_USER, buffer, len(buffer), byref(size)):
+            return None
+        address = PVOID.from_buffer(buffer).value
+        sid = ctypes.string_at(address, self.call.GetLengthSid(address)) if address else b""
+        if sid not in self.accounts:
+            self.accounts[sid] = self._account(sid) or self._sid_text(sid)
+        return self.accounts[sid]
+
+    def _account(self, sid: bytes) -> str | None:
+        r"""``DOMAIN\name``. The answer may come from a domain controller, so each is asked for once."""
+        name, domain = ctypes.create_unicode_buffer(256), ctypes.create_unicode_buffer(256)
+        name_size, domain_size, use = DWORD(256), DWORD(256), DWORD(0)
+        sizes = byref(name_size), domain, byref(domain_size)
+        if not self.call.LookupAccountSidW(None, sid, name, *sizes, byref(use)):
+            return None
+        return f"{domain.value}\\{name.value}" if domain.value else name.value
+
+    def _sid_text(self, sid: bytes) -> str | None:
+        """An account that is deleted or cannot be looked up still has its number."""
+        text = ctypes.c_wchar_p()
+        if not self.call.ConvertSidToStringSidW(sid, byref(text)):
+            return None
+        value = text.value
+        self.call.LocalFree(ctypes.cast(text, PVOID))
+        return value
+
+    def _command_line(self, handle: int) -> tuple[str, ...] | None:
+        """None where Windows does not tell (before 8.1): reading the other process's memory is not our business."""
+        buffer = ctypes.create_string_buffer(ctypes.sizeof(UNICODE_STRING) + (1 << 16))
+        size = ULONG(0)
+        query: Callable[..., int] = self.call.NtQueryInformationProcess
+        if query(handle, PROCESS_COMMAND_LINE_INFORMATION, buffer, len(buffer), byref(size)) != 0:
+            return None
+        text = UNICODE_STRING.from_buffer(buffer)
+        if not text.Buffer:
+            return ()
+        line = ctypes.string_at(text.Buffer, text.Length).decode("utf-16-le", "replace")
+        return self._arguments(line)
+
+    def _arguments(self, line: str) -> tuple[str, ...]:
+        if not line.strip():  # CommandLineToArgvW would answer with our own path
+            return ()
+        count = ctypes.c_int(0)
+        block = self.call.CommandLineToArgvW(line, byref(count))
+        if not block:
+            return (line,)
+        found = ctypes.cast(block, ctypes.POINTER(ctypes.c_wchar_p))[: count.value]
+        self.call.LocalFree(block)
+        return tuple(argument or "" for argument in found)
+
+
+def _last_error() -> int:
+    if sys.platform != "win32":
+        return 0
+    return ctypes.get_last_error()

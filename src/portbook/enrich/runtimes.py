@@ -1,0 +1,225 @@
+"""The names of docker's and podman's containers, by id.
+
+Asked for only when a container of that runtime was seen, within a time limit and a size, and only of a socket or a
+file that is root's or the caller's. Without a name the id stays; why is a gap.
+
+Facts: Docker Engine API, ContainerList (https://docs.docker.com/reference/api/engine), which podman answers too
+(podman-system-service(1)); containers-storage.conf(5); rootless places as in
+https://docs.docker.com/engine/security/rootless and podman(1).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import msgspec
+
+from portbook.records import Gap
+
+Which = tuple[str, int]  # a runtime, and whose daemon of it: a uid
+
+ROOT = 0
+TIME_LIMIT_S = 0.5
+MOST_BYTES = 4 << 20  # about 2 KB a container in docker's answer, 0.5 KB in podman's files
+# One take asks twice, for owners and for sockets without: the second is answered from the first.
+FRESH_S = 1.0
+# HTTP/1.0: the answer comes in one piece and ends with the connection. No version in the path: the daemon's own.
+REQUEST = b"GET /containers/json?all=0 HTTP/1.0\r\nHost: localhost\r\n\r\n"
+DRIVERS = ("overlay", "vfs", "btrfs", "zfs")
+
+
+class Answer(NamedTuple):
+    """What was found out, and what stood in the way."""
+
+    names: dict[str, str]
+    why: str | None = None
+
+
+class _Listed(msgspec.Struct, rename="pascal"):
+    """An entry of ContainerList. One of the names is the container's own, the others are links: ``/other/alias``."""
+
+    id: str
+    names: list[str] | None = None
+
+
+class _Stored(msgspec.Struct):
+    """An entry of containers-storage."""
+
+    id: str
+    names: list[str] | None = None
+
+
+_answers: dict[Which, tuple[float, Answer]] = {}
+
+
+def names_of(containers: Iterable[tuple[str, int, str]]) -> tuple[dict[str, str], list[Gap]]:
+    """Names by id, of containers given as runtime, uid of the daemon's user, and id.
+
+    Daemons of other users are not asked, also not by root: what they say is those users' own text.
+    """
+    wanted: dict[Which, set[str]] = {}
+    for runtime, daemon, number in containers:
+        if runtime in ASK and _is_ours(daemon):
+            wanted.setdefault((runtime, daemon), set()).add(number)
+    names: dict[str, str] = {}
+    gaps: list[Gap] = []
+    for which, numbers in wanted.items():
+        answer = _ask(which, numbers)
+        names.update((number, answer.names[number]) for number in numbers & answer.names.keys())
+        gaps += _gap(which[0], len(numbers - answer.names.keys()), answer.why)
+    return names, gaps
+
+
+def _gap(runtime: str, count: int, why: str | None) -> Iterator[Gap]:
+    """Where no daemon or file is there at all, nothing could be had and nothing is lost."""
+    if count and why:
+        containers = f"1 {runtime} container" if count == 1 else f"{count} {runtime} containers"
+        hint = "run with sudo" if why.startswith(DENIED) else None
+        yield Gap("container", count, f"{containers} can be shown by id only: {why}", hint)
+
+
+def _ask(which: Which, numbers: set[str]) -> Answer:
+    asked_at, last = _answers.get(which, (0.0, Answer({})))
+    if time.monotonic() - asked_at < FRESH_S and (last.why or numbers <= last.names.keys()):
+        return last
+    answer = ASK[which[0]](which[1], numbers)
+    _answers[which] = time.monotonic(), answer
+    return answer
+
+
+def _ask_docker(daemon: int, _: set[str]) -> Answer:
+    answers = (_api(path) for path in _docker_sockets(daemon))
+    return next((answer for answer in answers if answer), Answer({}))
+
+
+def _ask_podman(daemon: int, numbers: set[str]) -> Answer:
+    """Read podman's own lists; ask its API, which mostly starts a process, only for what they do not have."""
+    answers = [_storage(path) for path in _podman_lists(daemon)]
+    if not numbers <= {number for answer in answers for number in answer.names}:
+        answers += [answer] if (answer := _api(_podman_socket(daemon))) else []
+    names = {number: name for answer in answers for number, name in answer.names.items()}
+    return Answer(names, next((answer.why for answer in answers if answer.why), None))
+
+
+ASK: dict[str, Callable[[int, set[str]], Answer]] = {"docker": _ask_docker, "podman": _ask_podman}
+
+
+# --- places --------------------------------------------------------------------------------------------------------
+
+
+def _run(daemon: int) -> str:
+    """As pam_systemd(8) makes it. $XDG_RUNTIME_DIR may say anything."""
+    return "/run" if daemon == ROOT else f"/run/user/{daemon}"
+
+
+def _docker_sockets(daemon: int) -> list[str]:
+    """DOCKER_HOST counts for ordinary users only: root may have it from a user, and it may point anywhere."""
+    host = os.environ.get("DOCKER_HOST", "") if os.geteuid() != ROOT else ""
+    chosen = [host.removeprefix("unix://")] if host.startswith("unix:///") else []
+    return [*chosen, f"{_run(daemon)}/docker.sock", *(["/var/run/docker.sock"] if daemon == ROOT else [])]
+
+
+def _podman_socket(daemon: int) -> str:
+    return f"{_run(daemon)}/podman/podman.sock"
+
+
+def _podman_lists(daemon: int) -> Iterator[str]:
+    """The lists of containers-storage; ``podman run --rm`` may use the volatile ones."""
+    graph = _podman_graph(daemon)
+    run = _run(daemon) + ("/containers/storage" if daemon == ROOT else "/containers")
+    for driver in DRIVERS:
+        yield f"{graph}/{driver}-containers/containers.json"
+        yield f"{graph}/{driver}-containers/volatile-containers.json"
+        yield f"{run}/{driver}-containers/volatile-containers.json"
+
+
+def _podman_graph(daemon: int) -> str:
+    if daemon == ROOT:
+        return "/var/lib/containers/storage"
+    return (os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")) + "/containers/storage"
+
+
+# --- asking --------------------------------------------------------------------------------------------------------
+
+DENIED = "permission denied"
+
+
+def _storage(path: str) -> Answer:
+    """A list of containers-storage, if it is there."""
+    try:
+        entries = msgspec.json.decode(_read(path), type=list[_Stored])
+    except FileNotFoundError:
+        return Answer({})
+    except (OSError, ValueError, RecursionError) as error:
+        return Answer({}, _why(path, error))
+    return Answer({entry.id: entry.names[0] for entry in entries if entry.names})
+
+
+def _read(path: str) -> bytes | bytearray:
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with open(file, "rb") as stream:
+        if not _is_ours(os.fstat(file).st_uid):
+            raise ValueError("belongs to another user")
+        return _check_size(stream.read(MOST_BYTES + 1))
+
+
+def _api(path: str) -> Answer | None:
+    """The running containers, from the API at a Unix socket; None if nobody is there."""
+    try:
+        entries = msgspec.json.decode(_body(_exchange(path)), type=list[_Listed])
+    except (FileNotFoundError, ConnectionRefusedError):
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        return Answer({}, _why(path, error))
+    return Answer({entry.id: name for entry in entries if (name := _own_name(entry.names or []))})
+
+
+def _own_name(names: list[str]) -> str | None:
+    return next((name.removeprefix("/") for name in names if "/" not in name.removeprefix("/")), None)
+
+
+def _exchange(path: str) -> bytearray:
+    """Send the request and return the whole answer, both within the time limit."""
+    from socket import AF_UNIX, socket
+
+    deadline = time.monotonic() + TIME_LIMIT_S
+    if not _is_ours(os.stat(path).st_uid):
+        raise ValueError("belongs to another user")
+    answer = bytearray()
+    with socket(AF_UNIX) as channel:
+        channel.settimeout(TIME_LIMIT_S)
+        channel.connect(path)
+        channel.sendall(REQUEST)
+        while part := channel.recv(1 << 16):
+            answer += part
+            _check_size(answer)
+            channel.settimeout(max(deadline - time.monotonic(), 0.001))
+    return answer
+
+
+def _body(answer: bytearray) -> bytearray:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    if head[:5] != b"HTTP/" or head.split(b" ", 2)[1:2] != [b"200"]:
+        raise ValueError(f"answered {head[:40]!r}")
+    return body
+
+
+def _check_size(data: bytes | bytearray) -> bytes | bytearray:
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"longer than {MOST_BYTES >> 20} MiB")
+    return data
+
+
+def _is_ours(uid: int) -> bool:
+    return uid in (ROOT, os.geteuid())
+
+
+def _why(path: str, error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return f"{DENIED} on {path}"
+    if isinstance(error, TimeoutError):
+        return f"{path} did not answer within {TIME_LIMIT_S:g} s"
+    return f"{path}: {getattr(error, 'strerror', None) or error}"

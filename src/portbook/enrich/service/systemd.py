@@ -1,0 +1,54 @@
+"""The systemd unit that a cgroup path names. Pure.
+
+systemd gives every unit a cgroup of the unit's name below that of its slice, and a user's service manager builds the
+same tree again inside ``user@UID.service``: systemd.slice(5), systemd.scope(5),
+https://systemd.io/CGROUP_DELEGATION.
+"""
+
+from __future__ import annotations
+
+# Units that start processes of their own (systemd.unit(5)). A scope is made for processes that something else started.
+KINDS = (".service", ".socket", ".mount", ".swap")
+MANAGER = "user@"
+MANAGER_CGROUP = "init.scope"  # where systemd itself is, pid 1 or a user's
+# A mismatched cgroup driver puts pods below containerd's own unit: they are not containerd.
+PODS = "kubepods"
+HEX = frozenset("0123456789abcdefABCDEF")
+
+
+def unit_of(cgroup: str) -> str | None:
+    r"""The innermost unit that a process in ``cgroup`` belongs to, ``\x2d`` and the like decoded; None for none.
+
+    Login sessions, applications and containers are scopes: not services, and no part of the service above them, be it
+    a user's service manager or a container runtime. A container that a unit runs as its main process (podman
+    with ``--cgroups=split``, as Quadlet does) is that unit.
+    """
+    unit = None
+    for segment in cgroup.split("/"):
+        if segment.endswith(KINDS):
+            unit = segment
+        elif unit is not None and segment != MANAGER_CGROUP and _is_another_matter(unit, segment):
+            unit = None
+    return None if unit is None else unescape(unit)
+
+
+def _is_another_matter(unit: str, segment: str) -> bool:
+    """Whether what is in ``segment`` of ``unit`` is no longer that unit's."""
+    return unit.startswith(MANAGER) or segment.endswith(".scope") or segment.startswith(PODS)
+
+
+def unescape(name: str) -> str:
+    r"""Undo systemd's escaping of a cgroup's name.
+
+    ``\xNN`` is a byte (systemd-escape(1)); a leading underscore keeps the name apart from the kernel's own files
+    (cg_escape() in src/basic/cgroup-util.c).
+    """
+    first, *rest = name.removeprefix("_").split("\\x")
+    text = bytearray(first.encode("utf-8", "replace"))
+    for part in rest:
+        if len(part) >= 2 and HEX.issuperset(part[:2]):
+            text.append(int(part[:2], 16))
+            text += part[2:].encode("utf-8", "replace")
+        else:
+            text += b"\\x" + part.encode("utf-8", "replace")
+    return text.decode("utf-8", "replace")

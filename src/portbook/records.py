@@ -1,0 +1,152 @@
+"""The facts portbook reports: one frozen record each, no I/O here.
+
+Field names are API: they are the JSON that ``portbook list --json`` prints. Add,
+never rename. What a platform does not know is ``None``, never invented.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal, get_args
+
+from msgspec import Struct
+
+SCHEMA = 1
+
+Protocol = Literal["tcp", "udp"]
+Family = Literal["ipv4", "ipv6"]
+Reach = Literal["loopback", "address", "any"]
+Confidence = Literal["certain", "likely"]
+# RFC 9293 section 3.3.2, in the Linux kernel's spelling. BOUND is a TCP socket that has a port but does not
+# listen; an unconnected UDP socket has no state at all and is None.
+State = Literal[
+    "LISTEN",
+    "BOUND",
+    "ESTABLISHED",
+    "SYN_SENT",
+    "SYN_RECV",
+    "FIN_WAIT1",
+    "FIN_WAIT2",
+    "TIME_WAIT",
+    "CLOSE",
+    "CLOSE_WAIT",
+    "LAST_ACK",
+    "CLOSING",
+    "UNKNOWN",
+]
+STATES: tuple[State, ...] = get_args(State)
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+FAMILIES: tuple[Family, ...] = get_args(Family)
+REACHES: tuple[Reach, ...] = get_args(Reach)
+
+
+class Owner(Struct, frozen=True, gc=False):
+    """A process that holds a socket.
+
+    ``name`` and ``command_line`` are the process's own text, bytes that are not UTF-8
+    replaced by U+FFFD: hostile input, to be escaped before it reaches a terminal.
+    """
+
+    pid: int
+    name: str | None = None
+    exe: str | None = None
+    user: str | None = None
+    started: datetime | None = None  # aware, UTC
+    service: str | None = None  # systemd unit or Windows service
+    container: str | None = None  # "docker:web", "podman:1f2e3d4c5b6a", "kubernetes:pod…/…"
+    how: str = ""  # the way the pid was found: "fd", "task-fd", or the name of a source
+    confidence: Confidence = "certain"
+    command_line: tuple[str, ...] | None = None
+    ppid: int | None = None
+    cgroup: str | None = None  # Linux: path of the process in the cgroup hierarchy
+    service_tag: int | None = None  # Windows: the row's tag of a service inside a shared svchost
+
+
+class Socket(Struct, frozen=True, gc=False):
+    """One TCP or UDP socket of the machine."""
+
+    protocol: Protocol
+    family: Family
+    local_address: str  # canonical text, no brackets, no zone
+    local_port: int
+    remote_address: str | None = None  # None: it has no peer
+    remote_port: int | None = None
+    state: State | None = None  # None: unconnected UDP
+    reach: Reach = "address"  # from where the local address can be reached
+    zone: str | None = None  # interface of a link-local IPv6 address
+    service_name: str | None = None  # registered for the local port (IANA, /etc/services)
+    uid: int | None = None  # Unix: user id of the socket
+    inode: int | None = None  # Linux: 0 is a socket that no descriptor refers to
+    owners: tuple[Owner, ...] = ()
+    recv_queue: int | None = None  # bytes; None for a listener
+    send_queue: int | None = None  # bytes; None for a listener
+    accept_queue: int | None = None  # a listener's connections not accepted yet
+    backlog: int | None = None  # a listener's limit of accept_queue
+    v6only: bool | None = None  # False: an IPv6 socket that takes the IPv4 port too
+    interface: str | None = None  # SO_BINDTODEVICE
+    created: datetime | None = None  # Windows: when the row was made; aware, UTC
+    state_text: str | None = None  # the word a tool used, when state is UNKNOWN
+    cookie: int | None = None  # Linux: the kernel's unique number of this socket
+    cgroup_id: int | None = None  # Linux: inode of the creator's cgroup v2 directory
+    service: str | None = None  # Linux: systemd unit that the creator's cgroup names
+    container: str | None = None  # Linux: container that the creator's cgroup names
+    netns: int | None = None  # Linux: inode of the network namespace
+    netns_name: str | None = None
+
+
+class Gap(Struct, frozen=True):
+    """Something that could not be known, why, and what would help."""
+
+    what: str  # "owner", "socket", "source", "process", "service", "container"
+    count: int | None  # how many are concerned; None: not countable
+    why: str
+    hint: str | None = None
+
+
+class Listing(Struct, frozen=True):
+    """The sockets that a query selected on one machine at one moment."""
+
+    schema: int
+    host: str
+    platform: str  # "linux", "windows", "macos"
+    taken_at: datetime  # aware, UTC
+    source: str
+    complete: bool  # no gaps
+    sockets: tuple[Socket, ...]
+    gaps: tuple[Gap, ...] = ()
+
+
+class Holder(Struct, frozen=True):
+    """A process that holds the port."""
+
+    owner: Owner
+    age_s: float | None  # seconds since it started
+    parents: tuple[Owner, ...]  # nearest first
+    sockets: tuple[Socket, ...]  # on the port
+    other_ports: tuple[str, ...]  # what else it waits on: "8443/tcp"
+
+
+class Holding(Struct, frozen=True):
+    """The answer to "who holds this port?"."""
+
+    schema: int
+    port: int
+    protocol: Protocol | None  # None: both were looked at
+    held: bool
+    holders: tuple[Holder, ...]
+    sockets: tuple[Socket, ...]  # all on the port, also those without a visible owner and in TIME_WAIT
+    gaps: tuple[Gap, ...] = ()
+
+
+def reach_of(address: str) -> Reach:
+    """From where a local address (canonical text) can be reached.
+
+    Loopback is 127.0.0.0/8 (RFC 1122 section 3.2.1.3), ::1 (RFC 4291 section 2.5.3) and
+    IPv4-mapped loopback (RFC 4291 section 2.5.5.2).
+    """
+    text = address.removeprefix("::ffff:")
+    if text in ("0.0.0.0", "::"):  # noqa: S104  compared, not bound
+        return "any"
+    if text == "::1" or (text.startswith("127.") and ":" not in text):
+        return "loopback"
+    return "address"

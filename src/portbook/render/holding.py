@@ -1,0 +1,105 @@
+"""Who holds a port, in words and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from portbook.query import LISTENING
+from portbook.records import Holder, Holding, Owner, Socket
+from portbook.render.machine import ENCODER
+from portbook.render.plain import REACH, endpoint
+from portbook.render.text import BOLD, PLAIN, Style, safe
+
+MOST_NAMES = 12  # of other ports, before the rest is counted
+UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+
+
+def json(answers: Iterable[Holding]) -> Iterator[bytes]:
+    """One object a port, one port a line."""
+    return (ENCODER.encode(answer) + b"\n" for answer in answers)
+
+
+def lines(answers: Iterable[Holding], style: Style) -> list[str]:
+    """A heading for each port, then each holder."""
+    parts: list[str] = []
+    for answer in answers:
+        if parts:
+            parts.append("")
+        heading = _heading(answer)
+        parts.append(f"{BOLD}{heading}{PLAIN}" if style.colour else heading)
+        for holder in answer.holders:
+            parts += ["", *(f"  {name:<12}{text}" for name, text in _facts(holder) if text)]
+        parts += _ownerless(answer)
+    return parts
+
+
+def _heading(answer: Holding) -> str:
+    port = f"port {answer.port}" + (f"/{answer.protocol}" if answer.protocol else "")
+    if answer.holders:
+        names = ", ".join(dict.fromkeys(_name(h.owner) for h in answer.holders))
+        return f"{port} is held by {names}"
+    if answer.held:
+        return f"{port} is held, by whom is not visible"
+    waiting = len(answer.sockets)
+    return f"nobody holds {port}" + (f" ({waiting} closed connections in TIME_WAIT)" if waiting else "")
+
+
+def _name(owner: Owner) -> str:
+    return f"{safe(owner.name or '?')} (pid {owner.pid})"
+
+
+def _facts(holder: Holder) -> Iterator[tuple[str, str]]:
+    owner = holder.owner
+    yield "process", _name(owner) + (f", user {safe(owner.user)}" if owner.user else "")
+    yield "executable", safe(owner.exe or "")
+    yield "command", safe(" ".join(owner.command_line or ()))
+    yield "started", _started(holder)
+    yield "parents", " < ".join(f"{safe(p.name or '?')} ({p.pid})" for p in holder.parents)
+    yield "service", safe(owner.service or "")
+    yield "container", safe(owner.container or "")
+    waiting = [s for s in holder.sockets if s.state in LISTENING]
+    for s in waiting:
+        yield "waits on", _waiting(s)
+    connected = len(holder.sockets) - len(waiting)
+    yield "connections", f"{connected} on this port" if connected else ""
+    yield "other ports", _some(holder.other_ports)
+    yield "found by", "" if owner.confidence == "certain" else f"{owner.how}, {owner.confidence}"
+
+
+def _started(holder: Holder) -> str:
+    if holder.owner.started is None or holder.age_s is None:
+        return ""
+    return f"{holder.owner.started.astimezone():%Y-%m-%d %H:%M:%S}, {age(holder.age_s)} ago"
+
+
+def age(seconds: float) -> str:
+    """A span in its two largest units: "3 h 12 min"."""
+    left = int(seconds)
+    parts: list[str] = []
+    for unit, size in UNITS:
+        if left >= size or (unit == "s" and not parts):
+            parts.append(f"{left // size} {unit}")
+            left %= size
+    return " ".join(parts[:2])
+
+
+def _waiting(s: Socket) -> str:
+    where = f"{endpoint(s.local_address, s.zone)}:{s.local_port}/{s.protocol}"
+    both = " and IPv4" if s.v6only is False and s.local_address == "::" else ""
+    queue = f", accept queue {s.accept_queue} of {s.backlog}" if s.backlog is not None else ""
+    return f"{where}{both} {s.state or 'UNCONN'}, reach: {REACH[s.reach]}{queue}"
+
+
+def _some(names: tuple[str, ...]) -> str:
+    more = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _ownerless(answer: Holding) -> list[str]:
+    rows = [s for s in answer.sockets if not s.owners and s.state in LISTENING]
+    return ["", *(f"  {'waits on':<12}{_waiting(s)}{_creator(s)}" for s in rows)] if rows else []
+
+
+def _creator(s: Socket) -> str:
+    made_by = s.container or s.service
+    return f", made in {safe(made_by)}" if made_by else ""

@@ -1,0 +1,84 @@
+"""Listings for programs: JSON, JSON lines, CSV. UTF-8, nothing escaped but what the format asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from portbook.records import Listing, Owner, Socket
+
+ENCODER = msgspec.json.Encoder()
+CHUNK = 1000  # sockets encoded at once: a listing of 100,000 is 60 MB of text and is never held whole
+
+
+def json(listing: Listing) -> Iterator[bytes]:
+    """One object, the Listing, with a socket on each line."""
+    head, tail = ENCODER.encode(msgspec.structs.replace(listing, sockets=())).split(b'"sockets":[]', 1)
+    yield head + b'"sockets":['
+    separator = b"\n"
+    for chunk in _chunks(listing):
+        yield separator + b",\n".join(map(ENCODER.encode, chunk))
+        separator = b",\n"
+    yield b"]" + tail + b"\n"
+
+
+def jsonl(listing: Listing) -> Iterator[bytes]:
+    """One socket a line."""
+    for chunk in _chunks(listing):
+        yield ENCODER.encode_lines(chunk)
+
+
+def csv(listing: Listing) -> Iterator[bytes]:
+    """One socket a line; several owners share a cell, separated by blanks or semicolons (RFC 4180)."""
+    import io
+    from csv import writer
+
+    for number, chunk in enumerate(_chunks(listing) if listing.sockets else [()]):
+        text = io.StringIO(newline="")
+        rows = writer(text)
+        if number == 0:
+            rows.writerow([*SOCKET_COLUMNS, *OWNER_COLUMNS])
+        rows.writerows(_row(s) for s in chunk)
+        yield text.getvalue().encode("utf-8", "surrogatepass")
+
+
+SOCKET_COLUMNS = tuple(f for f in Socket.__struct_fields__ if f != "owners")
+OWNER_COLUMNS = {
+    "pid": "pid",
+    "process": "name",
+    "exe": "exe",
+    "user": "user",
+    "started": "started",
+    "owner_service": "service",
+    "owner_container": "container",
+    "how": "how",
+    "confidence": "confidence",
+    "command_line": "command_line",
+}
+
+
+def _row(s: Socket) -> list[object]:
+    return [*(_cell(getattr(s, f)) for f in SOCKET_COLUMNS), *(_joined(s.owners, f) for f in OWNER_COLUMNS.values())]
+
+
+def _joined(owners: tuple[Owner, ...], field: str) -> str:
+    return ";".join(str(_cell(getattr(o, field))) for o in owners)
+
+
+def _cell(value: object) -> object:
+    if value is None:
+        return ""
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return msgspec.to_builtins(value)
+
+
+def _chunks(listing: Listing) -> Iterator[tuple[Socket, ...]]:
+    for at in range(0, len(listing.sockets), CHUNK):
+        yield listing.sockets[at : at + CHUNK]
+
+
+FORMATS: dict[str, Callable[[Listing], Iterator[bytes]]] = {"json": json, "jsonl": jsonl, "csv": csv}

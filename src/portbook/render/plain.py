@@ -1,0 +1,115 @@
+"""Sockets as columns for people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from portbook.enrich.users import user_name
+from portbook.records import Owner, Reach, Socket
+from portbook.render.text import Column, Style, safe, table
+
+REACH: dict[Reach, str] = {"loopback": "this machine", "address": "one address", "any": "every network"}
+UNKNOWN = "?"  # there is an owner; it is not visible
+NOBODY = "-"
+
+
+class Shown(NamedTuple):
+    """A column and the text of its cell."""
+
+    column: Column
+    cell: Callable[[Socket], str]
+
+
+def endpoint(address: str, zone: str | None = None) -> str:
+    """An address as a URL has it: brackets around IPv6 (RFC 3986 section 3.2.2), the zone inside (RFC 4007)."""
+    if ":" not in address:
+        return address
+    return f"[{address}%{zone}]" if zone else f"[{address}]"
+
+
+def _address(s: Socket) -> str:
+    """The local address; ``*`` is a wildcard that takes IPv4 and IPv6, as in ss(8)."""
+    text = "*" if s.local_address == "::" and s.v6only is False else endpoint(s.local_address, s.zone)
+    return f"{text}%{safe(s.interface)}" if s.interface else text
+
+
+def _port(s: Socket) -> str:
+    return f"{s.local_port} {s.service_name}" if s.service_name else str(s.local_port)
+
+
+def _peer(s: Socket) -> str:
+    return f"{endpoint(s.remote_address, s.zone)}:{s.remote_port}" if s.remote_address is not None else ""
+
+
+def _state(s: Socket) -> str:
+    return safe(s.state_text) if s.state_text else s.state or "UNCONN"
+
+
+def _nobody(s: Socket) -> str:
+    return NOBODY if s.inode == 0 or s.state in ("TIME_WAIT", "SYN_RECV") else UNKNOWN
+
+
+def _pid(s: Socket) -> str:
+    if not s.owners:
+        return _nobody(s)
+    more = len({o.pid for o in s.owners}) - 1
+    return f"{s.owners[0].pid} +{more}" if more else str(s.owners[0].pid)
+
+
+def _of_owners(get: Callable[[Owner], str | None]) -> Callable[[Socket], str]:
+    def cell(s: Socket) -> str:
+        if len(s.owners) == 1:
+            return safe(get(s.owners[0]) or UNKNOWN)
+        return ",".join(dict.fromkeys(safe(get(o) or UNKNOWN) for o in s.owners)) or _nobody(s)
+
+    return cell
+
+
+def _service(s: Socket) -> str:
+    names = [o.container or o.service for o in s.owners] or [s.container or s.service]
+    return ",".join(dict.fromkeys(safe(name) for name in names if name))
+
+
+def _user(s: Socket) -> str:
+    if s.owners:
+        return _of_owners(lambda o: o.user)(s)
+    return "" if s.uid is None or s.inode == 0 else safe(user_name(s.uid))
+
+
+def _queues(s: Socket) -> str:
+    if s.accept_queue is not None:
+        return f"{s.accept_queue}/{UNKNOWN if s.backlog is None else s.backlog}"
+    return "" if s.recv_queue is None else f"{s.recv_queue}/{s.send_queue}"
+
+
+PROTOCOL = Shown(Column("PROTO"), lambda s: s.protocol)
+ADDRESS = Shown(Column("ADDRESS", 2), _address)
+PORT = Shown(Column("PORT", 3), _port)
+PEER = Shown(Column("PEER", 1), _peer)
+STATE = Shown(Column("STATE"), _state)
+PID = Shown(Column("PID"), _pid)
+PROCESS = Shown(Column("PROCESS", 4), _of_owners(lambda o: o.name))
+USER = Shown(Column("USER", 5), _user)
+SERVICE = Shown(Column("SERVICE", 6), _service)
+REACHED = Shown(Column("REACH"), lambda s: REACH[s.reach])
+WIDE = (
+    Shown(Column("PIDS"), lambda s: ",".join(str(o.pid) for o in s.owners) or _nobody(s)),
+    Shown(Column("INODE"), lambda s: str(s.inode or "")),
+    Shown(Column("QUEUES"), _queues),
+    Shown(Column("CREATED"), lambda s: s.created.strftime("%Y-%m-%d %H:%M:%S") if s.created else ""),
+    Shown(Column("EXECUTABLE"), _of_owners(lambda o: o.exe)),
+    Shown(Column("COMMAND"), _of_owners(lambda o: " ".join(o.command_line) if o.command_line else None)),
+)
+
+
+def lines(sockets: Sequence[Socket], style: Style, wide: bool = False) -> list[str]:
+    """The table; columns in which no row has anything are left out. ``wide`` is for scrolling, not for fitting."""
+    shown = [PROTOCOL, ADDRESS, PORT, PEER, STATE, PID, PROCESS, USER, SERVICE, REACHED]
+    if wide:
+        shown = [s for s in shown if s is not PID] + list(WIDE)
+        style = style._replace(width=None)
+    columns = [[cell(s) for s in sockets] for _, cell in shown]
+    kept = [i for i, cells in enumerate(columns) if any(cells) or shown[i] is STATE]
+    rows = list(zip(*(columns[i] for i in kept), strict=True))
+    return table([shown[i].column for i in kept], rows, style, [s.reach == "any" for s in sockets])

@@ -1,0 +1,43 @@
+"""The ways to read a machine, in order of preference, and the choice among them."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from portbook.errors import UsageError
+from portbook.sources.base import Source
+
+PLATFORM = {"win32": "windows", "darwin": "macos"}.get(sys.platform, "linux")
+
+# Best first: a listing takes the first of its platform that works, and the next when that one fails. Modules are
+# imported when they are tried, not before. Name: (module, platforms).
+SOURCES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "sockdiag": ("sockdiag", ("linux",)),
+    "procfs": ("procfs", ("linux",)),
+    "iphlpapi": ("iphlpapi", ("windows",)),
+    "psutil": ("psutil_", ("linux", "windows", "macos")),
+    "netstat": ("netstat", ("windows",)),
+    "lsof": ("lsof", ("macos", "linux")),
+}
+
+
+def load(name: str) -> Source:
+    """Return the source called ``name``; raise UsageError that lists the valid names."""
+    if name not in SOURCES:
+        raise UsageError(f"unknown source {name!r}", f"valid are {', '.join(SOURCES)}")
+    source: Source = import_module(f"portbook.sources.{SOURCES[name][0]}").SOURCE
+    return source
+
+
+def names(platform: str = PLATFORM) -> list[str]:
+    """The sources that belong to a platform, best first."""
+    return [name for name, (_, platforms) in SOURCES.items() if platform in platforms]
+
+
+def missing(name: str, platform: str = PLATFORM) -> str | None:
+    """Why the source called ``name`` cannot be used on this machine; None if it can."""
+    platforms = SOURCES[name][1]
+    if platform not in platforms:
+        return f"only on {' and '.join(platforms)}"
+    return load(name).missing()

@@ -1,0 +1,62 @@
+"""The promise every source makes.
+
+A source is a module with two halves. ``read(wanted)`` touches the system and returns what the system said,
+unchanged; ``parse(raw)`` is pure, imports on every platform, and turns that answer into sockets. A table captured
+once is parsed in tests for ever.
+
+``read`` may return more than was wanted (the pipeline filters again) and never less. It raises
+``SourceMissing``, ``SourceDenied`` or ``SourceTimeout``. ``parse`` raises ``SourceGarbled`` for an answer that cannot
+be understood, and nothing else, whatever bytes it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from portbook.records import FAMILIES, PROTOCOLS, STATES, Family, Gap, Protocol, Socket, State
+
+PortRange = tuple[int, int]
+
+
+class Wanted(NamedTuple):
+    """What a source may leave out: the part of a query that a kernel can filter."""
+
+    protocols: tuple[Protocol, ...] = PROTOCOLS
+    families: tuple[Family, ...] = FAMILIES
+    states: frozenset[State | None] = frozenset((*STATES, None))
+    ports: tuple[PortRange, ...] | None = None  # local ports, inclusive; None: every port
+
+
+class Reading(NamedTuple):
+    """What a source found, before owners are completed."""
+
+    sockets: list[Socket]
+    gaps: list[Gap]
+
+
+class Source(NamedTuple):
+    """One way to read this machine. ``portbook sources`` prints this table."""
+
+    name: str
+    sees: str
+    needs: str
+    promises: frozenset[str]  # of PROMISES: what the contract suite holds it to
+    missing: Callable[[], str | None]  # why it does not work here, None if it does
+    read: Callable[[Wanted], Any]
+    parse: Callable[[Any], Reading]
+
+
+PROMISES = {
+    "tcp": "listening and connected TCP sockets",
+    "udp": "UDP sockets",
+    "ipv6": "IPv6 beside IPv4",
+    "bound": "TCP sockets that are bound and do not listen",
+    "time_wait": "connections in TIME_WAIT",
+    "uid": "the user id of a socket",
+    "inode": "the socket's inode, by which descriptors are matched",
+    "queues": "accept queue and backlog of listeners, bytes queued of others",
+    "v6only": "whether an IPv6 socket takes the IPv4 port too",
+    "owner": "the pid of an owner",
+    "created": "when the socket was made",
+}

@@ -1,0 +1,225 @@
+"""What ``netstat -ano`` and ``tasklist`` print on Windows: the way that is left when its libraries cannot be called.
+
+Both speak the language of the system, in the OEM code page, so rows are read by their shape (learn.microsoft.com,
+netstat and tasklist): a TCP row is protocol, local address, foreign address, state, pid; a UDP row has no state; the
+pid is last; a TCP row whose foreign port is 0 is a listener, whatever the word for it. ``-q`` would add sockets that
+are bound and do not listen in rows of that same shape, so it is never used.
+"""
+
+from __future__ import annotations
+
+import csv
+import ctypes
+import subprocess
+import sys
+from collections.abc import Iterator
+from ipaddress import ip_address
+from typing import Any, NamedTuple
+
+from portbook.errors import SourceDenied, SourceGarbled, SourceMissing, SourceTimeout
+from portbook.records import Family, Gap, Owner, Protocol, Socket, State, reach_of
+from portbook.sources.base import Reading, Source, Wanted
+from portbook.sources.iphlpapi import address_text, is_link_local
+
+
+class Raw(NamedTuple):
+    """What ``read`` returns: the bytes of both commands and the codec to read them with."""
+
+    netstat: bytes
+    tasklist: bytes  # empty: names are not known
+    codec: str
+    gaps: tuple[Gap, ...] = ()
+
+
+# --- words ---------------------------------------------------------------------------------------------------------
+
+# Chinese, French, Italian, Japanese, Korean, Portuguese, Russian and Spanish Windows translate the headings and print
+# the English states; German Windows translates the states too. A word that is not here is kept as it is: see parse.
+WORDS: dict[State, str] = {
+    "LISTEN": "LISTENING LISTEN ABHÖREN",
+    "ESTABLISHED": "ESTABLISHED HERGESTELLT",
+    "SYN_SENT": "SYN_SENT SYN_SEND SYN_GESENDET",  # SYN_SEND, TIMED_WAIT: as the page of netstat spells them
+    "SYN_RECV": "SYN_RECEIVED SYN_RCVD SYN_EMPFANGEN",
+    "FIN_WAIT1": "FIN_WAIT_1 FIN_WARTEN_1",
+    "FIN_WAIT2": "FIN_WAIT_2 FIN_WARTEN_2",
+    "CLOSE_WAIT": "CLOSE_WAIT SCHLIESSEN_WARTEN",
+    "CLOSING": "CLOSING SCHLIESSEND",
+    "LAST_ACK": "LAST_ACK ZULETZT_ACK",
+    "TIME_WAIT": "TIME_WAIT TIMED_WAIT WARTEND",
+    "CLOSE": "CLOSED DELETE_TCB",
+    "BOUND": "BOUND",
+}
+STATES: dict[str, State] = {word: state for state, words in WORDS.items() for word in words.split()}
+
+# --- read ----------------------------------------------------------------------------------------------------------
+
+TIMEOUT_S = 20.0
+NETSTAT = ("netstat.exe", "-ano")
+TASKLIST = ("tasklist.exe", "/FO", "CSV", "/NH")
+
+
+def missing() -> str | None:
+    """Why the commands cannot be run here; None if they can."""
+    return None if sys.platform == "win32" else "only on windows"
+
+
+def read(_: Wanted) -> Raw:  # netstat's own filter takes one protocol and family at a time
+    """Run both commands; raise SourceMissing, SourceDenied or SourceTimeout if netstat gives no answer."""
+    if sys.platform != "win32":
+        raise SourceMissing("netstat -ano with these columns is a command of Windows")
+    kernel32 = ctypes.WinDLL("kernel32")
+    directory = _system_directory(kernel32)
+    codec = f"cp{kernel32.GetOEMCP()}"
+    answer = _run(directory, NETSTAT)
+    try:
+        return Raw(answer, _run(directory, TASKLIST), codec)
+    except (SourceMissing, SourceDenied, SourceTimeout) as error:
+        return Raw(answer, b"", codec, (Gap("process", None, f"names of processes are not known: {error}"),))
+
+
+def _system_directory(kernel32: Any) -> str:
+    """Where Windows keeps its commands. PATH could lead to another program of that name."""
+    buffer = ctypes.create_unicode_buffer(260)  # MAX_PATH
+    length = kernel32.GetSystemDirectoryW(buffer, len(buffer))
+    if not 0 < length < len(buffer):
+        raise SourceMissing("GetSystemDirectoryW does not say where the system's commands are")
+    return buffer.value
+
+
+def _run(directory: str, command: tuple[str, ...]) -> bytes:
+    name, *arguments = command
+    try:
+        done = subprocess.run(
+            [f"{directory}\\{name}", *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=TIMEOUT_S,
+            check=False,
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        )
+    except subprocess.TimeoutExpired as error:
+        raise SourceTimeout(f"{name}: no answer within {TIMEOUT_S:g} s") from error
+    except PermissionError as error:
+        raise SourceDenied(f"{name} may not be run: {error.strerror}") from error
+    except OSError as error:
+        raise SourceMissing(f"{name} cannot be run: {error.strerror}") from error
+    if done.returncode != 0:
+        raise SourceMissing(f"{name} ended with {done.returncode}")
+    return done.stdout
+
+
+# --- parse ---------------------------------------------------------------------------------------------------------
+
+
+def parse(raw: Raw) -> Reading:
+    """Read both answers; raise SourceGarbled, also when there is no row: a machine without sockets does not exist."""
+    names = dict(_names(_decode(raw.tasklist, raw.codec)))
+    sockets: list[Socket] = []
+    for line in _decode(raw.netstat, raw.codec).splitlines():
+        fields = line.split()
+        if fields and fields[0] in PROTOCOLS:
+            sockets.append(_socket(fields, names))
+    if not sockets:
+        raise SourceGarbled("netstat -ano printed no row; its answer begins " + repr(raw.netstat[:60]))
+    return Reading(sockets, list(raw.gaps))
+
+
+PROTOCOLS: dict[str, Protocol] = {"TCP": "tcp", "UDP": "udp"}  # in every language
+
+
+def _decode(data: bytes, codec: str) -> str:
+    """Text of a command. A code page that Python lacks leaves ASCII, which is all that the rows need."""
+    try:
+        return data.decode(codec, "replace")
+    except (LookupError, ValueError):
+        return data.decode("ascii", "replace")
+
+
+def _socket(fields: list[str], names: dict[int, str]) -> Socket:
+    try:
+        return _shaped(PROTOCOLS[fields[0]], fields, names)
+    except ValueError as error:
+        raise SourceGarbled(f"netstat: the row {' '.join(fields)!r} was not understood: {error}") from error
+
+
+def _shaped(protocol: Protocol, fields: list[str], names: dict[int, str]) -> Socket:
+    _, first, foreign, *words, pid = fields
+    if protocol == "tcp" and not words:
+        raise ValueError("no state or no pid")
+    local = _endpoint(first)
+    remote = None if foreign == "*:*" else _endpoint(foreign)
+    if remote is not None and remote.port == 0:
+        remote = None
+    word = " ".join(words)  # a state may be two words
+    state = _state(protocol, word, remote)
+    return Socket(
+        protocol=protocol,
+        family=local.family,
+        local_address=local.address,
+        local_port=local.port,
+        remote_address=remote and remote.address,
+        remote_port=remote and remote.port,
+        state=state,
+        reach=reach_of(local.address),
+        zone=local.zone,
+        owners=_owners(_number(pid, 0xFFFFFFFF), names),
+        state_text=word if state == "UNKNOWN" else None,
+    )
+
+
+def _state(protocol: Protocol, word: str, remote: Endpoint | None) -> State | None:
+    if protocol == "udp":
+        return "ESTABLISHED" if remote else None
+    return STATES.get(word, "UNKNOWN" if remote else "LISTEN")
+
+
+class Endpoint(NamedTuple):
+    """One address column: ``127.0.0.1:80``, ``[::1]:80``, ``[fe80::1%12]:80``."""
+
+    family: Family
+    address: str
+    zone: str | None
+    port: int
+
+
+def _endpoint(text: str) -> Endpoint:
+    host, _, port = text.rpartition(":")
+    bare, _, zone = host.removeprefix("[").removesuffix("]").partition("%")
+    address = ip_address(bare)
+    packed = address.packed
+    family: Family = "ipv4" if address.version == 4 else "ipv6"
+    zone_known = zone if zone and is_link_local(packed) else None
+    return Endpoint(family, address_text(packed), zone_known, _number(port, 0xFFFF))
+
+
+def _number(text: str, most: int) -> int:
+    """A number of ASCII digits; int() takes signs, underscores and every script's digits too."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= most):
+        raise ValueError(f"{text!r} is no number up to {most}")
+    return int(text)
+
+
+def _owners(pid: int, names: dict[int, str]) -> tuple[Owner, ...]:
+    """Pid 0 stands at connections in TIME_WAIT, which no process holds."""
+    return (Owner(pid, names.get(pid), how="netstat"),) if pid else ()
+
+
+def _names(text: str) -> Iterator[tuple[int, str]]:
+    """Pid and image name, by position. What is not such a row (a message in any language) is passed over."""
+    try:
+        for row in csv.reader(text.splitlines()):
+            if len(row) >= 2 and row[1].isascii() and row[1].isdigit():
+                yield int(row[1]), row[0]
+    except csv.Error:  # a NUL, or a field beyond the limit: the names so far are good
+        return
+
+
+SOURCE = Source(
+    name="netstat",
+    sees="what netstat -ano prints, with names from tasklist",
+    needs="nothing",
+    promises=frozenset(("tcp", "udp", "ipv6", "time_wait", "owner")),
+    missing=missing,
+    read=read,
+    parse=parse,
+)
