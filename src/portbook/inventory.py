@@ -6,6 +6,7 @@ sources.read ─▶ parse ─▶ query (sockets) ─▶ enrich.owners ─▶ que
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from datetime import UTC, datetime
 
 from portbook import query, sources
@@ -26,8 +27,9 @@ def take(wanted: Query | str = "", *, source: str | None = None) -> Listing:
     """
     asked = query.parse(wanted) if isinstance(wanted, str) else wanted
     taken_at = datetime.now(UTC)
-    name, sockets, gaps = select(asked, source)
-    completed, more = owners.complete(sockets, asked.pids())
+    with owners.search_ahead() if asked.is_broad() else nullcontext() as search:
+        name, sockets, gaps = select(asked, source)
+        completed, more = owners.complete(sockets, asked.pids(), search)
     gaps += more
     kept = _keep(completed, asked.owner_test())
     return Listing(SCHEMA, host(), sources.PLATFORM, taken_at, name, not gaps, tuple(kept), tuple(gaps))

@@ -84,6 +84,10 @@ class Query(Struct, frozen=True):
         """The ranges of pids of which one must own a socket; None: anybody."""
         return tuple(v for v in self.values("pid") if isinstance(v, tuple)) or None
 
+    def is_broad(self) -> bool:
+        """Whether no term picks out few sockets, so that most owners of the machine will be asked for."""
+        return not any(FIELDS[t.field].narrow and not t.negated for t in self.terms)
+
     def with_default_state(self) -> Query:
         """What a person means who names no state: ports that are waiting, unless a peer is asked for."""
         told = {t.field for t in self.terms if not t.negated}
@@ -107,6 +111,7 @@ class Field(NamedTuple):
     test: Callable[[tuple[Value, ...]], Test]
     about: str
     needs_owner: bool = False
+    narrow: bool = False  # picks out few sockets
 
 
 def parse(text: str) -> Query:
@@ -378,16 +383,20 @@ def _process_texts(owner: Owner) -> Iterable[str | None]:
 
 
 FIELDS: dict[str, Field] = {
-    "port": Field(_port, _in_ranges(lambda s: s.local_port), "local port: 80, 8000-8100"),
-    "remote-port": Field(_port, _in_ranges(lambda s: s.remote_port), "port of the peer"),
+    "port": Field(_port, _in_ranges(lambda s: s.local_port), "local port: 80, 8000-8100", narrow=True),
+    "remote-port": Field(_port, _in_ranges(lambda s: s.remote_port), "port of the peer", narrow=True),
     "protocol": Field(_choice(PROTOCOLS), _equals(lambda s: s.protocol), "tcp, udp"),
     "family": Field(_choice(FAMILIES), _equals(lambda s: s.family), "ipv4, ipv6"),
     "state": Field(_state, _in_states, "listen, established, … or listening, connected, all"),
-    "address": Field(_address, _in_networks(lambda s: s.local_address), "local address or network; * is every one"),
-    "remote-address": Field(_address, _in_networks(lambda s: s.remote_address), "address or network of the peer"),
+    "address": Field(
+        _address, _in_networks(lambda s: s.local_address), "local address or network; * is every one", narrow=True
+    ),
+    "remote-address": Field(
+        _address, _in_networks(lambda s: s.remote_address), "address or network of the peer", narrow=True
+    ),
     "reach": Field(_choice(REACHES), _equals(lambda s: s.reach), "loopback, address, any"),
-    "inode": Field(_number, _in_ranges(lambda s: s.inode), "inode of the socket (Linux)"),
-    "pid": Field(_number, _pid_test, "process id of an owner", needs_owner=True),
+    "inode": Field(_number, _in_ranges(lambda s: s.inode), "inode of the socket (Linux)", narrow=True),
+    "pid": Field(_number, _pid_test, "process id of an owner", needs_owner=True, narrow=True),
     "process": Field(_pattern, _of_owner(_process_texts), "name or executable of an owner", needs_owner=True),
     "command": Field(
         _pattern, _of_owner(lambda o: (" ".join(o.command_line or ()),)), "command line of an owner", needs_owner=True

@@ -11,8 +11,7 @@ from portbook.cli import exits
 
 
 @click.command("man")
-@click.pass_context
-def command(ctx: click.Context) -> int:
+def command() -> int:
     """Print the manual page.
 
     \b
@@ -20,17 +19,18 @@ def command(ctx: click.Context) -> int:
       portbook man | man -l -
       portbook man > /usr/local/share/man/man1/portbook.1
     """
-    sys.stdout.write(page(ctx.find_root()))
+    from portbook.cli import portbook
+
+    sys.stdout.write(page(portbook))
     sys.stdout.flush()
     return exits.YES
 
 
-def page(root: click.Context) -> str:
+def page(group: click.Group) -> str:
     """The manual page of the whole program in the man macros (man(7))."""
     from portbook import __version__
 
-    group = root.command
-    assert isinstance(group, click.Group)  # noqa: S101  for the type checker
+    root = click.Context(group, info_name=group.name, **group.context_settings)
     parts = [
         f'.TH PORTBOOK 1 "" "portbook {__version__}" "User Commands"',
         ".SH NAME\nportbook \\- who holds every TCP and UDP port",
@@ -39,6 +39,8 @@ def page(root: click.Context) -> str:
         _prose(group.help or ""),
         ".SH COMMANDS",
         *(_command(name, group, root) for name in group.list_commands(root)),
+        ".SH ENVIRONMENT\n.TP\nNO_COLOR\nwhen set, no colour is used.\n.TP\nCOLUMNS\nwidth of the terminal.",
+        ".SH SEE ALSO\nss(8), lsof(8), netstat(8)",
     ]
     return "\n".join(parts) + "\n"
 
@@ -46,7 +48,7 @@ def page(root: click.Context) -> str:
 def _command(name: str, group: click.Group, root: click.Context) -> str:
     found = group.get_command(root, name)
     assert found is not None  # noqa: S101  the name came from the group
-    ctx = click.Context(found, info_name=name, parent=root)
+    ctx = click.Context(found, info_name=name, parent=root, **found.context_settings)
     usage = " ".join(found.collect_usage_pieces(ctx))
     options = [record for p in found.get_params(ctx) if (record := p.get_help_record(ctx)) and record[1]]
     entries = [f".TP\n\\fB{_escape(spelling)}\\fR\n{_escape(text)}" for spelling, text in options]

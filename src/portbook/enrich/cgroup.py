@@ -21,8 +21,16 @@ MOST_MOUNTINFO = 4 << 20
 MOST_DIRECTORIES = 50_000  # anyone may have a subtree delegated and fill it
 DELETED = b" (deleted)"
 
-# Which v1 hierarchies to believe, best first: systemd's own tree, then those every container runtime uses.
-V1_ORDER = (b"name=systemd", b"pids", b"memory", b"cpu,cpuacct", b"cpu")
+# Which hierarchies to believe, best first: systemd's v1 tree, v2, the v1 controllers that every container runtime uses.
+ORDER = (b"name=systemd", b"", b"pids", b"memory", b"cpu,cpuacct", b"cpu")
+# What the creator of a socket may only seem to be in, where v1 is in use beside v2; see parse().
+RUNTIMES = (
+    "/containerd.service",
+    "/docker.service",
+    "/snap.docker.dockerd.service",
+    "/kubelet.service",
+    "/k3s.service",
+)
 
 
 def of_pid(pid: int) -> str | None:
@@ -42,8 +50,9 @@ def of_pid(pid: int) -> str | None:
 def parse(text: bytes) -> str | None:
     """Choose the line of /proc/PID/cgroup that says most; None if there is none.
 
-    That is the v2 path, unless it is the root: then v1 is in use, and systemd's tree or any other controller may
-    know better.
+    Mostly there is v2 alone. Where both are in use, systemd keeps its v1 tree and v2 alike, but a container runtime
+    that uses v1 leaves its containers in the v2 cgroup it was started from, ``containerd.service``. Where systemd
+    is not, any controller may know better than the root.
     """
     paths: dict[bytes, bytes] = {}
     for line in text.split(b"\n"):
@@ -53,7 +62,7 @@ def parse(text: bytes) -> str | None:
             paths[controllers] = path
     if not paths:
         return None
-    for controllers in (b"", *V1_ORDER, *paths):
+    for controllers in (*ORDER, *paths):
         path = paths.get(controllers, b"/")
         if path != b"/":
             return path.removesuffix(DELETED).decode("utf-8", "replace")
@@ -64,19 +73,25 @@ def parse(text: bytes) -> str | None:
 
 
 def paths_by_id(ids: set[int]) -> dict[int, str]:
-    """The paths of cgroups by id; one that is gone, or cannot be seen from here, is left out.
-
-    Breadth first, because what holds sockets mostly lies near the root, and until all are found.
-    """
+    """The paths of cgroups by id; one that is gone, or cannot be seen or trusted from here, is left out."""
     found = {ROOT_ID: ROOT} if ROOT_ID in ids else {}
-    missing = ids - {ROOT_ID}
-    for prefix, point in _mounts_to_walk() if missing else ():
+    if ids <= found.keys():
+        return found
+    mountinfo = _mountinfo()
+    found.update(_search(ids - {ROOT_ID}, mounts(mountinfo)))
+    if beside_v1(mountinfo):
+        return {number: path for number, path in found.items() if not path.endswith(RUNTIMES)}
+    return found
+
+
+def _search(missing: set[int], trees: list[tuple[bytes, bytes]]) -> Iterator[tuple[int, str]]:
+    """Breadth first, because what holds sockets mostly lies near the root, and until all are found."""
+    for prefix, point in _distinct(trees):
         for number, path in _walk(prefix, point, missing):
-            found[number] = path
+            yield number, path
             missing.discard(number)
             if not missing:
-                return found
-    return found
+                return
 
 
 def _walk(prefix: bytes, point: bytes, wanted: set[int]) -> Iterator[tuple[int, str]]:
@@ -98,10 +113,10 @@ def _directories(path: bytes) -> list[tuple[int, bytes]]:
         return []  # removed meanwhile, or not readable
 
 
-def _mounts_to_walk() -> Iterator[tuple[bytes, bytes]]:
-    """The cgroup2 mounts, those that show most first, and none that lies inside one before it: there is one v2 tree."""
+def _distinct(trees: list[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+    """Those that show most first, and none that lies inside one before it: there is one v2 tree, mounted many times."""
     walked: list[bytes] = []
-    for root, point in sorted(mounts(_mountinfo()), key=lambda mount: len(mount[0])):
+    for root, point in sorted(trees, key=lambda tree: len(tree[0])):
         prefix = root.rstrip(b"/")
         if not any(prefix == above or prefix.startswith(above + b"/") for above in walked):
             walked.append(prefix)
@@ -125,6 +140,11 @@ def mounts(mountinfo: bytes) -> list[tuple[bytes, bytes]]:
         if right.startswith(b"cgroup2 ") and len(fields) > 4:
             found.append((_unescape(fields[3]), _unescape(fields[4])))
     return found
+
+
+def beside_v1(mountinfo: bytes) -> bool:
+    """Whether systemd's v1 tree is mounted, and so in use."""
+    return any(b" - cgroup " in line and line.endswith(b"name=systemd") for line in mountinfo.split(b"\n"))
 
 
 def _unescape(field: bytes) -> bytes:

@@ -1,9 +1,8 @@
 """Which container a process runs in: Linux, from its cgroup path. Finding it is pure; its name is asked for.
 
 Facts: the cgroup drivers of runc and crun, systemd (``<prefix>-<id>.scope``) and cgroupfs (``<parent>/<id>``);
-https://kubernetes.io/docs/concepts/architecture/cgroups; lxc.container.conf(5), lxc.cgroup.dir;
-systemd-nspawn(1), systemd-machined(8); podman-run(1), --cgroups;
-https://docs.aws.amazon.com/AmazonECS/latest/developerguide/task-metadata-endpoint-v4-response.html.
+https://kubernetes.io/docs/concepts/architecture/cgroups; lxc.container.conf(5), lxc.cgroup.dir; systemd-nspawn(1),
+systemd-machined(8); podman-run(1), --cgroups. Where a shape is known from a public thread only, the tests name it.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ PREFIXES: dict[str, str | None] = {
     "libpod-payload": "podman",  # --cgroups=split: below the unit that runs it
     "libpod-conmon": None,
     "cri-containerd": "containerd",
+    "containerd": "containerd",
     "nerdctl": "containerd",
     "crio": "crio",
     "crio-conmon": None,
@@ -73,11 +73,6 @@ def enrich(owners: list[Owner]) -> tuple[list[Owner], list[Gap]]:
 def _labelled(owner: Owner, found: Mapping[str, str]) -> Owner:
     known = found.get(owner.cgroup or "")
     return replace(owner, container=known) if known else owner
-
-
-def labels_of(cgroups: Iterable[str]) -> dict[str, str]:
-    """The label of every cgroup that is a container's."""
-    return labels(cgroups)[0]
 
 
 def labels(cgroups: Iterable[str]) -> tuple[dict[str, str], list[Gap]]:

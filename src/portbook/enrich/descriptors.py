@@ -9,16 +9,18 @@ exited: ``/proc/PID/task/TID/fd``, read only when inodes are still missing.
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Callable, Collection, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import NamedTuple, NoReturn
 
 Holds = dict[int, tuple[int, ...]]  # inode to pids
+Tables = Iterable[int]  # pids whose tables are read
 
-LINK = "socket:["
-# Reading a link costs about 3 µs, most of it in the kernel, and the interpreter cannot read two at once: from this
-# many descriptors on, a forked child reads half of them. Starting it costs 1 to 5 ms.
+# Reading a link costs about 3 µs, most of it in the kernel, and one interpreter does not read two at once: from this
+# many descriptors on, a forked child reads too. Starting it and taking its answer cost 2 ms.
 FORK_FROM = 2_000
+LINK = "socket:["
 
 
 class Holders(NamedTuple):
@@ -30,6 +32,13 @@ class Holders(NamedTuple):
     hidden: bool  # /proc hides other users' processes (hidepid)
 
 
+class Found(NamedTuple):
+    """What the tables of some processes showed."""
+
+    holds: Holds
+    denied: int
+
+
 def holders(inodes: Collection[int], pids: Iterable[int] | None = None) -> Holders:
     """Find the processes that hold any of ``inodes``; nothing is read when there are none.
 
@@ -37,13 +46,9 @@ def holders(inodes: Collection[int], pids: Iterable[int] | None = None) -> Holde
     """
     wanted = frozenset(inodes) - {0}
     if not wanted:
-        return Holders({}, frozenset(), 0, False)
-    every = list(pids) if pids is not None else process_ids()
-    found, denied = _in_processes(every, wanted)
-    left = wanted - found.keys()
-    threads = _in_threads(every, left) if left else {}
-    found.update(threads)
-    return Holders(found, frozenset(threads), denied, bool(left) and _hides_processes())
+        return NOBODY
+    with Search(pids, wanted) as search:
+        return search.finish(wanted)
 
 
 def process_ids() -> list[int]:
@@ -51,21 +56,65 @@ def process_ids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name[0] in "123456789"]
 
 
-# --- processes -----------------------------------------------------------------------------------------------------
+NOBODY = Holders({}, frozenset(), 0, False)
 
 
-def _in_processes(pids: list[int], wanted: frozenset[int]) -> tuple[Holds, int]:
-    if len(pids) > 1 and _descriptors(pids) >= FORK_FROM and _may_fork():
-        return _with_a_child(pids, wanted)
-    return _walk(pids, wanted)
+class Search:
+    """Reading the descriptors of many processes, with a child when that pays.
+
+    It may be begun before it is known which inodes are wanted: the child then reads while the caller still asks the
+    kernel for the sockets.
+    """
+
+    def __init__(self, pids: Iterable[int] | None = None, wanted: frozenset[int] | None = None) -> None:
+        self.pids = list(pids) if pids is not None else process_ids()
+        counts = _descriptors(self.pids)
+        if counts:
+            self.pids = sorted((pid for pid, count in counts.items() if count), key=lambda pid: -counts[pid])
+        many = len(self.pids) > 1 and sum(counts.values()) >= FORK_FROM and _may_fork()
+        self.child = Child(self.pids, wanted) if many else None
+
+    def __enter__(self) -> Search:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.child is not None:
+            self.child.end()
+
+    def finish(self, inodes: Collection[int]) -> Holders:
+        """Read what the child has not read yet and say who holds ``inodes``."""
+        wanted = frozenset(inodes) - {0}
+        if not wanted:
+            return NOBODY
+        found, denied = self._read(wanted)
+        left = wanted - found.keys()
+        threads = _in_threads(self.pids, left) if left else {}
+        found.update(threads)
+        return Holders(found, frozenset(threads), denied, bool(left) and _hides_processes())
+
+    def _read(self, wanted: frozenset[int]) -> Found:
+        if self.child is None:
+            return walk(self.pids, wanted)
+        mine = walk(self.child.queue(), wanted)
+        its = self.child.answer()
+        if its is None:  # it failed, and with it what it had taken from the queue
+            return walk(self.pids, wanted)
+        for inode in its.holds.keys() & wanted:
+            mine.holds[inode] = tuple(sorted(mine.holds.get(inode, ()) + its.holds[inode]))
+        return Found(mine.holds, mine.denied + its.denied)
 
 
-def _walk(pids: Iterable[int], wanted: Collection[int]) -> tuple[Holds, int]:
-    found: Holds = {}
+# --- tables --------------------------------------------------------------------------------------------------------
+
+
+def walk(pids: Tables, wanted: Collection[int] | None) -> Found:
+    """Read the tables of processes; ``wanted`` None keeps every socket."""
+    holds: Holds = {}
     denied = 0
+    links = None if wanted is None else {f"{LINK}{inode}]" for inode in wanted}
     for pid in pids:
         try:
-            held = table(f"/proc/{pid}/fd")
+            held = table(f"/proc/{pid}/fd", links)
         except PermissionError:
             denied += 1
             continue
@@ -73,13 +122,12 @@ def _walk(pids: Iterable[int], wanted: Collection[int]) -> tuple[Holds, int]:
             continue
         holder = (pid,)
         for inode in held:
-            if inode in wanted:
-                found[inode] = found.get(inode, ()) + holder
-    return found, denied
+            holds[inode] = holds.get(inode, ()) + holder
+    return Found(holds, denied)
 
 
-def table(path: str) -> set[int]:
-    """The inodes of the sockets in one descriptor table; raises OSError when it may not be read."""
+def table(path: str, links: Collection[str] | None) -> list[int]:
+    """The inodes of the sockets in one table that are among ``links``; raises OSError when it may not be read."""
     held: set[str] = set()
     readlink = os.readlink
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -89,24 +137,40 @@ def table(path: str) -> set[int]:
                 link = readlink(name, dir_fd=directory)
             except FileNotFoundError:
                 continue  # closed meanwhile
-            if link[:8] == LINK:
+            if link in links if links is not None else link[:8] == LINK:
                 held.add(link)
+                if links is not None and len(held) == len(links):
+                    break  # it has them all
     except ProcessLookupError:
         pass  # the process ended: what it held until then counts
     finally:
         os.close(directory)
-    return {int(link[8:-1]) for link in held}
+    return [int(link[8:-1]) for link in held]
 
 
-def _descriptors(pids: Iterable[int]) -> int:
-    """How many descriptors are open: the size of /proc/PID/fd since Linux 6.2, 0 before."""
-    total = 0
+def _descriptors(pids: Tables) -> dict[int, int]:
+    """How many descriptors each process has: the size of /proc/PID/fd. Empty before Linux 6.2, which does not tell.
+
+    Most processes of a small machine are kernel threads, which have none and need not be looked at.
+    """
+    counts: dict[int, int] = {}
+    try:
+        if not os.stat("/proc/self/fd").st_size:
+            return {}
+    except OSError:
+        return {}
     for pid in pids:
         try:
-            total += os.stat(f"/proc/{pid}/fd").st_size
+            counts[pid] = os.stat(f"/proc/{pid}/fd").st_size
         except OSError:
             continue
-    return total
+    return counts
+
+
+# --- a second reader -----------------------------------------------------------------------------------------------
+
+TOKEN = 4  # bytes of a queue entry: where a batch begins
+MOST_TOKENS = 8_000  # a pipe takes 64 KiB without anybody reading (pipe(7))
 
 
 def _may_fork() -> bool:
@@ -118,30 +182,62 @@ def _may_fork() -> bool:
         return False
 
 
-def _with_a_child(pids: list[int], wanted: frozenset[int]) -> tuple[Holds, int]:
-    """Read half of the processes in a forked child, which answers through a pipe and leaves by os._exit."""
-    import marshal
+class Child:
+    """A forked reader. It and its parent take processes from one queue, a pipe, so that both end together."""
 
-    receiver, sender = os.pipe()
-    child = os.fork()
-    if child == 0:
+    def __init__(self, pids: list[int], wanted: frozenset[int] | None) -> None:
+        self.pids = pids
+        self.batch = -(-len(pids) // MOST_TOKENS)
+        self._queue = self._fill()
+        receiver, sender = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._be_the_child(sender, wanted)
+        os.close(sender)
+        self._answer = receiver
+
+    def _fill(self) -> int:
+        receiver, sender = os.pipe()
+        starts = range(0, len(self.pids), self.batch)
+        os.write(sender, b"".join(start.to_bytes(TOKEN, "big") for start in starts))
+        os.close(sender)
+        return receiver
+
+    def queue(self) -> Iterator[int]:
+        """Pids that nobody has taken yet. A read takes one token whole, whoever else reads (pipe(7))."""
+        while token := os.read(self._queue, TOKEN):
+            start = int.from_bytes(token, "big")
+            yield from self.pids[start : start + self.batch]
+
+    def _be_the_child(self, sender: int, wanted: frozenset[int] | None) -> NoReturn:
+        """Answer through the pipe and leave without running anything of the parent's (os._exit)."""
+        import marshal
+
         status = 1
         try:
-            os.close(receiver)
             with open(sender, "wb") as pipe:
-                pipe.write(marshal.dumps(_walk(pids[1::2], wanted)))
+                pipe.write(marshal.dumps(tuple(walk(self.queue(), wanted))))
             status = 0
         finally:
             os._exit(status)
-    os.close(sender)
-    with open(receiver, "rb") as pipe:
-        found, denied = _walk(pids[::2], wanted)
-        answer = pipe.read()
-    _, status = os.waitpid(child, 0)
-    more, more_denied = marshal.loads(answer) if status == 0 else _walk(pids[1::2], wanted)  # noqa: S302  our own child
-    for inode, holding in more.items():
-        found[inode] = tuple(sorted(found.get(inode, ()) + holding))
-    return found, denied + more_denied
+
+    def answer(self) -> Found | None:
+        """What the child found; None when it failed."""
+        import marshal
+
+        with open(self._answer, "rb", closefd=False) as pipe:
+            data = pipe.read()
+        _, status = os.waitpid(self.pid, 0)
+        self.pid = 0
+        return Found(*marshal.loads(data)) if status == 0 else None  # noqa: S302  from our own child
+
+    def end(self) -> None:
+        """Let go of the child, also in the middle of its work."""
+        os.close(self._queue)
+        os.close(self._answer)
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
 
 
 # --- threads -------------------------------------------------------------------------------------------------------
@@ -149,16 +245,17 @@ def _with_a_child(pids: list[int], wanted: frozenset[int]) -> tuple[Holds, int]:
 
 def _in_threads(pids: Iterable[int], wanted: frozenset[int]) -> Holds:
     found: Holds = {}
+    links = {f"{LINK}{inode}]" for inode in wanted}
     same_table = _table_comparer()
     for pid in pids:
         for thread in _other_threads(pid):
             if same_table(pid, thread):
                 continue
             try:
-                held = table(f"/proc/{pid}/task/{thread}/fd")
+                held = table(f"/proc/{pid}/task/{thread}/fd", links)
             except OSError:
                 continue
-            for inode in held & wanted:
+            for inode in held:
                 if pid not in found.get(inode, ()):
                     found[inode] = (*found.get(inode, ()), pid)
     return found

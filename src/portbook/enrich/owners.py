@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from portbook.enrich import enrichers
 from portbook.enrich.names import service_name
 from portbook.records import Gap, Owner, Socket
+
+if TYPE_CHECKING:
+    from portbook.enrich.descriptors import Search
 
 PidRanges = tuple[tuple[int, int], ...]
 Group = tuple[Owner, ...]
@@ -21,20 +27,38 @@ UNOWNED = frozenset(("TIME_WAIT", "SYN_RECV"))
 CLOCK_SLACK = timedelta(milliseconds=50)
 
 
-def complete(sockets: list[Socket], pids: PidRanges | None = None) -> tuple[list[Socket], list[Gap]]:
+def search_ahead() -> AbstractContextManager[Search | None]:
+    """Begin to look for holders before the sockets are known, where a source cannot name them (Linux).
+
+    For queries that select much: a second reader works while the kernel's tables are read.
+    """
+    if sys.platform != "linux":
+        return nullcontext()
+    from portbook.enrich.descriptors import Search
+
+    return Search()
+
+
+def complete(
+    sockets: list[Socket], pids: PidRanges | None = None, search: Search | None = None
+) -> tuple[list[Socket], list[Gap]]:
     """Give every socket its owners. With ``pids``, only sockets that such a process holds are kept."""
     refused: list[Gap] = []
     if pids is not None:
         sockets, refused = held_by(sockets, pids)
-    held, gaps = _descriptors(sockets)
+    held, gaps = _descriptors(sockets, search)
     seen_at = datetime.now(UTC)
     bare = [held.get(s.inode or 0) or s.owners for s in sockets]
     distinct = {id(group): group for group in bare}  # by identity: to hash a record is to hash all its fields
     completed, more = _enrich(sorted({o for group in distinct.values() for o in group}, key=lambda o: o.pid))
     groups = {key: tuple(completed[o] for o in group) for key, group in distinct.items()}
-    owned = [_owned(s, groups[id(group)]) for s, group in zip(sockets, bare, strict=True)]
-    reused = _drop_reused(owned, seen_at)
-    return _named_by_creator(owned), [*refused, *gaps, *more, *reused, *_unnamed(owned)]
+    owned = [
+        replace(s, owners=groups[id(group)], service_name=service_name(s.local_port, s.protocol))
+        for s, group in zip(sockets, bare, strict=True)
+    ]
+    reused = _drop_reused(owned, completed.values(), seen_at)
+    owned, unasked = _named_by_creator(owned)
+    return owned, list(dict.fromkeys((*refused, *gaps, *more, *reused, *unasked, *_unnamed(owned))))
 
 
 def held_by(sockets: list[Socket], pids: PidRanges) -> tuple[list[Socket], list[Gap]]:
@@ -57,10 +81,6 @@ def _within(pid: int, ranges: PidRanges) -> bool:
     return any(first <= pid <= last for first, last in ranges)
 
 
-def _owned(socket: Socket, owners: Group) -> Socket:
-    return replace(socket, owners=owners, service_name=service_name(socket.local_port, socket.protocol))
-
-
 def _enrich(owners: list[Owner]) -> tuple[dict[Owner, Owner], list[Gap]]:
     completed = owners
     gaps: list[Gap] = []
@@ -78,13 +98,13 @@ def _by_inode(sockets: Iterable[Socket]) -> set[int]:
     return {s.inode for s in sockets if s.inode and not s.owners}
 
 
-def _descriptors(sockets: list[Socket]) -> tuple[dict[int, Group], list[Gap]]:
+def _descriptors(sockets: list[Socket], search: Search | None) -> tuple[dict[int, Group], list[Gap]]:
     inodes = _by_inode(sockets)
     if not inodes:
         return {}, []
     from portbook.enrich.descriptors import holders
 
-    found = holders(inodes)
+    found = holders(inodes) if search is None else search.finish(inodes)
     groups = _Groups()
     held = {i: groups[pids, "task-fd" if i in found.by_thread else "fd"] for i, pids in found.by_inode.items()}
     return held, list(_invisible(len(inodes) - len(held), found.denied > 0, found.hidden))
@@ -128,12 +148,15 @@ def _unnamed(sockets: list[Socket]) -> Iterator[Gap]:
 # --- corrections ---------------------------------------------------------------------------------------------------
 
 
-def _drop_reused(sockets: list[Socket], seen_at: datetime) -> list[Gap]:
+def _drop_reused(sockets: list[Socket], owners: Iterable[Owner], seen_at: datetime) -> list[Gap]:
     """Drop owners that started after their socket was made or seen: the pid went to another process meanwhile."""
 
     def late(socket: Socket, owner: Owner) -> bool:
         return owner.started is not None and owner.started > (socket.created or seen_at) + CLOCK_SLACK
 
+    newest = max((o.started for o in owners if o.started), default=seen_at)
+    if newest <= seen_at and not any(s.created for s in sockets):
+        return []
     wrong = [i for i, s in enumerate(sockets) if s.owners and any(late(s, o) for o in s.owners)]
     for i in wrong:
         s = sockets[i]
@@ -145,19 +168,20 @@ def _drop_reused(sockets: list[Socket], seen_at: datetime) -> list[Gap]:
     return [Gap("owner", len(wrong), why, "the owner has ended; whoever inherited the socket is not known")]
 
 
-def _named_by_creator(sockets: list[Socket]) -> list[Socket]:
+def _named_by_creator(sockets: list[Socket]) -> tuple[list[Socket], list[Gap]]:
     """Where no owner is visible, the cgroup of the socket's creator still names its service and container."""
     ids = {s.cgroup_id for s in sockets if s.cgroup_id and not s.owners}
     if not ids:
-        return sockets
+        return sockets, []
     from portbook.enrich import cgroup, container
     from portbook.enrich.service.systemd import unit_of
 
     paths = cgroup.paths_by_id(ids)
-    labels = container.labels_of(paths.values())
-    return [
+    labels, gaps = container.labels(paths.values())
+    named = [
         s
         if s.owners or s.cgroup_id not in paths
         else replace(s, service=unit_of(paths[s.cgroup_id]), container=labels.get(paths[s.cgroup_id]))
         for s in sockets
     ]
+    return named, gaps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from portbook.query import LISTENING
 from portbook.records import Holder, Holding, Owner, Socket
@@ -11,6 +11,7 @@ from portbook.render.plain import REACH, endpoint
 from portbook.render.text import BOLD, PLAIN, Style, safe
 
 MOST_NAMES = 12  # of other ports, before the rest is counted
+MOST_HOLDERS = 4  # described at length: a server may have forked a hundred workers
 UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
@@ -27,17 +28,33 @@ def lines(answers: Iterable[Holding], style: Style) -> list[str]:
             parts.append("")
         heading = _heading(answer)
         parts.append(f"{BOLD}{heading}{PLAIN}" if style.colour else heading)
-        for holder in answer.holders:
-            parts += ["", *(f"  {name:<12}{text}" for name, text in _facts(holder) if text)]
+        first, children = _families(answer.holders)
+        for holder in first[:MOST_HOLDERS]:
+            facts = (*_facts(holder), ("shared with", _some([_name(h.owner) for h in children[holder.owner.pid]])))
+            parts += ["", *(f"  {name:<12}{text}" for name, text in facts if text)]
+        if more := first[MOST_HOLDERS:]:
+            parts += ["", f"  {'and':<12}" + _some([_name(h.owner) for h in more])]
         parts += _ownerless(answer)
     return parts
+
+
+def _families(holders: Sequence[Holder]) -> tuple[list[Holder], dict[int, list[Holder]]]:
+    """Holders that no other holder has forked, and below each pid the holders that it has: a server's workers."""
+    pids = {h.owner.pid for h in holders}
+    first: list[Holder] = []
+    children: dict[int, list[Holder]] = {pid: [] for pid in pids}
+    for holder in holders:
+        above = [p.pid for p in holder.parents if p.pid in pids]
+        (children[above[-1]] if above else first).append(holder)
+    return first, children
 
 
 def _heading(answer: Holding) -> str:
     port = f"port {answer.port}" + (f"/{answer.protocol}" if answer.protocol else "")
     if answer.holders:
-        names = ", ".join(dict.fromkeys(_name(h.owner) for h in answer.holders))
-        return f"{port} is held by {names}"
+        names = [_name(h.owner) for h in answer.holders]
+        more = f" and {len(names) - 2} more processes" if len(names) > 3 else ""
+        return f"{port} is held by {', '.join(names[:2] if more else names)}{more}"
     if answer.held:
         return f"{port} is held, by whom is not visible"
     waiting = len(answer.sockets)
@@ -90,7 +107,7 @@ def _waiting(s: Socket) -> str:
     return f"{where}{both} {s.state or 'UNCONN'}, reach: {REACH[s.reach]}{queue}"
 
 
-def _some(names: tuple[str, ...]) -> str:
+def _some(names: Sequence[str]) -> str:
     more = len(names) - MOST_NAMES
     return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 
 import msgspec
 
@@ -30,20 +31,25 @@ def jsonl(listing: Listing) -> Iterator[bytes]:
 
 
 def csv(listing: Listing) -> Iterator[bytes]:
-    """One socket a line; several owners share a cell, separated by blanks or semicolons (RFC 4180)."""
+    """One socket a line; several owners share a cell, separated by semicolons (RFC 4180)."""
     import io
     from csv import writer
 
+    owners: dict[int, list[str]] = {}  # by identity: sockets of one process share the tuple
     for number, chunk in enumerate(_chunks(listing) if listing.sockets else [()]):
         text = io.StringIO(newline="")
         rows = writer(text)
         if number == 0:
             rows.writerow([*SOCKET_COLUMNS, *OWNER_COLUMNS])
-        rows.writerows(_row(s) for s in chunk)
+        for s in chunk:
+            if (key := id(s.owners)) not in owners:
+                owners[key] = _owner_cells(s.owners)
+            rows.writerow([*map(_cell, SOCKET_VALUES(s)), *owners[key]])
         yield text.getvalue().encode("utf-8", "surrogatepass")
 
 
 SOCKET_COLUMNS = tuple(f for f in Socket.__struct_fields__ if f != "owners")
+SOCKET_VALUES = attrgetter(*SOCKET_COLUMNS)
 OWNER_COLUMNS = {
     "pid": "pid",
     "process": "name",
@@ -58,22 +64,22 @@ OWNER_COLUMNS = {
 }
 
 
-def _row(s: Socket) -> list[object]:
-    return [*(_cell(getattr(s, f)) for f in SOCKET_COLUMNS), *(_joined(s.owners, f) for f in OWNER_COLUMNS.values())]
+def _owner_cells(group: tuple[Owner, ...]) -> list[str]:
+    return [";".join(_text(getattr(owner, field)) for owner in group) for field in OWNER_COLUMNS.values()]
 
 
-def _joined(owners: tuple[Owner, ...], field: str) -> str:
-    return ";".join(str(_cell(getattr(o, field))) for o in owners)
+def _text(value: object) -> str:
+    return "" if value is None else str(_cell(value))
 
 
 def _cell(value: object) -> object:
-    if value is None:
-        return ""
+    if value is None or value.__class__ is str or value.__class__ is int:
+        return value
     if isinstance(value, tuple):
         return " ".join(map(str, value))
     if isinstance(value, bool):
-        return str(value).lower()
-    return msgspec.to_builtins(value)
+        return "true" if value else "false"
+    return msgspec.to_builtins(value)  # a time
 
 
 def _chunks(listing: Listing) -> Iterator[tuple[Socket, ...]]:

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from portbook.enrich.users import user_name
 from portbook.records import Owner, Reach, Socket
-from portbook.render.text import Column, Style, safe, table
+from portbook.render.text import Column, Style, fits, safe, table
 
 REACH: dict[Reach, str] = {"loopback": "this machine", "address": "one address", "any": "every network"}
+SHORT_REACH: dict[Reach, str] = {"loopback": "machine", "address": "address", "any": "network"}
 UNKNOWN = "?"  # there is an owner; it is not visible
 NOBODY = "-"
 
@@ -84,15 +85,20 @@ def _queues(s: Socket) -> str:
 
 
 PROTOCOL = Shown(Column("PROTO"), lambda s: s.protocol)
-ADDRESS = Shown(Column("ADDRESS", 2), _address)
-PORT = Shown(Column("PORT", 3), _port)
-PEER = Shown(Column("PEER", 1), _peer)
+ADDRESS = Shown(Column("ADDRESS", 1, 15), _address)
+PORT = Shown(Column("PORT"), _port)
+PEER = Shown(Column("PEER", 2, 21), _peer)
 STATE = Shown(Column("STATE"), _state)
 PID = Shown(Column("PID"), _pid)
 PROCESS = Shown(Column("PROCESS", 4), _of_owners(lambda o: o.name))
 USER = Shown(Column("USER", 5), _user)
 SERVICE = Shown(Column("SERVICE", 6), _service)
 REACHED = Shown(Column("REACH"), lambda s: REACH[s.reach])
+# What a column says instead when the terminal is too narrow, before anything is cut.
+SHORT = {
+    PORT: Shown(Column("PORT"), lambda s: str(s.local_port)),
+    REACHED: Shown(Column("REACH"), lambda s: SHORT_REACH[s.reach]),
+}
 WIDE = (
     Shown(Column("PIDS"), lambda s: ",".join(str(o.pid) for o in s.owners) or _nobody(s)),
     Shown(Column("INODE"), lambda s: str(s.inode or "")),
@@ -109,7 +115,15 @@ def lines(sockets: Sequence[Socket], style: Style, wide: bool = False) -> list[s
     if wide:
         shown = [s for s in shown if s is not PID] + list(WIDE)
         style = style._replace(width=None)
-    columns = [[cell(s) for s in sockets] for _, cell in shown]
-    kept = [i for i, cells in enumerate(columns) if any(cells) or shown[i] is STATE]
-    rows = list(zip(*(columns[i] for i in kept), strict=True))
-    return table([shown[i].column for i in kept], rows, style, [s.reach == "any" for s in sockets])
+    columns, rows = _cells(shown, sockets)
+    if not fits(columns, rows, style):
+        columns, rows = _cells([SHORT.get(s, s) for s in shown], sockets)
+    if not fits(columns, rows, style):
+        style = style._replace(gap=" ")
+    return table(columns, rows, style, [s.reach == "any" for s in sockets])
+
+
+def _cells(shown: Sequence[Shown], sockets: Sequence[Socket]) -> tuple[list[Column], list[tuple[str, ...]]]:
+    filled = [(column, [cell(s) for s in sockets]) for column, cell in shown]
+    kept = [(column, cells) for column, cells in filled if any(cells)]
+    return [column for column, _ in kept], list(zip(*(cells for _, cells in kept), strict=True))

@@ -10,8 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple, TextIO
 
-GAP = "  "
-LEAST = 6  # a shrunk column keeps this many characters
+LEAST = 8  # a shrunk column keeps this many characters
 
 
 def safe(text: str) -> str:
@@ -26,6 +25,7 @@ class Column(NamedTuple):
 
     title: str
     shrinks: int = 0  # 0 never; the highest goes first
+    least: int = LEAST
     right: bool = False
 
 
@@ -35,6 +35,7 @@ class Style(NamedTuple):
     width: int | None = None  # None: no limit
     colour: bool = False
     ellipsis: str = "…"
+    gap: str = "  "  # between columns
 
 
 BOLD, YELLOW, RED, DIM, PLAIN = "\x1b[1m", "\x1b[33m", "\x1b[31m", "\x1b[2m", "\x1b[0m"
@@ -80,11 +81,19 @@ def table(columns: Sequence[Column], rows: Rows, style: Style, warn: Sequence[bo
         return _table_of_wide(columns, rows, style, warn)
     titles = [c.title for c in columns]
     widths = [max(map(len, cells)) for cells in zip(titles, *rows, strict=True)]
-    fitted = _fit(columns, widths, style.width)
+    fitted = _fit(columns, widths, style)
     if fitted != widths:
         rows = [[_cut(cell, width, style) for cell, width in zip(row, fitted, strict=True)] for row in rows]
-    line = GAP.join(f"{{:{'>' if c.right else '<'}{w}}}" for c, w in zip(columns, fitted, strict=True)).format
+    line = style.gap.join(f"{{:{'>' if c.right else '<'}{w}}}" for c, w in zip(columns, fitted, strict=True)).format
     return _coloured([line(*titles).rstrip()], [line(*row).rstrip() for row in rows], style, warn)
+
+
+def fits(columns: Sequence[Column], rows: Rows, style: Style) -> bool:
+    """Whether a table of these cells needs no cutting."""
+    if style.width is None:
+        return True
+    widths = [max(map(cells, column)) for column in zip([c.title for c in columns], *rows, strict=True)]
+    return sum(widths) + len(style.gap) * (len(widths) - 1) <= style.width
 
 
 def _coloured(title: list[str], lines: list[str], style: Style, warn: Sequence[bool]) -> list[str]:
@@ -94,16 +103,16 @@ def _coloured(title: list[str], lines: list[str], style: Style, warn: Sequence[b
     return [f"{BOLD}{line}{PLAIN}" for line in title] + marked
 
 
-def _fit(columns: Sequence[Column], widths: list[int], limit: int | None) -> list[int]:
+def _fit(columns: Sequence[Column], widths: list[int], style: Style) -> list[int]:
     """Take from the columns that shrink, the readiest first, until the line fits."""
-    if limit is None:
+    if style.width is None:
         return widths
     fitted = list(widths)
-    excess = sum(widths) + len(GAP) * (len(widths) - 1) - limit
+    excess = sum(widths) + len(style.gap) * (len(widths) - 1) - style.width
     for i in sorted(range(len(columns)), key=lambda i: -columns[i].shrinks):
         if excess <= 0 or columns[i].shrinks == 0:
             break
-        least = min(fitted[i], max(LEAST, len(columns[i].title)))
+        least = min(fitted[i], max(columns[i].least, len(columns[i].title)))
         taken = min(excess, fitted[i] - least)
         fitted[i] -= taken
         excess -= taken
@@ -129,9 +138,9 @@ def cells(text: str) -> int:
 def _table_of_wide(columns: Sequence[Column], rows: Rows, style: Style, warn: Sequence[bool]) -> list[str]:
     titles = [c.title for c in columns]
     widths = [max(map(cells, column)) for column in zip(titles, *rows, strict=True)]
-    fitted = _fit(columns, widths, style.width)
+    fitted = _fit(columns, widths, style)
     lines = [
-        GAP.join(
+        style.gap.join(
             _pad(_cut_wide(cell, width, style), width, column.right)
             for column, cell, width in zip(columns, row, fitted, strict=True)
         ).rstrip()

@@ -14,12 +14,12 @@ import struct
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from ipaddress import IPv6Address
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
 from portbook.errors import SourceDenied, SourceError, SourceGarbled, SourceMissing
 from portbook.records import FAMILIES, Family, Gap, Owner, Protocol, Reach, Socket, State, reach_of
+from portbook.sources.addresses import address_text, is_link_local
 from portbook.sources.base import Reading, Source, Wanted
 
 Kind = Literal["module", "pid", "bound"]
@@ -241,7 +241,7 @@ def _bound(library: Any, family: Family) -> Table | str:
     try:
         function = getattr(library, BOUND_FUNCTIONS[family])
     except AttributeError:
-        return f"this Windows has no {BOUND_FUNCTIONS[family]}"
+        return f"there is no {BOUND_FUNCTIONS[family]}"
     function.argtypes = [PVOID, PVOID, ULONG]
     function.restype = ULONG
     heap = _Heap()
@@ -307,23 +307,6 @@ class _Owners(dict[tuple[int, int], tuple[Owner, ...]]):
         pid, tag = key
         self[key] = (Owner(pid, how="iphlpapi", service_tag=tag or None),) if pid else ()
         return self[key]
-
-
-MAPPED = bytes(10) + b"\xff\xff"  # RFC 4291 section 2.5.5.2
-
-
-def address_text(packed: bytes) -> str:
-    """The canonical text of a packed address (RFC 5952), the same on every platform and Python version."""
-    if len(packed) == 4:
-        return ".".join(map(str, packed))
-    if packed[:12] == MAPPED:
-        return "::ffff:" + ".".join(map(str, packed[12:]))
-    return IPv6Address(packed).compressed
-
-
-def is_link_local(packed: bytes) -> bool:
-    """fe80::/10 (RFC 4291 section 2.5.6): only there a scope id tells something."""
-    return packed[0] == 0xFE and packed[1] & 0xC0 == 0x80
 
 
 def _sockets(table: Table, rows: Iterator[tuple[Any, ...]], addresses: _Addresses, owners: _Owners) -> Iterator[Socket]:

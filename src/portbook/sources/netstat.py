@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 from portbook.errors import SourceDenied, SourceGarbled, SourceMissing, SourceTimeout
 from portbook.records import Family, Gap, Owner, Protocol, Socket, State, reach_of
+from portbook.sources.addresses import address_text, is_link_local
 from portbook.sources.base import Reading, Source, Wanted
-from portbook.sources.iphlpapi import address_text, is_link_local
 
 
 class Raw(NamedTuple):

@@ -34,6 +34,7 @@ STATES: dict[bytes, State] = {
     b"0B": "CLOSING",
     b"0C": "SYN_RECV",
 }
+ENDPOINT: dict[Family, int] = {"ipv4": 8 + 5, "ipv6": 32 + 5}  # hex digits of an address, a colon, those of a port
 FIELDS = 10  # slot, local, remote, state, queues, timer, retransmissions, uid, timeout, inode; more may follow
 
 
@@ -107,7 +108,8 @@ class _Addresses(dict[bytes, tuple[str, int, Reach]]):
         if self.little:
             packed = b"".join(packed[i : i + 4][::-1] for i in range(0, len(packed), 4))
         text = inet_ntop(AF_INET if len(packed) == 4 else AF_INET6, packed)
-        self[raw] = text, int(port, 16), reach_of(text)
+        # fromhex, because int() would also take a sign, a 0x and an underscore
+        self[raw] = text, int.from_bytes(bytes.fromhex(port.decode("ascii")), "big"), reach_of(text)
         return self[raw]
 
 
@@ -126,14 +128,15 @@ def parse(raw: Raw) -> Reading:
 
 
 def _row(table: Table, fields: list[bytes], endpoints: _Addresses, netns: int | None) -> Socket:
-    if len(fields) < FIELDS:
-        raise ValueError(f"{len(fields)} fields")
+    if len(fields) < FIELDS or len(fields[1]) != ENDPOINT[table.family]:
+        raise ValueError(f"{len(fields)} fields, {fields[1:2]}")
     local, port, reach = endpoints[fields[1]]
     remote, remote_port, _ = endpoints[fields[2]]
     state: State | None = STATES[fields[3].upper()]
     if table.protocol == "udp" and state == "CLOSE":
         state = None
     send, _, receive = fields[4].partition(b":")
+    uid, inode = int(fields[7]), int(fields[9])
     listening = state == "LISTEN"
     peer = remote_port != 0 and not listening
     return Socket(
@@ -145,8 +148,8 @@ def _row(table: Table, fields: list[bytes], endpoints: _Addresses, netns: int | 
         remote_port if peer else None,
         state,
         reach,
-        uid=int(fields[7]),
-        inode=int(fields[9]),
+        uid=uid if uid or inode else None,  # the kernel prints 0 also where it does not know: get_timewait4_sock
+        inode=inode,
         recv_queue=None if listening else int(receive, 16),
         send_queue=None if listening else int(send, 16),
         accept_queue=int(receive, 16) if listening else None,

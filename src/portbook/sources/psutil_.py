@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from portbook.errors import SourceDenied, SourceGarbled, SourceMissing
 from portbook.records import PROTOCOLS, STATES, Family, Owner, Protocol, Reach, Socket, State, reach_of
+from portbook.sources.addresses import address_text, is_link_local
 from portbook.sources.base import Reading, Source, Wanted
-from portbook.sources.iphlpapi import address_text, is_link_local
 
 Address = tuple[str, int] | tuple[()]
 Row = tuple[int, int, Address, Address, str, int | None]  # family, type, local, remote, status, pid

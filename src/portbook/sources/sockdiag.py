@@ -317,6 +317,8 @@ def _rows(dump: Dump, netns: int | None, interfaces: dict[int, str]) -> list[Soc
         if kind not in ROWS:
             at += (length + 3) & ~3
             continue
+        if length < MESSAGE.size:
+            raise ValueError(f"row of {length} bytes at {at}")
         # fmt: off
         (_, _, _, _, _, family, number, _, _, sport, dport, source, destination, interface, cookie,
          _, rqueue, wqueue, uid, inode) = MESSAGE.unpack_from(data, at)
@@ -341,7 +343,7 @@ def _rows(dump: Dump, netns: int | None, interfaces: dict[int, str]) -> list[Soc
                 reach,
                 scope if zoned else None,
                 None,
-                uid,
+                uid if uid or inode else None,  # 0 also where it does not know: inet_twsk_diag_fill
                 inode,
                 (),
                 None if listening else rqueue,

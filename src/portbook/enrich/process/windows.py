@@ -68,8 +68,8 @@ class Process(NamedTuple):
     created: int  # FILETIME; 0: not known
 
 
-# SYSTEM_PROCESS_INFORMATION (learn.microsoft.com, NtQuerySystemInformation): NextEntryOffset, CreateTime, ImageName as a
-# UNICODE_STRING (bytes, room, address), UniqueProcessId, InheritedFromUniqueProcessId; by the size of a pointer.
+# SYSTEM_PROCESS_INFORMATION (learn.microsoft.com, NtQuerySystemInformation), by the size of a pointer: NextEntryOffset,
+# CreateTime, ImageName as a UNICODE_STRING (bytes, room, address), UniqueProcessId, InheritedFromUniqueProcessId.
 PROCESS_ROW = {8: struct.Struct("<I28xq16xHH4xQ8xQQ"), 4: struct.Struct("<I28xq16xHHI4xII")}
 
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 KINDS = (".service", ".socket", ".mount", ".swap")
 MANAGER = "user@"
 MANAGER_CGROUP = "init.scope"  # where systemd itself is, pid 1 or a user's
-# A mismatched cgroup driver puts pods below containerd's own unit: they are not containerd.
-PODS = "kubepods"
+# Below a unit, these are somebody else's. A cgroup driver that does not match puts pods below the unit of containerd or
+# docker (https://github.com/kubernetes/kubernetes/issues/106514, 36807): they are not containerd.
+OTHERS = (".scope", ".slice")
+PODS = ("kubepods", ".slice:")
 HEX = frozenset("0123456789abcdefABCDEF")
 
 
@@ -34,7 +36,7 @@ def unit_of(cgroup: str) -> str | None:
 
 def _is_another_matter(unit: str, segment: str) -> bool:
     """Whether what is in ``segment`` of ``unit`` is no longer that unit's."""
-    return unit.startswith(MANAGER) or segment.endswith(".scope") or segment.startswith(PODS)
+    return unit.startswith(MANAGER) or segment.endswith(OTHERS) or any(pods in segment for pods in PODS)
 
 
 def unescape(name: str) -> str:

@@ -1,0 +1,486 @@
+"""The netlink source: its pure half against an encoder written here from the headers, the other against the kernel."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+import struct
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from portbook.errors import SourceDenied, SourceError, SourceGarbled, SourceMissing, SourceTimeout
+from portbook.records import STATES, Gap, Socket
+from portbook.sources.base import Wanted
+from portbook.testing import identity
+from tests.components import need
+from tests.conftest import ROOT
+
+if sys.platform != "linux":
+    pytest.skip("sock_diag is a part of Linux", allow_module_level=True)
+
+from portbook.sources import sockdiag
+
+# --- an encoder ----------------------------------------------------------------------------------------------------
+
+# include/net/tcp_states.h and what net/ipv4/inet_diag.c answers for bound sockets.
+NUMBERS = {
+    "ESTABLISHED": 1, "SYN_SENT": 2, "SYN_RECV": 3, "FIN_WAIT1": 4, "FIN_WAIT2": 5, "TIME_WAIT": 6, "BOUND": 7,
+    "CLOSE_WAIT": 8, "LAST_ACK": 9, "LISTEN": 10, "CLOSING": 11,
+}  # fmt: skip
+AF = {"ipv4": 2, "ipv6": 10}
+INTERFACES = {1: "lo", 2: "eth0", 77: "wlan0"}
+NETNS = 4026531833
+NLMSG_NOOP, NLMSG_ERROR, NLMSG_DONE = 1, 2, 3
+
+
+def message(kind, body, flags=2, sequence=1):
+    """A netlink message, padded to four bytes (include/uapi/linux/netlink.h)."""
+    header = struct.pack("=IHHII", 16 + len(body), kind, flags, sequence, os.getpid())
+    return header + body + b"\0" * (-len(body) % 4)
+
+
+def attribute(kind, value):
+    return struct.pack("=HH", 4 + len(value), kind) + value + b"\0" * (-len(value) % 4)
+
+
+def encode(s, kind=20, attributes=b""):
+    """A socket as struct inet_diag_msg, include/uapi/linux/inet_diag.h."""
+    index = next((i for i, name in INTERFACES.items() if name == (s.zone or s.interface)), 0)
+    number = NUMBERS[s.state] if s.protocol == "tcp" else {None: 7, "ESTABLISHED": 1}[s.state]
+    listening = s.state == "LISTEN"
+    body = struct.pack("=BBBB", AF[s.family], number, 0, 0)
+    body += struct.pack("!HH", s.local_port, s.remote_port or 0)
+    for address in (s.local_address, s.remote_address or {"ipv4": "0.0.0.0", "ipv6": "::"}[s.family]):
+        body += ipaddress.ip_address(address).packed.ljust(16, b"\0")
+    body += struct.pack("=III", index, s.cookie & 0xFFFFFFFF, s.cookie >> 32)
+    queues = (s.accept_queue, s.backlog) if listening else (s.recv_queue, s.send_queue)
+    body += struct.pack("=IIIII", 0, *queues, s.uid or 0, s.inode)
+    if s.v6only is not None:
+        body += attribute(11, bytes([s.v6only]))
+    if s.cgroup_id is not None:
+        body += attribute(21, struct.pack("=Q", s.cgroup_id))
+    return message(kind, body + attributes)
+
+
+DONE = message(NLMSG_DONE, struct.pack("=i", 0))
+
+
+def dump(protocol, data, interrupted=False):
+    return sockdiag.Raw((sockdiag.Dump(protocol, data, interrupted),), NETNS, (), INTERFACES)
+
+
+def reach(address):
+    ip = ipaddress.ip_address(address)
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    return "any" if ip.is_unspecified else "loopback" if ip.is_loopback else "address"
+
+
+NOTABLE = ["0.0.0.0", "127.0.0.1", "127.255.255.255", "128.0.0.1", "255.255.255.255"]
+NOTABLE6 = [
+    "::",
+    "::1",
+    "::2",
+    "::ffff:127.0.0.1",
+    "::ffff:10.0.0.1",
+    "::ffff:0.0.0.0",
+    "fe80::1",
+    "febf::1",
+    "fec0::1",
+]
+
+
+@st.composite
+def rows(draw):
+    protocol = draw(st.sampled_from(["tcp", "udp"]))
+    family = draw(st.sampled_from(["ipv4", "ipv6"]))
+    version = int(family[3])
+    addresses = st.sampled_from(NOTABLE if version == 4 else NOTABLE6) | st.ip_addresses(v=version).map(str)
+    state = draw(st.sampled_from(list(NUMBERS) if protocol == "tcp" else ["ESTABLISHED", None]))
+    listening = state == "LISTEN"
+    peer = not listening and draw(st.booleans())
+    canonical = {4: socket.AF_INET, 6: socket.AF_INET6}[version]
+
+    def text():
+        return socket.inet_ntop(canonical, ipaddress.ip_address(draw(addresses)).packed)
+
+    local = text()
+    scope = draw(st.sampled_from([None, *INTERFACES.values()]))
+    link_local = version == 6 and ipaddress.ip_address(local).is_link_local
+    number = st.integers(0, 2**32 - 1)
+    uid, inode = draw(st.just(0) | number), draw(st.just(0) | number)
+    queues = draw(number), draw(number)
+    return Socket(
+        protocol=protocol,
+        family=family,
+        local_address=local,
+        local_port=draw(st.integers(0, 65535)),
+        remote_address=text() if peer else None,
+        remote_port=draw(st.integers(1, 65535)) if peer else None,
+        state=state,
+        reach=reach(local),
+        zone=scope if link_local else None,
+        interface=None if link_local else scope,
+        uid=uid if uid or inode else None,
+        inode=inode,
+        recv_queue=None if listening else queues[0],
+        send_queue=None if listening else queues[1],
+        accept_queue=queues[0] if listening else None,
+        backlog=queues[1] if listening else None,
+        v6only=draw(st.none() | st.booleans()),
+        cookie=draw(st.integers(0, 2**64 - 1)),
+        cgroup_id=draw(st.none() | st.integers(0, 2**64 - 1)),
+        netns=NETNS,
+    )
+
+
+PADDING = st.sampled_from([b"", attribute(8, b"\3"), attribute(22, b"\1\2\3"), attribute(999, b"x" * 7)])
+NOISE = st.sampled_from([b"", message(NLMSG_NOOP, b""), message(NLMSG_NOOP, b"abc"), DONE])
+
+
+@given(st.lists(st.tuples(rows(), PADDING, NOISE, st.sampled_from([20, 18]))))
+def test_what_is_encoded_is_parsed(several):
+    for protocol in ("tcp", "udp"):
+        of_it = [entry for entry in several if entry[0].protocol == protocol]
+        data = b"".join(noise + encode(row, kind, attributes) for row, attributes, noise, kind in of_it) + DONE
+        reading = sockdiag.parse(dump(protocol, data))
+        assert reading.sockets == [row for row, *_ in of_it]
+        assert reading.gaps == []
+
+
+@given(
+    st.binary(max_size=400) | st.lists(rows(), max_size=3).map(lambda several: b"".join(map(encode, several))),
+    st.data(),
+)
+def test_any_bytes_are_sockets_or_garbled(data, more):
+    damaged = bytearray(data)
+    for _ in range(more.draw(st.integers(0, 4)) if damaged else 0):
+        damaged[more.draw(st.integers(0, len(damaged) - 1))] = more.draw(st.integers(0, 255))
+    cut = bytes(damaged[: more.draw(st.integers(0, len(damaged)))])
+    for protocol in ("tcp", "udp"):
+        try:
+            reading = sockdiag.parse(dump(protocol, cut))
+        except SourceGarbled:
+            continue
+        assert len(reading.sockets) <= len(cut) // 72
+
+
+ROW = encode(
+    Socket("tcp", "ipv4", "127.0.0.1", 80, uid=0, inode=1, state="LISTEN", accept_queue=0, backlog=1, cookie=1)
+)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "data"),
+    [
+        ("tcp", ROW[:-1]),
+        ("tcp", ROW[:40]),
+        ("tcp", b"\0" * 16),
+        ("tcp", b"\1"),
+        ("tcp", message(20, ROW[16:60]) + ROW),  # a row cut short takes nothing from the next one
+        ("tcp", ROW.replace(b"\2\n\0\0", b"\1\n\0\0", 1)),  # AF_UNIX
+        ("tcp", ROW.replace(b"\2\n\0\0", b"\2\x0d\0\0", 1)),  # a state that is in requests only
+        ("udp", ROW),  # a UDP socket that listens
+    ],
+)
+def test_what_makes_no_sense_is_garbled(protocol, data):
+    with pytest.raises(SourceGarbled, match="sock_diag"):
+        sockdiag.parse(dump(protocol, data))
+
+
+def test_a_dump_that_stayed_interrupted_is_a_gap():
+    reading = sockdiag.parse(dump("tcp", ROW, interrupted=True))
+    assert len(reading.sockets) == 1
+    ((what, count, why, _),) = [(g.what, g.count, g.why, g.hint) for g in reading.gaps]
+    assert (what, count) == ("socket", None)
+    assert "interrupted" in why
+
+
+# --- what the kernel filters ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ports():
+    """The ports of forty UDP sockets and of forty listeners."""
+    opened = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(40)]
+    opened += [socket.create_server(("127.0.0.1", 0)) for _ in range(40)]
+    for one in opened[:40]:
+        one.bind(("127.0.0.1", 0))
+    yield {
+        "udp": sorted(one.getsockname()[1] for one in opened[:40]),
+        "tcp": sorted(one.getsockname()[1] for one in opened[40:]),
+    }
+    for one in opened:
+        one.close()
+
+
+def read(**wanted):
+    return sockdiag.parse(sockdiag.read(Wanted(**wanted))).sockets
+
+
+@given(
+    st.sampled_from(["udp", "tcp"]),
+    st.lists(
+        st.tuples(st.integers(0, 39), st.integers(-1, 1), st.integers(0, 39), st.integers(-1, 1)),
+        min_size=1,
+        max_size=12,
+    ),
+)
+def test_the_kernel_returns_exactly_the_ports_in_the_ranges(ports, protocol, corners):
+    """The corners of a range lie on, just below or just above ports that are open."""
+    mine = ports[protocol]
+    ranges = tuple(tuple(sorted((mine[i] + d, mine[j] + e))) for i, d, j, e in corners)
+
+    def inside(port):
+        return any(low <= port <= high for low, high in ranges)
+
+    returned = [s.local_port for s in read(protocols=(protocol,), families=("ipv4",), ports=ranges)]
+    assert [port for port in returned if not inside(port)] == []
+    assert sorted(set(returned) & set(mine)) == [port for port in mine if inside(port)]
+
+
+def test_ports_are_filtered_in_one_pass_over_both_families_too(ports):
+    low, high = ports["tcp"][10], ports["tcp"][20]
+    returned = [s.local_port for s in read(protocols=("tcp",), ports=((low, high),))]
+    assert set(ports["tcp"][10:21]) <= set(returned)
+    assert min(returned) >= low
+    assert max(returned) <= high
+
+
+@pytest.mark.parametrize("port", [1, 65535])
+def test_the_outermost_ports_are_valid_bounds(ports, port):
+    assert {s.local_port for s in read(ports=((port, port),))} <= {port}
+    assert set(ports["udp"]) <= {s.local_port for s in read(ports=((1, 65535),))}
+
+
+@pytest.mark.parametrize("count", [99, 100, 101, 40_000])
+def test_many_ranges_lose_nothing(ports, count):
+    """From so many on the pipeline filters, not the kernel: more may come back, never less."""
+    others = tuple((port, port) for port in range(1, 65536) if port not in ports["udp"])[: count - 40]
+    ranges = tuple((port, port) for port in ports["udp"]) + others
+    assert set(ports["udp"]) <= {s.local_port for s in read(protocols=("udp",), ports=ranges)}
+
+
+@pytest.mark.parametrize("state", [*(s for s in STATES if s not in ("CLOSE", "UNKNOWN")), None])
+def test_only_the_wanted_state_comes_back(zoo, state):
+    animals = [e for kind in zoo.values() for e in kind if e.state == state]
+    returned = read(states=frozenset((state,)))
+    assert {s.state for s in returned} == {state}
+    bound_is_known = tuple(map(int, os.uname().release.split("-")[0].split(".")[:2])) >= (6, 8)
+    need(state != "BOUND" or bound_is_known, "Linux 6.8, which lists bound sockets")
+    assert {e.identity for e in animals} <= {identity(s) for s in returned}
+    assert animals
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+def test_only_the_wanted_protocol_and_family_come_back(zoo, protocol, family):
+    returned = read(protocols=(protocol,), families=(family,))
+    assert {(s.protocol, s.family) for s in returned} == {(protocol, family)}
+
+
+def test_nothing_is_asked_when_no_state_is_wanted():
+    raw = sockdiag.read(Wanted(states=frozenset()))
+    assert raw.dumps == ()
+
+
+def test_the_cookie_is_the_sockets():
+    so_cookie = 57  # include/uapi/asm-generic/socket.h
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        cookie = struct.unpack("=Q", listener.getsockopt(socket.SOL_SOCKET, so_cookie, 8))[0]
+        (row,) = read(ports=((listener.getsockname()[1],) * 2,))
+    assert row.cookie == cookie
+
+
+def test_the_network_namespace_is_ours():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        (row,) = read(ports=((listener.getsockname()[1],) * 2,))
+    assert f"net:[{row.netns}]" == os.readlink("/proc/self/ns/net")
+
+
+# --- another namespace: link-local addresses, interfaces -----------------------------------------------------------
+
+IN_A_NAMESPACE = """
+import json, socket
+from portbook.sources import sockdiag
+from portbook.sources.base import Wanted
+opened = [socket.socket(socket.AF_INET6), socket.socket(), socket.socket(socket.AF_INET6)]
+opened[0].bind(("fe80::7", 0, 0, socket.if_nametoindex("one")))
+for one in opened[1:]:
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"one")
+    one.bind(("", 0))
+for one in opened:
+    one.listen()
+rows = {s.local_port: s for s in sockdiag.parse(sockdiag.read(Wanted())).sockets}
+ours = [rows[one.getsockname()[1]] for one in opened]
+print(json.dumps([[row.local_address, row.zone, row.interface] for row in ours]))
+"""
+
+
+def test_zones_and_devices_of_a_namespace():
+    need(ROOT, "root, for a network namespace")
+    setup = "ip link set lo up && ip link add one type veth peer name two && ip link set one up && ip link set two up"
+    address = "ip addr add fe80::7/64 dev one nodad"
+    run = subprocess.run(
+        ["unshare", "--net", "sh", "-c", f'{setup} && {address} && exec "$0" -c "$1"', sys.executable, IN_A_NAMESPACE],
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert run.stderr == ""
+    assert run.stdout.strip() == '[["fe80::7", "one", null], ["0.0.0.0", null, "one"], ["::", null, "one"]]'
+
+
+# --- what the kernel may answer ------------------------------------------------------------------------------------
+
+
+class Answers:
+    """A channel that gives prepared messages: interruptions and errors cannot be ordered from the kernel."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+        self.requests = []
+        self.receive_buffer = 0
+
+    def send(self, request):
+        self.requests.append(request)
+
+    def setsockopt(self, _level, _option, value):
+        self.receive_buffer = value
+
+    def recvmsg(self, size):
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        data = answer(len(self.requests)) if callable(answer) else answer
+        return data[:size], [], 0x20 if len(data) > size else 0, (0, 0)
+
+
+def ask(channel):
+    return sockdiag._dump(channel, "tcp", 2, 0xFFF, b"")
+
+
+def part(row=ROW, flags=2, end=True):
+    """One answer to the latest request: a row, perhaps with a flag, perhaps the end."""
+
+    def make(sequence):
+        body = row[16:]
+        done = message(NLMSG_DONE, struct.pack("=i", 0), flags, sequence) if end else b""
+        return message(20, body, flags, sequence) + done
+
+    return make
+
+
+def rows_in(data):
+    return len(sockdiag.parse(dump("tcp", data)).sockets)
+
+
+def test_a_dump_of_several_messages_is_put_together():
+    channel = Answers(part(end=False), part(end=False), part())
+    answer = ask(channel)
+    assert (rows_in(answer.data), answer.interrupted, len(channel.requests)) == (3, False, 1)
+
+
+@pytest.mark.parametrize("where", [0, 1, 2])
+def test_an_interrupted_dump_is_asked_for_again(where):
+    interrupted = [part(flags=0x12 if i == where else 2, end=i == 2) for i in range(3)]
+    channel = Answers(*interrupted, part())
+    answer = ask(channel)
+    assert (rows_in(answer.data), answer.interrupted, len(channel.requests)) == (1, False, 2)
+
+
+def test_a_dump_that_is_always_interrupted_is_given_up_and_says_so():
+    channel = Answers(*[part(flags=0x12)] * 20)
+    answer = ask(channel)
+    assert answer.interrupted
+    assert rows_in(answer.data) == 1
+    assert 1 < len(channel.requests) < 10
+
+
+def test_the_rest_of_an_earlier_dump_is_passed_over():
+    old = message(20, ROW[16:], sequence=99) + message(NLMSG_DONE, struct.pack("=i", 0), sequence=99)
+    answer = ask(Answers(old, part()))
+    assert rows_in(answer.data) == 1
+
+
+def test_a_lost_message_grows_the_buffer_and_is_asked_for_again():
+    channel = Answers(OSError(errno.ENOBUFS, "No buffer space available"), part())
+    answer = ask(channel)
+    assert rows_in(answer.data) == 1
+    assert channel.receive_buffer > 212_992  # net.core.rmem_default
+
+
+def test_a_message_longer_than_the_buffer_is_not_cut():
+    long = message(20, ROW[16:] + attribute(999, b"x" * 60_000) + attribute(999, b"x" * 60_000))
+    channel = Answers(long, lambda n: message(20, long[16:], sequence=n) + message(3, struct.pack("=i", 0), 2, n))
+    assert rows_in(ask(channel).data) == 1
+
+
+def test_a_buffer_that_is_never_enough_ends():
+    with pytest.raises(SourceMissing):
+        ask(Answers(*[OSError(errno.ENOBUFS, "No buffer space available")] * 50))
+
+
+def error(number):
+    """NLMSG_ERROR carries a negative errno and the request (include/uapi/linux/netlink.h)."""
+    return lambda sequence: message(NLMSG_ERROR, struct.pack("=i", -number) + b"\0" * 16, sequence=sequence)
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT])
+def test_an_error_is_a_missing_source(number):
+    with pytest.raises(SourceMissing, match=os.strerror(number)):
+        ask(Answers(error(number)))
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EACCES])
+def test_a_refusal_is_an_error_of_the_source(number):
+    with pytest.raises(SourceError, match=os.strerror(number)):
+        ask(Answers(error(number)))
+
+
+def test_a_kernel_without_the_module_ends_the_dump_with_an_error():
+    ended = lambda sequence: message(NLMSG_DONE, struct.pack("=i", -errno.ENOENT), sequence=sequence)  # noqa: E731
+    with pytest.raises(SourceMissing, match="tcp_diag"):
+        ask(Answers(ended))
+
+
+def test_no_answer_is_a_timeout():
+    with pytest.raises(SourceTimeout):
+        ask(Answers(TimeoutError("timed out")))
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(errno.EPROTONOSUPPORT, SourceMissing), (errno.EAFNOSUPPORT, SourceMissing), (errno.EACCES, SourceDenied)],
+)
+def test_a_system_without_netlink(monkeypatch, number, expected):
+    def refused(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(sockdiag, "socket", refused)
+    with pytest.raises(expected):
+        sockdiag.read(Wanted())
+    assert os.strerror(number) in sockdiag.missing()
+
+
+@pytest.mark.parametrize(
+    ("release", "states", "protocols", "told"),
+    [
+        ("6.1.0-13-amd64", {"BOUND"}, ("tcp",), True),
+        ("6.7.12", {"BOUND", "LISTEN"}, ("tcp", "udp"), True),
+        ("6.8.0", {"BOUND"}, ("tcp",), False),
+        ("6.18.44-fc", {"BOUND"}, ("tcp",), False),
+        ("7.0", {"BOUND"}, ("tcp",), False),
+        ("5.10.0", {"LISTEN"}, ("tcp",), False),
+        ("5.10.0", {"BOUND"}, ("udp",), False),
+    ],
+)
+def test_a_kernel_that_hides_bound_sockets_is_a_gap(monkeypatch, release, states, protocols, told):
+    real = os.uname()
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result((real[0], real[1], release, real[3], real[4])))
+    gaps = sockdiag.read(Wanted(states=frozenset(states), protocols=protocols)).gaps
+    assert bool(gaps) is told
+    assert all(isinstance(gap, Gap) and gap.what == "socket" and release in gap.why for gap in gaps)

@@ -1,0 +1,79 @@
+"""What is defined once in the code is told once in the docs: names that drift apart fail here."""
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from portbook import errors, query, records, sources
+from portbook.cli import COMMANDS, portbook
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+
+
+def first_cells(page: str) -> set[str]:
+    """The names in backquotes in the first column of every table of a page."""
+    cells = re.findall(r"^\| (`[^|]*) \|", page, re.MULTILINE)
+    return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+
+
+def test_json_page_has_exactly_the_fields_of_the_records() -> None:
+    kinds = (records.Listing, records.Socket, records.Owner, records.Gap, records.Holding)
+    fields = {field for kind in kinds for field in kind.__struct_fields__}
+    assert first_cells((DOCS / "json.md").read_text()) == fields
+
+
+def test_json_page_has_the_fields_of_a_holder() -> None:
+    page = (DOCS / "json.md").read_text()
+    assert all(f"`{field}`" in page for field in records.Holder.__struct_fields__)
+
+
+def test_json_page_names_every_state() -> None:
+    page = (DOCS / "json.md").read_text()
+    assert all(f"`{state}`" in page for state in records.STATES)
+
+
+def test_query_page_has_exactly_the_fields_and_aliases() -> None:
+    assert first_cells((DOCS / "query.md").read_text()) == set(query.FIELDS) | set(query.ALIASES)
+
+
+def test_query_page_names_every_state_and_group() -> None:
+    page = (DOCS / "query.md").read_text()
+    assert all(f"`{name.lower()}`" in page for name in (*records.STATES, *query.STATE_GROUPS))
+
+
+def test_sources_page_has_exactly_the_sources() -> None:
+    assert first_cells((DOCS / "sources.md").read_text()) == set(sources.SOURCES)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_command_has_examples_and_a_page(name: str) -> None:
+    ctx = click.Context(portbook)
+    command = portbook.get_command(ctx, name)
+    assert command is not None
+    examples = (command.help or "").partition("Examples:")[2]
+    assert len(re.findall(r"^ *portbook ", examples, re.MULTILINE)) >= 2
+    assert name == "man" or (DOCS / f"{name}.md").exists()
+
+
+def test_architecture_draws_every_error_with_its_code() -> None:
+    drawing = errors.__doc__ or ""
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    for kind in kinds:
+        assert re.search(rf"{kind.__name__} +(exit code|{kind.exit_code})", drawing), kind
+
+
+def test_architecture_names_every_module() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    modules = {p.stem for p in (ROOT / "src/portbook").rglob("*.py")} - {"__init__", "__main__", "list_"}
+    platforms = {"linux", "windows", "portable", "systemd"}
+    missing = {m for m in modules - platforms if not re.search(rf"\b{m}\b", text)}
+    assert not missing
+
+
+def test_man_page_in_docs_is_the_generated_one() -> None:
+    from portbook.cli.man import page
+
+    assert (DOCS / "portbook.1").read_text() == page(portbook), "run: portbook man > docs/portbook.1"
