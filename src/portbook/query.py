@@ -367,7 +367,7 @@ def _user_test(values: tuple[Value, ...]) -> Test:
     def test(socket: Socket) -> bool:
         if str(socket.uid) in wanted:
             return True
-        users = {(o.user or "").lower() for o in socket.owners}
+        users = {(name or "").lower() for name in (socket.user, *(o.user for o in socket.owners))}
         return bool(wanted & (users | {u.rpartition("\\")[2] for u in users}))
 
     return test

@@ -76,6 +76,7 @@ class Socket(Struct, frozen=True, gc=False):
     zone: str | None = None  # interface of a link-local IPv6 address
     service_name: str | None = None  # registered for the local port (IANA, /etc/services)
     uid: int | None = None  # Unix: user id of the socket
+    user: str | None = None  # Unix: name of uid
     inode: int | None = None  # Linux: 0 is a socket that no descriptor refers to
     owners: tuple[Owner, ...] = ()
     recv_queue: int | None = None  # bytes; None for a listener

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import ExitStack, suppress
 from typing import NamedTuple, NoReturn
 
 Holds = dict[int, tuple[int, ...]]  # inode to pids
@@ -67,12 +68,13 @@ class Search:
     """
 
     def __init__(self, pids: Iterable[int] | None = None, wanted: frozenset[int] | None = None) -> None:
-        self.pids = list(pids) if pids is not None else process_ids()
-        counts = _descriptors(self.pids)
-        if counts:
-            self.pids = sorted((pid for pid, count in counts.items() if count), key=lambda pid: -counts[pid])
+        self.every = list(pids) if pids is not None else process_ids()
+        counts = _descriptors(self.every)
+        # Where the leader has exited its table is empty, but not those of the other threads: they are read from every.
+        holding = (pid for pid, count in counts.items() if count)
+        self.pids = sorted(holding, key=lambda pid: -counts[pid]) if counts else self.every
         many = len(self.pids) > 1 and sum(counts.values()) >= FORK_FROM and _may_fork()
-        self.child = Child(self.pids, wanted) if many else None
+        self.child = Child.start(self.pids, wanted) if many else None
 
     def __enter__(self) -> Search:
         return self
@@ -88,7 +90,7 @@ class Search:
             return NOBODY
         found, denied = self._read(wanted)
         left = wanted - found.keys()
-        threads = _in_threads(self.pids, left) if left else {}
+        threads = _in_threads(self.every, left) if left else {}
         found.update(threads)
         return Holders(found, frozenset(threads), denied, bool(left) and _hides_processes())
 
@@ -185,16 +187,29 @@ def _may_fork() -> bool:
 class Child:
     """A forked reader. It and its parent take processes from one queue, a pipe, so that both end together."""
 
+    @classmethod
+    def start(cls, pids: list[int], wanted: frozenset[int] | None) -> Child | None:
+        """Fork one; None where no further process or descriptor is to be had (setrlimit(2))."""
+        try:
+            return cls(pids, wanted)
+        except OSError:
+            return None
+
     def __init__(self, pids: list[int], wanted: frozenset[int] | None) -> None:
         self.pids = pids
         self.batch = -(-len(pids) // MOST_TOKENS)
-        self._queue = self._fill()
-        receiver, sender = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            self._be_the_child(sender, wanted)
-        os.close(sender)
-        self._answer = receiver
+        with ExitStack() as opened:
+            self._queue = self._fill()
+            opened.callback(os.close, self._queue)
+            self._answer, sender = os.pipe()
+            opened.callback(os.close, self._answer)
+            try:
+                self.pid = os.fork()
+                if self.pid == 0:
+                    self._be_the_child(sender, wanted)
+            finally:
+                os.close(sender)
+            opened.pop_all()
 
     def _fill(self) -> int:
         receiver, sender = os.pipe()
@@ -227,17 +242,25 @@ class Child:
 
         with open(self._answer, "rb", closefd=False) as pipe:
             data = pipe.read()
-        _, status = os.waitpid(self.pid, 0)
-        self.pid = 0
-        return Found(*marshal.loads(data)) if status == 0 else None  # noqa: S302  from our own child
+        self._reap()
+        try:
+            return Found(*marshal.loads(data))  # noqa: S302  from our own child
+        except (EOFError, ValueError, TypeError):
+            return None  # it ended in the middle
 
     def end(self) -> None:
         """Let go of the child, also in the middle of its work."""
         os.close(self._queue)
         os.close(self._answer)
         if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            self._reap()
+
+    def _reap(self) -> None:
+        with suppress(ChildProcessError):  # the program ignores SIGCHLD, or waits for any child (wait(2))
             os.waitpid(self.pid, 0)
+        self.pid = 0
 
 
 # --- threads -------------------------------------------------------------------------------------------------------

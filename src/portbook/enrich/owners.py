@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from portbook.enrich import enrichers
 from portbook.enrich.names import service_name
+from portbook.enrich.users import user_name
 from portbook.records import Gap, Owner, Socket
 
 if TYPE_CHECKING:
@@ -53,7 +54,12 @@ def complete(
     completed, more = _enrich(sorted({o for group in distinct.values() for o in group}, key=lambda o: o.pid))
     groups = {key: tuple(completed[o] for o in group) for key, group in distinct.items()}
     owned = [
-        replace(s, owners=groups[id(group)], service_name=service_name(s.local_port, s.protocol))
+        replace(
+            s,
+            owners=groups[id(group)],
+            service_name=service_name(s.local_port, s.protocol),
+            user=None if s.uid is None or s.inode == 0 else user_name(s.uid),
+        )
         for s, group in zip(sockets, bare, strict=True)
     ]
     reused = _drop_reused(owned, completed.values(), seen_at)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from portbook.enrich.users import user_name
 from portbook.records import Owner, Reach, Socket
 from portbook.render.text import Column, Style, fits, safe, table
 
@@ -75,7 +74,7 @@ def _service(s: Socket) -> str:
 def _user(s: Socket) -> str:
     if s.owners:
         return _of_owners(lambda o: o.user)(s)
-    return "" if s.uid is None or s.inode == 0 else safe(user_name(s.uid))
+    return safe(s.user or "")
 
 
 def _queues(s: Socket) -> str:

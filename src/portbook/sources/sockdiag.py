@@ -332,7 +332,7 @@ def _rows(dump: Dump, netns: int | None, interfaces: dict[int, str]) -> list[Soc
         scope = interfaces.get(interface, str(interface)) if interface else None
         zoned = scope is not None and family == AF_INET6 and source[:2] in LINK_LOCAL
         rows.append(
-            Socket(
+            Socket(  # by position: by keyword each of 100,000 rows takes 0.6 µs longer
                 protocol,
                 FAMILY[family],
                 local,
@@ -342,19 +342,24 @@ def _rows(dump: Dump, netns: int | None, interfaces: dict[int, str]) -> list[Soc
                 state,
                 reach,
                 scope if zoned else None,
-                None,
+                None,  # service_name
                 uid if uid or inode else None,  # 0 also where it does not know: inet_twsk_diag_fill
+                None,  # user
                 inode,
-                (),
+                (),  # owners
                 None if listening else rqueue,
                 None if listening else wqueue,
-                rqueue if listening else None,
-                wqueue if listening else None,
+                rqueue if listening else None,  # accept_queue
+                wqueue if listening else None,  # backlog
                 v6only,
-                None if zoned else scope,
-                cookie=cookie,
-                cgroup_id=cgroup_id,
-                netns=netns,
+                None if zoned else scope,  # interface
+                None,  # created
+                None,  # state_text
+                cookie,
+                cgroup_id,
+                None,  # service
+                None,  # container
+                netns,
             )
         )
         at += (length + 3) & ~3

@@ -30,8 +30,11 @@ def parents(pid: int) -> tuple[Owner, ...]:
     chain: list[Owner] = []
     current = _complete(Owner(pid), booted)
     while current.ppid and len(chain) < MOST_PARENTS:
-        current = _complete(Owner(current.ppid), booted)
-        chain.append(current)
+        parent = _complete(Owner(current.ppid), booted)
+        if parent.started is None or (current.started is not None and parent.started > current.started):
+            break  # it has ended; who has its pid now is not the parent
+        chain.append(parent)
+        current = parent
     return tuple(chain)
 
 
@@ -103,7 +106,10 @@ def _command_line(pid: int) -> tuple[str, ...] | None:
         text = _read(f"/proc/{pid}/cmdline")
     except OSError:
         return None
-    return tuple(text.rstrip(b"\0").decode("utf-8", "replace").split("\0")) if text else ()
+    arguments = text.decode("utf-8", "replace").removesuffix("\0").split("\0") if text else []
+    if len(arguments) > 1 and not any(arguments[1:]):  # a title written over the arguments, and padded: setproctitle(3)
+        del arguments[1:]
+    return tuple(arguments)
 
 
 def _boot_time() -> float:

@@ -1,0 +1,85 @@
+"""What several tests share. Imported by the Windows run too: nothing of Unix at the top."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from portbook import testing
+from tests.components import need
+
+ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
+NOBODY = 65534  # every Linux distribution; a uid without a process of its own will do
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+# Runs a program as another user, who may not be able to search the directories that the interpreter and this checkout
+# lie in (/root). In a mount namespace of its own, each such top directory is replaced by an empty one in which only
+# the needed paths are mounted; /media, of the Filesystem Hierarchy Standard, holds them meanwhile.
+AS_USER = r"""
+set -e
+user=$1 paths=$2
+shift 2
+mount --make-rprivate /
+hold=/media
+mount -t tmpfs -o mode=755 tmpfs "$hold"
+n=0
+for path in $paths; do
+    n=$((n + 1))
+    mkdir "$hold/$n"
+    mount --rbind "$path" "$hold/$n"
+done
+for path in $paths; do
+    top=/$(echo "$path" | cut -d/ -f2)
+    if [ -e "$top/.portbook" ]; then
+        continue
+    fi
+    if ! setpriv --reuid="$user" --regid="$user" --clear-groups sh -c 'cd "$1" 2>&-' sh "$path"; then
+        mount -t tmpfs -o mode=755 tmpfs "$top"
+        touch "$top/.portbook"
+    fi
+done
+n=0
+for path in $paths; do
+    n=$((n + 1))
+    if [ -e "/$(echo "$path" | cut -d/ -f2)/.portbook" ]; then
+        mkdir -p "$path"
+        mount --rbind "$hold/$n" "$path"
+    fi
+done
+umount -l "$hold"
+cd /
+exec setpriv --reuid="$user" --regid="$user" --clear-groups "$@"
+"""
+
+
+def as_user(
+    uid: int, *command: str, before: str = "", env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command as another user; ``before`` is shell that root runs first, in the same mount namespace."""
+    paths = " ".join(dict.fromkeys((sys.base_prefix, sys.prefix, REPOSITORY)))
+    script = before + AS_USER
+    return subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", str(uid), paths, *command],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **(env or {})},
+        check=False,
+    )
+
+
+@pytest.fixture
+def as_nobody():
+    """Run a command as uid 65534."""
+    need(ROOT, "root, to run something as another user")
+    return lambda *command, **more: as_user(NOBODY, *command, **more)
+
+
+@pytest.fixture(scope="module")
+def zoo():
+    """Every kind of socket that this machine can have, open while the tests of a module run."""
+    with testing.zoo() as animals:
+        yield animals
