@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -69,6 +71,17 @@ def as_user(
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **(env or {})},
         check=False,
     )
+
+
+def unheld_port() -> int:
+    """A port that neither TCP nor UDP has on any address; it was free a moment ago."""
+    for _ in range(100):
+        with socket.socket() as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            tcp.bind(("", 0))
+            with suppress(OSError):
+                udp.bind(("", tcp.getsockname()[1]))
+                return tcp.getsockname()[1]
+    raise RuntimeError("a hundred ports were taken")
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from portbook import sources, who
 from portbook.errors import UsageError
 from portbook.testing import child, ports_of
 from tests.components import need
+from tests.conftest import unheld_port
 
 WORKING = [name for name in sources.names() if sources.missing(name) is None]
 LISTEN = """
@@ -60,9 +61,7 @@ def test_a_client_that_is_connected_to_it_does_not_hold_it(server, source):
 
 @pytest.mark.parametrize("source", WORKING)
 def test_nobody_holds_a_port_that_was_closed(source):
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    answer = who(port, source=source)
+    answer = who(unheld_port(), source=source)
     assert (answer.held, answer.holders, answer.sockets) == (False, (), ())
     assert bool(answer.gaps) is ("bound" not in sources.load(source).promises and source == "procfs")
 
@@ -84,7 +83,7 @@ def test_the_protocol_narrows():
 def test_a_port_in_time_wait_is_not_held(zoo, kind):
     need(kind in zoo, "IPv6")
     (port,) = ports_of(zoo[kind])
-    answer = who(port)
+    answer = who(port, "tcp")
     assert (answer.held, answer.holders) == (False, ())
     assert [s.state for s in answer.sockets] == ["TIME_WAIT"]
 

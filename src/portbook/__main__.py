@@ -2,19 +2,57 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable
 
 
 def main() -> int:
     """Run the command line and return its exit code."""
-    if sys.argv[1:] in (["--version"], ["-V"]):  # answered before anything is imported: scripts ask this in loops
-        from portbook import __version__
+    return ended(_version if sys.argv[1:] in (["--version"], ["-V"]) else _run)
 
-        sys.stdout.write(f"portbook {__version__}\n")
-        return 0
+
+def _version() -> int:
+    """Answered before anything is imported: scripts ask this in loops."""
+    from portbook import __version__
+
+    sys.stdout.write(f"portbook {__version__}\n")
+    return 0
+
+
+def _run() -> int:
     from portbook.cli import exits
 
     return exits.run(sys.argv[1:])
+
+
+def ended(command: Callable[[], int]) -> int:
+    """Run a command to an end without a traceback, whatever becomes of its output."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # started with the descriptor closed
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  for the rest of the process
+    try:
+        code = command()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = 0  # the reader has seen enough: head(1), a pager
+    except KeyboardInterrupt:
+        code = 130
+    except OSError as error:
+        sys.stderr.write(f"portbook: the output cannot be written: {error.strerror or error}\n")
+        code = 5
+    else:
+        return code
+    _forget_output()
+    return code
+
+
+def _forget_output() -> None:
+    """Keep the interpreter from flushing what is left when it ends (Python documentation, signal: SIGPIPE)."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        return
 
 
 if __name__ == "__main__":

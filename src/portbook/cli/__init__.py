@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 
 import click
+from click.shell_completion import CompletionItem
 
 # name: module. A bare "portbook", or one that starts with an option or a query, is DEFAULT.
 COMMANDS = {"list": "list_", "who": "who", "sources": "sources", "man": "man"}
@@ -29,10 +30,20 @@ class Portbook(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put DEFAULT in front of what is not a command."""
+        if ctx.resilient_parsing and not args:
+            return super().parse_args(ctx, args)  # completing the first word
         own = {name for parameter in self.get_params(ctx) for name in parameter.opts}
         if not args or (args[0] not in own and _is_list_argument(args[0])):
             args = [DEFAULT, *args]
         return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete commands, and options of DEFAULT, which may come first."""
+        items = super().shell_complete(ctx, incomplete)
+        default = self.get_command(ctx, DEFAULT)
+        if incomplete.startswith("-") and default is not None:
+            items += default.shell_complete(click.Context(default, info_name=DEFAULT, parent=ctx), incomplete)
+        return items
 
 
 def _is_list_argument(word: str) -> bool:

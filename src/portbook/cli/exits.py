@@ -10,29 +10,22 @@ import click
 from portbook.cli import portbook
 from portbook.errors import PortbookError
 
-YES, NO, USAGE, GAPS, UNKNOWN, INTERRUPTED = 0, 1, 2, 3, 5, 130
+YES, NO, USAGE, GAPS, UNKNOWN = 0, 1, 2, 3, 5
+COMPLETE = "_PORTBOOK_COMPLETE"  # set by the shell's completion script
 
 
 def run(arguments: list[str]) -> int:
-    """Run the command line and return its exit code."""
+    """Run the command line and return its exit code; errors of the output are the caller's."""
     _write_anything()
+    if COMPLETE in os.environ:
+        portbook.main(arguments, prog_name="portbook", complete_var=COMPLETE)
     try:
-        return _run(arguments)
-    except BrokenPipeError:
-        _forget_output()
-        return YES  # the reader has seen enough: head(1), a pager
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        _forget_output()
-        return INTERRUPTED
-
-
-def _run(arguments: list[str]) -> int:
-    try:
-        code = portbook.main(arguments, prog_name="portbook", standalone_mode=False)
-        sys.stdout.flush()
-        return int(code or YES)
+        with portbook.make_context("portbook", arguments) as context:
+            return int(portbook.invoke(context) or YES)
     except click.exceptions.Exit as done:
         return done.exit_code
+    except click.exceptions.Abort as interrupted:
+        raise KeyboardInterrupt from interrupted
     except click.UsageError as error:
         return _complain(_explain(error), USAGE)
     except click.ClickException as error:
@@ -51,12 +44,14 @@ def _complain(message: str, code: int) -> int:
 def _explain(error: click.UsageError) -> str:
     """What is wrong, then what is valid."""
     message = error.format_message().strip().rstrip(".")
-    if isinstance(error, click.NoSuchOption) and error.ctx is not None:
-        options = sorted({o for p in error.ctx.command.get_params(error.ctx) for o in p.opts if o.startswith("--")})
+    command = error.ctx.command if error.ctx else None
+    if isinstance(error, click.NoSuchOption) and command is not None and error.ctx is not None:
+        options = sorted({o for p in command.get_params(error.ctx) for o in p.opts if o.startswith("--")})
         return f"no such option {error.option_name}; valid are {', '.join(options)}"
-    if message.startswith("No such command") and isinstance(error.ctx.command if error.ctx else None, click.Group):
-        return f"{message[0].lower()}{message[1:]}; valid are {', '.join(error.ctx.command.list_commands(error.ctx))}"  # type: ignore[union-attr]
-    return f"{message[0].lower()}{message[1:]}; see portbook --help"
+    message = message[0].lower() + message[1:]
+    if message.startswith("no such command") and isinstance(command, click.Group) and error.ctx is not None:
+        return f"{message}; valid are {', '.join(command.list_commands(error.ctx))}"
+    return f"{message}; see portbook --help"
 
 
 def _write_anything() -> None:
@@ -64,9 +59,3 @@ def _write_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-
-
-def _forget_output() -> None:
-    """Keep the interpreter from flushing into a closed pipe when it ends (Python documentation, signal: SIGPIPE)."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -62,7 +63,21 @@ def _spelling(option: str) -> list[str]:
     return [o for o in (SHORT.get(option), option) if o]
 
 
-@click.command("list")
+NEGATED_TERM = r"-[a-z-]+:"  # "-reach:loopback": a term of the query, though it begins like an option
+
+
+class QueryCommand(click.Command):
+    """Takes excluding terms of a query as arguments."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Move excluding terms behind "--", where nothing is read as an option."""
+        end = args.index("--") if "--" in args else len(args)
+        terms = [a for a in args[:end] if re.match(NEGATED_TERM, a)]
+        options = [a for a in args[:end] if not re.match(NEGATED_TERM, a)]
+        return super().parse_args(ctx, [*options, "--", *terms, *args[end + 1 :]] if terms else args)
+
+
+@click.command("list", cls=QueryCommand)
 @click.argument("query", nargs=-1, metavar="[QUERY]...")
 @click.option("-a", "--all", "every", is_flag=True, help="every state, not only what is waiting")
 @_filters

@@ -68,5 +68,5 @@ def _prose(text: str) -> str:
 
 def _escape(text: str) -> str:
     """Keep roff from reading hyphens, backslashes and leading dots or quotes (groff_man_style(7))."""
-    lines = text.replace("\\", "\\e").replace("-", "\\-").split("\n")
+    lines = text.replace("…", "...").replace("\\", "\\e").replace("-", "\\-").split("\n")
     return "\n".join("\\&" + line if line[:1] in (".", "'") else line for line in lines)

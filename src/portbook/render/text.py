@@ -109,13 +109,13 @@ def _fit(columns: Sequence[Column], widths: list[int], style: Style) -> list[int
         return widths
     fitted = list(widths)
     excess = sum(widths) + len(style.gap) * (len(widths) - 1) - style.width
-    for i in sorted(range(len(columns)), key=lambda i: -columns[i].shrinks):
-        if excess <= 0 or columns[i].shrinks == 0:
-            break
-        least = min(fitted[i], max(columns[i].least, len(columns[i].title)))
-        taken = min(excess, fitted[i] - least)
-        fitted[i] -= taken
-        excess -= taken
+    order = sorted((i for i in range(len(columns)) if columns[i].shrinks), key=lambda i: -columns[i].shrinks)
+    for limits in ([c.least for c in columns], [LEAST] * len(columns), [0] * len(columns)):
+        for i in order:
+            least = min(fitted[i], max(limits[i], len(columns[i].title)))
+            taken = min(max(excess, 0), fitted[i] - least)
+            fitted[i] -= taken
+            excess -= taken
     return fitted
 
 
