@@ -27,12 +27,17 @@ def take(wanted: Query | str = "", *, source: str | None = None) -> Listing:
     """
     asked = query.parse(wanted) if isinstance(wanted, str) else wanted
     taken_at = datetime.now(UTC)
-    with owners.search_ahead() if asked.is_broad() else nullcontext() as search:
+    with owners.search_ahead() if asked.is_broad() and not _names_owners(source) else nullcontext() as search:
         name, sockets, gaps = select(asked, source)
         completed, more = owners.complete(sockets, asked.pids(), search)
     gaps += more
     kept = _keep(completed, asked.owner_test())
     return Listing(SCHEMA, host(), sources.PLATFORM, taken_at, name, not gaps, tuple(kept), tuple(gaps))
+
+
+def _names_owners(source: str | None) -> bool:
+    """Whether the source that will be tried first says who owns a socket."""
+    return "owner" in sources.load(source or sources.names()[0]).promises
 
 
 def listeners(*, source: str | None = None) -> Listing:

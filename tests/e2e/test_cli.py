@@ -258,7 +258,7 @@ def complaints(errors):
 
 @on_unix
 @pytest.mark.parametrize("arguments", ["", "--json", "--csv", "sources", "man", "--help", "--version"])
-def test_a_reader_that_is_gone_from_the_start_ends_it_quietly(arguments):
+def test_a_reader_that_is_gone_from_the_start_ends_it_quietly(arguments, zoo):
     receiver, sender = os.pipe()
     os.close(receiver)
     command = [*COMMAND, *arguments.split()]
@@ -273,7 +273,7 @@ def test_a_reader_that_is_gone_from_the_start_ends_it_quietly(arguments):
 @pytest.mark.parametrize(
     "arguments", ["", "--json", "--csv", "who 1", "who 1 --json", "sources", "man", "--version", "--help"]
 )
-def test_a_full_disk_is_one_line_and_not_a_success(arguments):
+def test_a_full_disk_is_one_line_and_not_a_success(arguments, zoo):
     need(os.path.exists("/dev/full"), "/dev/full")
     with open("/dev/full", "wb") as full:
         done = subprocess.run(

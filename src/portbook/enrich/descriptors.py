@@ -230,11 +230,19 @@ class Child:
 
         status = 1
         try:
+            self._let_go(sender)
             with open(sender, "wb") as pipe:
                 pipe.write(marshal.dumps(tuple(walk(self.queue(), wanted))))
             status = 0
         finally:
             os._exit(status)
+
+    def _let_go(self, sender: int) -> None:
+        """Close what came from the parent: nobody shall see the child as a holder of the parent's sockets."""
+        for name in os.listdir("/proc/self/fd"):  # not up to the limit, which may be a thousand million
+            if int(name) not in (0, 1, 2, self._queue, sender):
+                with suppress(OSError):
+                    os.close(int(name))
 
     def answer(self) -> Found | None:
         """What the child found; None when it failed."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -28,13 +26,11 @@ UNOWNED = frozenset(("TIME_WAIT", "SYN_RECV"))
 CLOCK_SLACK = timedelta(milliseconds=50)
 
 
-def search_ahead() -> AbstractContextManager[Search | None]:
-    """Begin to look for holders before the sockets are known, where a source cannot name them (Linux).
+def search_ahead() -> Search:
+    """Begin to look for holders before the sockets are known: a second reader works while the tables are read.
 
-    For queries that select much: a second reader works while the kernel's tables are read.
+    For queries that select much, and sources that cannot name owners (Linux).
     """
-    if sys.platform != "linux":
-        return nullcontext()
     from portbook.enrich.descriptors import Search
 
     return Search()

@@ -1,0 +1,128 @@
+"""A hundred processes that come and go, with a thousand sockets that they open and close, while listings are taken."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+
+import pytest
+
+from portbook import sources, take, who
+from portbook.testing import child
+
+if sys.platform != "linux":
+    pytest.skip("every process has a loopback address of its own, as Linux lets it", allow_module_level=True)
+
+PROCESSES, LISTINGS = 100, 200
+
+# Worker number n is called pb-churn-n, like all that it forks, and opens sockets on 127.101.n.1 only: so that every row
+# tells who must have made it. It never leaves a connection in TIME_WAIT (linger 0 resets), and ends with its parent.
+CHURN = """
+import ctypes, random, signal, struct, time
+libc = ctypes.CDLL(None)
+
+def die_with_parent():
+    libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+
+def opened(n):
+    address = f"127.101.{n}.1"
+    listeners = [socket.create_server((address, 0)) for _ in range(5)]
+    datagrams = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(3)]
+    for one in datagrams:
+        one.bind((address, 0))
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.bind((address, 0))
+    client.connect(listeners[0].getsockname())
+    return [*listeners, *datagrams, client, listeners[0].accept()[0]]
+
+def work(n):
+    die_with_parent()
+    libc.prctl(15, f"pb-churn-{n}".encode(), 0, 0, 0)  # PR_SET_NAME
+    chance = random.Random()
+    for _ in range(chance.randint(2, 8)):
+        sockets = opened(n)
+        if chance.random() < 0.1 and os.fork() == 0:
+            die_with_parent()
+            time.sleep(chance.uniform(0.01, 0.1))
+            os._exit(0)
+        time.sleep(chance.uniform(0.1, 0.5))
+        for one in reversed(sockets):
+            one.close()
+    os._exit(0)
+
+def start(n):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work(n)
+        finally:
+            os._exit(1)
+    return pid
+
+signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+workers = {start(n): n for n in range(int(sys.argv[1]))}
+say()
+os.set_blocking(0, False)
+started = failed = 0
+while True:
+    try:
+        if os.read(0, 1) == b"":
+            break
+    except BlockingIOError:
+        pass
+    pid, status = os.waitpid(-1, os.WNOHANG)
+    if pid == 0:
+        time.sleep(0.01)
+        continue
+    failed += status != 0
+    n = workers.pop(pid)
+    workers[start(n)] = n
+    started += 1
+for pid in workers:
+    os.kill(pid, signal.SIGKILL)
+for pid in workers:
+    os.waitpid(pid, 0)
+print(json.dumps([started, failed]), flush=True)
+"""
+
+
+def number(address):
+    """The worker whose address this is."""
+    parts = address.split(".")
+    return int(parts[2]) if parts[:2] == ["127", "101"] else None
+
+
+def test_no_listing_fails_and_no_owner_is_wrong():
+    turns = [name for name in (None, None, "procfs", "psutil") if name is None or sources.missing(name) is None]
+    seen, named, gone, wrong = Counter(), set(), 0, []
+    with child(CHURN, str(PROCESSES)) as churn:
+        for turn in range(LISTINGS):
+            listing = take(source=turns[turn % len(turns)])
+            assert listing.sockets
+            for row in listing.sockets:
+                worker = number(row.local_address)
+                if worker is None:
+                    continue
+                seen[row.state] += 1
+                for owner in row.owners:
+                    if owner.name is None:
+                        gone += 1  # it ended before its name was asked for
+                    elif owner.name == f"pb-churn-{worker}":
+                        named.add(worker)
+                    else:
+                        wrong.append((row, owner))
+            if turn % 10 == 0:
+                port = next(row.local_port for row in listing.sockets if number(row.local_address) is not None)
+                who(port)
+        churn.process.stdin.close()
+        started, failed = json.loads(churn.process.stdout.readline())
+    assert wrong == []
+    # It was as lively as it was meant to be.
+    assert failed == 0
+    assert started > PROCESSES
+    assert len(named) == PROCESSES
+    assert sum(seen.values()) > LISTINGS * PROCESSES * 3
+    assert {"LISTEN", "ESTABLISHED", None} <= seen.keys()
+    assert gone < sum(seen.values()) / 10
