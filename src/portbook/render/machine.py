@@ -54,7 +54,7 @@ OWNER_COLUMNS = {
     "pid": "pid",
     "process": "name",
     "exe": "exe",
-    "user": "user",
+    "owner_user": "user",
     "started": "started",
     "owner_service": "service",
     "owner_container": "container",
