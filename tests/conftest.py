@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import subprocess
@@ -9,9 +10,14 @@ import sys
 from contextlib import suppress
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from portbook import testing
 from tests.components import need
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("portbook", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("portbook")
 
 ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 NOBODY = 65534  # every Linux distribution; a uid without a process of its own will do
@@ -91,8 +97,42 @@ def as_nobody():
     return lambda *command, **more: as_user(NOBODY, *command, **more)
 
 
+CLONE_NEWNET = 0x40000000
+
+
 @pytest.fixture(scope="module")
-def zoo():
-    """Every kind of socket that this machine can have, open while the tests of a module run."""
-    with testing.zoo() as animals:
+def own_network():
+    """For root on Linux: a network of the module's own, with nothing but a loopback device.
+
+    So nobody else opens sockets meanwhile: /proc/net is read in pieces, and whoever comes or goes between two of them
+    shifts the rows. The test process itself moves there and back, and its children with it.
+    """
+    if not (sys.platform == "linux" and ROOT):
+        yield
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open("/proc/thread-self/ns/net") as before:
+        if libc.unshare(CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWNET)")
+        try:
+            subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+            yield
+        finally:
+            if libc.setns(before.fileno(), CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "setns")
+
+
+@pytest.fixture(scope="module")
+def zoo(own_network):
+    """Every kind of socket that this machine can have and that lasts, open while the tests of a module run."""
+    lasting = [kind for kind in testing.KINDS if kind not in testing.BRIEF and testing.absent(kind) is None]
+    with testing.zoo(*lasting) as animals:
+        yield animals
+
+
+@pytest.fixture
+def brief_zoo(own_network):
+    """The kinds that do not last, opened for one test."""
+    present = [kind for kind in testing.KINDS if kind in testing.BRIEF and testing.absent(kind) is None]
+    with testing.zoo(*present) as animals:
         yield animals

@@ -14,6 +14,8 @@ from portbook.testing import child
 if sys.platform != "linux":
     pytest.skip("every process has a loopback address of its own, as Linux lets it", allow_module_level=True)
 
+pytestmark = pytest.mark.usefixtures("own_network")
+
 PROCESSES, LISTINGS = 100, 200
 
 # Worker number n is called pb-churn-n, like all that it forks, and opens sockets on 127.101.n.1 only: so that every row
@@ -25,29 +27,36 @@ libc = ctypes.CDLL(None)
 def die_with_parent():
     libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
 
+def bound(kind, n):
+    one = socket.socket(socket.AF_INET, kind)
+    while True:
+        try:
+            one.bind((f"127.101.{n}.1", random.randint(10000, 29999)))  # not among the ports that others get
+            return one
+        except OSError:
+            continue
+
 def opened(n):
-    address = f"127.101.{n}.1"
-    listeners = [socket.create_server((address, 0)) for _ in range(5)]
-    datagrams = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(3)]
-    for one in datagrams:
-        one.bind((address, 0))
-    client = socket.socket()
+    listeners = [bound(socket.SOCK_STREAM, n) for _ in range(5)]
+    for one in listeners:
+        one.listen()
+    datagrams = [bound(socket.SOCK_DGRAM, n) for _ in range(3)]
+    client = bound(socket.SOCK_STREAM, n)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    client.bind((address, 0))
     client.connect(listeners[0].getsockname())
     return [*listeners, *datagrams, client, listeners[0].accept()[0]]
 
 def work(n):
     die_with_parent()
     libc.prctl(15, f"pb-churn-{n}".encode(), 0, 0, 0)  # PR_SET_NAME
-    chance = random.Random()
-    for _ in range(chance.randint(2, 8)):
+    random.seed()
+    for _ in range(random.randint(2, 8)):
         sockets = opened(n)
-        if chance.random() < 0.1 and os.fork() == 0:
+        if random.random() < 0.1 and os.fork() == 0:
             die_with_parent()
-            time.sleep(chance.uniform(0.01, 0.1))
+            time.sleep(random.uniform(0.01, 0.1))
             os._exit(0)
-        time.sleep(chance.uniform(0.1, 0.5))
+        time.sleep(random.uniform(0.1, 0.5))
         for one in reversed(sockets):
             one.close()
     os._exit(0)
@@ -96,11 +105,13 @@ def number(address):
 
 def test_no_listing_fails_and_no_owner_is_wrong():
     turns = [name for name in (None, None, "procfs", "psutil") if name is None or sources.missing(name) is None]
-    seen, named, gone, wrong = Counter(), set(), 0, []
+    seen, named, gone, wrong, twice = Counter(), set(), 0, [], []
     with child(CHURN, str(PROCESSES)) as churn:
         for turn in range(LISTINGS):
             listing = take(source=turns[turn % len(turns)])
             assert listing.sockets
+            inodes = Counter(row.inode for row in listing.sockets if row.inode)
+            twice += [(listing.source, inode, n) for inode, n in inodes.items() if n > 1]
             for row in listing.sockets:
                 worker = number(row.local_address)
                 if worker is None:
@@ -119,6 +130,7 @@ def test_no_listing_fails_and_no_owner_is_wrong():
         churn.process.stdin.close()
         started, failed = json.loads(churn.process.stdout.readline())
     assert wrong == []
+    assert twice == []
     # It was as lively as it was meant to be.
     assert failed == 0
     assert started > PROCESSES

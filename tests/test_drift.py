@@ -79,13 +79,14 @@ def test_the_version_is_that_of_the_package():
     assert portbook.__version__ == version("portbook")
 
 
-def test_the_zoo_asks_for_promises_that_exist(zoo):
-    for kind in zoo.values():
+def test_the_zoo_asks_for_promises_that_exist(zoo, brief_zoo):
+    for kind in (*zoo.values(), *brief_zoo.values()):
         for expected in kind:
             assert expected.needs <= PROMISES.keys()
             assert expected.state in (*records.STATES, None)
 
 
-def test_the_zoo_has_every_state_that_a_source_may_show(zoo):
-    states = {expected.state for kind in zoo.values() for expected in kind}
+def test_the_zoo_has_every_state_that_a_source_may_show(zoo, brief_zoo):
+    assert zoo.keys() | brief_zoo.keys() == {kind for kind in testing.KINDS if testing.absent(kind) is None}
+    states = {expected.state for kind in (*zoo.values(), *brief_zoo.values()) for expected in kind}
     assert states == {*records.STATES, None} - {"CLOSE", "UNKNOWN"} or any(map(testing.absent, testing.KINDS))

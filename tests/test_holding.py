@@ -16,6 +16,8 @@ from portbook.testing import child, ports_of
 from tests.components import need
 from tests.conftest import unheld_port
 
+pytestmark = pytest.mark.usefixtures("own_network")
+
 WORKING = [name for name in sources.names() if sources.missing(name) is None]
 LISTEN = """
 listener = socket.create_server(("127.0.0.1", 0))
@@ -63,7 +65,8 @@ def test_a_client_that_is_connected_to_it_does_not_hold_it(server, source):
 def test_nobody_holds_a_port_that_was_closed(source):
     answer = who(unheld_port(), source=source)
     assert (answer.held, answer.holders, answer.sockets) == (False, (), ())
-    assert bool(answer.gaps) is ("bound" not in sources.load(source).promises and source == "procfs")
+    if source in ("sockdiag", "iphlpapi"):  # others do not see every socket, and say so
+        assert answer.gaps == ()
 
 
 def test_the_protocol_narrows():
@@ -80,9 +83,9 @@ def test_the_protocol_narrows():
 
 
 @pytest.mark.parametrize("kind", ["tcp4-time-wait", "tcp6-time-wait"])
-def test_a_port_in_time_wait_is_not_held(zoo, kind):
-    need(kind in zoo, "IPv6")
-    (port,) = ports_of(zoo[kind])
+def test_a_port_in_time_wait_is_not_held(brief_zoo, kind):
+    need(kind in brief_zoo, "IPv6")
+    (port,) = ports_of(brief_zoo[kind])
     answer = who(port, "tcp")
     assert (answer.held, answer.holders) == (False, ())
     assert [s.state for s in answer.sockets] == ["TIME_WAIT"]

@@ -20,6 +20,8 @@ from portbook.testing import FakeSource, child, identity, only_sources, ports_of
 from tests.components import need
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures("own_network")
+
 WEB = Socket("tcp", "ipv4", "0.0.0.0", 8080, state="LISTEN", reach="any")
 DNS = Socket("udp", "ipv4", "127.0.0.1", 53, reach="loopback")
 CLIENT = Socket("tcp", "ipv6", "::1", 40000, "::1", 8080, "ESTABLISHED", reach="loopback")
@@ -199,8 +201,8 @@ def test_a_connection_in_time_wait_has_no_owner_and_that_is_no_gap():
 
 
 @on_linux
-def test_time_wait_and_unaccepted_connections_leave_a_listing_complete(zoo):
-    ports = ports_of([*zoo["tcp4-time-wait"], *zoo["tcp4-not-accepted"], *zoo["tcp4-syn-recv"]])
+def test_time_wait_and_unaccepted_connections_leave_a_listing_complete(zoo, brief_zoo):
+    ports = ports_of([*brief_zoo["tcp4-time-wait"], *zoo["tcp4-not-accepted"], *brief_zoo["tcp4-syn-recv"]])
     listing = take(f"port:{','.join(map(str, ports))}")
     assert {s.owners == () for s in listing.sockets} == {True, False}
     assert (listing.gaps, listing.complete) == ((), True)

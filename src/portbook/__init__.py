@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from portbook.holding import who
     from portbook.inventory import listeners, take
     from portbook.query import Query, parse
+    from portbook.reach import Dial, dial, dial_async
     from portbook.records import Gap, Holder, Holding, Listing, Owner, Socket
 
 # Where each public name lives; it is imported when first used, so that "portbook --version" need not import it all.
@@ -35,10 +36,12 @@ _HOMES = {
     "holding": "who",
     "inventory": "listeners take",
     "query": "Query parse",
+    "reach": "Dial dial dial_async",
     "records": "Gap Holder Holding Listing Owner Socket",
 }
 
 __all__ = [
+    "Dial",
     "Gap",
     "Holder",
     "Holding",
@@ -55,6 +58,8 @@ __all__ = [
     "SourceTimeout",
     "StoreError",
     "UsageError",
+    "dial",
+    "dial_async",
     "listeners",
     "parse",
     "take",

@@ -553,6 +553,10 @@ KINDS: dict[str, Kind] = {
 }
 
 
+# These are gone after a minute or two: TCP_TIMEWAIT_LEN, tcp_syn_retries, tcp_synack_retries (tcp(7)).
+BRIEF = frozenset(("tcp4-time-wait", "tcp6-time-wait", "tcp4-syn-sent", "tcp4-syn-recv"))
+
+
 def absent(kind: str) -> str | None:
     """Why this kind of socket cannot be made on this machine; None if it can."""
     return KINDS[kind].where()

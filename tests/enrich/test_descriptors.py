@@ -23,6 +23,8 @@ if sys.platform != "linux":
 from portbook.enrich import descriptors
 from portbook.enrich.descriptors import Holders, Search, holders
 
+pytestmark = pytest.mark.usefixtures("own_network")
+
 INHERIT = "opened = socket.socket(fileno=int(sys.argv[1]))\nsay()\nwait()\n"
 MANY = """
 opened = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(int(sys.argv[1]))]
@@ -160,7 +162,13 @@ threading.Thread(target=idle, daemon=True).start()
 """
 
 
-@pytest.mark.parametrize("script", [LEADERLESS, OWN_TABLE], ids=["leader-has-exited", "own-table"])
+# As above, and the thread starts another one, which gets its table.
+SHARED_TABLE = OWN_TABLE.replace("    say(os", "    threading.Thread(target=idle, daemon=True).start()\n    say(os")
+SCRIPTS = [LEADERLESS, OWN_TABLE, SHARED_TABLE]
+IDS = ["leader-has-exited", "own-table", "table-of-two-threads"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=IDS)
 def test_what_only_a_thread_holds(script):
     with child(script) as one:
         found = holders({one.said})
@@ -168,7 +176,7 @@ def test_what_only_a_thread_holds(script):
         assert found.by_thread == {one.said}
 
 
-@pytest.mark.parametrize("script", [LEADERLESS, OWN_TABLE], ids=["leader-has-exited", "own-table"])
+@pytest.mark.parametrize("script", SCRIPTS, ids=IDS)
 def test_what_only_a_thread_holds_also_on_a_machine_without_kcmp(script, monkeypatch):
     monkeypatch.setattr(descriptors, "SYS_KCMP", {})
     with child(script) as one:

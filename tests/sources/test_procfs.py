@@ -19,6 +19,8 @@ from portbook.testing import identity, ports_of
 from tests.components import need
 from tests.ss import rows
 
+pytestmark = pytest.mark.usefixtures("own_network")
+
 DATA = os.path.join(os.path.dirname(os.path.dirname(__file__)), "data", "procfs", "linux")
 NETNS = 4026531833
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, of Linux")
@@ -83,6 +85,16 @@ ROW = captured("tcp").splitlines()[1]
 
 def table(text, protocol="tcp", family="ipv4", order="little"):
     return procfs.Raw((procfs.Table(protocol, family, text),), order)
+
+
+def test_a_row_that_comes_again_is_one_socket():
+    """The kernel writes a page at a time and counts rows: when one before is gone, the next page begins too early."""
+    lines = captured("tcp").splitlines(keepends=True)
+    again = procfs.parse(table(b"".join([*lines, *lines[1:]])))
+    once = procfs.parse(table(b"".join(lines)))
+    with_inode = [s for s in once.sockets if s.inode]
+    assert [s for s in again.sockets if s.inode] == with_inode
+    assert len(with_inode) == 6
 
 
 @pytest.mark.parametrize("text", [b"", b"  sl  local_address\n", b"  sl  local_address"])

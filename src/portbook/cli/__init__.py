@@ -8,7 +8,15 @@ import click
 from click.shell_completion import CompletionItem
 
 # name: module. A bare "portbook", or one that starts with an option or a query, is DEFAULT.
-COMMANDS = {"list": "list_", "who": "who", "sources": "sources", "man": "man"}
+COMMANDS = {
+    "list": "list_",
+    "who": "who",
+    "dial": "dial",
+    "wait": "wait",
+    "scan": "scan",
+    "sources": "sources",
+    "man": "man",
+}
 DEFAULT = "list"
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

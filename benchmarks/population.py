@@ -1,0 +1,244 @@
+"""A machine full of sockets, to measure on: processes and sockets in namespaces of their own, gone when it ends.
+
+    python benchmarks/population.py medium -- ss -s       run a command among 5,000 sockets (root)
+    python benchmarks/population.py large -- bash         look around
+
+The mix is the same at every size: about four fifths established TCP connections over loopback (both ends count), one
+fifth UDP, and for each process two listeners (IPv4 and IPv6) and up to one TCP socket that is bound and does
+nothing. Half of everything is IPv6. A quarter as many addresses as connections, because real peers differ.
+
+The network namespace keeps the machine's sockets out of the count, the pid namespace its processes: every tool sees
+this population and itself. When its first process ends, however that happens, the kernel ends the others.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Size(NamedTuple):
+    """A population. Everything but the first is for each process."""
+
+    processes: int
+    pairs: int  # established connections to itself, two sockets each
+    udp: int
+    bound_every: int  # one process in so many has a socket that is bound and does not listen
+    plain: int = 0  # descriptors that are no sockets
+
+    @property
+    def bound(self) -> int:
+        return len(range(0, self.processes, self.bound_every))
+
+    @property
+    def sockets(self) -> int:
+        return self.processes * (2 + 2 * self.pairs + self.udp) + self.bound
+
+
+SIZES = {
+    "small": Size(processes=10, pairs=4, udp=2, bound_every=2),  # 125 sockets
+    "medium": Size(processes=50, pairs=39, udp=19, bound_every=1),  # 5,000
+    "fds": Size(processes=50, pairs=39, udp=19, bound_every=1, plain=4_000),  # 5,000, and 200,000 descriptors
+    "large": Size(processes=25, pairs=1_598, udp=801, bound_every=1),  # 100,000
+}
+
+HELD = 2_000  # the first process listens here, the second one above it, and so on
+FREE = 1_999  # nobody does
+EPHEMERAL = "10000 65000"  # what the kernel may choose from: above the listeners
+PREFIX = "fd00:706f:7274::"  # /64, made local as a whole, as 127.0.0.0/8 is
+READY_WITHIN_S = 180.0
+PR_SET_PDEATHSIG = 1
+
+
+# --- one process of the population ---------------------------------------------------------------------------------
+
+
+def _occupy(number: int, size: Size) -> list[object]:
+    """Open what one process of the population holds."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    listeners = [_listener(family, number) for family in (socket.AF_INET, socket.AF_INET6)]
+    held: list[object] = list(listeners)
+    for i in range(size.pairs):
+        held += _pair(listeners[i % 2], number, number * size.pairs + i)
+    held += [_udp(i) for i in range(size.udp)]
+    if number % size.bound_every == 0:
+        held.append(_bound(number))
+    held += _plain(size.plain)
+    return held
+
+
+def _socket(family: int, kind: int) -> socket.socket:
+    opened = socket.socket(family, kind)
+    if family == socket.AF_INET6:
+        opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    return opened
+
+
+def _listener(family: int, number: int) -> socket.socket:
+    listener = _socket(family, socket.SOCK_STREAM)
+    listener.bind(("", HELD + number))
+    listener.listen(128)
+    return listener
+
+
+def _pair(listener: socket.socket, number: int, connection: int) -> list[socket.socket]:
+    client = _socket(listener.family, socket.SOCK_STREAM)
+    client.connect((_address(listener.family, connection // 4), HELD + number))
+    return [client, listener.accept()[0]]
+
+
+def _address(family: int, number: int) -> str:
+    if family == socket.AF_INET:
+        return f"127.{1 + number // 62_500}.{number // 250 % 250}.{1 + number % 250}"
+    return f"{PREFIX}{1 + number:x}"
+
+
+def _udp(number: int) -> socket.socket:
+    """In turn: any address and a single one, both families; one in eight is connected."""
+    family = (socket.AF_INET, socket.AF_INET6)[number % 2]
+    alone = ("127.0.0.1", "::1")[number % 2]
+    opened = _socket(family, socket.SOCK_DGRAM)
+    opened.bind((alone if number % 4 > 1 else "", 0))
+    if number % 8 == 3:
+        opened.connect((alone, 53))
+    return opened
+
+
+def _bound(number: int) -> socket.socket:
+    opened = _socket((socket.AF_INET, socket.AF_INET6)[number % 2], socket.SOCK_STREAM)
+    opened.bind(("", HELD + 1_000 + number))
+    return opened
+
+
+def _plain(count: int) -> list[int]:
+    """Half of them files, half of them pipes."""
+    if not count:
+        return []
+    kinds = (os.open("/proc/self/stat", os.O_RDONLY), os.pipe()[0])
+    return [os.dup(kinds[i % 2]) for i in range(count)]
+
+
+def _live(number: int, size: Size, report: int) -> None:
+    """The whole life of a process: open, report, wait for the end."""
+    try:
+        end_with_parent()
+        held = _occupy(number, size)
+        os.write(report, json.dumps({"held": len(held)}).encode() + b"\n")
+        while True:
+            signal.pause()
+    except BaseException as error:
+        os.write(report, json.dumps({"error": f"process {number}: {error!r}"}).encode() + b"\n")
+    finally:
+        os._exit(1)
+
+
+def end_with_parent() -> None:
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+# --- the population ------------------------------------------------------------------------------------------------
+
+
+class Population:
+    """Context manager: makes a population in the namespaces we are in, counts it, and ends it."""
+
+    def __init__(self, name: str) -> None:
+        self.size = SIZES[name]
+        self.pids: list[int] = []
+
+    def __enter__(self) -> Population:
+        _prepare_network()
+        receiver, sender = os.pipe()
+        try:
+            for number in range(self.size.processes):
+                pid = os.fork()
+                if pid == 0:
+                    os.close(receiver)
+                    _live(number, self.size, sender)
+                self.pids.append(pid)
+            os.close(sender)
+            self._await(receiver)
+            self._count()
+        except BaseException:
+            self.__exit__()
+            raise
+        finally:
+            os.close(receiver)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pid in self.pids:
+            os.kill(pid, signal.SIGKILL)  # not waited for yet: the pid is still theirs
+        for pid in self.pids:
+            os.waitpid(pid, 0)
+        self.pids.clear()
+
+    def _await(self, receiver: int) -> None:
+        deadline = time.monotonic() + READY_WITHIN_S
+        text = b""
+        while text.count(b"\n") < self.size.processes:
+            ready, _, _ = select.select([receiver], [], [], max(0.0, deadline - time.monotonic()))
+            part = os.read(receiver, 1 << 16) if ready else b""
+            if not part:
+                raise RuntimeError(f"after {READY_WITHIN_S:g} s only {text.count(10)} processes are ready")
+            text += part
+            if b'"error"' in text:
+                raise RuntimeError(text.decode())
+
+    def _count(self) -> None:
+        """Ask somebody else. An ss older than 6.8 does not list bound-only sockets."""
+        listed = subprocess.run(["ss", "-tuanH"], check=True, capture_output=True).stdout.count(b"\n")
+        expected = self.size.sockets
+        if listed not in (expected, expected - self.size.bound):
+            raise RuntimeError(f"{expected} sockets should be there, {self.size.bound} bound-only; ss lists {listed}")
+        links = sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in self.pids)
+        least = self.size.sockets + self.size.processes * self.size.plain
+        if not least <= links <= least + 16 * self.size.processes:
+            raise RuntimeError(f"at least {least} descriptors should be open, there are {links}")
+
+
+def _prepare_network() -> None:
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    subprocess.run(["ip", "-6", "route", "add", "local", f"{PREFIX}/64", "dev", "lo"], check=True)
+    with open("/proc/sys/net/ipv4/ip_local_port_range", "w") as file:
+        file.write(EPHEMERAL)
+
+
+# --- the command ---------------------------------------------------------------------------------------------------
+
+UNSHARE = ("unshare", "--net", "--pid", "--mount-proc", "--fork", "--kill-child")
+
+
+def command(name: str, then: Sequence[str]) -> list[str]:
+    """The command line that runs ``then`` among a population of a size."""
+    return [*UNSHARE, sys.executable, os.path.abspath(__file__), "--inside", name, "--", *then]
+
+
+def main(arguments: list[str]) -> int:
+    inside = arguments[:1] == ["--inside"]
+    name, *rest = arguments[inside:] or [""]
+    if name not in SIZES or rest[:1] != ["--"] or not rest[1:]:
+        sys.stderr.write(f"usage: population.py {{{','.join(SIZES)}}} -- COMMAND…\n")
+        return 2
+    if not inside:
+        os.execvp(UNSHARE[0], command(name, rest[1:]))
+    with Population(name):
+        return subprocess.run(rest[1:], check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

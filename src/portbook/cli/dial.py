@@ -1,0 +1,46 @@
+"""``portbook dial``: can a port be reached, and how fast."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from portbook.cli import exits, output
+
+
+@click.command("dial")
+@click.argument("targets", nargs=-1, required=True, metavar="HOST:PORT...")
+@click.option("--timeout", type=click.FloatRange(0.001, 3600), default=3.0, metavar="SECONDS", help="of one attempt")
+@click.option("--retries", type=click.IntRange(0, 100), default=0, metavar="N", help="more attempts after silence")
+@click.option("--count", "times", type=click.IntRange(1, 10_000), default=1, metavar="N", help="dial so often")
+@click.option("--tls", is_flag=True, help="shake hands: protocol, certificate, expiry")
+@output.json_option
+def command(targets: tuple[str, ...], timeout: float, retries: int, times: int, tls: bool, as_json: bool) -> int:
+    """Find out whether a TCP port can be reached, at every address of the host.
+
+    Each outcome comes with its evidence: SYN/ACK is open, RST is closed, an ICMP message is shown with its type, code
+    and sender, and silence is a timeout. Exit code 0 when every target is open at some address, 1 when one is not.
+
+    \b
+    Examples:
+      portbook dial localhost:5432
+      portbook dial example.org:443 --tls
+      portbook dial '[::1]:8080' --count 20 --json
+    """
+    from portbook import reach
+    from portbook.render import reach as render
+    from portbook.render.text import style_of
+
+    for target in targets:
+        reach.parse_target(target)  # what makes no sense is said before anything is dialed
+    every = True
+    for target in targets:
+        found = reach.dial(target, timeout_s=timeout, retries=retries, times=times, tls=tls)
+        every = every and found.open
+        if as_json:
+            output.write_bytes(render.json([found]))
+        else:
+            sys.stdout.write("\n".join(render.lines(found, style_of(sys.stdout))) + "\n")
+            sys.stdout.flush()
+    return exits.YES if every else exits.NO

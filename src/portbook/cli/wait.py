@@ -1,0 +1,117 @@
+"""``portbook wait``: until ports answer, or are free; then run a command."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+
+import click
+
+from portbook.cli import exits
+from portbook.errors import UsageError
+from portbook.records import Protocol
+
+Ready = Callable[[float], bool]
+
+
+class WaitCommand(click.Command):
+    """Takes everything behind "--" as a command to run."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep the command apart, whatever it looks like."""
+        end = args.index("--") if "--" in args else len(args)
+        ctx.meta["portbook.command"] = args[end + 1 :]
+        return super().parse_args(ctx, args[:end])
+
+
+@click.command("wait", cls=WaitCommand)
+@click.argument("targets", nargs=-1, required=True, metavar="HOST:PORT... [-- COMMAND...]")
+@click.option("--timeout", type=click.FloatRange(0.001), default=60.0, metavar="SECONDS", help="for all together")
+@click.option("--free", is_flag=True, help="wait until nobody holds the local ports any more: PORT is enough")
+@click.option("--udp", is_flag=True, help="UDP: an answer counts, silence does not")
+@click.pass_context
+def command(ctx: click.Context, targets: tuple[str, ...], timeout: float, free: bool, udp: bool) -> int:
+    """Wait until every port answers, then run a command in place of this one.
+
+    Exit code 0, or that of the command; 1 when the time was not enough, naming what is still missing.
+
+    \b
+    Examples:
+      portbook wait localhost:5432 localhost:6379 -- ./start-server
+      portbook wait --free 8080 --timeout 10
+      portbook wait --udp ns.example.org:53
+    """
+    from portbook import reach
+
+    arguments: list[str] = ctx.meta["portbook.command"]
+    path = _executable(arguments[0]) if arguments else None  # what cannot be run is said before the wait
+    protocol: Protocol = "udp" if udp else "tcp"
+    ready = [(target, _free(target, protocol) if free else _answers(target, protocol)) for target in targets]
+    missing = reach.wait_for(ready, timeout, _progress(len(ready)))
+    if missing:
+        what = "still held" if free else "no answer from"
+        sys.stderr.write(f"portbook: after {timeout:g} s {what} {', '.join(missing)}\n")
+        return exits.NO
+    return _run(path, arguments) if path else exits.YES
+
+
+def _answers(target: str, protocol: Protocol) -> Ready:
+    from portbook import reach
+
+    asked = reach.parse_target(target)
+    if protocol == "tcp":
+        return lambda timeout_s: reach.dial(target, timeout_s=timeout_s).open
+    return lambda timeout_s: _answers_udp(asked.host, asked.port, timeout_s)
+
+
+def _answers_udp(host: str, port: int, timeout_s: float) -> bool:
+    from portbook.probe.request import Limits, Probe
+    from portbook.probe.udp import scan_udp
+    from portbook.scan.resolve import resolve
+
+    (resolved,) = resolve([host])
+    probes = [Probe(host, place.address, port, place.zone) for place in resolved.places]
+    limits = Limits(retries=0, deadline_s=timeout_s)
+    return any(answer.outcome == "open" for answer in scan_udp(probes, limits))
+
+
+def _free(target: str, protocol: Protocol) -> Ready:
+    """Nobody holds the local port. Looking does not take it, not even for a moment, as trying to bind would."""
+    from portbook import inventory, query
+
+    text = target.rpartition(":")[2]
+    asked = query.Query((query.term("port", [text]), query.term("protocol", [protocol])))
+    return lambda _: all(s.state == "TIME_WAIT" for s in inventory.select(asked)[1])
+
+
+def _progress(total: int) -> Callable[[Sequence[str]], None] | None:
+    """One line that is written over, on a terminal; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        return None
+    from portbook.render.text import safe
+
+    def tell(missing: Sequence[str]) -> None:
+        text = f"waiting for {safe(', '.join(missing))} ({total - len(missing)} of {total} ready)" if missing else ""
+        sys.stderr.write(f"\r\x1b[K{text[:200]}")
+        sys.stderr.flush()
+
+    return tell
+
+
+def _executable(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        raise UsageError(f"there is no command {name!r}", "what follows -- is run without a shell")
+    return path
+
+
+def _run(path: str, arguments: list[str]) -> int:
+    """Run the command in place of this process; on Windows, which cannot, as a child whose exit code is ours."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if sys.platform != "win32":
+        os.execv(path, arguments)  # noqa: S606  what the user asked for, and no shell
+    return subprocess.run([path, *arguments[1:]], check=False).returncode

@@ -1,0 +1,1 @@
+"""Asking one port: over TCP, over UDP."""

@@ -1,0 +1,1 @@
+"""Asking many ports at once."""

@@ -1,0 +1,49 @@
+"""What a scan did as a whole, and how much it may have missed."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from msgspec import Struct
+
+from portbook.probe.request import Event
+from portbook.records import Protocol
+
+SCHEMA = 1
+
+
+class SelfCheck(Struct, frozen=True):
+    """Ports of this machine that must have been found open, and how many were not.
+
+    Canaries are listeners that the scan opened itself. Known ports are those that this machine's own tables list
+    as listening both before and after; one may refuse all the same, behind a firewall or with a full queue.
+    """
+
+    addresses: int  # of this machine, among those that were scanned
+    canaries: int
+    canaries_missed: int
+    known: int | None  # None: the tables could not be read, or the scan was over UDP, where nobody has to answer
+    known_missed: int | None
+    missed: tuple[str, ...] = ()  # the first of them: "127.0.0.1:8080", "canary 127.0.0.1:40123"
+
+
+class Report(Struct, frozen=True):
+    """Counts and events of a scan. Canaries are counted in ``self_check`` and nowhere else."""
+
+    schema: int
+    protocol: Protocol
+    started_at: datetime | None  # aware, UTC; None: not started
+    elapsed_s: float
+    addresses: int  # that were to be asked
+    ports: int  # of each address
+    asked: int  # ports there is an answer for
+    outcomes: dict[str, int]  # how many answers had each outcome
+    silent: int  # ports that nothing was heard of: filtered, or lost on the way, and never called closed
+    repeated: int  # attempts beyond the first
+    skipped: int  # ports there is no answer for: the breaker was open, the time was up, the scan was cancelled
+    rate: float | None  # answers a second
+    partial: Literal["cancelled", "deadline"] | None  # why the scan ended before its end
+    events: tuple[Event, ...] = ()
+    events_dropped: int = 0  # events beyond those kept
+    self_check: SelfCheck | None = None  # None: no address of this machine was scanned

@@ -1,0 +1,271 @@
+"""Who is to be asked, and in which order: text becomes spans of addresses, spans become a stream of probes.
+
+Pure but for ``read_file``. Nothing here holds more than a block of addresses: a /8 is a pair of numbers.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network, summarize_address_range
+from itertools import count, islice
+from math import gcd
+from typing import NamedTuple
+
+from portbook.errors import UsageError
+from portbook.probe.request import Probe
+
+VALID = "valid are 10.0.0.1, 10.0.0.0/24, 10.0.0.1-20, 10.0.0.1-10.0.1.9, fe80::1%eth0, a name, @file"
+MOST_ADDRESSES = 2**24  # of one target: 10.0.0.0/8, the largest private network there is (RFC 1918 section 3)
+BLOCK = 256  # addresses that are asked in turn; a /24, so that a network's hosts share the load
+MOST_FILE_BYTES = 64 << 20  # four million addresses, one a line
+MAPPED = int(IPv6Address("::ffff:0:0"))  # IPv4-mapped IPv6 addresses, a /96 (RFC 4291 section 2.5.5.2)
+GOLDEN = 0.6180339887  # multiples of it, modulo 1, leave the most even gaps of all numbers
+
+
+class Span(NamedTuple):
+    """Consecutive addresses of one target."""
+
+    target: str  # as the user wrote it
+    version: int  # 4 or 6
+    first: int
+    last: int
+    zone: str | None = None  # interface of link-local IPv6 addresses (RFC 4007)
+
+    @property
+    def size(self) -> int:
+        """How many addresses."""
+        return self.last - self.first + 1
+
+    def addresses(self) -> Iterator[str]:
+        """Each address in canonical text, without the zone."""
+        kind = KINDS[self.version]
+        return (str(kind(number)) for number in range(self.first, self.last + 1))
+
+
+class Name(NamedTuple):
+    """A target that a resolver has to be asked about."""
+
+    target: str
+
+
+Address = IPv4Address | IPv6Address
+KINDS: dict[int, type[IPv4Address] | type[IPv6Address]] = {4: IPv4Address, 6: IPv6Address}
+
+
+def parse_all(texts: Iterable[str]) -> Iterator[Span | Name]:
+    """Read targets, and those in the files that ``@file`` names; raise UsageError."""
+    for text in texts:
+        if text.startswith("@"):
+            yield from parse_lines(read_file(text[1:]), text[1:])
+        else:
+            yield parse(text)
+
+
+def parse_lines(content: str, path: str) -> Iterator[Span | Name]:
+    """Targets of a file: separated by blanks or line ends, ``#`` begins a comment. Files do not name files."""
+    for number, line in enumerate(content.split("\n"), 1):
+        for word in line.partition("#")[0].split():
+            try:
+                yield parse(word)
+            except UsageError as error:
+                raise UsageError(f"{path} line {number}: {error.args[0]}", error.hint) from error
+
+
+def read_file(path: str) -> str:
+    """The text of a file of targets; raise UsageError."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            content = file.read(MOST_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"targets could not be read from {path!r}: {reason}") from error
+    if len(content) > MOST_FILE_BYTES:
+        raise UsageError(f"{path!r} is too long for a list of targets", f"at most {MOST_FILE_BYTES >> 20} MB")
+    return content
+
+
+def parse(text: str) -> Span | Name:
+    """Read one target; raise UsageError that says what is wrong with it."""
+    bare = text[1:-1] if text[:1] == "[" and text[-1:] == "]" else text
+    body, zone = _without_zone(bare)
+    if "/" in body:
+        return _checked(text, *_network(text, body), zone)
+    if (ends := _range(text, body)) is not None:
+        return _checked(text, *ends, zone)
+    address = _address(body)
+    if address is not None:
+        return _checked(text, address, address, zone)
+    return _name(text, bare)
+
+
+def is_name(target: str) -> bool:
+    """Whether a target that was read before is a name."""
+    return isinstance(parse(target), Name)
+
+
+def span_of(target: str, address: str, zone: str | None = None) -> Span:
+    """One address that a name was resolved to."""
+    found = ip_address(address)
+    return Span(target, *_unmapped(found.version, int(found), int(found)), zone)
+
+
+# --- one kind of target each ---------------------------------------------------------------------------------------
+
+
+def _without_zone(text: str) -> tuple[str, str | None]:
+    """Both ``fe80::1%eth0/120`` and ``fe80::/120%eth0`` are written; an interface's name has no slash."""
+    address, percent, rest = text.partition("%")
+    if not percent or ":" not in address:
+        return text, None
+    zone, slash, prefix = rest.partition("/")
+    if not zone:
+        raise UsageError(f"target {text!r} names no interface after %", "write fe80::1%eth0")
+    return address + slash + prefix, zone
+
+
+def _address(text: str) -> Address | None:
+    try:
+        return ip_address(text)
+    except ValueError:
+        return None
+
+
+def _network(text: str, body: str) -> tuple[Address, Address]:
+    try:
+        network = ip_network(body, strict=False)
+    except ValueError as error:
+        raise UsageError(f"target {text!r} is not a network", VALID) from error
+    return network[0], network[-1]
+
+
+def _range(text: str, body: str) -> tuple[Address, Address] | None:
+    """``a-b`` when ``a`` is an address; names have hyphens too."""
+    left, hyphen, right = body.partition("-")
+    first = _address(left) if hyphen else None
+    if first is None:
+        return None
+    last = _last(first, right)
+    if last is None or last.version != first.version:
+        raise UsageError(f"target {text!r} is not a range of addresses", VALID)
+    if int(last) < int(first):
+        raise UsageError(f"target {text!r} runs backwards", f"write {last}-{first}")
+    return first, last
+
+
+def _last(first: Address, text: str) -> Address | None:
+    """The end of a range: a whole address, or the last number of an IPv4 address."""
+    if first.version == 4 and text.isascii() and text.isdecimal() and len(text) <= 3:
+        return IPv4Address(int(first) & ~0xFF | int(text)) if int(text) <= 0xFF else None
+    return _address(text)
+
+
+def _name(text: str, bare: str) -> Name:
+    """A host name; what only looks like an address must not reach a resolver, which reads "10.1" as 10.0.0.1.
+
+    RFC 1123 section 2.1: the last label of a name is not a number.
+    """
+    last = bare.rstrip(".").rpartition(".")[2]
+    numeric = last.isdecimal() or last[:2].lower() == "0x" or not bare.strip("0123456789.-")
+    if not bare or numeric or any(c in "[]/%@,\\" or c.isspace() or not c.isprintable() for c in bare):
+        raise UsageError(f"target {text!r} is not an address", VALID)
+    if ":" in bare:
+        raise UsageError(f"target {text!r} is not an address", "ports are given with -p")
+    return Name(text)
+
+
+def _checked(text: str, first: Address, last: Address, zone: str | None) -> Span:
+    size = int(last) - int(first) + 1
+    if size > MOST_ADDRESSES:
+        shown = f"{size:,}" if size < 2**64 else f"2**{size.bit_length() - 1}"
+        raise UsageError(f"target {text!r} is {shown} addresses", "at most a /8 of IPv4 or a /104 of IPv6 at once")
+    if zone and not first.is_link_local:
+        raise UsageError(f"target {text!r}: only a link-local address has an interface", "leave out %" + zone)
+    if first.version == 6 and first.is_link_local and not zone:
+        raise UsageError(f"target {text!r} is link-local and needs its interface", f"write {first}%eth0")
+    return Span(text, *_unmapped(first.version, int(first), int(last)), zone)
+
+
+def _unmapped(version: int, first: int, last: int) -> tuple[int, int, int]:
+    """An IPv4-mapped IPv6 address is the IPv4 address, and as public as that."""
+    if version == 6 and first >> 32 == last >> 32 == MAPPED >> 32:
+        return 4, first - MAPPED, last - MAPPED
+    return version, first, last
+
+
+# --- who may be asked ----------------------------------------------------------------------------------------------
+
+
+def is_public(address: str) -> bool:
+    """Whether an address is globally routable (IANA special-purpose address registries, RFC 6890)."""
+    return _is_public(span_of(address, address.partition("%")[0]))
+
+
+def refuse_public(spans: Iterable[Span]) -> None:
+    """Raise UsageError when a span holds a globally routable address."""
+    for span in spans:
+        if _is_public(span):
+            address = next(span.addresses())
+            what = span.target if span.target == address or span.size > 1 else f"{span.target} ({address})"
+            raise UsageError(
+                f"{what} is globally routable and not scanned by accident",
+                "add --allow-public if you may scan it",
+            )
+
+
+def _is_public(span: Span) -> bool:
+    kind = KINDS[span.version]
+    return any(network.is_global for network in summarize_address_range(kind(span.first), kind(span.last)))
+
+
+# --- no address twice ----------------------------------------------------------------------------------------------
+
+
+def disjoint(spans: Iterable[Span]) -> Iterator[Span]:
+    """The spans without the addresses that an earlier one has."""
+    taken: dict[tuple[int, str | None], tuple[list[int], list[int]]] = {}  # firsts and lasts, sorted, disjoint
+    for span in spans:
+        firsts, lasts = taken.setdefault((span.version, span.zone), ([], []))
+        low = bisect_left(lasts, span.first)  # the taken ones that touch this span are low to high - 1
+        high = bisect_right(firsts, span.last)
+        at = span.first
+        for first, last in zip(firsts[low:high], lasts[low:high], strict=True):
+            if at < first:
+                yield span._replace(first=at, last=first - 1)
+            at = last + 1
+        if at <= span.last:
+            yield span._replace(first=at)
+        ends = min((span.first, *firsts[low:high])), max((span.last, *lasts[low:high]))
+        firsts[low:high], lasts[low:high] = [ends[0]], [ends[1]]
+
+
+# --- in which order ------------------------------------------------------------------------------------------------
+
+
+def probes(spans: Iterable[Span], ports: Sequence[int], seed: int = 0) -> Iterator[Probe]:
+    """Every port of every address, a block of hosts in turn and each host at another port.
+
+    So no host is asked many times in a row, no firewall sees one port asked everywhere at once, and neighbouring
+    ports of a host are asked far apart.
+    """
+    order = [ports[i] for i in walk(len(ports), seed)]
+    hosts = ((s.target, address, s.zone) for s in spans for address in s.addresses())
+    while block := list(islice(hosts, BLOCK)):
+        for turn in range(len(order)):
+            for place, (target, address, zone) in enumerate(block, turn):
+                yield Probe(target, address, order[place % len(order)], zone)
+
+
+def walk(size: int, seed: int = 0) -> Iterator[int]:
+    """Every number below ``size`` once, neighbours far apart: steps of about the golden ratio, coprime to ``size``."""
+    step = next(n for n in count(max(1, round(size * GOLDEN))) if gcd(n, size) == 1)
+    return ((seed + i * step) % size for i in range(size))
+
+
+def weave(stream: Iterable[Probe], extras: Sequence[Probe], every: int) -> Iterator[Probe]:
+    """The stream with one of ``extras`` after each ``every`` probes, and what is left of them at the end."""
+    left = iter(stream)
+    for extra in extras:
+        yield from islice(left, every)
+        yield extra
+    yield from left
