@@ -48,7 +48,7 @@ def listeners(*, source: str | None = None) -> Listing:
 def select(asked: Query, source: str | None = None) -> tuple[str, list[Socket], list[Gap]]:
     """Read with ``source`` or the first that works: its name, the sockets as it shows them, the gaps."""
     name, reading, failures = _read(push_down(asked), source)
-    return name, _keep(reading.sockets, asked.socket_test()), [*failures, *reading.gaps]
+    return name, _keep(_distinct(reading.sockets), asked.socket_test()), [*failures, *reading.gaps]
 
 
 def push_down(asked: Query) -> Wanted:
@@ -85,6 +85,19 @@ def _read(wanted: Wanted, name: str | None) -> tuple[str, Reading, list[Gap]]:
 def _reading(name: str, wanted: Wanted) -> Reading:
     source = sources.load(name)
     return source.parse(source.read(wanted))
+
+
+def _distinct(sockets: list[Socket]) -> list[Socket]:
+    """Each socket once, as it was seen last.
+
+    Linux remembers by position how far it has read its tables (inet_diag_dump_icsk, tcp_get_idx): a socket that
+    moves meanwhile, from one state to the next, may come twice.
+    """
+    inodes = [s.inode for s in sockets if s.inode]
+    if len(set(inodes)) == len(inodes):
+        return sockets
+    last = {s.inode: i for i, s in enumerate(sockets)}
+    return [s for i, s in enumerate(sockets) if not s.inode or last[s.inode] == i]
 
 
 def _keep(sockets: list[Socket], test: query.Test | None) -> list[Socket]:
