@@ -402,3 +402,25 @@ def test_hidepid_does_not_trouble_root(listener):
         [*command, sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
     )
     assert (run.stdout.strip(), run.stderr) == (f"[[{os.getpid()}]]", "")
+
+
+def test_without_a_free_descriptor_it_could_not_find_out():
+    """Not "nobody holds it": that would be a guess."""
+    script = (
+        "import os, resource, socket, sys\n"
+        "from portbook.enrich.descriptors import holders\n"
+        "from portbook.errors import SourceDenied\n"
+        "one = socket.socket()\n"
+        "inode = os.fstat(one.fileno()).st_ino\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
+        "taken = []\n"
+        "try:\n"
+        "    while True: taken.append(os.open('/dev/null', os.O_RDONLY))\n"
+        "except OSError: os.close(taken.pop())\n"  # one is left, for /proc itself; then none
+        "pids = [int(n) for n in os.listdir('/proc') if n.isdecimal()]\n"
+        "taken.append(os.open('/dev/null', os.O_RDONLY))\n"
+        "try: holders({inode}, pids)\n"
+        "except SourceDenied as error: print(error)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert "ulimit" in run.stdout, run.stderr

@@ -87,16 +87,6 @@ def table(text, protocol="tcp", family="ipv4", order="little"):
     return procfs.Raw((procfs.Table(protocol, family, text),), order)
 
 
-def test_a_row_that_comes_again_is_one_socket():
-    """The kernel writes a page at a time and counts rows: when one before is gone, the next page begins too early."""
-    lines = captured("tcp").splitlines(keepends=True)
-    again = procfs.parse(table(b"".join([*lines, *lines[1:]])))
-    once = procfs.parse(table(b"".join(lines)))
-    with_inode = [s for s in once.sockets if s.inode]
-    assert [s for s in again.sockets if s.inode] == with_inode
-    assert len(with_inode) == 6
-
-
 @pytest.mark.parametrize("text", [b"", b"  sl  local_address\n", b"  sl  local_address"])
 def test_an_empty_table_has_no_rows(text):
     assert procfs.parse(table(text)).sockets == []

@@ -8,12 +8,15 @@ exited: ``/proc/PID/task/TID/fd``, read only when inodes are still missing.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from typing import NamedTuple, NoReturn
+
+from portbook.errors import SourceDenied
 
 Holds = dict[int, tuple[int, ...]]  # inode to pids
 Tables = Iterable[int]  # pids whose tables are read
@@ -120,7 +123,9 @@ def walk(pids: Tables, wanted: Collection[int] | None) -> Found:
         except PermissionError:
             denied += 1
             continue
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):  # else every process would seem to hold nothing
+                raise SourceDenied(f"descriptors: /proc/{pid}/fd: {error.strerror}", "raise ulimit -n") from error
             continue
         holder = (pid,)
         for inode in held:

@@ -116,20 +116,14 @@ class _Addresses(dict[bytes, tuple[str, int, Reach]]):
 def parse(raw: Raw) -> Reading:
     """Read the tables; raise SourceGarbled."""
     sockets: list[Socket] = []
-    seen: set[int] = set()
     endpoints = _Addresses(raw.byteorder)
     for table in raw.tables:
         for number, line in enumerate(table.text.splitlines()[1:], 2):
             try:
-                row = _row(table, line.split(), endpoints, raw.netns)
+                sockets.append(_row(table, line.split(), endpoints, raw.netns))
             except (ValueError, KeyError, IndexError) as error:
                 name = TABLES[table.protocol, table.family]
                 raise SourceGarbled(f"procfs: /proc/net/{name} line {number}: {error}") from error
-            # The kernel writes a table a page at a time: when others close sockets in between, rows come a second time.
-            if row.inode not in seen:
-                sockets.append(row)
-            if row.inode:
-                seen.add(row.inode)
     return Reading(sockets, list(raw.gaps))
 
 
