@@ -106,11 +106,11 @@ class Namespace:
         return done.stdout
 
     def start(self, *command: str) -> subprocess.Popen[bytes]:
-        """Start a command that is ended with the namespace; what it says is in ``log``."""
+        """Start a command that ends with the namespace; its input is open and silent, what it says is in ``log``."""
         name = os.path.join(self._logs, str(len(self._started)))
         with self, open(name, "wb") as log:
             process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                ["setpriv", "--pdeathsig", "KILL", *command], stdin=subprocess.PIPE, stdout=log, stderr=log
             )  # fmt: skip
         self._started.append((process, name))
         return process
@@ -366,6 +366,8 @@ def _die_with(parent: int) -> None:
 
 
 def _reap(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin is not None:
+        process.stdin.close()
     try:
         process.wait(5)
     except subprocess.TimeoutExpired:

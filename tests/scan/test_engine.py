@@ -80,6 +80,22 @@ def outcomes(found: dict[tuple[str, int], Answer]) -> Counter[str]:
     return Counter(answer.outcome for answer in found.values())
 
 
+@pytest.fixture(scope="module")
+def home() -> Iterator[contextlib.AbstractContextManager[object]]:
+    """A network of the tests' own where that can be had: thousands of ports are asked, some of them other people's."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        yield contextlib.nullcontext()
+        return
+    with contextlib.closing(netlab.Namespace()) as space:
+        yield space
+
+
+@pytest.fixture(autouse=True)
+def at_home(home) -> Iterator[None]:
+    with home:
+        yield
+
+
 @pytest.fixture(params=["best", "plain", "asyncio"])
 def way(request, monkeypatch):
     """Every way to connect: with the short way over loopback, without, and as on Windows."""
@@ -327,6 +343,19 @@ def test_link_local_needs_its_interface():
             wrong = scanned(of("fe80::77", [80], "nosuch"))
     assert {port: a.outcome for (_, port), a in found.items()} == {80: "open", 81: "closed"}
     assert [(a.outcome, a.evidence.error) for a in wrong.values()] == [("error", "ENODEV")]
+
+
+@linux
+def test_without_loopback_nothing_is_reached_and_nothing_hangs():
+    netlab.needed()
+    with contextlib.closing(netlab.Namespace()) as space:
+        space.run("ip", "link", "set", "lo", "down")
+        with space:
+            tally = Tally()
+            places = [*of("127.0.0.1", range(1, 60)), *of("::1", range(1, 60))]
+            found = scanned(places, Limits(timeout_s=0.1), tally=tally)
+    assert outcomes(found).keys().isdisjoint({"open", "closed"})
+    assert len(found) + tally.skipped == len(places)
 
 
 # --- losses --------------------------------------------------------------------------------------------------------
@@ -603,6 +632,47 @@ def test_what_windows_is_told_about_loopback():
     assert calls[0][1] == SIO_TCP_INITIAL_RTO == 0x98000011
     assert calls[0][2] == NO_SYN_RETRANSMISSIONS == b"\xff\xff\xfe\x00"
     assert calls[0][3] == 4
+
+
+@linux
+def test_icmp_that_came_too_late_corrects_a_refusal(monkeypatch):
+    """The kernel may end the connect with ECONNREFUSED and queue why: that was no RST."""
+    late = tcp.Icmp(4, 3, 3, "127.0.0.1", 7, errno.ECONNREFUSED)
+    monkeypatch.setattr("portbook.scan.loopback.tcp.drain", lambda sock: [late])
+    with contextlib.closing(narrow()) as space, space:
+        found = scanned(of("127.0.0.1", range(1, 20)))
+    odd = {port: (answer.outcome, answer.evidence.kind) for (_, port), answer in found.items() if port == 7}
+    assert odd == {7: ("filtered", "icmp")}
+    assert outcomes(found) == {"closed": 18, "filtered": 1}
+
+
+@linux
+@pytest.mark.parametrize("after", [1, 300, 5000])
+def test_an_interrupt_leaves_nothing(after):
+    """Ctrl-C in the middle of a batch: its sockets are closed, the threads end."""
+    before, threads = descriptors(), threading.active_count()
+    answers = scan_tcp(of("127.0.0.1", range(1, 20_000)))
+    for _ in range(after):
+        next(answers)
+    with pytest.raises(KeyboardInterrupt):
+        answers.throw(KeyboardInterrupt())
+    assert (descriptors(), threading.active_count()) == (before, threads)
+
+
+@linux
+def test_an_interrupt_while_walking_leaves_nothing(monkeypatch):
+    before, threads = descriptors(), threading.active_count()
+    walked = Walker.walk
+
+    def interrupted(self: Walker, attempts: list) -> None:
+        walked(self, attempts)
+        if threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Walker, "walk", interrupted)
+    with deaf() as place, pytest.raises(KeyboardInterrupt):
+        list(scan_tcp(of("127.0.0.1", [place[1], *range(1, 1000)])))
+    assert (descriptors(), threading.active_count()) == (before, threads)
 
 
 @linux

@@ -24,6 +24,7 @@ from portbook.scan.schedule import BUFFER, Schedule
 
 DEFAULTS = Limits()
 EMFILE = tcp.judged(errno.EMFILE, sent=False)
+FORBIDDEN = tcp.judged(errno.EACCES, sent=False)
 NO_ROUTE = tcp.judged(errno.ENETUNREACH, sent=False)
 Network = Callable[[Attempt], tuple[Finding, float] | None]  # what comes back, and after how long; None: nothing
 
@@ -144,7 +145,7 @@ def nothing(_: Attempt) -> None:
 
 # --- what every scan keeps -----------------------------------------------------------------------------------------
 
-KINDS = st.sampled_from(["open", "closed", "silent", "slow", "unreachable", "at once", "itself"])
+KINDS = st.sampled_from(["open", "closed", "silent", "slow", "unreachable", "at once", "itself", "forbidden"])
 
 
 @settings(max_examples=60, deadline=None)
@@ -167,6 +168,7 @@ def test_every_probe_has_one_end(hosts, ports, kinds, window, retries, rate, bre
         "unreachable": (NO_ROUTE, 0.0),
         "at once": (CLOSED, 0.0),
         "itself": (SELF, 0.0),
+        "forbidden": (FORBIDDEN, 0.0),
     }
 
     def kind(attempt: Attempt) -> str:
@@ -188,7 +190,7 @@ def test_every_probe_has_one_end(hosts, ports, kinds, window, retries, rate, bre
     assert run.tally.open == run.outcomes["open"]
     assert run.tally.in_flight == 0
     assert run.transport.most_flying <= min(window, descriptors)
-    assert "error" not in run.outcomes
+    assert {answer.evidence.error for answer in run.answers if answer.outcome == "error"} <= {"EACCES"}
     if breaker is None:
         assert run.tally.skipped == 0
     if rate is not None:
@@ -317,6 +319,16 @@ def test_a_trial_takes_the_port_that_is_likeliest_to_answer():
     assert run.outcomes == {"open": 501, "filtered": 499}
     moves = [event.text.split(":")[0] for event in run.events]
     assert moves == ["closed to open", "open to half-open", "half-open to closed"]
+
+
+def test_a_trial_that_cannot_be_made_does_not_hold_up_the_rest():
+    def network(attempt: Attempt) -> tuple[Finding, float] | None:
+        if number(attempt) == 0:
+            return CLOSED, 0.02
+        return (FORBIDDEN, 0.0) if attempt.begun > 101.5 else None
+
+    run = Run(probes(2, 100), network, breaker=BreakerSettings())
+    assert len(run.answers) + run.tally.skipped == 200
 
 
 def test_a_host_that_comes_back_is_asked_again():

@@ -14,6 +14,7 @@ COMMANDS = {
     "dial": "dial",
     "wait": "wait",
     "scan": "scan",
+    "probe": "probe",
     "sources": "sources",
     "man": "man",
 }

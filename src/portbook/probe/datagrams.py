@@ -133,7 +133,7 @@ def parse_extended_error(data: bytes) -> Evidence:
     number, origin, kind, code, _, _, _ = EXTENDED_ERROR.unpack_from(data)
     name = errno.errorcode.get(number)
     if origin not in ORIGIN_ICMP:
-        return Evidence("errno", errno=number, error=name, text=os.strerror(number))
+        return Evidence("errno", errno=number, error=name, text=os.strerror(number) if name else None)
     return Evidence("icmp", errno=number, error=name, icmp_type=kind, icmp_code=code, sender=_offender(data[16:]))
 
 

@@ -476,7 +476,8 @@ class _Scan:
             return
         host = port.host
         host.heard, host.gone = True, None
-        host.losses.answered(port.counted)
+        if len(port.asked) == 1 and not port.asked[0].elsewhere:  # else another question, not another attempt, did it
+            host.losses.answered(port.counted)
         if not host.refusals.known:  # else those tell better: a service may have to think
             self._measure(port, now)
         recognised = payloads.recognise(reply, port.asked)

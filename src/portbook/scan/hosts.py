@@ -66,7 +66,7 @@ class Host:
         self.outstanding = 0  # attempts that are not answered for good
         self.waiting: deque[Attempt] = deque()  # read, and held back by caution or the breaker
         self.queued = False  # it is among those that may have something to begin
-        self.unmeasured: list[Attempt] = []  # begun before the first round trip was measured
+        self.unmeasured: set[Attempt] = set()  # in flight, begun before the first round trip was measured
 
     @property
     def on_trial(self) -> bool:
@@ -134,7 +134,7 @@ class Hosts:
         return breaker.may_ask(now)
 
     def failed(self, attempt: Attempt, now: float) -> bool:
-        """Take note of a silence, or of "unreachable"; True when the host is given up for it."""
+        """Take note that a port was asked in vain; True when its host is given up for it."""
         host = attempt.host
         host.silent = True
         breaker = host.breaker

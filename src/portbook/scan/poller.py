@@ -58,19 +58,16 @@ class Poller:
 
     def _past_loopback(self, attempts: Sequence[Attempt]) -> Sequence[Attempt]:
         """What is left to connect here: all but what the way over loopback has taken care of."""
-        if self._loopback is None:
+        local = [attempt for attempt in attempts if attempt.host.loopback] if self._loopback is not None else []
+        if not local or self._loopback is None:
             return attempts
-        local = [attempt for attempt in attempts if attempt.host.loopback]
-        if not local:
-            return attempts
-        self._loopback.run(local)
-        rest = []
-        for attempt in attempts:
-            if attempt.socket is not None:
-                self._selector.register(attempt.socket, EVENT_WRITE, attempt)  # type: ignore[arg-type]  # a socket
-            elif attempt.finding is None:
-                rest.append(attempt)
-        return rest
+        try:
+            self._loopback.run(local)
+        finally:  # after Ctrl-C too: what is registered is closed
+            for attempt in local:
+                if attempt.socket is not None:
+                    self._selector.register(attempt.socket, EVENT_WRITE, attempt)  # type: ignore[arg-type]  # a socket
+        return [attempt for attempt in attempts if attempt.finding is None and attempt.socket is None]
 
     def _connect(self, attempt: Attempt) -> None:
         _, address, port, zone = attempt.probe

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from heapq import heappop, heappush
-from itertools import count
-from typing import NamedTuple
 
 from portbook.probe.outcome import SILENCE, Answer, Outcome
 from portbook.probe.request import Event, Limits, Listener, Probe, Tally
@@ -20,6 +17,7 @@ from portbook.resilience import SCARCE, BreakerSettings
 from portbook.scan.attempt import Attempt
 from portbook.scan.hosts import Host, Hosts
 from portbook.scan.pacing import TokenBucket, attempts_needed
+from portbook.scan.patience import Patience
 from portbook.scan.window import Window
 
 BUFFER = 1 << 16  # attempts held back or waiting for a later pass; about 15 MB
@@ -28,15 +26,8 @@ REMOTE_AT_ONCE = 128  # connects in one turn, before answers are looked at: they
 PASS_PAUSE_S = 0.1  # before a silent port is asked again: what a short burst overran has recovered
 LEAST_REPEATED = 8
 MOST_WAIT_S = 1.0
+UNHEARD = frozenset(("unreachable", "error"))  # outcomes that say nothing of the host itself
 RAN_OUT = SCARCE | {f"WSA{name}" for name in SCARCE}
-
-
-class Limit(NamedTuple):
-    """When an attempt has been in flight for too long; the number keeps entries of one time apart."""
-
-    at: float
-    number: int
-    attempt: Attempt
 
 
 class Schedule:
@@ -71,8 +62,7 @@ class Schedule:
         self._again: deque[Attempt] = deque()  # to be begun once more, the attempt not counted
         self._ready: deque[Host] = deque()  # which may have something to begin of what was held back
         self._repeats: deque[Attempt] = deque()  # by due time
-        self._ends: list[Limit] = []
-        self._number = count()
+        self._patience = Patience(limits.timeout_s)
 
     @property
     def finished(self) -> bool:
@@ -195,45 +185,25 @@ class Schedule:
 
     def watch(self, attempts: Iterable[Attempt]) -> None:
         """Set a time limit for those of the begun attempts that are not decided."""
-        for attempt in attempts:
-            if attempt.finding is None:
-                self._limit(attempt)
-                if self._limits.timeout_s is None and attempt.host.trip.srtt_s is None:
-                    attempt.host.unmeasured.append(attempt)
-
-    def _limit(self, attempt: Attempt) -> None:
-        heappush(self._ends, Limit(self._end(attempt), next(self._number), attempt))
-
-    def _end(self, attempt: Attempt) -> float:
-        timeout_s = self._limits.timeout_s
-        return attempt.begun + (attempt.host.trip.timeout_s(attempt.number) if timeout_s is None else timeout_s)
+        self._patience.watch(attempts)
 
     def expired(self, now: float) -> list[Attempt]:
         """What has been in flight for too long; each is silent, and still to be settled."""
-        self._now = now
-        silent = []
-        while self._ends and self._ends[0].at <= now:
-            attempt = heappop(self._ends).attempt
-            if not attempt.flying or attempt.finding is not None:
-                continue
-            if self._end(attempt) > now:  # the host turned out to be slower than thought
-                self._limit(attempt)
-                continue
-            attempt.finding = SILENT
-            silent.append(attempt)
-        return silent
+        return self._patience.expired(now)
+
+    def flying(self) -> list[Attempt]:
+        """What is in flight and not decided."""
+        return self._patience.flying()
 
     def wait_s(self, now: float) -> float:
         """How long nothing can be done, if nothing is decided meanwhile."""
-        while self._ends and not self._ends[0].attempt.flying:
-            heappop(self._ends)
         if self.answers or self.finished:
             return 0.0
         return min(MOST_WAIT_S, max(0.0, min(self._next_times(), default=now + MOST_WAIT_S) - now))
 
     def _next_times(self) -> Iterator[float]:
-        if self._ends:
-            yield self._ends[0].at
+        if (end_at := self._patience.next_at) is not None:
+            yield end_at
         if self.deadline is not None:
             yield self.deadline
         if self._in_flight < self._window.size:
@@ -258,6 +228,7 @@ class Schedule:
             attempt.flying = False
             self._in_flight -= 1
             host.in_flight -= 1
+            host.unmeasured.discard(attempt)
             self._repeating -= attempt.number > 1
             self._settle(attempt, host, attempt.finding or SILENT)
             if host.waiting:
@@ -274,9 +245,9 @@ class Schedule:
         elif outcome == "error" and evidence.error in RAN_OUT:
             self._short(attempt, finding)
         else:
-            if outcome == "unreachable":
+            if outcome in UNHEARD:
                 self._failed(attempt, host)
-            elif outcome != "error":
+            else:
                 self._heard(attempt, host)
             self._window.fed()
             self._answer(attempt, finding)
@@ -284,10 +255,7 @@ class Schedule:
     def _heard(self, attempt: Attempt, host: Host) -> None:
         host.answered(attempt)
         if host.unmeasured and host.trip.srtt_s is not None:
-            for earlier in host.unmeasured:
-                if earlier.flying:
-                    self._limit(earlier)
-            host.unmeasured.clear()
+            self._patience.measured(host)
 
     def _silent(self, attempt: Attempt, host: Host) -> None:
         self._failed(attempt, host)
@@ -321,6 +289,7 @@ class Schedule:
 
     def _unheard(self, attempt: Attempt, outcome: Outcome) -> None:
         self.tally.silent += 1
+        attempt.rtt_s = None
         self._answer(attempt, Finding(outcome, SILENCE))
 
     def _answer(self, attempt: Attempt, finding: Finding) -> None:
@@ -346,13 +315,10 @@ class Schedule:
                 text = f"{finding.evidence.error}: at most {self._window.size} probes at once for now"
                 self._say("descriptors", None, text)
         elif not self._window.starve(self._now):
+            self._failed(attempt, attempt.host)
             self._answer(attempt, finding)
             return
         self._once_more(attempt)
-
-    def flying(self) -> list[Attempt]:
-        """What is in flight and not decided."""
-        return list(dict.fromkeys(limit.attempt for limit in self._ends if limit.attempt.flying))
 
     def stop(self, now: float) -> None:
         """The time is up: what was asked has timed out, what was not is skipped, the stream is read no further."""
@@ -361,7 +327,6 @@ class Schedule:
         left = [*self.flying(), *self._again, *self._repeats, *held]
         self._exhausted = True
         self._in_flight = self._buffered = self.tally.in_flight = 0
-        self._ends.clear()
         for pending in (self._again, self._repeats, *(host.waiting for host in self._hosts)):
             pending.clear()
         skipped = sum(self._leave(attempt) for attempt in left)
