@@ -424,3 +424,22 @@ def test_without_a_free_descriptor_it_could_not_find_out():
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert "ulimit" in run.stdout, run.stderr
+
+
+def test_a_table_with_holes_is_read_whole():
+    """Numbers are tried before anything is listed: what is beyond them must come all the same, and once."""
+    with socket.socket() as one, socket.socket() as other:
+        high = os.dup2(other.fileno(), 500)
+        try:
+            directory = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                names = [n for n in descriptors._names(directory) if os.path.lexists(f"/proc/self/fd/{n}")]
+            finally:
+                os.close(directory)
+            inodes = {os.fstat(one.fileno()).st_ino, os.fstat(high).st_ino}
+            assert str(high) in names
+            assert str(one.fileno()) in names
+            assert len(names) == len(set(names))
+            assert holders(inodes).by_inode == dict.fromkeys(inodes, (os.getpid(),))
+        finally:
+            os.close(high)

@@ -139,11 +139,11 @@ def table(path: str, links: Collection[str] | None) -> list[int]:
     readlink = os.readlink
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for name in os.listdir(directory):
+        for name in _names(directory):
             try:
                 link = readlink(name, dir_fd=directory)
             except FileNotFoundError:
-                continue  # closed meanwhile
+                continue  # not open, or closed meanwhile
             if link in links if links is not None else link[:8] == LINK:
                 held.add(link)
                 if links is not None and len(held) == len(links):
@@ -153,6 +153,20 @@ def table(path: str, links: Collection[str] | None) -> list[int]:
     finally:
         os.close(directory)
     return [int(link[8:-1]) for link in held]
+
+
+def _names(directory: int) -> Iterator[str]:
+    """Every descriptor of an open /proc/PID/fd, with as little listing as can be: that costs a fifth of reading.
+
+    As many numbers from 0 on as there are open descriptors are tried without asking, for most tables have no holes;
+    only what lies above is listed. The position in the directory is the number plus 2, for "." and ".."
+    (proc_readfd_common in fs/proc/fd.c). Before Linux 6.2 the count is 0 and everything is listed.
+    """
+    count = os.fstat(directory).st_size
+    yield from map(str, range(count))
+    if count:
+        os.lseek(directory, count + 2, os.SEEK_SET)
+    yield from os.listdir(directory)
 
 
 def _descriptors(pids: Tables) -> dict[int, int]:
