@@ -86,8 +86,10 @@ class Host:
         self.answers += 1
         self.losses += attempt.number - 1
         finding, rtt_s = attempt.finding, attempt.rtt_s
-        if rtt_s is not None and finding is not None and finding.evidence.sender in (None, self.address):
-            self.trip.measured(rtt_s)  # a new socket for each attempt: Karn's rule is kept. A router is not the host
+        if rtt_s is not None and finding is not None:
+            sender = finding.evidence.sender
+            if sender is None or sender == self.address:  # a router is not the host
+                self.trip.measured(rtt_s)  # a new socket for each attempt: Karn's rule is kept
         if not self.heard:
             self.heard, self.given_up = True, False
             if self.breaker is not None:

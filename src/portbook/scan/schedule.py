@@ -97,24 +97,21 @@ class Schedule:
     def _begun(self, room: int) -> Iterator[Attempt]:
         remote = 0
         while room > 0 and remote < REMOTE_AT_ONCE and (attempt := self._next()) is not None:
-            self._count(attempt)
+            host = attempt.host
+            if attempt.number:
+                self.tally.repeated += 1
+                self._repeating += 1
+            elif not attempt.begun:
+                self.tally.asked += 1
+            if not host.heard:
+                attempt.trial = host.on_trial
+            attempt.number += 1
+            attempt.begun = self._now
+            attempt.flying = True
+            host.in_flight += 1
             room -= 1
-            remote += not attempt.host.loopback
+            remote += not host.loopback
             yield attempt
-
-    def _count(self, attempt: Attempt) -> None:
-        host = attempt.host
-        if attempt.number:
-            self.tally.repeated += 1
-            self._repeating += 1
-        elif not attempt.begun:
-            self.tally.asked += 1
-        if not host.heard:
-            attempt.trial = host.on_trial
-        attempt.number += 1
-        attempt.begun = self._now
-        attempt.flying = True
-        host.in_flight += 1
 
     def _next(self) -> Attempt | None:
         if self._again:
@@ -228,8 +225,10 @@ class Schedule:
             attempt.flying = False
             self._in_flight -= 1
             host.in_flight -= 1
-            host.unmeasured.discard(attempt)
-            self._repeating -= attempt.number > 1
+            if host.unmeasured:
+                host.unmeasured.discard(attempt)
+            if attempt.number > 1:
+                self._repeating -= 1
             self._settle(attempt, host, attempt.finding or SILENT)
             if host.waiting:
                 self._queue(host)
