@@ -39,6 +39,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -247,7 +248,7 @@ def relay(one: Namespace, other: Namespace, delay_s: float, loss: float, seed: i
     """Join two namespaces with devices ``link0`` between which a forked process copies frames, late and not all."""
     devices = [_tap(one, "link0"), _tap(other, "link0")]
     parent = os.getpid()
-    child = os.fork()
+    child = _fork()
     if child == 0:
         try:
             _die_with(parent)
@@ -316,7 +317,7 @@ def call(function: Callable[..., Any], *arguments: Any, limit_s: float = LIMIT_S
     """Call a function in a forked child; return what it returned, fail with the traceback of what it raised."""
     reader, writer = os.pipe()
     parent = os.getpid()
-    child = os.fork()
+    child = _fork()
     if child == 0:
         os.close(reader)
         _die_with(parent)
@@ -333,6 +334,13 @@ def call(function: Callable[..., Any], *arguments: Any, limit_s: float = LIMIT_S
     if not ok:
         raise AssertionError(value)
     return value
+
+
+def _fork() -> int:
+    """Python 3.12 warns when there are threads; the child uses none of what they may hold."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
 
 
 def _answer(writer: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

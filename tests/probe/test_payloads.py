@@ -7,8 +7,10 @@ that have no daemon light enough for a test.
 from __future__ import annotations
 
 import hmac
+import re
 import socket
 import struct
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 
 from portbook.probe import payloads
 from portbook.probe.payloads import LONGEST, PAYLOADS, UNKNOWN, Payload, described, for_port, recognise
+from portbook.query import read_ports
 
 REQUIRED = {
     *("domain", "mdns", "ntp", "snmp", "ssdp", "netbios-ns", "tftp", "sunrpc", "cldap", "sip", "stun", "quic"),
@@ -292,3 +295,16 @@ def test_what_a_stranger_says_is_one_printable_line() -> None:
 def test_a_reply_that_nobody_knows_is_described() -> None:
     assert described(b"hi\0there") == "8 bytes: hi.there"
     assert described(b"") == "an empty datagram"
+
+
+def test_the_page_lists_every_service_with_its_ports() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "probe.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| `([^`]+)` \| ([0-9, -]+) \|", page, re.MULTILINE))
+    in_page = {
+        service: {n for low, high in read_ports(text.replace(" ", "")) for n in range(low, high + 1)}
+        for service, text in listed.items()
+    }
+    in_table: dict[str, set[int]] = {}
+    for payload in PAYLOADS:
+        in_table.setdefault(payload.service, set()).update(payload.ports)
+    assert in_page == in_table

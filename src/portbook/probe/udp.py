@@ -340,9 +340,10 @@ class _Scan:
     def _fail(self, port: _Port, error: OSError) -> None:
         """Give up what this machine could not ask; or postpone it, when it lacks what others will give back."""
         fault = classify(error)
+        may_pass = bool(self._tally.in_flight or self._kept)
         if fault.posix in OUT_OF_DESCRIPTORS:
             self._have_fewer_sockets()
-        if (fault.scarce or fault.posix in NOT_NOW) and self._tally.in_flight and not port.is_control:
+        if (fault.scarce or fault.posix in NOT_NOW) and may_pass and not port.is_control:
             port.host.next_turn_at = monotonic() + SCARCE_S
             self._shelve(port)
             self._settle(port)
