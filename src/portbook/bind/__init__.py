@@ -1,0 +1,1 @@
+"""Can I have this port, and if not, why not."""
