@@ -21,8 +21,9 @@ ROOT = Path(__file__).parents[2]
 LAB = Path(os.environ.get("PORTBOOK_WINLAB") or ROOT / ".winlab")
 # The pure halves too: what is parsed must not depend on the platform.
 EVERYWHERE = [f"tests/sources/test_{name}.py" for name in ("iphlpapi", "netstat", "psutil_")]
+EVERYWHERE += [f"tests/bind/test_{name}.py" for name in ("netsh", "httpsys", "portproxy")]
 LIMIT_S = 240
-REPLAYED = ("netstat", "tasklist")
+REPLAYED = ("netstat", "tasklist", "netsh")
 # What winrun and winns say when the tests were not run to their end.
 TIME_OUT, IN_USE = 124, 75
 
@@ -96,6 +97,13 @@ def test_commands_are_run_and_their_answers_read(lab, replaying, capsys):
     show(capsys, counts)
     assert counts["passed"] >= 20
     assert counts["skipped"] == 2  # netstat of Wine, netstat of Windows
+
+
+def test_netsh_is_run_and_its_answers_read(lab, replaying, capsys):
+    counts = run_pytest(lab, "tests/windows/test_netsh.py", **replaying)
+    show(capsys, counts)
+    assert counts["passed"] >= 35
+    assert counts["skipped"] == 2  # netsh of Wine, netsh of Windows
 
 
 @pytest.mark.parametrize(
