@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -91,8 +93,24 @@ def test_no_answer_in_time_and_nothing_is_left_running(scripted, monkeypatch, tm
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
+def test_an_interrupt_leaves_nothing_running(scripted, tmp_path):
+    scripted.says(f"echo $$ >{tmp_path}/pid; sleep 0.5; kill -INT $PPID; exec sleep 60")
+    with pytest.raises(KeyboardInterrupt):
+        netsh.excluded_ranges(["tcp"], ["ipv4"])
+    assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
+
+
+def test_nothing_is_kept_open(scripted):
+    scripted.says(f'[ "$2" = ipv6 ] && exit 1\n{ROWS}')
+    before, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+    for _ in range(20):
+        netsh.ask(netsh.excluded_questions(["tcp", "udp"], ["ipv4", "ipv6"]))
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert threading.active_count() == threads
+
+
 def test_output_that_somebody_else_keeps_open(scripted, monkeypatch):
-    scripted.says("sleep 5 & exit 0")
+    scripted.says("sleep 3 & exit 0")
     monkeypatch.setattr(netsh, "TIMEOUT_S", 1.0)
     with pytest.raises(SourceTimeout, match="output does not end"):
         netsh.excluded_ranges(["tcp"], ["ipv4"])

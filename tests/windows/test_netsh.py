@@ -62,7 +62,8 @@ def test_a_program_that_is_not_there(monkeypatch):
 
 @pytest.fixture
 def replay(monkeypatch):
-    """Say what the program shall print, and how it shall end."""
+    """Say what the program shall print, and how it shall end. Python starts slower than netsh."""
+    monkeypatch.setattr(netsh, "TIMEOUT_S", 50.0)
 
     def say(**variables: str | Path) -> None:
         for name, value in variables.items():

@@ -5,6 +5,9 @@ process takes the requests tells ``netsh http show servicestate view=requestq`` 
 Its words are translated. What is not: a queue begins in the first column and all that belongs to it is indented; URLs
 begin with HTTP:// or HTTPS://; a process is a number alone in its line, or with its image behind a comma ("ID: 944,
 image: ..."), as newer systems have it.
+
+A queue has the name that its process gave it, and a line break in there could forge rows. So this is evidence for
+people; a process is not to be ended because of it alone.
 """
 
 from __future__ import annotations
@@ -152,12 +155,12 @@ def _blocks(lines: Iterable[str]) -> Iterator[_Block]:
 
 
 def _name(value: str) -> str | None:
-    """That a queue has no name is said by a sentence, which ends as sentences do."""
+    """That a queue has no name is said by a sentence, which ends as sentences do; see also _with_unique_names."""
     return None if value.endswith((".", "\u3002")) else value
 
 
 def _with_unique_names(queues: Iterable[HttpQueue]) -> tuple[HttpQueue, ...]:
-    """Names are unique (HttpCreateRequestQueue, http.h): what several have is the sentence for having none."""
+    """A queue is opened by its name (HttpCreateRequestQueue, http.h): what several have is the sentence for none."""
     queues = tuple(queues)
     often = Counter(queue.name for queue in queues)
     return tuple(replace(queue, name=None) if often[queue.name] > 1 else queue for queue in queues)
