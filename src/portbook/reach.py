@@ -17,6 +17,7 @@ from msgspec import Struct
 from portbook import query
 from portbook.errors import UsageError
 from portbook.probe import tcp
+from portbook.probe.endpoint import endpoint
 from portbook.probe.outcome import Evidence, Outcome
 from portbook.probe.tls import Tls, handshake
 from portbook.records import SCHEMA
@@ -178,14 +179,14 @@ async def _ask_async(port: int, place: Place, timeout_s: float) -> tcp.Asked:
     finding = tcp.UNHEARD
     try:
         sock = tcp.create(place.address)
-        connecting = asyncio.get_running_loop().sock_connect(sock, tcp.endpoint(place.address, port, place.zone))
+        connecting = asyncio.get_running_loop().sock_connect(sock, endpoint(place.address, port, place.zone))
         await asyncio.wait_for(connecting, timeout_s)
         finding = tcp.established(sock)
     except TimeoutError:
         finding = tcp.UNHEARD
     except OSError as error:
-        icmp = tcp.kept(sock, port) if sock is not None and tcp.LINUX else None
-        finding = tcp.icmp_finding(icmp) if icmp else tcp.weighed(classify(error), error.errno or 0)
+        icmp = tcp.icmp_kept(sock, port) if sock is not None else None
+        finding = icmp or tcp.weighed(classify(error), error.errno or 0)
     except asyncio.CancelledError:
         if sock is not None:
             tcp.abort(sock)

@@ -16,11 +16,13 @@ from itertools import count
 import pytest
 
 from portbook.probe import tcp
+from portbook.probe.error_queue import Kept
 from portbook.probe.initial_rto import NO_SYN_RETRANSMISSIONS, SIO_TCP_INITIAL_RTO, refuse_at_once
 from portbook.probe.outcome import Answer
+from portbook.probe.pacing import TokenBucket
 from portbook.probe.request import Event, Limits, Probe, Tally
 from portbook.resilience import BreakerSettings
-from portbook.scan import engine, pacing
+from portbook.scan import engine
 from portbook.scan.engine import scan_tcp
 from portbook.scan.loopback import Loopback, Walker
 from portbook.scan.poller import Poller
@@ -532,7 +534,7 @@ def test_the_rate_is_kept(way):
     tally = Tally()
     began = time.perf_counter()
     for _ in scan_tcp(of("127.0.0.1", range(1, 101)), limits, tally=tally):
-        assert tally.asked <= limits.rate * (time.perf_counter() - began) + pacing.TokenBucket(200.0, 0.0).burst + 1
+        assert tally.asked <= limits.rate * (time.perf_counter() - began) + TokenBucket(200.0, 0.0).burst + 1
     assert tally.asked == 100
 
 
@@ -637,8 +639,8 @@ def test_what_windows_is_told_about_loopback():
 @linux
 def test_icmp_that_came_too_late_corrects_a_refusal(monkeypatch):
     """The kernel may end the connect with ECONNREFUSED and queue why: that was no RST."""
-    late = tcp.Icmp(4, 3, 3, "127.0.0.1", 7, errno.ECONNREFUSED)
-    monkeypatch.setattr("portbook.scan.loopback.tcp.drain", lambda sock: [late])
+    late = Kept(4, 3, 3, "127.0.0.1", 7, errno.ECONNREFUSED)
+    monkeypatch.setattr("portbook.probe.error_queue.drain", lambda sock: [late])
     with contextlib.closing(narrow()) as space, space:
         found = scanned(of("127.0.0.1", range(1, 20)))
     odd = {port: (answer.outcome, answer.evidence.kind) for (_, port), answer in found.items() if port == 7}

@@ -22,7 +22,7 @@ class Limits(Struct, frozen=True):
 
     timeout_s: float | None = None  # of one attempt; None: adapted to the round trips measured (RFC 6298)
     retries: int = 1  # more attempts for a port that was silent
-    most_retries: int = 7  # when the host's answers to further attempts show that packets get lost; see scan/pacing.py
+    most_retries: int = 7  # when the host's answers to further attempts show that packets get lost; see probe/pacing.py
     rate: float | None = None  # probes started a second, at most
     concurrency: int | None = None  # probes in flight, at most; None: what the descriptor limit allows
     deadline_s: float | None = None  # for everything

@@ -12,11 +12,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter
 
+from portbook.probe.descriptors import window_size
 from portbook.probe.outcome import Answer
 from portbook.probe.request import Limits, Listener, Probe, Tally
 from portbook.resilience import BreakerSettings
 from portbook.scan.attempt import Transport
-from portbook.scan.pacing import window_size
 from portbook.scan.schedule import Schedule
 
 BREAKER = BreakerSettings()
