@@ -25,8 +25,8 @@ import pytest
 
 from portbook.cli.progress import in_words
 from portbook.cli.replace import real_path
-from portbook.cli.scan import Interrupt
 from portbook.cli.scan import command as scan_command
+from portbook.cli.survey import Interrupt
 from portbook.errors import StoreError
 from tests.components import need
 

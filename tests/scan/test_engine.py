@@ -417,9 +417,9 @@ def test_dead_hosts_are_left_alone(network):
     with network.target, listening("0.0.0.0", port=80), network.client:
         found = scanned(
             whole_network([80, *range(1000, 1099)]),
+            Limits(breaker=BreakerSettings(pause_s=0.2, trials=2)),
             tally=tally,
             tell=events.append,
-            breaker=BreakerSettings(pause_s=0.2, trials=2),
         )
     for address in LIVE:
         mine = {port: answer.outcome for (host, port), answer in found.items() if host == address}
@@ -437,7 +437,7 @@ def test_dead_hosts_are_left_alone(network):
 def test_without_a_breaker_every_port_is_asked(network):
     events: list[Event] = []
     with network.client:
-        found = scanned(whole_network(range(1000, 1003)), Limits(timeout_s=0.2), tell=events.append, breaker=None)
+        found = scanned(whole_network(range(1000, 1003)), Limits(timeout_s=0.2, breaker=None), tell=events.append)
     assert outcomes(found) == {"closed": 4 * 3, "filtered": 252 * 3}
     assert events == []
 

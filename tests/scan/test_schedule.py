@@ -12,6 +12,7 @@ from random import Random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from portbook.probe import tcp
 from portbook.probe.error_queue import Kept
@@ -107,7 +108,12 @@ class Run:
         self.events = []
         self.answers: list[Answer] = []
         self.schedule = Schedule(
-            probes, limits, window, self.began, tally=self.tally, tell=self.events.append, breaker=breaker
+            probes,
+            replace(limits, breaker=breaker),
+            window,
+            self.began,
+            tally=self.tally,
+            tell=self.events.append,
         )
         for _ in range(2_000_000):
             if self.schedule.finished:

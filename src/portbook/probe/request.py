@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
+from portbook.resilience import BreakerSettings
+
 
 class Probe(NamedTuple):
     """One question: one port of one address. Streams of these may be millions long."""
@@ -26,6 +28,7 @@ class Limits(Struct, frozen=True):
     rate: float | None = None  # probes started a second, at most
     concurrency: int | None = None  # probes in flight, at most; None: what the descriptor limit allows
     deadline_s: float | None = None  # for everything
+    breaker: BreakerSettings | None = BreakerSettings()  # when hosts that answer no TCP are left alone; None: never
 
 
 class Event(Struct, frozen=True):

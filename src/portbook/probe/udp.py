@@ -568,7 +568,9 @@ class _Scan:
         service = service or service_name(probe.port, "udp")
         attempts = max(port.attempts, 1)
         self._answers.append(
-            Answer(probe.target, probe.address, probe.port, "udp", outcome, evidence, rtt_ms, attempts, service)
+            Answer(
+                probe.target, probe.address, probe.zone, probe.port, "udp", outcome, evidence, rtt_ms, attempts, service
+            )
         )
 
     def _drop(self, port: _Port) -> None:

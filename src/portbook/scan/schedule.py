@@ -14,7 +14,7 @@ from portbook.probe.outcome import SILENCE, Answer, Outcome
 from portbook.probe.pacing import TokenBucket
 from portbook.probe.request import Event, Limits, Listener, Probe, Tally
 from portbook.probe.tcp import SELF, SELF_TRIES, SILENT, Finding
-from portbook.resilience import SCARCE, BreakerSettings
+from portbook.resilience import SCARCE
 from portbook.scan.attempt import Attempt
 from portbook.scan.hosts import Host, Hosts
 from portbook.scan.patience import Patience
@@ -42,7 +42,6 @@ class Schedule:
         *,
         tally: Tally | None = None,
         tell: Listener | None = None,
-        breaker: BreakerSettings | None = None,
     ) -> None:
         self.tally = tally if tally is not None else Tally()
         self.answers: list[Answer] = []  # given out since the engine last took them
@@ -55,7 +54,7 @@ class Schedule:
         self._quota = 0  # probes that may still be read in this turn
         self._bucket = TokenBucket(limits.rate, now)
         self._window = Window(window, now)
-        self._hosts = Hosts(breaker, lambda address, text: self._say("breaker", address, text))
+        self._hosts = Hosts(limits.breaker, lambda address, text: self._say("breaker", address, text))
         self._in_flight = 0
         self._repeating = 0  # of those in flight, attempts beyond the first
         self._buffered = 0  # held back by hosts, or waiting for a later pass
@@ -290,9 +289,9 @@ class Schedule:
 
     def _answer(self, attempt: Attempt, finding: Finding) -> None:
         outcome, evidence = finding
-        target, address, port, _ = attempt.probe
+        target, address, port, zone = attempt.probe
         rtt_ms = None if attempt.rtt_s is None else round(attempt.rtt_s * 1000, 3)
-        self.answers.append(Answer(target, address, port, "tcp", outcome, evidence, rtt_ms, attempt.number))
+        self.answers.append(Answer(target, address, zone, port, "tcp", outcome, evidence, rtt_ms, attempt.number))
         attempt.host.outstanding -= 1
         self.tally.answered += 1
         self.tally.open += outcome == "open"
