@@ -10,6 +10,7 @@ import pytest
 
 from portbook import errors, query, records, sources
 from portbook.cli import COMMANDS, portbook
+from portbook.probe.outcome import Answer, Evidence
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -22,7 +23,7 @@ def first_cells(page: str) -> set[str]:
 
 
 def test_json_page_has_exactly_the_fields_of_the_records() -> None:
-    kinds = (records.Listing, records.Socket, records.Owner, records.Gap, records.Holding)
+    kinds = (records.Listing, records.Socket, records.Owner, records.Gap, records.Holding, Answer, Evidence)
     fields = {field for kind in kinds for field in kind.__struct_fields__}
     assert first_cells((DOCS / "json.md").read_text()) == fields
 

@@ -25,9 +25,14 @@ if TYPE_CHECKING:
     )
     from portbook.holding import who
     from portbook.inventory import listeners, take
+    from portbook.probe.outcome import Answer
+    from portbook.probe.request import Limits
     from portbook.query import Query, parse
     from portbook.reach import Dial, dial, dial_async
     from portbook.records import Gap, Holder, Holding, Listing, Owner, Socket
+    from portbook.scan import Package
+
+    scan: Package  # to call
 
 # Where each public name lives; it is imported when first used, so that "portbook --version" need not import it all.
 _HOMES = {
@@ -35,16 +40,20 @@ _HOMES = {
     "StoreError RemoteError",
     "holding": "who",
     "inventory": "listeners take",
+    "probe.outcome": "Answer",
+    "probe.request": "Limits",
     "query": "Query parse",
     "reach": "Dial dial dial_async",
     "records": "Gap Holder Holding Listing Owner Socket",
 }
 
 __all__ = [
+    "Answer",
     "Dial",
     "Gap",
     "Holder",
     "Holding",
+    "Limits",
     "Listing",
     "Owner",
     "PortbookError",
@@ -62,6 +71,7 @@ __all__ = [
     "dial_async",
     "listeners",
     "parse",
+    "scan",
     "take",
     "who",
 ]
@@ -70,6 +80,8 @@ __all__ = [
 def __getattr__(name: str) -> object:
     from importlib import import_module
 
+    if name == "scan":  # a package, whose import sets the name
+        return import_module("portbook.scan")
     for module, names in _HOMES.items():
         if name in names.split():
             value = getattr(import_module(f"portbook.{module}"), name)

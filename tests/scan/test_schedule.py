@@ -6,14 +6,16 @@ import errno
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from heapq import heappop, heappush
-from itertools import count, islice
+from itertools import count, islice, pairwise
 from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from portbook.probe import tcp
+from portbook.probe.error_queue import Kept
 from portbook.probe.outcome import Answer
 from portbook.probe.request import Limits, Probe, Tally
 from portbook.probe.tcp import CLOSED, OPEN, SELF, Finding
@@ -106,7 +108,12 @@ class Run:
         self.events = []
         self.answers: list[Answer] = []
         self.schedule = Schedule(
-            probes, limits, window, self.began, tally=self.tally, tell=self.events.append, breaker=breaker
+            probes,
+            replace(limits, breaker=breaker),
+            window,
+            self.began,
+            tally=self.tally,
+            tell=self.events.append,
         )
         for _ in range(2_000_000):
             if self.schedule.finished:
@@ -254,7 +261,7 @@ def test_lost_packets_are_noticed_and_made_up_for():
 
 
 def test_an_answer_of_a_router_is_no_round_trip_of_the_host():
-    icmp = tcp.icmp_finding(tcp.Icmp(4, 3, 13, "10.9.9.9", 1, errno.EHOSTUNREACH))
+    icmp = tcp.icmp_finding(Kept(4, 3, 13, "10.9.9.9", 1, errno.EHOSTUNREACH))
 
     def firewalled(attempt: Attempt) -> tuple[Finding, float]:
         return (icmp, 0.001) if attempt.probe.port < 90 else (CLOSED, 0.7)
@@ -262,6 +269,22 @@ def test_an_answer_of_a_router_is_no_round_trip_of_the_host():
     run = Run(probes(1, 100), firewalled)
     assert run.outcomes == {"filtered": 89, "closed": 11}
     assert run.tally.repeated == 0
+
+
+def test_an_answer_after_the_system_has_repeated_the_syn_is_no_round_trip():
+    """It may belong to either of the two: Karn's rule."""
+    run = Run(probes(1, 20), lambda attempt: (CLOSED, 1.02), Limits(timeout_s=2))
+    (host,) = run.schedule._hosts
+    assert run.outcomes == {"closed": 20}
+    assert host.trip.srtt_s is None
+
+
+def test_later_attempts_are_given_more_time_up_to_four_times_as_much():
+    limits = Limits(retries=4, most_retries=4)
+    run = Run(probes(1, 2), lambda attempt: (CLOSED, 0.02) if attempt.probe.port == 1 else None, limits)
+    begun = run.transport.begun_at[1:]
+    gaps = [later - earlier for earlier, later in pairwise(begun)]
+    assert gaps == pytest.approx([0.1 + 0.12 * factor for factor in (1, 2, 4, 4)], abs=0.01)
 
 
 # --- breaker -------------------------------------------------------------------------------------------------------

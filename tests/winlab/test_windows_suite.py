@@ -16,12 +16,14 @@ from pathlib import Path
 import pytest
 
 from tests.components import need
+from tests.test_reach import MADE_BEFORE, make_certificate
 
 ROOT = Path(__file__).parents[2]
 LAB = Path(os.environ.get("PORTBOOK_WINLAB") or ROOT / ".winlab")
 # The pure halves too: what is parsed must not depend on the platform.
 EVERYWHERE = [f"tests/sources/test_{name}.py" for name in ("iphlpapi", "netstat", "psutil_")]
 EVERYWHERE += [f"tests/bind/test_{name}.py" for name in ("netsh", "httpsys", "portproxy")]
+EVERYWHERE += ["tests/scan/test_engine.py", "tests/test_reach.py"]
 LIMIT_S = 240
 REPLAYED = ("netstat", "tasklist", "netsh")
 # What winrun and winns say when the tests were not run to their end.
@@ -67,8 +69,9 @@ def show(capsys: pytest.CaptureFixture[str], counts: dict[str, int]) -> None:
         print("\n  Windows Python:", ", ".join(f"{number} {what}" for what, number in counts.items() if what != "in"))
 
 
-def test_the_windows_suite(lab, capsys):
-    counts = run_pytest(lab, "tests/windows", *EVERYWHERE)
+def test_the_windows_suite(lab, capsys, tmp_path):
+    make_certificate(tmp_path)  # there is no openssl in the laboratory
+    counts = run_pytest(lab, "tests/windows", *EVERYWHERE, **{MADE_BEFORE: windows_path(tmp_path)})
     show(capsys, counts)
     assert counts["passed"] > 250
     assert counts["xfailed"] == 6  # each with its reason: grep for lacks( in tests/windows

@@ -63,18 +63,20 @@ def _answers(target: str, protocol: Protocol) -> Ready:
 
     asked = reach.parse_target(target)
     if protocol == "tcp":
-        return lambda timeout_s: reach.dial(target, timeout_s=timeout_s).open
-    return lambda timeout_s: _answers_udp(asked.host, asked.port, timeout_s)
+        return lambda left_s: reach.dial(target, timeout_s=min(left_s, reach.TIMEOUT_S), lookup_s=left_s).open
+    return lambda left_s: _answers_udp(asked.host, asked.port, left_s)
 
 
-def _answers_udp(host: str, port: int, timeout_s: float) -> bool:
+def _answers_udp(host: str, port: int, left_s: float) -> bool:
+    """Whether any address answers; each is asked twice, since the second time everything that fits the port is."""
     from portbook.probe.request import Limits, Probe
     from portbook.probe.udp import scan_udp
+    from portbook.reach import TIMEOUT_S
     from portbook.scan.resolve import resolve
 
-    (resolved,) = resolve([host])
+    (resolved,) = resolve([host], left_s)
     probes = [Probe(host, place.address, port, place.zone) for place in resolved.places]
-    limits = Limits(retries=0, deadline_s=timeout_s)
+    limits = Limits(retries=1, deadline_s=min(left_s, TIMEOUT_S))
     return any(answer.outcome == "open" for answer in scan_udp(probes, limits))
 
 

@@ -8,17 +8,15 @@ A port goes through these stages::
                       └──error of this machine──▶ error
 
 Silence of a port counts as an attempt only if it is the port's own. When the host has refused other ports, it has to be
-proven by a refusal of a port that was asked at the same moment (see ``pacing.Refusals``); silence without such proof is
-asked again, as often as it takes. Every port is asked once at full speed, since replies are not limited as refusals
-are: what is open is known early. Then silent ports are asked again in groups, each followed by a control, a port that
+proven by a refusal of a port that was asked at the same moment (see ``Refusals``); silence without such proof is asked
+again, as often as it takes. Every port is asked once at full speed, since replies are not limited as refusals are: what
+is open is known early. Then silent ports are asked again in groups, each followed by a control, a port that
 is known to be closed: either it is refused, and the silence before it is proven, or the host's limit is met, and the
 next group comes later and is smaller.
 """
 
 from __future__ import annotations
 
-import os
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from heapq import heappop, heappush
@@ -31,14 +29,14 @@ from msgspec.structs import replace
 from portbook.enrich.names import service_name
 from portbook.probe import datagrams, payloads
 from portbook.probe.datagrams import Wire
+from portbook.probe.descriptors import window_size
 from portbook.probe.outcome import SILENCE, Answer, Evidence, Outcome
-from portbook.probe.pacing import CEILING_S, CONTROL_EVERY, VOUCH_S, Bucket, Losses, Refusals, RoundTrip
+from portbook.probe.pacing import Losses, RoundTrip, TokenBucket
 from portbook.probe.payloads import Payload
+from portbook.probe.refusals import CONTROL_EVERY, VOUCH_S, Refusals
 from portbook.probe.request import Event, Limits, Listener, Probe, Tally
 from portbook.resilience import classify
 
-MOST_IN_FLIGHT = 1024  # sockets waiting, when nothing else is asked for; as many packets are no load for any network
-DESCRIPTORS_KEPT = 16  # of the limit, for everybody else in this process
 LEAST_IN_FLIGHT = 2  # a silent port and its control
 MOST_SHELVED = 20_000  # ports waiting to be asked again before new ones are read; each takes about half a kilobyte
 MOST_HOSTS = 4096  # whose round trip is remembered when nothing of them is under way
@@ -150,8 +148,8 @@ class _Scan:
         self._tell = tell
         self._began = monotonic()
         self._deadline = self._began + limits.deadline_s if limits.deadline_s is not None else inf
-        self._bucket = Bucket(limits.rate)
-        self._most = _most_in_flight(limits.concurrency)
+        self._bucket = TokenBucket(limits.rate, self._began, burst=1.0)  # no bursts: hosts limit what they refuse
+        self._most = max(window_size(limits.concurrency), LEAST_IN_FLIGHT)
         self._hosts: dict[str, _Host] = {}
         self._most_hosts = MOST_HOSTS
         self._ports: dict[int, _Port] = {}  # by handle
@@ -195,7 +193,7 @@ class _Scan:
     # --- what to ask next ------------------------------------------------------------------------------------------
 
     def _has_room(self) -> bool:
-        return self._tally.in_flight < self._most and self._bucket.wait_s(monotonic()) <= 0
+        return self._tally.in_flight < self._most and self._bucket.available(monotonic()) > 0
 
     def _ask_fresh(self) -> None:
         for _ in range(BURST):
@@ -290,7 +288,7 @@ class _Scan:
         try:
             handle = self._connect(port, questions)
             port.sent_at = monotonic()
-            self._bucket.take(port.sent_at, len(questions))
+            self._bucket.take(len(questions))
             for payload in questions:
                 self._wire.send(handle, payload.data)
         except OSError as error:
@@ -363,7 +361,7 @@ class _Scan:
     def _set_timer(self, port: _Port) -> None:
         due = port.sent_at + self._patience_s(port)
         if port.host.refusals.known and not port.is_proven:
-            due = min(due, port.sent_at + port.host.round_trip.timeout_s + VOUCH_S)
+            due = min(due, port.sent_at + port.host.round_trip.timeout_s() + VOUCH_S)
         port.timer = next(self._numbers)
         heappush(self._timers, (due, port.timer, port))
 
@@ -372,15 +370,15 @@ class _Scan:
         if self._limits.timeout_s is not None:
             return self._limits.timeout_s
         host = port.host
-        grown = min(host.round_trip.timeout_s * 2.0 ** min(port.counted, 8), CEILING_S)  # RFC 6298 (5.5)
+        grown = host.round_trip.timeout_s(port.counted)
         if port.counted < self._retries(host):
             return max(grown, PATIENCE_S)
         neighbour_s = 0.0 if host.heard else (host.first_sent_at or 0.0) + NEIGHBOUR_S - port.sent_at
         return max(grown, LAST_PATIENCE_S, neighbour_s)
 
     def _retries(self, host: _Host) -> int:
-        needed = host.losses.retries(self._limits.retries, self._limits.most_retries)
-        return needed + host.refusals.are_scarce
+        limits = self._limits
+        return host.losses.attempts(limits.retries, limits.most_retries) - 1 + host.refusals.are_scarce
 
     def _wait_s(self) -> float:
         """How long there is nothing to do but to listen."""
@@ -503,7 +501,7 @@ class _Scan:
         if port.attempts > 1:
             return
         host = port.host
-        is_first = host.round_trip.smoothed_s is None
+        is_first = host.round_trip.srtt_s is None
         host.round_trip.measured(now - port.sent_at)
         if is_first:
             self._set_timers(host)
@@ -570,7 +568,9 @@ class _Scan:
         service = service or service_name(probe.port, "udp")
         attempts = max(port.attempts, 1)
         self._answers.append(
-            Answer(probe.target, probe.address, probe.port, "udp", outcome, evidence, rtt_ms, attempts, service)
+            Answer(
+                probe.target, probe.address, probe.zone, probe.port, "udp", outcome, evidence, rtt_ms, attempts, service
+            )
         )
 
     def _drop(self, port: _Port) -> None:
@@ -607,22 +607,3 @@ class _Scan:
             host.next_turn_at = group.sent_at + host.refusals.pause_s
             host.group = None
             self._want_turn(host)
-
-
-def _most_in_flight(concurrency: int | None) -> int:
-    """How many sockets may be open: what is asked for, within what is left of the descriptor limit."""
-    wanted = max(concurrency or MOST_IN_FLIGHT, LEAST_IN_FLIGHT)
-    if sys.platform != "win32":  # which has no such limit
-        from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
-
-        limit, _ = getrlimit(RLIMIT_NOFILE)
-        if limit != RLIM_INFINITY:
-            return max(LEAST_IN_FLIGHT, min(wanted, limit - _descriptors_open() - DESCRIPTORS_KEPT))
-    return wanted
-
-
-def _descriptors_open() -> int:
-    try:
-        return len(os.listdir("/dev/fd"))
-    except OSError:
-        return DESCRIPTORS_KEPT

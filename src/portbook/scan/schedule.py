@@ -11,12 +11,12 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 
 from portbook.probe.outcome import SILENCE, Answer, Outcome
+from portbook.probe.pacing import TokenBucket
 from portbook.probe.request import Event, Limits, Listener, Probe, Tally
 from portbook.probe.tcp import SELF, SELF_TRIES, SILENT, Finding
-from portbook.resilience import SCARCE, BreakerSettings
+from portbook.resilience import SCARCE
 from portbook.scan.attempt import Attempt
 from portbook.scan.hosts import Host, Hosts
-from portbook.scan.pacing import TokenBucket, attempts_needed
 from portbook.scan.patience import Patience
 from portbook.scan.window import Window
 
@@ -42,7 +42,6 @@ class Schedule:
         *,
         tally: Tally | None = None,
         tell: Listener | None = None,
-        breaker: BreakerSettings | None = None,
     ) -> None:
         self.tally = tally if tally is not None else Tally()
         self.answers: list[Answer] = []  # given out since the engine last took them
@@ -53,9 +52,9 @@ class Schedule:
         self._stream = iter(probes)
         self._exhausted = False
         self._quota = 0  # probes that may still be read in this turn
-        self._bucket = None if limits.rate is None else TokenBucket(limits.rate, now)
+        self._bucket = TokenBucket(limits.rate, now)
         self._window = Window(window, now)
-        self._hosts = Hosts(breaker, lambda address, text: self._say("breaker", address, text))
+        self._hosts = Hosts(limits.breaker, lambda address, text: self._say("breaker", address, text))
         self._in_flight = 0
         self._repeating = 0  # of those in flight, attempts beyond the first
         self._buffered = 0  # held back by hosts, or waiting for a later pass
@@ -79,9 +78,7 @@ class Schedule:
         """What is to be begun now; it counts as in flight from here on."""
         self._now = now
         self._window.recover(now)
-        room = self._window.size - self._in_flight
-        if self._bucket is not None:
-            room = min(room, self._bucket.available(now))
+        room = min(self._window.size - self._in_flight, self._bucket.available(now))
         if room <= 0 or now < self._window.resume_at:
             return []
         for host in self._hosts.due_for_trial(now):
@@ -90,8 +87,7 @@ class Schedule:
         batch = list(self._begun(room))
         self._in_flight += len(batch)
         self.tally.in_flight = self._in_flight
-        if self._bucket is not None:
-            self._bucket.take(len(batch))
+        self._bucket.take(len(batch))
         return batch
 
     def _begun(self, room: int) -> Iterator[Attempt]:
@@ -204,7 +200,7 @@ class Schedule:
         if self.deadline is not None:
             yield self.deadline
         if self._in_flight < self._window.size:
-            token_at = self._now + (0.0 if self._bucket is None else self._bucket.wait_s())
+            token_at = self._now + self._bucket.wait_s(self._now)
             yield from (max(at, self._window.resume_at, token_at) for at in self._beginnings())
 
     def _beginnings(self) -> Iterator[float]:
@@ -259,7 +255,7 @@ class Schedule:
     def _silent(self, attempt: Attempt, host: Host) -> None:
         self._failed(attempt, host)
         limits = self._limits
-        if attempt.number >= attempts_needed(host.answers, host.losses, limits.retries, limits.most_retries):
+        if attempt.number >= host.losses.attempts(limits.retries, limits.most_retries):
             self._unheard(attempt, "filtered")
         elif host.given_up:
             self._unheard(attempt, "timeout")
@@ -293,9 +289,9 @@ class Schedule:
 
     def _answer(self, attempt: Attempt, finding: Finding) -> None:
         outcome, evidence = finding
-        target, address, port, _ = attempt.probe
+        target, address, port, zone = attempt.probe
         rtt_ms = None if attempt.rtt_s is None else round(attempt.rtt_s * 1000, 3)
-        self.answers.append(Answer(target, address, port, "tcp", outcome, evidence, rtt_ms, attempt.number))
+        self.answers.append(Answer(target, address, zone, port, "tcp", outcome, evidence, rtt_ms, attempt.number))
         attempt.host.outstanding -= 1
         self.tally.answered += 1
         self.tally.open += outcome == "open"
