@@ -39,12 +39,6 @@ def of_table(text: str, address: str) -> States:
     return {(address, int(port)): "open" for port in OPEN_LINE.findall(text)}
 
 
-def of_rows(text: str, address: str) -> States:
-    """Lines of address, port and state."""
-    rows = [line.split() for line in text.splitlines() if not line.startswith("#")]
-    return {(place, int(port)): state for place, port, state in rows}
-
-
 def of_xml(text: str, address: str) -> States:
     """nmap's XML: ports, and those that it groups because they are alike."""
     states: States = {}

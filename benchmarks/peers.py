@@ -1,4 +1,4 @@
-"""Whom the scanners talk to, and rivals that are no command of their own.
+"""Whom the scanners talk to, and a rival that is no command of its own.
 
 python benchmarks/peers.py serve tcp 80,443      take connections and hang up; with udp, answer datagrams
 python benchmarks/peers.py pool 127.0.0.1 1-65535 100   connect from a pool of so many threads, blocking
@@ -55,20 +55,5 @@ def pool(address: str, ports: str, threads: str) -> None:
                 print(f"{port}/tcp open")
 
 
-def hosts(target: str, ports: str, breaker: str) -> None:
-    """As ``portbook scan`` asks, but for the breaker, which the command does not let one switch off."""
-    from portbook.probe.request import Tally
-    from portbook.scan import engine, targets
-
-    tally = Tally()
-    spans = list(targets.disjoint(targets.parse_all([target])))
-    probes = targets.probes(spans, numbers(ports))
-    settings = engine.BREAKER if breaker == "on" else None
-    for answer in engine.scan_tcp(probes, tally=tally, breaker=settings):
-        if answer.outcome in ("open", "closed"):
-            print(answer.address, answer.port, answer.outcome)
-    print(f"# {tally.answered:,} answered, {tally.skipped:,} skipped")
-
-
 if __name__ == "__main__":
-    {"serve": serve, "pool": pool, "hosts": hosts}[sys.argv[1]](*sys.argv[2:])
+    {"serve": serve, "pool": pool}[sys.argv[1]](*sys.argv[2:])

@@ -12,7 +12,7 @@ import pytest
 
 from portbook import errors, query, records, resilience, sources
 from portbook.cli import COMMANDS, portbook
-from portbook.probe import datagrams, outcome, tcp, udp
+from portbook.probe import datagrams, error_queue, outcome, tcp, udp
 from portbook.probe.outcome import Answer, Evidence
 
 ROOT = Path(__file__).parent.parent
@@ -115,8 +115,7 @@ def test_reach_page_has_exactly_the_kinds_of_evidence() -> None:
 def icmp(version: int, number: int, code: int) -> list[object]:
     """What the engines make of a message from the target itself, and from somebody else."""
     target = "10.0.0.1" if version == 4 else "fd00::1"
-    message = tcp.Icmp(version, number, code, target, 80, 0)
-    found = tcp.icmp_finding(message)
+    found = tcp.icmp_finding(error_queue.Kept(version, number, code, target, 80, 0))
     refusals = [
         datagrams.judge(Evidence("icmp", icmp_type=number, icmp_code=code, sender=sender), target)
         for sender in (target, "10.0.0.254")
