@@ -168,6 +168,10 @@ PORTS = f"-p {networks.FIREWALL[0]}-{networks.FIREWALL[-1]} {netlab.TARGET}"
 SCAN, NMAP = f"portbook scan {PORTS}", f"nmap -sT -Pn -n {PORTS}"
 SCAN_FAST = f"portbook scan --timeout 0.1 --retries 1 {PORTS}"
 NMAP_FAST = f"nmap -sT -Pn -n -T5 --max-retries 1 --min-rate 20000 --max-rtt-timeout 100ms {PORTS}"
+# Faster still, for less: half the time to wait, and no repetition.
+NMAP_SHORT = f"nmap -sT -Pn -n -T5 --max-retries 1 --min-rate 100000 --max-rtt-timeout 50ms {PORTS}"
+NMAP_ONCE = f"nmap -sT -Pn -n -T5 --max-retries 0 --min-rate 20000 --max-rtt-timeout 100ms {PORTS}"
+FIREWALL = (SCAN, NMAP, SCAN_FAST, NMAP_FAST, NMAP_SHORT, NMAP_ONCE)
 
 
 def xml_of(command: str) -> Contestant:
@@ -185,7 +189,7 @@ def firewall(bench: Bench) -> Iterator[str]:
     yield ""
     goals = [Goal(SCAN, 1.0, NMAP, "≤ 1.0 of nmap"), Goal(SCAN_FAST, 2.0, NMAP_FAST, "≤ 2.0 of nmap's fastest")]
     with networks.firewall() as load:
-        yield from bench.table("firewall", load, [xml_of(each) for each in (SCAN, NMAP, SCAN_FAST, NMAP_FAST)], goals)
+        yield from bench.table("firewall", load, [xml_of(each) for each in FIREWALL], goals)
 
 
 UDP = f"-p 2000-2099 {netlab.TARGET}"
