@@ -79,6 +79,8 @@ PROHIBITED = {
     (4, 3, 9),  # network administratively prohibited
     (4, 3, 10),  # host administratively prohibited
     (4, 3, 13),  # communication administratively prohibited
+    (4, 3, 14),  # host precedence violation: a rule of a router, too
+    (4, 3, 15),  # precedence cutoff in effect
     (6, 1, 1),  # communication administratively prohibited
     (6, 1, 5),  # source address failed ingress or egress policy
     (6, 1, 6),  # reject route

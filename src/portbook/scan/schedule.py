@@ -23,7 +23,7 @@ from portbook.scan.window import Window
 BUFFER = 1 << 16  # attempts held back or waiting for a later pass; about 15 MB
 READ_AT_ONCE = 4096  # probes of the stream in one turn: all of a dead network may be skipped without an end
 REMOTE_AT_ONCE = 128  # connects in one turn, before answers are looked at: they take 20 to 30 microseconds each
-PASS_PAUSE_S = 0.1  # before a silent port is asked again: what a short burst overran has recovered
+PASS_PAUSE_S = 0.1  # from asking a port to asking it again, at least: what a short burst overran has recovered
 LEAST_REPEATED = 8
 MOST_WAIT_S = 1.0
 UNHEARD = frozenset(("unreachable", "error"))  # outcomes that say nothing of the host itself
@@ -261,7 +261,7 @@ class Schedule:
             self._unheard(attempt, "timeout")
         else:
             attempt.finding = None
-            attempt.due = self._now + PASS_PAUSE_S
+            attempt.due = max(self._now, attempt.begun + PASS_PAUSE_S)
             self._repeats.append(attempt)
             self._buffered += 1
 
