@@ -259,6 +259,33 @@ def test_without_the_breaker_the_odd_port_of_a_dark_host_is_found(dark):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+# --- sixteen million ports -----------------------------------------------------------------------------------------
+
+MOST_MEGABYTES = 150
+
+
+def peak_megabytes(host, *words):
+    """Memory that a run of the command took at its height."""
+    with host, open(os.devnull, "wb") as null:
+        process = subprocess.Popen([sys.executable, "-m", "portbook", *words], stdout=null, stderr=null)
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 1  # nothing is open, and not everything was asked
+    return usage.ru_maxrss / 1024
+
+
+@pytest.mark.parametrize("options", [[], ["--no-breaker"], ["--udp"]], ids=" ".join)
+def test_memory_does_not_grow_with_the_scan(options):
+    """65,535 ports of 256 addresses, of which most are silent, for a while and for three times as long."""
+    netlab.needed()
+    with contextlib.closing(netlab.Namespace()) as space:
+        space.nft("tcp flags & (syn | ack) == syn tcp dport 1000-65535 drop", "udp dport 1000-60000 drop")
+        words = ["scan", "127.0.0.0/24", "-p", "1-65535", "--jsonl", "--timeout", "0.05", *options]
+        brief, longer = (peak_megabytes(space, *words, "--deadline", seconds) for seconds in ("1", "3"))
+    assert max(brief, longer) < MOST_MEGABYTES
+    assert longer - brief < MOST_MEGABYTES / 5  # three times as many answers; the buffer of silent ports fills once
+
+
 # --- wait ----------------------------------------------------------------------------------------------------------
 
 
