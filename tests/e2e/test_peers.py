@@ -16,10 +16,11 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tests import netlab
 from tests.components import need
 from tests.probe.test_udp import Responder
 
-netlab = pytest.importorskip("tests.netlab", reason="network namespaces of Linux")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="network namespaces are Linux's")
 
 ZONED = "fe80::77"
 NGINX = """
