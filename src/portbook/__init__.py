@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 TYPE_CHECKING = False  # type checkers know the name; importing typing would double the time of "portbook --version"
 
 if TYPE_CHECKING:
+    from portbook import reach
     from portbook.errors import (
         PortbookError,
         RemoteError,
@@ -47,6 +48,8 @@ _HOMES = {
     "records": "Gap Holder Holding Listing Owner Socket",
 }
 
+_MODULES = ("reach", "scan")  # which are public themselves; scan can be called
+
 __all__ = [
     "Answer",
     "Dial",
@@ -71,6 +74,7 @@ __all__ = [
     "dial_async",
     "listeners",
     "parse",
+    "reach",
     "scan",
     "take",
     "who",
@@ -80,8 +84,8 @@ __all__ = [
 def __getattr__(name: str) -> object:
     from importlib import import_module
 
-    if name == "scan":  # a package, whose import sets the name
-        return import_module("portbook.scan")
+    if name in _MODULES:
+        return import_module(f"portbook.{name}")
     for module, names in _HOMES.items():
         if name in names.split():
             value = getattr(import_module(f"portbook.{module}"), name)

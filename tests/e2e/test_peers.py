@@ -16,10 +16,11 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tests import netlab
 from tests.components import need
 from tests.probe.test_udp import Responder
 
-netlab = pytest.importorskip("tests.netlab", reason="network namespaces of Linux")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="network namespaces are Linux's")
 
 ZONED = "fe80::77"
 NGINX = """
@@ -257,6 +258,39 @@ def test_without_the_breaker_the_odd_port_of_a_dark_host_is_found(dark):
     assert (whole["report"]["skipped"], len(whole["answers"])) == (0, 2000)
     assert [(a["address"], a["port"]) for a in whole["answers"] if a["outcome"] == "open"] == [(DARK, ODD)]
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- sixteen million ports -----------------------------------------------------------------------------------------
+
+MOST_MEGABYTES = 150
+
+
+# In a process of its own: what a forked child counts begins with what its parent had (getrusage(2), ru_maxrss).
+MEASURE = """
+import resource, subprocess, sys
+done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+print(done.returncode, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)
+"""
+
+
+def peak_megabytes(host, *words):
+    """Memory that a run of the command took at its height."""
+    said = host.run(sys.executable, "-c", MEASURE, sys.executable, "-m", "portbook", *words)
+    code, megabytes = map(int, said.split())
+    assert code == 1  # nothing is open, and not everything was asked
+    return megabytes
+
+
+@pytest.mark.parametrize("options", [[], ["--no-breaker"], ["--udp"]], ids=" ".join)
+def test_memory_does_not_grow_with_the_scan(options):
+    """65,535 ports of 256 addresses, of which most are silent, for a while and for three times as long."""
+    netlab.needed()
+    with contextlib.closing(netlab.Namespace()) as space:
+        space.nft("tcp flags & (syn | ack) == syn tcp dport 1000-65535 drop", "udp dport 1000-60000 drop")
+        words = ["scan", "127.0.0.0/24", "-p", "1-65535", "--jsonl", "--timeout", "0.05", *options]
+        brief, longer = (peak_megabytes(space, *words, "--deadline", seconds) for seconds in ("1", "3"))
+    assert max(brief, longer) < MOST_MEGABYTES
+    assert longer - brief < MOST_MEGABYTES / 5  # three times as many answers; the buffer of silent ports fills once
 
 
 # --- wait ----------------------------------------------------------------------------------------------------------

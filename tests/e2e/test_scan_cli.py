@@ -236,6 +236,13 @@ def test_lines_are_known_to_be_partial_too():
     assert done.stderr.startswith("portbook: partial: the time was up; ")
 
 
+def test_that_the_time_was_up_is_said_once():
+    """Canaries sit on some of so many ports, which would be asked when they are gone."""
+    report = json.loads(run(HOST, "-p", "1-65535", "--rate", 50, "--deadline", 0.3, "--json").stdout)["report"]
+    assert [event["kind"] for event in report["events"]] == ["deadline"]
+    assert (report["partial"], report["skipped"]) == ("deadline", 65535 - report["asked"])
+
+
 # --- Ctrl-C --------------------------------------------------------------------------------------------------------
 
 

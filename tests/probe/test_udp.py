@@ -18,10 +18,11 @@ from typing import NamedTuple
 import pytest
 
 from portbook.probe import datagrams, payloads, refusals, udp
+from portbook.probe.asked import MUTE, PROVEN
 from portbook.probe.descriptors import WINDOW
 from portbook.probe.outcome import Answer
 from portbook.probe.request import Event, Limits, Probe, Tally
-from portbook.probe.udp import LIMITED, MUTE, PROVEN, TIME_UP, scan_udp
+from portbook.probe.udp import LIMITED, TIME_UP, scan_udp
 from tests import netlab
 from tests.components import need
 from tests.netlab import FAR_TARGET, FAR_TARGET6, ROUTER, ROUTER6, TARGET, TARGET6, Lab

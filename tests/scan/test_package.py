@@ -53,6 +53,11 @@ def test_the_package_is_still_there():
     assert python("import portbook.scan.run as run; print(run.scan.__module__)") == "portbook.scan.run"
 
 
+def test_the_module_of_dial_async_is_there_as_well():
+    code = "import portbook, asyncio; print(asyncio.run(portbook.reach.dial_async('127.0.0.1:1')).port)"
+    assert python(code) == "1"
+
+
 def test_it_says_what_the_function_says():
     ours, theirs = inspect.signature(portbook.scan), inspect.signature(run.scan)
     assert ours == theirs

@@ -30,7 +30,7 @@ FORMATS = {
 NUMBERS = {
     "timeout": (float, "SECONDS", "of one attempt; adapted to the round trips measured, when not given"),
     "retries": (int, "N", "more attempts for a silent port; 1, and more where packets get lost, when not given"),
-    "rate": (float, "N", "packets that ask, a second, at most"),
+    "rate": (float, "N", "probes a second, at most; of UDP, datagrams"),
     "concurrency": (int, "N", "ports asked at the same time, at most"),
     "deadline": (float, "SECONDS", "for everything; what is known by then is shown"),
 }

@@ -209,7 +209,7 @@ class Scan:
             stream = target_lists.weave(target_lists.probes(spans, self.ports), extras, every)
             yield from self._counted(_unless(watch, self._asking(stream)))
             watch.close()
-            if hidden := watch.hidden():
+            if (hidden := watch.hidden()) and not self._is_late:
                 yield from self._counted(self._asking(hidden))
 
     def _asking(self, probes: Iterable[Probe]) -> Iterator[Answer]:
@@ -275,10 +275,15 @@ class Scan:
             self_check=self._watch.judge(partial is not None) if self._watch is not None else None,
         )
 
+    @property
+    def _is_late(self) -> bool:
+        """Whether the time was up before everything was asked."""
+        return any(event.kind == "deadline" for event in self._events)
+
     def _partial(self) -> Literal["cancelled", "deadline"] | None:
         if not self._finished:
             return "cancelled"
-        return "deadline" if any(event.kind == "deadline" for event in self._events) else None
+        return "deadline" if self._is_late else None
 
 
 def _nameless(name: str, protocol: Protocol, why: Evidence) -> Answer:

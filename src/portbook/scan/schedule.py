@@ -325,4 +325,8 @@ class Schedule:
         for pending in (self._again, self._repeats, *(host.waiting for host in self._hosts)):
             pending.clear()
         skipped = sum(self._leave(attempt) for attempt in left)
-        self._say("deadline", None, f"time is up: {skipped} ports that were next, and those that come later, not asked")
+        self._say(
+            "deadline",
+            None,
+            f"the time was up: {skipped} ports that were next, and those that come later, were not asked",
+        )
