@@ -66,6 +66,6 @@ def _compared(protocol: str, truth: States, said: dict[str, States]) -> Iterator
 def _counted(states: States, places: Sequence[Place], truth: States | None = None) -> str:
     """How many of each state; bold when one is not what was set up."""
     counts = Counter(states.get(place, "no answer") for place in places)
-    text = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
+    text = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())).replace("|", "\\|")  # of a table
     right = truth is None or all(states.get(place) == truth[place] for place in places)
     return text if right else f"**{text}**"

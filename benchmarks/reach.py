@@ -279,7 +279,8 @@ def report(bench: Bench, chosen: Sequence[str]) -> Iterator[str]:
         yield from ROWS[row](bench)
         if bench.neighbours.wall_s > wall_s:
             yield contest.others(bench.neighbours.wall_s - wall_s, bench.neighbours.others_s - others_s)
-        yield f"Again: `sudo .venv/bin/python benchmarks/reach.py --rows {row} --repeat {bench.repeat}`"
+        switch = " --whole-memory" if row == "memory" and bench.whole_memory else ""
+        yield f"Again: `sudo .venv/bin/python benchmarks/reach.py --rows {row} --repeat {bench.repeat}{switch}`"
         yield ""
 
 
