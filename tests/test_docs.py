@@ -12,7 +12,7 @@ import pytest
 
 from portbook import errors, query, records, resilience, sources
 from portbook.cli import COMMANDS, portbook
-from portbook.probe import datagrams, error_queue, outcome, tcp, udp
+from portbook.probe import asked, datagrams, error_queue, outcome, tcp, udp
 from portbook.probe.outcome import Answer, Evidence
 
 ROOT = Path(__file__).parent.parent
@@ -162,4 +162,4 @@ def test_reach_page_has_the_error_numbers_of_linux() -> None:
 
 def test_reach_page_has_every_kind_of_silence() -> None:
     told = {name for row in reach("Silence over UDP") for name in names(row[0])}
-    assert told == {udp.PROVEN, udp.MUTE, udp.LIMITED, udp.TIME_UP}
+    assert told == {asked.PROVEN, asked.MUTE, udp.LIMITED, udp.TIME_UP}

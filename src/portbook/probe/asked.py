@@ -13,7 +13,8 @@ from portbook.probe.refusals import Refusals
 from portbook.probe.request import Limits, Probe
 
 # A service thinks before it answers, a kernel that refuses does not: the least time for a reply, and for the last one.
-PATIENCE_S, LAST_PATIENCE_S = 0.3, 1.0
+# A reply to the first question is heard while the second is waited for: a service has a second.
+PATIENCE_S, LAST_PATIENCE_S = 0.3, 0.7
 # A host that does not exist in the neighbourhood shows only when the kernel gives up resolving its address, three
 # requests a second apart (arp(7), mcast_solicit, retrans_time; RFC 4861 section 10).
 NEIGHBOUR_S = 3.2

@@ -18,13 +18,12 @@ from portbook.resilience import SCARCE
 from portbook.scan.attempt import Attempt
 from portbook.scan.hosts import Host, Hosts
 from portbook.scan.patience import Patience
+from portbook.scan.repeats import Repeats
 from portbook.scan.window import Window
 
 BUFFER = 1 << 16  # attempts held back or waiting for a later pass; about 15 MB
 READ_AT_ONCE = 4096  # probes of the stream in one turn: all of a dead network may be skipped without an end
 REMOTE_AT_ONCE = 128  # connects in one turn, before answers are looked at: they take 20 to 30 microseconds each
-PASS_PAUSE_S = 0.1  # from asking a port to asking it again, at least: what a short burst overran has recovered
-LEAST_REPEATED = 8
 MOST_WAIT_S = 1.0
 UNHEARD = frozenset(("unreachable", "error"))  # outcomes that say nothing of the host itself
 RAN_OUT = SCARCE | {f"WSA{name}" for name in SCARCE}
@@ -56,11 +55,10 @@ class Schedule:
         self._window = Window(window, now)
         self._hosts = Hosts(limits.breaker, lambda address, text: self._say("breaker", address, text))
         self._in_flight = 0
-        self._repeating = 0  # of those in flight, attempts beyond the first
         self._buffered = 0  # held back by hosts, or waiting for a later pass
         self._again: deque[Attempt] = deque()  # to be begun once more, the attempt not counted
         self._ready: deque[Host] = deque()  # which may have something to begin of what was held back
-        self._repeats: deque[Attempt] = deque()  # by due time
+        self._repeats = Repeats(window, now)
         self._patience = Patience(limits.timeout_s)
 
     @property
@@ -96,9 +94,9 @@ class Schedule:
             host = attempt.host
             if attempt.number:
                 self.tally.repeated += 1
-                self._repeating += 1
             elif not attempt.begun:
                 self.tally.asked += 1
+                self._repeats.first_asked(self._now)
             if not host.heard:
                 attempt.trial = host.on_trial
             attempt.number += 1
@@ -114,7 +112,7 @@ class Schedule:
             return self._again.popleft()
         if self._ready and (held := self._held()) is not None:
             return held
-        return self._read() or (self._repeat() if self._repeats else None)
+        return self._read() or self._repeat()
 
     def _held(self) -> Attempt | None:
         """What a host held back and now may begin."""
@@ -151,9 +149,8 @@ class Schedule:
         self._buffered += 1
 
     def _repeat(self) -> Attempt | None:
-        """A silent port whose later pass has come. Later passes are slower: half of the window."""
-        while self._repeats and self._repeats[0].due <= self._now and self._repeating < self._repeat_window:
-            attempt = self._repeats.popleft()
+        """A silent port whose later pass has come."""
+        while (attempt := self._repeats.next(self._now)) is not None:
             host = attempt.host
             self._buffered -= 1
             if self._hosts.allows(host, self._now):
@@ -164,10 +161,6 @@ class Schedule:
                 self._hold(attempt, host)
                 self._queue(host)
         return None
-
-    @property
-    def _repeat_window(self) -> int:
-        return max(LEAST_REPEATED, self._window.size // 2)
 
     def _queue(self, host: Host) -> None:
         if host.waiting and not host.queued:
@@ -206,8 +199,8 @@ class Schedule:
     def _beginnings(self) -> Iterator[float]:
         if self._again or self._ready or not (self._exhausted or self._buffered >= BUFFER):
             yield self._now
-        if self._repeats and self._repeating < self._repeat_window:
-            yield self._repeats[0].due
+        if (repeat_at := self._repeats.next_at()) is not None:
+            yield repeat_at
         if (trial_at := self._hosts.next_trial_at) is not None:
             yield trial_at
 
@@ -223,8 +216,6 @@ class Schedule:
             host.in_flight -= 1
             if host.unmeasured:
                 host.unmeasured.discard(attempt)
-            if attempt.number > 1:
-                self._repeating -= 1
             self._settle(attempt, host, attempt.finding or SILENT)
             if host.waiting:
                 self._queue(host)
@@ -261,8 +252,7 @@ class Schedule:
             self._unheard(attempt, "timeout")
         else:
             attempt.finding = None
-            attempt.due = max(self._now, attempt.begun + PASS_PAUSE_S)
-            self._repeats.append(attempt)
+            self._repeats.put(attempt, self._now)
             self._buffered += 1
 
     def _failed(self, attempt: Attempt, host: Host) -> None:
@@ -319,10 +309,10 @@ class Schedule:
         """The time is up: what was asked has timed out, what was not is skipped, the stream is read no further."""
         self._now = now
         held = [attempt for host in self._hosts for attempt in host.waiting]
-        left = [*self.flying(), *self._again, *self._repeats, *held]
+        left = [*self.flying(), *self._again, *self._repeats.drain(), *held]
         self._exhausted = True
         self._in_flight = self._buffered = self.tally.in_flight = 0
-        for pending in (self._again, self._repeats, *(host.waiting for host in self._hosts)):
+        for pending in (self._again, *(host.waiting for host in self._hosts)):
             pending.clear()
         skipped = sum(self._leave(attempt) for attempt in left)
         self._say(
