@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from heapq import heappop, heappush
 from itertools import count
 from math import inf
-from time import monotonic
+from time import perf_counter  # monotonic() has steps of 16 ms on Windows; round trips are shorter
 
 from portbook.enrich.names import service_name
 from portbook.probe import datagrams, payloads
@@ -74,7 +74,7 @@ class _Scan:
         self._wire = wire
         self._tally = tally
         self._tell = tell
-        self._began = monotonic()
+        self._began = perf_counter()
         self._deadline = self._began + limits.deadline_s if limits.deadline_s is not None else inf
         self._bucket = TokenBucket(limits.rate, self._began, burst=1.0)  # no bursts: hosts limit what they refuse
         self._sockets = Sockets(wire, window_size(limits.concurrency))
@@ -91,7 +91,7 @@ class _Scan:
     def run(self) -> Iterator[Answer]:
         """Give out answers until there is nothing left to ask."""
         while True:
-            if monotonic() >= self._deadline:
+            if perf_counter() >= self._deadline:
                 self._give_up()
             else:
                 self._ask_fresh()
@@ -114,12 +114,12 @@ class _Scan:
 
     def _say(self, kind: str, address: str | None, text: str) -> None:
         if self._tell is not None:
-            self._tell(Event(kind, address, text, monotonic() - self._began))
+            self._tell(Event(kind, address, text, perf_counter() - self._began))
 
     # --- what to ask next ------------------------------------------------------------------------------------------
 
     def _has_room(self) -> bool:
-        return self._tally.in_flight < self._sockets.most and self._bucket.available(monotonic()) > 0
+        return self._tally.in_flight < self._sockets.most and self._bucket.available(perf_counter()) > 0
 
     def _ask_fresh(self) -> None:
         for _ in range(BURST):
@@ -166,10 +166,10 @@ class _Scan:
         free = self._sockets.most - self._tally.in_flight
         room = free - 1 - free // (CONTROL_EVERY + 1)  # besides controls
         if room < 1:
-            host.next_turn_at = monotonic() + SCARCE_S
+            host.next_turn_at = perf_counter() + SCARCE_S
             self._want_turn(host)
             return
-        group = host.group = Group(monotonic(), host.refusals.count)
+        group = host.group = Group(perf_counter(), host.refusals.count)
         group.left = 1  # the group itself, until everything is sent
         for number in range(1, min(host.refusals.group, len(host.again), room) + 1):
             self._repeat(host, group)
@@ -201,7 +201,7 @@ class _Scan:
         if host.refusals.known and host.unsettled:
             return  # then they are what spends its refusals
         host.has_turn = True
-        if host.next_turn_at > monotonic():
+        if host.next_turn_at > perf_counter():
             heappush(self._timers, (host.next_turn_at, next(self._numbers), host))
         else:
             self._turns.append(host)
@@ -213,7 +213,7 @@ class _Scan:
         questions = payloads.for_port(port.probe.port, port.attempts + 1)
         try:
             handle = self._sockets.connect(port, questions)
-            port.sent_at = monotonic()
+            port.sent_at = perf_counter()
             self._bucket.take(len(questions))
             for payload in questions:
                 self._wire.send(handle, payload.data)
@@ -249,7 +249,7 @@ class _Scan:
             text = f"no descriptor is left; from here on {self._sockets.most} ports at once"
             self._say("descriptors", None, text)
         if (fault.scarce or fault.posix in NOT_NOW) and may_pass and not port.is_control:
-            port.host.next_turn_at = monotonic() + SCARCE_S
+            port.host.next_turn_at = perf_counter() + SCARCE_S
             self._shelve(port)
             self._settle(port)
             return
@@ -267,7 +267,7 @@ class _Scan:
 
     def _wait_s(self) -> float:
         """How long there is nothing to do but to listen."""
-        now = monotonic()
+        now = perf_counter()
         until_due = self._timers[0][0] - now if self._timers else inf
         has_work = self._turns or not (self._is_exhausted or self._shelved >= MOST_SHELVED)
         until_work = self._bucket.wait_s(now) if has_work and self._tally.in_flight < self._sockets.most else inf
@@ -275,7 +275,7 @@ class _Scan:
 
     def _expire(self) -> None:
         """Do what is due."""
-        now = monotonic()
+        now = perf_counter()
         while self._timers and self._timers[0][0] <= now:
             _, number, what = heappop(self._timers)
             if isinstance(what, Host):
@@ -341,7 +341,7 @@ class _Scan:
         port = self._sockets.port(handle)
         if port is None:
             return
-        now = monotonic()
+        now = perf_counter()
         if isinstance(signal, bytes):
             self._hear_reply(port, signal, now)
         elif (outcome := datagrams.judge(signal, port.probe.address)) is not None:
