@@ -12,7 +12,11 @@ __version__ = "0.1.0"
 TYPE_CHECKING = False  # type checkers know the name; importing typing would double the time of "portbook --version"
 
 if TYPE_CHECKING:
+    from portbook.bind.free import Free, free
+    from portbook.bind.handover import inherited
+    from portbook.bind.lease import Lease, lease
     from portbook.errors import (
+        LeaseError,
         PortbookError,
         RemoteError,
         SourceDenied,
@@ -31,6 +35,9 @@ if TYPE_CHECKING:
 
 # Where each public name lives; it is imported when first used, so that "portbook --version" need not import it all.
 _HOMES = {
+    "bind.free": "Free free",
+    "bind.handover": "inherited",
+    "bind.lease": "Lease lease",
     "errors": "PortbookError UsageError SourceError SourceMissing SourceDenied SourceGarbled SourceTimeout "
     "StoreError RemoteError",
     "holding": "who",
@@ -42,9 +49,12 @@ _HOMES = {
 
 __all__ = [
     "Dial",
+    "Free",
     "Gap",
     "Holder",
     "Holding",
+    "Lease",
+    "LeaseError",
     "Listing",
     "Owner",
     "PortbookError",
@@ -60,6 +70,9 @@ __all__ = [
     "UsageError",
     "dial",
     "dial_async",
+    "free",
+    "inherited",
+    "lease",
     "listeners",
     "parse",
     "take",
