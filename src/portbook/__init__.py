@@ -39,7 +39,7 @@ _HOMES = {
     "bind.handover": "inherited",
     "bind.lease": "Lease lease",
     "errors": "PortbookError UsageError SourceError SourceMissing SourceDenied SourceGarbled SourceTimeout "
-    "StoreError RemoteError",
+    "StoreError RemoteError LeaseError",
     "holding": "who",
     "inventory": "listeners take",
     "query": "Query parse",

@@ -64,7 +64,7 @@ def parse(limits: bytes, reserved: bytes, platform: str) -> Ephemeral:
     low, high = DEFAULT.get(platform, IANA)
     why = f"the ephemeral range of this system was not read; taken to be the documented default, {low} to {high}"
     hint = "netsh int ipv4 show dynamicport tcp tells it" if platform == "win32" else None
-    return Ephemeral(low, high, "documented default", _ranges(reserved), (Gap("ephemeral range", None, why, hint),))
+    return Ephemeral(low, high, "documented default", _ranges(reserved), (Gap("setting", None, why, hint),))
 
 
 def _ranges(text: bytes) -> tuple[tuple[int, int], ...]:

@@ -15,6 +15,9 @@ import os
 import socket
 import sys
 
+if sys.platform != "win32":
+    import fcntl  # not when it is needed: by then there may be no descriptor left to read it from
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import subprocess
@@ -46,8 +49,6 @@ def place(descriptors: Sequence[int]) -> None:
     :raises OSError: there is no descriptor left
     """
     if sys.platform != "win32":
-        import fcntl
-
         # First out of the way: one of them may be where another one has to be. The kernel closes these on exec.
         beyond = FIRST + len(descriptors)
         copies = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, beyond) for descriptor in descriptors]

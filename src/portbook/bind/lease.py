@@ -24,7 +24,7 @@ from contextlib import ExitStack
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from portbook.bind import choice, endpoints, handover
+from portbook.bind import choice, endpoints, ephemeral, handover
 from portbook.bind.attempt import NO_FAMILY, BindError, Endpoint, Options, bind
 from portbook.bind.free import check
 from portbook.errors import LeaseError, PortbookError, UsageError
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     import subprocess
     from types import TracebackType
 
-# How often the system may choose a number for the first socket that somebody else has for the second. Even with nine of
-# ten numbers taken on the other family this fails less than once in 800 times; more than that is no accident.
-ATTEMPTS = 64
+# How often the system chooses before we go through its range ourselves: as long as a number can be had on one family,
+# it may choose that again and again (Linux prefers every other number), though somebody has it on the other family.
+CHOICES = 16
 # Errors that another number need not meet. EACCES: a privileged port; on Windows a range that is excluded.
 TAKEN = frozenset(("EADDRINUSE", "EACCES"))
 
@@ -142,7 +142,14 @@ def lease(
     plan = Plan(endpoints.read(address, dual=dual), check(protocols), listens)
     if port:
         return _named(port, plan)
-    return _chosen(repeat(0, ATTEMPTS) if ports is None else choice.shuffled(choice.pool(ports).numbers), plan)
+    return _chosen(_any() if ports is None else choice.shuffled(choice.pool(ports).numbers), plan)
+
+
+def _any() -> Iterator[int]:
+    """What the system likes, then all that it could have liked, once each."""
+    yield from repeat(0, CHOICES)
+    system = ephemeral.take()
+    yield from filter(system.has, choice.shuffled(range(system.low, system.high + 1)))
 
 
 def _named(port: int, plan: Plan) -> Lease:
@@ -200,7 +207,7 @@ def _is_absent(error: BindError, place: Endpoint, plan: Plan) -> bool:
 
 
 def _failure(what: str, error: BindError, hint: str) -> PortbookError:
-    told = f"cannot lease {what}: {error.step}() says {error.fault.name}"
+    told = f"cannot lease {what}: {error.step}() says {error.fault.name}, {(error.strerror or '').lower()}"
     if error.fault.scarce:
-        return PortbookError(f"{told}, {error.fault.reason}", "raise the limit, or close something")
-    return LeaseError(f"{told}, {(error.strerror or '').lower()}", hint)
+        return PortbookError(told, "raise the limit, or close something")
+    return LeaseError(told, hint)
