@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 LAB = Path(os.environ.get("PORTBOOK_WINLAB") or ROOT / ".winlab")
 # The pure halves too: what is parsed must not depend on the platform.
 EVERYWHERE = [f"tests/sources/test_{name}.py" for name in ("iphlpapi", "netstat", "psutil_")]
+EVERYWHERE += ["tests/bind/test_choice.py", "tests/bind/test_endpoints.py"]
 LIMIT_S = 240
 REPLAYED = ("netstat", "tasklist")
 # What winrun and winns say when the tests were not run to their end.

@@ -2,8 +2,8 @@
 
 POSIX, as sd_listen_fds(3) describes it and many servers know it: descriptors from 3 on, ``LISTEN_FDS`` says how many,
 ``LISTEN_PID`` for whom, ``LISTEN_FDNAMES`` what each is. Windows has no such custom: the handles are inherited (sockets
-are handles that a child may inherit: SetHandleInformation on learn.microsoft.com), and ``PORTBOOK_HANDLES`` has their
-numbers. ``PORT`` is the number of the port on both.
+are handles that a child may inherit: SetHandleInformation on learn.microsoft.com), and ``PORTBOOK_HANDLES`` says what
+each is and its number: ``tcp-ipv4=312,tcp-ipv6=316``. ``PORT`` is the number of the port on both.
 
 This file is also the program that ``Lease.start`` puts in front of a command, because only the process itself knows its
 pid: so at the top it imports nothing but the standard library, and little of that.
@@ -32,7 +32,7 @@ LISTEN = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 def environment(port: int, sockets: Sequence[socket.socket], pid: int) -> dict[str, str]:
     """What a program is told that finds these sockets at their places, in this order."""
     if sys.platform == "win32":
-        return {"PORT": str(port), HANDLES: ",".join(str(sock.fileno()) for sock in sockets)}
+        return {"PORT": str(port), HANDLES: ",".join(f"{name(sock)}={sock.fileno()}" for sock in sockets)}
     names = ":".join(map(name, sockets))
     return {"PORT": str(port), "LISTEN_PID": str(pid), "LISTEN_FDS": str(len(sockets)), "LISTEN_FDNAMES": names}
 
@@ -88,23 +88,35 @@ def inherited() -> tuple[socket.socket, ...]:
 
     :raises OSError: what was inherited is not a socket
     """
+    if sys.platform == "win32":
+        told = os.environ.pop(HANDLES, "")
+        return tuple(_of_handle(*part.split("=")) for part in told.split(",") if part)
     numbers = _told()
-    for word in (*LISTEN, HANDLES):
+    for word in LISTEN:
         os.environ.pop(word, None)
     for number in numbers:
-        if sys.platform == "win32":
-            os.set_handle_inheritable(number, False)
-        else:
-            os.set_inheritable(number, False)
+        os.set_inheritable(number, False)
     return tuple(socket.socket(fileno=number) for number in numbers)
 
 
-def _told() -> list[int]:
-    if sys.platform == "win32":
-        return [int(word) for word in os.environ.get(HANDLES, "").split(",") if word.isdigit()]
+def _told() -> range:
+    """The descriptors that are meant for this process."""
     mine = os.environ.get("LISTEN_PID") == str(os.getpid())
     count = os.environ.get("LISTEN_FDS", "")
-    return list(range(FIRST, FIRST + int(count))) if mine and count.isdigit() and len(count) < 6 else []
+    return range(FIRST, FIRST + int(count)) if mine and count.isdigit() and len(count) < 6 else range(0)
+
+
+def _of_handle(kind: str, number: str) -> socket.socket:
+    """Told what it is: Wine cannot ask an inherited socket (SO_PROTOCOL_INFO), and then need not."""
+    protocol, family = kind.split("-")
+    sock = socket.socket(
+        socket.AF_INET6 if family == "ipv6" else socket.AF_INET,
+        socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM,
+        0,
+        fileno=int(number),
+    )
+    sock.set_inheritable(False)
+    return sock
 
 
 def _become(count: str, *words: str) -> None:
