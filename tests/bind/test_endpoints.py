@@ -31,7 +31,9 @@ def test_several():
     assert endpoints.read("LocalHost") == (Endpoint("127.0.0.1"), Endpoint("::1"))
 
 
-@pytest.mark.parametrize("text", ["", "example.org", "127.1", "1.2.3.4.5", "127.0.0.1%eth0", "fe80::1%", "::1/64"])
+@pytest.mark.parametrize(
+    "text", ["", "example.org", "a\0b", "\udc80", "127.1", "1.2.3.4.5", "127.0.0.1%eth0", "fe80::1%", "::1/64"]
+)
 def test_what_is_no_address_is_refused(text):
     with pytest.raises(UsageError):
         endpoints.read(text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+import socket
 
 from portbook.bind.attempt import DUAL, EVERYWHERE, Endpoint
 from portbook.errors import UsageError
@@ -28,14 +28,15 @@ def read(address: str | None = None, *, dual: bool = False) -> tuple[Endpoint, .
 
 def _one(text: str) -> Endpoint:
     bare, percent, zone = text.removeprefix("[").removesuffix("]").partition("%")
+    family = socket.AF_INET6 if ":" in bare else socket.AF_INET
     try:
-        number = ip_address(bare)
-    except ValueError as error:
+        address = socket.inet_ntop(family, socket.inet_pton(family, bare))  # in the one spelling of RFC 5952
+    except (OSError, ValueError) as error:
         hint = "write 127.0.0.1, ::1, fe80::1%eth0 or localhost"
-        raise UsageError(f"{text!r} is not an address of this machine", hint) from error
-    if percent and (not zone or number.version == 4):
+        raise UsageError(f"{text!r} is not an IP address", hint) from error
+    if percent and (not zone or family == socket.AF_INET):
         raise UsageError(f"{text!r} has a zone that makes no sense", "write fe80::1%eth0")
-    return Endpoint(str(number), zone or None)
+    return Endpoint(address, zone or None)
 
 
 def show(endpoint: Endpoint) -> str:

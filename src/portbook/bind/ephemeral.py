@@ -10,7 +10,6 @@ sysctl(8) of macOS (net.inet.ip.portrange.first, .last).
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from collections.abc import Callable
 
@@ -18,7 +17,6 @@ from msgspec import Struct
 
 from portbook.records import Gap
 
-Ports = range
 NOTHING = b""
 LINUX = "/proc/sys/net/ipv4/"
 MACOS = "net.inet.ip.portrange."
@@ -91,6 +89,8 @@ def _macos() -> tuple[bytes, bytes]:
 
 def _sysctl(name: bytes) -> int:
     """A number of sysctlbyname(3); -1, which is no port, when there is none of this name."""
+    import ctypes
+
     value, size = ctypes.c_int(-1), ctypes.c_size_t(4)
     libc = ctypes.CDLL(None)
     libc.sysctlbyname(MACOS.encode() + name, ctypes.byref(value), ctypes.byref(size), None, ctypes.c_size_t(0))

@@ -52,7 +52,7 @@ def command(
     Examples:
       portbook lease --dual -- uvicorn --fd 3 app:app
       portbook lease 8080 --address 127.0.0.1 -- ./server
-      portbook lease --number-only -- npm run dev -- --port {port}
+      portbook lease --number-only -- python3 -m http.server {port}
     """
     from portbook.bind.lease import lease
 
