@@ -78,7 +78,10 @@ def test_any_of_some(own_network):
     with ExitStack() as stack:
         held = [stack.enter_context(lease(ports=range(7000, 7020))) for _ in range(20)]
         assert {one.port for one in held} == set(range(7000, 7020))
-        with nothing_left_open(), pytest.raises(LeaseError, match=r"any of 20 ports: bind\(\) says EADDRINUSE"):
+        with (
+            nothing_left_open(),
+            pytest.raises(LeaseError, match=r"any of 20 ports: bind\(\) of tcp on 0.0.0.0 says EADDRINUSE"),
+        ):
             lease(ports=range(7000, 7020))
 
 
@@ -103,7 +106,7 @@ def test_a_number_whose_other_family_is_taken_is_not_given(space):
     space.sysctl("net.ipv4.ip_local_port_range", "40000 40009")
     port, error, code = space.call(ask)
     assert (port, code) == (40004, 1)
-    assert error.startswith("cannot lease any of 26 ports: bind() says EADDRINUSE")
+    assert error.startswith("cannot lease any of 26 ports: bind() of tcp on [::] says EADDRINUSE")
 
 
 def test_no_port_is_left_at_all(space):
@@ -153,12 +156,19 @@ def test_a_named_port_that_is_held(own_network):
     with lease(7000), nothing_left_open(), pytest.raises(LeaseError) as caught:
         lease(7000)
     assert str(caught.value) == (
-        "cannot lease port 7000: bind() says EADDRINUSE, address already in use; "
+        "cannot lease port 7000: bind() of tcp on 0.0.0.0 says EADDRINUSE, address already in use; "
         "portbook why 7000 tells what is in the way"
     )
     assert caught.value.__cause__.errno == 98
-    with opened(7000, "::", UDP), lease(7000), nothing_left_open(), pytest.raises(LeaseError):
-        lease(7000, protocols=("udp",))
+    with opened(7000, "::", UDP), lease(7000), nothing_left_open():
+        for asked, told in (
+            ({"protocols": ("udp",)}, "portbook why 7000/udp tells"),
+            ({"address": "127.0.0.1"}, "portbook why 7000 --address 127.0.0.1 tells"),
+            ({"address": "::1"}, "portbook why 7000 --address ::1 tells"),
+            ({"dual": True}, "portbook why 7000 --dual tells"),
+        ):
+            with pytest.raises(LeaseError, match=told):
+                lease(7000, **asked)
 
 
 def test_of_two_who_want_a_named_port_one_has_it(own_network):
@@ -196,7 +206,7 @@ def test_what_makes_no_sense_is_refused(arguments, more):
 
 
 def test_an_address_of_another_machine(own_network):
-    with pytest.raises(LeaseError, match=r"a port: bind\(\) says EADDRNOTAVAIL"):
+    with pytest.raises(LeaseError, match=r"a port: bind\(\) of tcp on 192.0.2.1 says EADDRNOTAVAIL"):
         lease(address="192.0.2.1")
 
 
@@ -240,7 +250,8 @@ def test_a_privileged_port_of_an_ordinary_user(own_network, as_nobody):
     done = as_nobody(sys.executable, "-c", script, env={"PYTHONPATH": os.path.dirname(portbook.__path__[0])})
     assert done.stderr == ""
     assert done.stdout == (
-        "cannot lease port 80: bind() says EACCES, permission denied; portbook why 80 tells what is in the way\n"
+        "cannot lease port 80: bind() of tcp on 0.0.0.0 says EACCES, permission denied; "
+        "portbook why 80 tells what is in the way\n"
     )
 
 

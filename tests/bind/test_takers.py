@@ -289,7 +289,7 @@ def test_a_held_port_is_no():
         done = ended(str(port), "--", "echo", "never")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        f"portbook: cannot lease port {port}: bind() says EADDRINUSE, address already in use; "
+        f"portbook: cannot lease port {port}: bind() of tcp on 0.0.0.0 says EADDRINUSE, address already in use; "
         f"portbook why {port} tells what is in the way\n"
     )
 
@@ -345,7 +345,8 @@ def test_without_descriptors_the_sockets_cannot_be_passed():
         done = subprocess.run(run, capture_output=True, text=True, timeout=60, env=environment, check=False)
         assert (done.returncode, done.stdout) == (5, ""), limit
         assert re.match(
-            r"portbook: cannot (lease a port: socket\(\) says EMFILE|pass the sockets on: ).*\n$", done.stderr
+            r"portbook: cannot (lease a port: socket\(\) of \w+ on \S+ says EMFILE|pass the sockets on: ).*\n$",
+            done.stderr,
         )
     done = subprocess.run(["sh", "-c", command, "12"], capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stdout) == (0, "run\n")

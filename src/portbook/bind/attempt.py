@@ -72,9 +72,11 @@ class Tried(Struct, frozen=True):
 class BindError(OSError):
     """A bind that failed, and at which call; ``__cause__`` is the system's error."""
 
-    def __init__(self, step: str, error: OSError) -> None:
+    def __init__(self, step: str, error: OSError, endpoint: Endpoint, protocol: Protocol = "tcp") -> None:
         super().__init__(error.errno, error.strerror or str(error))
         self.step = step
+        self.endpoint = endpoint
+        self.protocol = protocol
         self.fault: Fault = classify(error)
         self.number: int = getattr(error, "winerror", None) or error.errno or 0
 
@@ -104,7 +106,7 @@ def bind(port: int, endpoint: Endpoint, options: Options = Options()) -> socket.
     except OSError as error:
         if sock is not None:
             sock.close()
-        raise BindError(step, error) from error
+        raise BindError(step, error, endpoint, options.protocol) from error
     return sock
 
 

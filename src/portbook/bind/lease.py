@@ -25,7 +25,7 @@ from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from portbook.bind import choice, endpoints, ephemeral, handover
-from portbook.bind.attempt import NO_FAMILY, BindError, Endpoint, Options, bind
+from portbook.bind.attempt import EVERYWHERE, NO_FAMILY, BindError, Endpoint, Options, bind
 from portbook.bind.free import check
 from portbook.errors import LeaseError, PortbookError, UsageError
 from portbook.records import Protocol
@@ -156,7 +156,7 @@ def _named(port: int, plan: Plan) -> Lease:
     try:
         return _bound(port, plan, chosen=False)
     except BindError as error:
-        raise _failure(f"port {port}", error, f"portbook why {port} tells what is in the way") from error
+        raise _failure(f"port {port}", error, f"{_why(port, error)} tells what is in the way") from error
 
 
 def _chosen(numbers: Iterator[int], plan: Plan) -> Lease:
@@ -207,7 +207,16 @@ def _is_absent(error: BindError, place: Endpoint, plan: Plan) -> bool:
 
 
 def _failure(what: str, error: BindError, hint: str) -> PortbookError:
-    told = f"cannot lease {what}: {error.step}() says {error.fault.name}, {(error.strerror or '').lower()}"
+    where = f"{error.protocol} on {endpoints.show(error.endpoint)}"
+    told = f"cannot lease {what}: {error.step}() of {where} says {error.fault.name}, {(error.strerror or '').lower()}"
     if error.fault.scarce:
         return PortbookError(told, "raise the limit, or close something")
     return LeaseError(told, hint)
+
+
+def _why(port: int, error: BindError) -> str:
+    """The command that says more."""
+    place = error.endpoint
+    address = "" if place in EVERYWHERE else f" --address {endpoints.show(place).strip('[]')}"
+    udp = "/udp" if error.protocol == "udp" else ""
+    return f"portbook why {port}{udp}{' --dual' if place.dual else address}"
