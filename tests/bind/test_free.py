@@ -104,13 +104,13 @@ def test_an_address_of_another_machine_is_given_up_at_once(own_network):
 def test_every_port_of_a_range_is_taken(space):
     def ask():
         with ExitStack() as stack:
-            for port in range(7000, 7100):
+            for port in range(17000, 17100):
                 stack.enter_context(opened(port, "::" if port % 2 else "0.0.0.0"))
-            return free(1, ports=range(7000, 7100)), free(2, ports=range(7000, 7102))
+            return free(1, ports=range(17000, 17100)), free(2, ports=range(17000, 17102))
 
     none, two = space.call(ask)
     assert (none.ports, none.refused) == ((), {"EADDRINUSE": 100})
-    assert two.ports == (7100, 7101)
+    assert two.ports == (17100, 17101)
 
 
 @LINUX
@@ -118,13 +118,13 @@ def test_time_wait_is_in_the_way(space):
     """A server would get past it, a program without SO_REUSEADDR would not: a free port is free for both."""
 
     def ask():
-        with socket.create_server(("127.0.0.1", 7000)) as server:
+        with socket.create_server(("127.0.0.1", 17000)) as server:
             client = socket.create_connection(server.getsockname())
             accepted, _ = server.accept()
             accepted.close()
             client.recv(1)
             client.close()
-        return free(ports=[7000]).refused, refusal(7000), refusal(7000, reuse=True)
+        return free(ports=[17000]).refused, refusal(17000), refusal(17000, reuse=True)
 
     assert space.call(ask) == ({"EADDRINUSE": 1}, "EADDRINUSE", None)
 
@@ -175,7 +175,7 @@ def test_without_descriptors_it_cannot_be_found_out(space):
         for spare in (0, 1, 2):
             try:
                 with only_descriptors(spare):
-                    answers.append(free(ports=range(7000, 7010)).enough)
+                    answers.append(free(ports=range(17000, 17010)).enough)
             except PortbookError as error:
                 answers.append((type(error).__name__, error.exit_code, "EMFILE" in str(error)))
         return answers
@@ -186,8 +186,8 @@ def test_without_descriptors_it_cannot_be_found_out(space):
 
 @LINUX
 def test_privileged_ports_of_an_ordinary_user(own_network, as_nobody):
-    done = as_nobody(sys.executable, "-m", "portbook", "free", "--range", "80-89,7000", "-n2", env={"PYTHONPATH": SRC})
-    assert (done.returncode, done.stdout) == (1, "7000\n")
+    done = as_nobody(sys.executable, "-m", "portbook", "free", "--range", "80-89,17000", "-n2", env={"PYTHONPATH": SRC})
+    assert (done.returncode, done.stdout) == (1, "17000\n")
     assert "found 1 of 2: 10 not allowed to this user (EACCES)" in done.stderr
 
 
@@ -195,7 +195,7 @@ def test_privileged_ports_of_an_ordinary_user(own_network, as_nobody):
 
 
 def test_the_command_prints_numbers_and_what_they_are_worth(own_network):
-    done = command("-n", "20", "--range", "7000-7100", "--both")
+    done = command("-n", "20", "--range", "17000-17100", "--both")
     numbers = [int(line) for line in done.stdout.split("\n")[:-1]]
     assert (done.returncode, len(set(numbers))) == (0, 20)
     assert numbers == sorted(numbers)
@@ -206,9 +206,9 @@ def test_the_command_prints_numbers_and_what_they_are_worth(own_network):
 
 
 def test_the_command_says_how_many_are_missing_and_why(own_network):
-    with opened(7001):
-        done = command("-n", "3", "--range", "7000-7002")
-    assert (done.returncode, done.stdout) == (1, "7000\n7002\n")
+    with opened(17001):
+        done = command("-n", "3", "--range", "17000-17002")
+    assert (done.returncode, done.stdout) == (1, "17000\n17002\n")
     assert done.stderr.splitlines()[1] == "portbook: found 2 of 3: 1 in use (EADDRINUSE)"
     done = command("--address", "192.0.2.1")
     assert done.stderr == "portbook: found 0 of 1: the address is not one of this machine (EADDRNOTAVAIL)\n"
@@ -219,13 +219,13 @@ def test_the_command_says_how_many_are_missing_and_why(own_network):
 
 
 def test_json(own_network):
-    with opened(7001):
-        done = command("-n", "3", "--range", "7000-7002", "--address", "127.0.0.1", "--json")
+    with opened(17001):
+        done = command("-n", "3", "--range", "17000-17002", "--address", "127.0.0.1", "--json")
     assert (done.returncode, done.stderr) == (1, "")
     assert json.loads(done.stdout) == {
         "schema": 1,
         "count": 3,
-        "ports": [7000, 7002],
+        "ports": [17000, 17002],
         "protocols": ["tcp"],
         "addresses": ["127.0.0.1"],
         "reserved": False,

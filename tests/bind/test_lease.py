@@ -34,7 +34,7 @@ def whole(held):
 
 
 @pytest.mark.parametrize("protocols", [("tcp",), ("udp",), ("udp", "tcp")])
-@pytest.mark.parametrize("port", [0, 7000])
+@pytest.mark.parametrize("port", [0, 17000])
 @pytest.mark.parametrize("listens", [True, False])
 def test_nobody_else_can_have_it(own_network, protocols, port, listens):
     with nothing_left_open(), lease(port, protocols=protocols, listens=listens) as held:
@@ -76,13 +76,13 @@ def test_one_address_and_one_dual_socket(own_network):
 
 def test_any_of_some(own_network):
     with ExitStack() as stack:
-        held = [stack.enter_context(lease(ports=range(7000, 7020))) for _ in range(20)]
-        assert {one.port for one in held} == set(range(7000, 7020))
+        held = [stack.enter_context(lease(ports=range(17000, 17020))) for _ in range(20)]
+        assert {one.port for one in held} == set(range(17000, 17020))
         with (
             nothing_left_open(),
             pytest.raises(LeaseError, match=r"any of 20 ports: bind\(\) of tcp on 0.0.0.0 says EADDRINUSE"),
         ):
-            lease(ports=range(7000, 7020))
+            lease(ports=range(17000, 17020))
 
 
 def test_a_number_whose_other_family_is_taken_is_not_given(space):
@@ -123,52 +123,52 @@ def test_no_port_is_left_at_all(space):
 
 def test_a_socket_that_is_bound_and_about_to_listen_is_not_robbed(own_network):
     """A server between its bind and its listen: with SO_REUSEADDR, a chosen port could be taken from under it."""
-    with opened(7000, reuse=True) as server:
+    with opened(17000, reuse=True) as server:
         with pytest.raises(LeaseError):
-            lease(ports=[7000])
+            lease(ports=[17000])
         server.listen()
-    with opened(7001, "::", reuse=True) as server, lease(ports=[7000, 7001]) as held:
-        assert held.port == 7000
+    with opened(17001, "::", reuse=True) as server, lease(ports=[17000, 17001]) as held:
+        assert held.port == 17000
         server.listen()
 
 
-@pytest.mark.parametrize("how", [{"port": 7000}, {"ports": [7000]}])
+@pytest.mark.parametrize("how", [{"port": 17000}, {"ports": [17000]}])
 def test_connections_of_a_lease_do_not_keep_the_next_server_out(space, how):
     """The side that closes first keeps TIME_WAIT: here the server."""
 
     def ask():
         with lease(**how) as held:
-            client = socket.create_connection(("127.0.0.1", 7000))
+            client = socket.create_connection(("127.0.0.1", 17000))
             accepted, _ = held.socket.accept()
             accepted.close()
             client.recv(1)
             client.close()
-        return refusal(7000), refusal(7000, reuse=True), leased_again()
+        return refusal(17000), refusal(17000, reuse=True), leased_again()
 
     def leased_again():
-        with lease(7000) as held:
+        with lease(17000) as held:
             return held.port
 
-    assert space.call(ask) == ("EADDRINUSE", None, 7000)
+    assert space.call(ask) == ("EADDRINUSE", None, 17000)
 
 
 def test_a_named_port_that_is_held(own_network):
-    with lease(7000), nothing_left_open(), pytest.raises(LeaseError) as caught:
-        lease(7000)
+    with lease(17000), nothing_left_open(), pytest.raises(LeaseError) as caught:
+        lease(17000)
     assert str(caught.value) == (
-        "cannot lease port 7000: bind() of tcp on 0.0.0.0 says EADDRINUSE, address already in use; "
-        "portbook why 7000 tells what is in the way"
+        "cannot lease port 17000: bind() of tcp on 0.0.0.0 says EADDRINUSE, address already in use; "
+        "portbook why 17000 tells what is in the way"
     )
     assert caught.value.__cause__.errno == 98
-    with opened(7000, "::", UDP), lease(7000), nothing_left_open():
+    with opened(17000, "::", UDP), lease(17000), nothing_left_open():
         for asked, told in (
-            ({"protocols": ("udp",)}, "portbook why 7000/udp tells"),
-            ({"address": "127.0.0.1"}, "portbook why 7000 --address 127.0.0.1 tells"),
-            ({"address": "::1"}, "portbook why 7000 --address ::1 tells"),
-            ({"dual": True}, "portbook why 7000 --dual tells"),
+            ({"protocols": ("udp",)}, "portbook why 17000/udp tells"),
+            ({"address": "127.0.0.1"}, "portbook why 17000 --address 127.0.0.1 tells"),
+            ({"address": "::1"}, "portbook why 17000 --address ::1 tells"),
+            ({"dual": True}, "portbook why 17000 --dual tells"),
         ):
             with pytest.raises(LeaseError, match=told):
-                lease(7000, **asked)
+                lease(17000, **asked)
 
 
 def test_of_two_who_want_a_named_port_one_has_it(own_network):
@@ -180,7 +180,7 @@ def test_of_two_who_want_a_named_port_one_has_it(own_network):
         def ask(barrier=barrier, got=got):
             barrier.wait()
             try:
-                got.append(lease(7000))
+                got.append(lease(17000))
             except LeaseError as error:
                 got.append(error)
 
@@ -191,7 +191,7 @@ def test_of_two_who_want_a_named_port_one_has_it(own_network):
             thread.join()
         held = [one for one in got if isinstance(one, portbook.Lease)]
         assert len(held) == 1
-        assert refusal(7000, reuse=True) == "EADDRINUSE"
+        assert refusal(17000, reuse=True) == "EADDRINUSE"
         held[0].close()
 
 

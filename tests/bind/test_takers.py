@@ -169,17 +169,17 @@ def test_a_real_server_through_the_command():
     "first", ["", "exec 3</dev/null; ", "exec 3</dev/null 4</dev/null 5</dev/null 6</dev/null 7</dev/null; "]
 )
 def test_all_sockets_in_order_whatever_was_open_before(own_network, first):
-    shell = f"{first}exec {sys.executable} -m portbook lease 7000 --both -- {sys.executable} -c '{SERVER}'"
+    shell = f"{first}exec {sys.executable} -m portbook lease 17000 --both -- {sys.executable} -c '{SERVER}'"
     done = subprocess.run(
         ["sh", "-c", shell], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": SRC}, check=True
     )
     _, port, _, found, others, _ = json.loads(done.stdout)
-    assert (port, others, done.stderr) == ("7000", [], "")
+    assert (port, others, done.stderr) == ("17000", [], "")
     assert found == [
-        ["tcp-ipv4", "AF_INET", "SOCK_STREAM", ["0.0.0.0", 7000], 1],
-        ["tcp-ipv6", "AF_INET6", "SOCK_STREAM", ["::", 7000], 1],
-        ["udp-ipv4", "AF_INET", "SOCK_DGRAM", ["0.0.0.0", 7000], False],
-        ["udp-ipv6", "AF_INET6", "SOCK_DGRAM", ["::", 7000], False],
+        ["tcp-ipv4", "AF_INET", "SOCK_STREAM", ["0.0.0.0", 17000], 1],
+        ["tcp-ipv6", "AF_INET6", "SOCK_STREAM", ["::", 17000], 1],
+        ["udp-ipv4", "AF_INET", "SOCK_DGRAM", ["0.0.0.0", 17000], False],
+        ["udp-ipv6", "AF_INET6", "SOCK_DGRAM", ["::", 17000], False],
     ]
 
 
@@ -193,6 +193,12 @@ def test_a_child_of_the_library():
         assert answer(held.port) == b"hello %d" % pid
         child.kill()
     assert refusal(held.port, reuse=True) is None
+
+
+def test_a_child_that_cannot_be_run():
+    with portbook.lease() as held, held.start(["/no/such/program"], stderr=subprocess.PIPE) as child:
+        assert child.stderr.read() == b"portbook: '/no/such/program' cannot be run: No such file or directory\n"
+        assert child.wait(30) == 127
 
 
 def test_a_child_that_knows_portbook():

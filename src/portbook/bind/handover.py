@@ -131,7 +131,8 @@ def _become(count: str, *words: str) -> None:
     try:
         os.execvp(command[0], command)  # noqa: S606  the caller's command, and no shell
     except OSError as error:
-        sys.exit(f"portbook: {command[0]!r} cannot be run: {error.strerror}")
+        sys.stderr.write(f"portbook: {command[0]!r} cannot be run: {error.strerror}\n")
+        sys.exit(127)  # as a shell says it (POSIX.1-2024, Shell Command Language, 2.8.2)
 
 
 if __name__ == "__main__":

@@ -77,6 +77,8 @@ class Lease:
 
         This process keeps its own copies: close the lease, and the port is free when the program ends.
 
+        A program that cannot be run: on Windows an OSError here, elsewhere a child that says so and ends with 127.
+
         :param options: for ``subprocess.Popen``; ``env`` is completed
         :raises OSError: it cannot be started
         """
