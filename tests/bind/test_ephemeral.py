@@ -33,6 +33,26 @@ def test_what_is_not_understood_is_the_default_and_said(said, platform, first):
     assert [gap.what for gap in found.gaps] == ["setting"]
 
 
+def test_reserved_ports_that_are_hidden_are_said():
+    found = ephemeral.parse(b"32768 60999", None, "linux")
+    assert (found.reserved, found.gaps) == ((), ())
+    assert [gap.why for gap in found.reserved_gaps] == ["/proc/sys/net/ipv4/ip_local_reserved_ports could not be read"]
+
+
+@LINUX
+def test_in_a_container_that_hides_its_settings():
+    """With an empty directory mounted there, as root in a mount namespace of its own."""
+    netlab.needed()
+    script = "import portbook; print(*(gap.why for gap in portbook.free(avoid_ephemeral=True).gaps), sep='\\n')"
+    shell = 'mount -t tmpfs none /proc/sys && exec "$0" -c "$1"'
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", shell, sys.executable, script], capture_output=True, text=True, check=True
+    )
+    first, second = done.stdout.splitlines()
+    assert first.endswith("taken to be the documented default, 32768 to 60999")
+    assert second.endswith("ip_local_reserved_ports could not be read")
+
+
 def test_reserved_ports_are_not_ephemeral():
     found = ephemeral.parse(b"40000 40009", b"40005", "linux")
     assert [port for port in range(39998, 40012) if found.has(port)] == [*range(40000, 40005), *range(40006, 40010)]

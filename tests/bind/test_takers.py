@@ -195,6 +195,11 @@ def test_a_child_of_the_library():
     assert refusal(held.port, reuse=True) is None
 
 
+def test_a_shell_is_no_program():
+    with portbook.lease() as held, pytest.raises(portbook.UsageError):
+        held.start("exit 1", shell=True)
+
+
 def test_a_child_that_cannot_be_run():
     with portbook.lease() as held, held.start(["/no/such/program"], stderr=subprocess.PIPE) as child:
         assert child.stderr.read() == b"portbook: '/no/such/program' cannot be run: No such file or directory\n"

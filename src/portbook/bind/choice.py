@@ -31,7 +31,7 @@ class Pool(NamedTuple):
     @property
     def gaps(self) -> tuple[Gap, ...]:
         """What could not be known about the numbers."""
-        return self.ephemeral.gaps if self.ephemeral else ()
+        return (self.ephemeral.gaps if self.ephemeral else ()) + (self.reserved.reserved_gaps if self.reserved else ())
 
     def shuffled(self) -> Iterator[tuple[int, Reason | None]]:
         """Every number once, in a random order, and why it is passed over, if it is."""

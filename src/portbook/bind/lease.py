@@ -79,9 +79,13 @@ class Lease:
 
         A program that cannot be run: on Windows an OSError here, elsewhere a child that says so and ends with 127.
 
-        :param options: for ``subprocess.Popen``; ``env`` is completed
+        :param options: for ``subprocess.Popen``, but no shell; ``env`` is completed
         :raises OSError: it cannot be started
         """
+        if options.get("shell"):
+            raise UsageError(
+                "a shell would have the sockets, not the program", "start(['sh', '-c', ...]) if that is meant"
+            )
         env = {**(options.pop("env", None) or os.environ), **self.environment()}
         return handover.start(command, self.sockets, {**options, "env": env})
 
