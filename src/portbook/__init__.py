@@ -13,7 +13,11 @@ TYPE_CHECKING = False  # type checkers know the name; importing typing would dou
 
 if TYPE_CHECKING:
     from portbook import reach
+    from portbook.bind.free import Free, free
+    from portbook.bind.handover import inherited
+    from portbook.bind.lease import Lease, lease
     from portbook.errors import (
+        LeaseError,
         PortbookError,
         RemoteError,
         SourceDenied,
@@ -37,8 +41,11 @@ if TYPE_CHECKING:
 
 # Where each public name lives; it is imported when first used, so that "portbook --version" need not import it all.
 _HOMES = {
+    "bind.free": "Free free",
+    "bind.handover": "inherited",
+    "bind.lease": "Lease lease",
     "errors": "PortbookError UsageError SourceError SourceMissing SourceDenied SourceGarbled SourceTimeout "
-    "StoreError RemoteError",
+    "StoreError RemoteError LeaseError",
     "holding": "who",
     "inventory": "listeners take",
     "probe.outcome": "Answer",
@@ -53,9 +60,12 @@ _MODULES = ("reach", "scan")  # which are public themselves; scan can be called
 __all__ = [
     "Answer",
     "Dial",
+    "Free",
     "Gap",
     "Holder",
     "Holding",
+    "Lease",
+    "LeaseError",
     "Limits",
     "Listing",
     "Owner",
@@ -72,6 +82,9 @@ __all__ = [
     "UsageError",
     "dial",
     "dial_async",
+    "free",
+    "inherited",
+    "lease",
     "listeners",
     "parse",
     "reach",

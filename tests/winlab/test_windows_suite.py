@@ -24,6 +24,7 @@ LAB = Path(os.environ.get("PORTBOOK_WINLAB") or ROOT / ".winlab")
 EVERYWHERE = [f"tests/sources/test_{name}.py" for name in ("iphlpapi", "netstat", "psutil_")]
 EVERYWHERE += [f"tests/bind/test_{name}.py" for name in ("netsh", "httpsys", "portproxy")]
 EVERYWHERE += ["tests/scan/test_engine.py", "tests/test_reach.py"]
+EVERYWHERE += ["tests/bind/test_choice.py", "tests/bind/test_endpoints.py"]
 LIMIT_S = 240
 REPLAYED = ("netstat", "tasklist", "netsh")
 # What winrun and winns say when the tests were not run to their end.

@@ -16,6 +16,8 @@ COMMANDS = {
     "who": "who",
     "dial": "dial",
     "wait": "wait",
+    "free": "free",
+    "lease": "lease",
     "scan": "scan",
     "probe": "probe",
     "sources": "sources",
