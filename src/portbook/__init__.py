@@ -12,6 +12,9 @@ __version__ = "0.1.0"
 TYPE_CHECKING = False  # type checkers know the name; importing typing would double the time of "portbook --version"
 
 if TYPE_CHECKING:
+    from portbook.bind.findings import Finding
+    from portbook.bind.judge import Verdict
+    from portbook.bind.why import why
     from portbook.errors import (
         PortbookError,
         RemoteError,
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
 
 # Where each public name lives; it is imported when first used, so that "portbook --version" need not import it all.
 _HOMES = {
+    "bind.findings": "Finding",
+    "bind.judge": "Verdict",
+    "bind.why": "why",
     "errors": "PortbookError UsageError SourceError SourceMissing SourceDenied SourceGarbled SourceTimeout "
     "StoreError RemoteError",
     "holding": "who",
@@ -42,6 +48,7 @@ _HOMES = {
 
 __all__ = [
     "Dial",
+    "Finding",
     "Gap",
     "Holder",
     "Holding",
@@ -58,12 +65,14 @@ __all__ = [
     "SourceTimeout",
     "StoreError",
     "UsageError",
+    "Verdict",
     "dial",
     "dial_async",
     "listeners",
     "parse",
     "take",
     "who",
+    "why",
 ]
 
 
