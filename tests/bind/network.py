@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from portbook import Finding, Verdict
 from tests.conftest import NOBODY
 from tests.netlab import call
 
@@ -88,15 +87,3 @@ def bindable(*places: tuple[str, int], kind: socket.SocketKind = socket.SOCK_STR
 def everywhere(port: int, kind: socket.SocketKind = socket.SOCK_STREAM) -> bool:
     """Whether a server could have the port on every address of both families."""
     return bindable(("0.0.0.0", port), ("::", port), kind=kind)
-
-
-def finding(verdict: Verdict, code: str) -> Finding:
-    """The one finding with this code."""
-    found = [f for f in verdict.findings if f.code == code]
-    assert len(found) == 1, f"{code}: {[f.code for f in verdict.findings]}"
-    return found[0]
-
-
-def codes(verdict: Verdict, severity: str | None = None) -> list[str]:
-    """The codes of the findings, of one severity or all."""
-    return [f.code for f in verdict.findings if severity in (None, f.severity)]

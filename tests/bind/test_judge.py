@@ -8,7 +8,7 @@ from portbook.bind.attempt import DUAL, Endpoint, Options, Tried
 from portbook.bind.evidence import Caller, Evidence, ExcludedRange
 from portbook.bind.judge import agrees, judge, outcome
 from portbook.records import Owner, Socket
-from tests.bind.network import codes, finding
+from tests.bind.verdicts import codes, finding
 
 V4, V6 = Endpoint("0.0.0.0"), Endpoint("::")
 IN_USE = Tried(V4, 80, 98, "EADDRINUSE", "bind")

@@ -21,7 +21,8 @@ from portbook.bind.evidence import Asked, Evidence
 from portbook.bind.why import LOOKS, examine
 from portbook.testing import child
 from tests import netlab
-from tests.bind.network import as_user, bindable, bound, codes, connected, everywhere, finding
+from tests.bind.network import as_user, bindable, bound, connected, everywhere
+from tests.bind.verdicts import codes, finding
 from tests.components import need
 from tests.conftest import NOBODY
 from tests.test_inventory import cgroup2
@@ -464,7 +465,11 @@ def test_link_local_addresses_are_bound_by_their_zone(network):
     with socket.socket(socket.AF_INET6) as one:
         one.bind((address, 8080, 0, number))
         one.listen()
-        assert codes(why(8080, address=f"{address}%link0"), "blocks") == ["listener"]
+        for zone in ("link0", str(number)):
+            assert codes(why(8080, address=f"{address}%{zone}"), "blocks") == ["listener"]
+    assert codes(why(8080, address=f"{address}%lo"), "blocks") == ["address-not-local"]  # not of that interface
+    assert "fe80::1%eth0" in finding(why(8080, address=address), "unexplained").remedy
+    assert why(8080, address=f"{address}%nonesuch").can_have is False
 
 
 DNAT = "tcp dport 8080 dnat ip to 10.77.0.2:80"

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 LAB = Path(os.environ.get("PORTBOOK_WINLAB") or ROOT / ".winlab")
 # The pure halves too: what is parsed must not depend on the platform.
 EVERYWHERE = [f"tests/sources/test_{name}.py" for name in ("iphlpapi", "netstat", "psutil_")]
+EVERYWHERE += [f"tests/bind/test_{name}.py" for name in ("judge", "relay", "rules")]
 LIMIT_S = 240
 REPLAYED = ("netstat", "tasklist")
 # What winrun and winns say when the tests were not run to their end.
@@ -96,6 +97,14 @@ def test_commands_are_run_and_their_answers_read(lab, replaying, capsys):
     show(capsys, counts)
     assert counts["passed"] >= 20
     assert counts["skipped"] == 2  # netstat of Wine, netstat of Windows
+
+
+def test_an_excluded_port_is_told_from_one_that_is_held(lab, capsys):
+    """The laboratory refuses ports below WINLAB_MINPORT as Windows refuses excluded ones: 10013, and nothing to see."""
+    counts = run_pytest(lab, "tests/windows/test_why.py", WINLAB_MINPORT="4700", PORTBOOK_EXCLUDED="4000-4699")
+    show(capsys, counts)
+    assert counts["passed"] >= 11
+    assert "skipped" not in counts
 
 
 @pytest.mark.parametrize(

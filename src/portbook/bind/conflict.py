@@ -100,7 +100,8 @@ def is_group(evidence: Evidence, s: Socket) -> bool:
     """Whether another socket waits at the same place: then all of them have set SO_REUSEPORT."""
     if s.protocol == "udp" or s.state != "LISTEN":
         return False  # UDP shares with SO_REUSEADDR as well
-    return sum(place(other) == place(s) for other in evidence.sockets) > 1
+    others = (other for other in evidence.sockets if other.state == "LISTEN" and other is not s)
+    return any(place(other) == place(s) for other in others)
 
 
 def place(s: Socket) -> tuple[str, str, str | None, str | None, str | None]:

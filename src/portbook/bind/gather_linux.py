@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from portbook.bind import ephemeral, sysctl
+from portbook.bind import ephemeral, occupants, sysctl
 from portbook.bind.attempt import Endpoint
 from portbook.bind.evidence import Asked, Caller, Evidence, Link, LocalAddress, NatRule, Publication
 from portbook.bind.overlap import MAPPED
-from portbook.enrich import process
-from portbook.errors import SourceError
-from portbook.records import Gap, Owner, Socket
+from portbook.records import Gap, Socket
 
-MOST_OWNERS = 8  # whose parents are looked up
 WILDCARDS = frozenset(("0.0.0.0", "::"))  # noqa: S104  compared
 
 
 def gather(asked: Asked) -> Evidence:
     """Fill the evidence. A free port costs one question about its sockets and a handful of small files."""
-    sockets, gaps = holders(asked)
+    sockets, gaps = occupants.on_port(asked)
     caller = sysctl.read_caller()
     settings = sysctl.parse(sysctl.read())
     automatic = ephemeral.take()
@@ -33,7 +30,7 @@ def gather(asked: Asked) -> Evidence:
         options=asked.options,
         caller=caller,
         sockets=sockets,
-        parents=parents_of(sockets),
+        parents=occupants.parents_of(sockets),
         activated=_activated(sockets),
         privileged_below=settings.privileged_below,
         ephemeral=(automatic.low, automatic.high),
@@ -48,25 +45,6 @@ def gather(asked: Asked) -> Evidence:
         nat=nat,
         gaps=(*gaps, *automatic.gaps),
     )
-
-
-def holders(asked: Asked) -> tuple[tuple[Socket, ...], list[Gap]]:
-    """The sockets on the port with their owners; none, and a gap, when this machine cannot be read."""
-    from portbook import inventory
-    from portbook.query import Query, Term
-
-    terms = (Term("port", ((asked.port, asked.port),)), Term("protocol", (asked.protocol,)))
-    try:
-        listing = inventory.take(Query(terms))
-    except (SourceError, OSError) as error:  # OSError: no descriptor is left to open a table, or a module of ours
-        return (), [Gap("socket", None, f"who holds the port is not known: {error}")]
-    return listing.sockets, list(listing.gaps)
-
-
-def parents_of(sockets: Iterable[Socket]) -> dict[int, tuple[Owner, ...]]:
-    """The chains above the first owners."""
-    pids = dict.fromkeys(owner.pid for s in sockets for owner in s.owners)
-    return {pid: process.parents(pid) for pid in list(pids)[:MOST_OWNERS]}
 
 
 def _activated(sockets: Iterable[Socket]) -> dict[int, str]:
@@ -112,7 +90,7 @@ def _foreign(
         elif addresses is None or endpoint.address.startswith("ff"):  # multicast: RFC 4291 section 2.7
             continue
         else:
-            local = any(a.address == endpoint.address for a in addresses)
+            local = any(a.address == endpoint.address and endpoint.zone in (None, a.interface) for a in addresses)
         if not local:
             yield endpoint.address
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 
-from portbook.bind import ephemeral
+from portbook.bind import ephemeral, occupants
 from portbook.bind.evidence import Asked, Caller, Evidence
-from portbook.bind.gather_linux import holders, parents_of
 
 
 def gather(asked: Asked) -> Evidence:
     """Fill the evidence."""
-    sockets, gaps = holders(asked)
+    sockets, gaps = occupants.on_port(asked)
     automatic = ephemeral.take()
     return Evidence(
         platform="macos",
@@ -21,7 +20,7 @@ def gather(asked: Asked) -> Evidence:
         options=asked.options,
         caller=Caller(os.geteuid() if hasattr(os, "geteuid") else None),
         sockets=sockets,
-        parents=parents_of(sockets),
+        parents=occupants.parents_of(sockets),
         ephemeral=(automatic.low, automatic.high),
         reserved=automatic.reserved,
         gaps=(*gaps, *automatic.gaps),

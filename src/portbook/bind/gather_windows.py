@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from portbook.bind import occupants
 from portbook.bind.evidence import Asked, Caller, DynamicRange, Evidence, ExcludedRange, HttpQueue, PortProxy
-from portbook.bind.gather_linux import holders, parents_of
 from portbook.records import Gap, Socket
 
 
@@ -21,7 +21,7 @@ class Lists(NamedTuple):
 
 def gather(asked: Asked) -> Evidence:
     """Fill the evidence."""
-    sockets, gaps = holders(asked)
+    sockets, gaps = occupants.on_port(asked)
     lists = read_lists(asked, sockets)
     return Evidence(
         platform="windows",
@@ -31,7 +31,7 @@ def gather(asked: Asked) -> Evidence:
         options=asked.options,
         caller=Caller(),
         sockets=sockets,
-        parents=parents_of(sockets),
+        parents=occupants.parents_of(sockets),
         excluded=lists.excluded,
         dynamic=lists.dynamic,
         proxies=lists.proxies,

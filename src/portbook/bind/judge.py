@@ -171,6 +171,8 @@ HINTS = {
     "EPERM": "a security module or a BPF program of the cgroup forbids it",
     "EADDRINUSE": "a holder that is not visible from here: another moment, or a kernel service; try again as root",
     "EADDRNOTAVAIL": "ip address shows the addresses of this machine",
+    "EINVAL": "a link-local address needs its interface: fe80::1%eth0",
+    "ENODEV": "there is no such interface: ip link",
 }
 WINDOWS_HINTS = {
     "EACCES": "an excluded port range: netsh int ipv4 show excludedportrange protocol=tcp (and ipv6, udp)",

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from socket import if_indextoname
+
+from msgspec.structs import replace
 
 from portbook.bind import endpoints
-from portbook.bind.attempt import Options, attempt
+from portbook.bind.attempt import Endpoint, Options, attempt
 from portbook.bind.evidence import Asked, Evidence
 from portbook.bind.judge import Verdict, agrees, judge
 from portbook.errors import UsageError
@@ -46,8 +49,19 @@ def why(
     if protocol not in PROTOCOLS:
         raise UsageError(f"unknown protocol {protocol!r}", f"valid are {', '.join(PROTOCOLS)}")
     options = Options(protocol, reuse_address, reuse_port)
-    asked = Asked(port, protocol, endpoints.read(address, dual=dual), options)
+    wanted = tuple(map(_with_named_zone, endpoints.read(address, dual=dual)))
+    asked = Asked(port, protocol, wanted, options)
     return examine(asked, _gatherer())
+
+
+def _with_named_zone(endpoint: Endpoint) -> Endpoint:
+    """On Linux sockets are shown with the names of interfaces: ``fe80::1%2`` is ``fe80::1%eth0``."""
+    if endpoint.zone is None or not endpoint.zone.isdecimal() or PLATFORM != "linux":
+        return endpoint
+    try:
+        return replace(endpoint, zone=if_indextoname(int(endpoint.zone)))
+    except (OSError, OverflowError):
+        return endpoint  # there is none: the bind will say so
 
 
 def examine(asked: Asked, gather: Gather) -> Verdict:

@@ -15,6 +15,7 @@ from portbook.bind.overlap import ANY, Claim, of_endpoint, of_socket
 from portbook.records import Socket
 
 MOST_NAMED = 4  # addresses in words
+MOST_ADDRESSES = 64  # that are looked at: a router may have thousands
 WAITING = ("LISTEN", "BOUND", None)
 
 
@@ -87,9 +88,10 @@ def _by_address(evidence: Evidence, asked: Claim) -> tuple[list[str], list[str]]
     """Addresses of this machine that could be had one by one, and those that could not."""
     free: list[str] = []
     taken: list[str] = []
-    for address in _candidates(evidence, asked):
+    waiting = [s for s in evidence.sockets if s.state in WAITING]
+    for address in _candidates(evidence, asked)[:MOST_ADDRESSES]:
         one = Endpoint(address)
-        hit = any(obstacle(evidence, s, one) for s in evidence.sockets)
+        hit = any(obstacle(evidence, s, one) for s in waiting)
         (taken if hit else free).append(show(one))
     return free, taken
 

@@ -15,16 +15,17 @@ from portbook.bind.evidence import Evidence, NatRule, Publication
 from portbook.bind.findings import Finding
 from portbook.records import Confidence
 
-DOCS = "net.ipv4.ip_unprivileged_port_start"
+SETTING = "net.ipv4.ip_unprivileged_port_start"
+PROT_SOCK = 1024  # where the setting is hidden, or is not known yet (Linux 4.11): ip(7)
 
 
 def privileged(evidence: Evidence) -> Iterator[Finding]:
     """Below ip_unprivileged_port_start a bind needs CAP_NET_BIND_SERVICE. The one setting is for IPv6 too."""
-    limit = evidence.privileged_below
-    if limit is None or evidence.port >= limit or evidence.caller.may_bind_low is not False:
+    limit = PROT_SOCK if evidence.privileged_below is None else evidence.privileged_below
+    if evidence.port >= limit or evidence.caller.may_bind_low is not False:
         return
     text = f"ports below {limit} need CAP_NET_BIND_SERVICE, which uid {evidence.caller.uid} here does not have"
-    facts = {DOCS: limit, "uid": evidence.caller.uid, "CAP_NET_BIND_SERVICE": False}
+    facts = {SETTING: limit, "uid": evidence.caller.uid, "CAP_NET_BIND_SERVICE": False}
     names = tuple(map(show, evidence.endpoints))
     yield Finding("privileged-port", "blocks", text, privilege_remedy(evidence.port), facts, names)
 
@@ -33,7 +34,7 @@ def privilege_remedy(port: int) -> str:
     """What would allow it, the narrowest first."""
     return (
         f"a unit with AmbientCapabilities=CAP_NET_BIND_SERVICE or a .socket unit; setcap cap_net_bind_service=+ep "
-        f"PROGRAM; sysctl {DOCS}={port} (for everybody); or a port from 1024 on behind a proxy"
+        f"PROGRAM; sysctl {SETTING}={port} (for everybody); or a port from 1024 on behind a proxy"
     )
 
 
@@ -72,8 +73,10 @@ def devices(evidence: Evidence) -> Iterator[Finding]:
     """A holder that takes packets of one interface alone keeps the port from everybody who asks for all of them."""
     seen = set()
     for s in evidence.sockets:
+        if not s.interface or s.interface in seen:
+            continue
         hit = stopped(evidence, [s])
-        if s.interface and hit.endpoints and s.interface not in seen:
+        if hit.endpoints:
             seen.add(s.interface)
             text = f"{naming.where(s)} takes packets of {s.interface} only (SO_BINDTODEVICE), and is in the way of all"
             remedy = f"bind to another interface with SO_BINDTODEVICE: both can be had then; {s.interface} is taken"
