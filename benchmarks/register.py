@@ -29,6 +29,7 @@ from contest import PLAIN, Neighbours, Row, Run, cpu_s, in_turns, ms, ratio, row
 
 BARE, SS = "python -c pass", "ss -tunap"
 JSON = "portbook list --all --json"
+WHY = f"portbook why {population.FREE}"
 # name: arguments. The first word is looked up in the virtual environment, then in PATH.
 COMMANDS: dict[str, list[str]] = {
     BARE: ["python", "-c", "pass"],
@@ -37,20 +38,24 @@ COMMANDS: dict[str, list[str]] = {
     "portbook list --all --jsonl": ["portbook", "list", "--all", "--jsonl"],
     "portbook list --all": ["portbook", "list", "--all"],
     "portbook": ["portbook"],
+    WHY: ["portbook", "why", str(population.FREE)],
     SS: ["ss", "-tunap"],
     "lsof -nP -i": ["lsof", "-nP", "-i"],
 }
 TAKE, PSUTIL, NOBODY, SOMEBODY = "portbook.take()", 'psutil.net_connections("inet")', "who(free)", "who(held)"
+CAN_HAVE, CANNOT = "why(free)", "why(held)"
 CALLS = {
     TAKE: "portbook.take()",
     PSUTIL: 'psutil.net_connections("inet")',
     NOBODY: f"portbook.who({population.FREE})",
     SOMEBODY: f"portbook.who({population.HELD})",
+    CAN_HAVE: f"portbook.why({population.FREE})",
+    CANNOT: f"portbook.why({population.HELD})",
 }
 
 
 class Target(NamedTuple):
-    """What issue 2 asks for: a figure of ``name``, over that of ``of`` if there is one, is at most ``most``."""
+    """What the project asks for: a figure of ``name``, over that of ``of`` if there is one, is at most ``most``."""
 
     sizes: tuple[str, ...]
     name: str
@@ -69,6 +74,8 @@ TARGETS = (
     Target(("large",), JSON, 220, unit="MB"),
     Target(ALL, TAKE, 1 / 3, PSUTIL),
     Target(ALL, NOBODY, 0.005),
+    Target(("small", "medium"), WHY, 9, BARE),
+    Target(("medium",), CAN_HAVE, 0.005),
 )
 
 

@@ -11,6 +11,8 @@ import click
 import pytest
 
 from portbook import errors, query, records, resilience, sources
+from portbook.bind.findings import CODES, Finding
+from portbook.bind.judge import Verdict
 from portbook.cli import COMMANDS, portbook
 from portbook.probe import asked, datagrams, error_queue, outcome, tcp, udp
 from portbook.probe.outcome import Answer, Evidence
@@ -27,6 +29,7 @@ def first_cells(page: str) -> set[str]:
 
 def test_json_page_has_exactly_the_fields_of_the_records() -> None:
     kinds = (records.Listing, records.Socket, records.Owner, records.Gap, records.Holding, Answer, Evidence)
+    kinds += (Verdict, Finding)
     fields = {field for kind in kinds for field in kind.__struct_fields__}
     assert first_cells((DOCS / "json.md").read_text()) == fields
 
@@ -39,6 +42,10 @@ def test_json_page_has_the_fields_of_a_holder() -> None:
 def test_json_page_names_every_state() -> None:
     page = (DOCS / "json.md").read_text()
     assert all(f"`{state}`" in page for state in records.STATES)
+
+
+def test_why_page_has_exactly_the_codes() -> None:
+    assert first_cells((DOCS / "why.md").read_text()) == set(CODES)
 
 
 def test_query_page_has_exactly_the_fields_and_aliases() -> None:

@@ -13,9 +13,12 @@ TYPE_CHECKING = False  # type checkers know the name; importing typing would dou
 
 if TYPE_CHECKING:
     from portbook import reach
+    from portbook.bind.findings import Finding
     from portbook.bind.free import Free, free
     from portbook.bind.handover import inherited
+    from portbook.bind.judge import Verdict
     from portbook.bind.lease import Lease, lease
+    from portbook.bind.why import why
     from portbook.errors import (
         LeaseError,
         PortbookError,
@@ -44,6 +47,9 @@ _HOMES = {
     "bind.free": "Free free",
     "bind.handover": "inherited",
     "bind.lease": "Lease lease",
+    "bind.findings": "Finding",
+    "bind.judge": "Verdict",
+    "bind.why": "why",
     "errors": "PortbookError UsageError SourceError SourceMissing SourceDenied SourceGarbled SourceTimeout "
     "StoreError RemoteError LeaseError",
     "holding": "who",
@@ -60,6 +66,7 @@ _MODULES = ("reach", "scan")  # which are public themselves; scan can be called
 __all__ = [
     "Answer",
     "Dial",
+    "Finding",
     "Free",
     "Gap",
     "Holder",
@@ -80,6 +87,7 @@ __all__ = [
     "SourceTimeout",
     "StoreError",
     "UsageError",
+    "Verdict",
     "dial",
     "dial_async",
     "free",
@@ -91,6 +99,7 @@ __all__ = [
     "scan",
     "take",
     "who",
+    "why",
 ]
 
 

@@ -93,6 +93,7 @@ class Socket(Struct, frozen=True, gc=False):
     container: str | None = None  # Linux: container that the creator's cgroup names
     netns: int | None = None  # Linux: inode of the network namespace
     netns_name: str | None = None
+    ends_in_ms: int | None = None  # Linux: until the kernel lets go of a closed connection: TIME_WAIT, FIN_WAIT2
 
 
 class Gap(Struct, frozen=True):

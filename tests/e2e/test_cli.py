@@ -954,7 +954,7 @@ def test_completion_offers_commands_and_options(shell):
 def test_completion_in_a_real_bash():
     need(shutil.which("bash") is not None, "bash")
     script = (
-        'eval "$(_PORTBOOK_COMPLETE=bash_source portbook)"; COMP_WORDS=(portbook wh); COMP_CWORD=1; '
+        'eval "$(_PORTBOOK_COMPLETE=bash_source portbook)"; COMP_WORDS=(portbook who); COMP_CWORD=1; '
         '_portbook_completion portbook 2>/dev/null; echo "${COMPREPLY[@]}"'
     )
     path = os.path.dirname(console_script()) + os.pathsep + ENVIRONMENT.get("PATH", "")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from portbook import why
 from portbook.bind import httpsys, netsh, portproxy, reservations
 from portbook.bind.evidence import DynamicRange, PortProxy
 from portbook.errors import SourceDenied, SourceError, SourceGarbled, SourceMissing, SourceTimeout
@@ -94,6 +95,20 @@ def test_excluded_ranges_in_every_language_through_a_real_process(replay, codec,
     replay(netsh_excludedportrange=DATA / f"excluded.{name}.txt")
     codec(name)
     assert shown(netsh.excluded_ranges(["tcp"], ["ipv4"])) == EXCLUDED[name]
+
+
+@replayed
+def test_why_asks_netsh_and_says_when_the_bind_contradicts_it(replay):
+    """Nothing is really excluded here, so that the bind succeeds; what was read is told all the same."""
+    replay(netsh_excludedportrange=DATA / "excluded.german.cp850.txt")
+    verdict = why(49750)
+    found = [f for f in verdict.findings if f.code == "excluded-range"]
+    assert {(f.evidence["first"], f.evidence["last"], f.evidence["family"]) for f in found} == {
+        (49711, 49810, "ipv4"),
+        (49711, 49810, "ipv6"),
+    }
+    assert (verdict.can_have, verdict.foreseen) == (True, False)
+    assert [f.code for f in why(49700).findings if f.code == "excluded-range"] == []
 
 
 @replayed

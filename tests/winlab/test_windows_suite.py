@@ -25,6 +25,7 @@ EVERYWHERE = [f"tests/sources/test_{name}.py" for name in ("iphlpapi", "netstat"
 EVERYWHERE += [f"tests/bind/test_{name}.py" for name in ("netsh", "httpsys", "portproxy")]
 EVERYWHERE += ["tests/scan/test_engine.py", "tests/test_reach.py"]
 EVERYWHERE += ["tests/bind/test_choice.py", "tests/bind/test_endpoints.py"]
+EVERYWHERE += [f"tests/bind/test_{name}.py" for name in ("judge", "relay", "rules")]
 LIMIT_S = 240
 REPLAYED = ("netstat", "tasklist", "netsh")
 # What winrun and winns say when the tests were not run to their end.
@@ -108,6 +109,14 @@ def test_netsh_is_run_and_its_answers_read(lab, replaying, capsys):
     show(capsys, counts)
     assert counts["passed"] >= 35
     assert counts["skipped"] == 2  # netsh of Wine, netsh of Windows
+
+
+def test_an_excluded_port_is_told_from_one_that_is_held(lab, capsys):
+    """The laboratory refuses ports below WINLAB_MINPORT as Windows refuses excluded ones: 10013, and nothing to see."""
+    counts = run_pytest(lab, "tests/windows/test_why.py", WINLAB_MINPORT="4700", PORTBOOK_EXCLUDED="4000-4699")
+    show(capsys, counts)
+    assert counts["passed"] >= 11
+    assert "skipped" not in counts
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,178 @@
+"""Which address of the port is free and which is not, and addresses that cannot be bound at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from portbook.bind import naming
+from portbook.bind.attempt import Endpoint
+from portbook.bind.conflict import elsewhere as in_another_vrf
+from portbook.bind.conflict import obstacle
+from portbook.bind.endpoints import show
+from portbook.bind.evidence import Evidence
+from portbook.bind.findings import Finding, Severity
+from portbook.bind.overlap import ANY, Claim, of_endpoint, of_socket
+from portbook.records import Socket
+
+MOST_NAMED = 4  # addresses in words
+MOST_ADDRESSES = 64  # that are looked at: a router may have thousands
+WAITING = ("LISTEN", "BOUND", None)
+
+
+def wildcards(evidence: Evidence) -> Iterator[Finding]:
+    """``0.0.0.0`` against ``127.0.0.1``: neither may have what the other has."""
+    for endpoint, s in _across(evidence):
+        has, asked = of_socket(s), of_endpoint(endpoint)
+        if not _is_dual_matter(s, endpoint):
+            text = (
+                f"{naming.where(s)} takes every address of the machine, {show(endpoint)} too"
+                if ANY in has
+                else f"{naming.where(s)} is one of the addresses that {show(endpoint)} asks for"
+            )
+            yield _shadow(evidence, "wildcard-shadow", text, endpoint, s, asked)
+
+
+def dual_stack(evidence: Evidence) -> Iterator[Finding]:
+    """An IPv6 socket without IPV6_V6ONLY has the port of IPv4 as well (RFC 3493 section 5.3)."""
+    for endpoint, s in _across(evidence):
+        if _is_dual_matter(s, endpoint) and not _is_explained(evidence, s, endpoint):
+            yield _shadow(evidence, "dual-stack-shadow", _dual(s, endpoint), endpoint, s, of_endpoint(endpoint))
+
+
+def _dual(s: Socket, endpoint: Endpoint) -> str:
+    if s.family == "ipv4":
+        return f"a dual-stack {show(endpoint)} asks for the port of IPv4 too, and {naming.where(s)} has it"
+    if s.v6only is None:
+        return f"{naming.where(s)} takes the port of IPv4 too, unless it has IPV6_V6ONLY, which is not told here"
+    return f"{naming.where(s)} has no IPV6_V6ONLY, so that it takes the port of IPv4 too"
+
+
+def _is_explained(evidence: Evidence, s: Socket, endpoint: Endpoint) -> bool:
+    """Whether a socket that may take IPv4 stands beside one that surely does: a server often has one of each."""
+    unsure = s.family == "ipv6" and s.v6only is None
+    return unsure and any(obstacle(evidence, other, endpoint) == "certain" for other in evidence.sockets)
+
+
+def _across(evidence: Evidence) -> Iterator[tuple[Endpoint, Socket]]:
+    """What was asked, and a socket at another address that is in the way; each pair of addresses once."""
+    seen = set()
+    for endpoint in evidence.endpoints:
+        for s in evidence.sockets:
+            key = (endpoint, s.local_address, s.v6only)
+            if key not in seen and s.state in WAITING and _differ(s, endpoint) and obstacle(evidence, s, endpoint):
+                seen.add(key)
+                yield endpoint, s
+
+
+def _differ(s: Socket, endpoint: Endpoint) -> bool:
+    """Whether they meet, and not by being the same address."""
+    if _is_dual_matter(s, endpoint):
+        return True
+    has, asked = of_socket(s), of_endpoint(endpoint)
+    return not any(mine is not None and mine == other for mine, other in zip(has, asked, strict=True))
+
+
+def _is_dual_matter(s: Socket, endpoint: Endpoint) -> bool:
+    """Whether they would not meet if every IPv6 socket were IPv6 alone."""
+    return (s.family == "ipv6") != (":" in endpoint.address)
+
+
+def _shadow(evidence: Evidence, code: str, text: str, endpoint: Endpoint, s: Socket, asked: Claim) -> Finding:
+    free, taken = _by_address(evidence, asked)
+    remedy = f"free, as far as the tables show: {_some(free)}; ask with --address" if free else None
+    facts = {"asked": show(endpoint), "holder": naming.where(s), "free": free, "taken": taken}
+    return Finding(code, "shadows", text, remedy, facts, (show(endpoint),))
+
+
+def _by_address(evidence: Evidence, asked: Claim) -> tuple[list[str], list[str]]:
+    """Addresses of this machine that could be had one by one, and those that could not."""
+    free: list[str] = []
+    taken: list[str] = []
+    waiting = [s for s in evidence.sockets if s.state in WAITING]
+    for address in _candidates(evidence, asked)[:MOST_ADDRESSES]:
+        one = Endpoint(address)
+        hit = any(obstacle(evidence, s, one) for s in waiting)
+        (taken if hit else free).append(show(one))
+    return free, taken
+
+
+def _candidates(evidence: Evidence, asked: Claim) -> list[str]:
+    """The wildcards and addresses of the machine that a wildcard stands for; for a single address, that one."""
+    wildcards = [a for a, claimed in (("0.0.0.0", asked.v4), ("::", asked.v6)) if claimed == ANY]  # noqa: S104
+    mine = [a.address for a in evidence.addresses or () if not a.address.startswith("fe80:") and not a.tentative]
+    families = [":" in wildcard for wildcard in wildcards]
+    single = [a for a in (asked.v4, asked.v6) if a not in (None, ANY) and a is not None]
+    return [*wildcards, *single, *(a for a in dict.fromkeys(mine) if (":" in a) in families)]
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def elsewhere(evidence: Evidence) -> Iterator[Finding]:
+    """Who waits on the port at an address that was not asked for: clients may mean that one."""
+    seen = set()
+    for s in evidence.sockets:
+        waits = s.state in WAITING and s.protocol == evidence.protocol
+        if any(in_another_vrf(evidence, s, e) for e in evidence.endpoints):
+            continue
+        if waits and place_of(s) not in seen and not any(obstacle(evidence, s, e) for e in evidence.endpoints):
+            seen.add(place_of(s))
+            text = f"{naming.where(s)} is held, another address than was asked: {naming.named(evidence, [s])}"
+            yield Finding("other-address", "shadows", text, None, naming.told(evidence, [s]))
+
+
+def place_of(s: Socket) -> str:
+    """The address, once for all sockets that share it."""
+    return f"{naming.where(s)} {s.interface}"
+
+
+def foreign(evidence: Evidence) -> Iterator[Finding]:
+    """An address that no interface has. Linux may let it be bound: IP_FREEBIND and ip_nonlocal_bind, ip(7)."""
+    for endpoint in evidence.endpoints:
+        family = "ipv6" if ":" in endpoint.address else "ipv4"
+        if endpoint.address in evidence.foreign:
+            allowed = family in evidence.nonlocal_bind
+            setting = f"net.{family}.ip_nonlocal_bind"
+            text = f"no interface of this machine has {show(endpoint)}"
+            remedy = "use an address of this machine (ip address), or 0.0.0.0 or [::]"
+            if evidence.platform == "linux":
+                remedy += f"; for an address that comes later: sysctl {setting}=1, or IP_FREEBIND in the server"
+            if allowed:
+                text, remedy = f"{text}; {setting} is set, so it can be bound, and nothing arrives yet", ""
+            facts = {"address": endpoint.address, "mine": _mine(evidence), setting: int(allowed)}
+            severity: Severity = "warns" if allowed else "blocks"
+            yield Finding("address-not-local", severity, text, remedy or None, facts, (show(endpoint),))
+
+
+def _mine(evidence: Evidence) -> list[str]:
+    return [a.address for a in evidence.addresses or ()]
+
+
+def tentative(evidence: Evidence) -> Iterator[Finding]:
+    """RFC 4862 section 5.4: until duplicate address detection is done the address is not used."""
+    waiting = {a.address: a for a in evidence.addresses or () if a.tentative}
+    for endpoint in evidence.endpoints:
+        if (found := waiting.get(endpoint.address)) is not None:
+            text = f"{show(endpoint)} is tentative on {found.interface}: IPv6 still asks whether a neighbour has it"
+            remedy = "wait a second or two; if it stays so a neighbour has it: ip -6 address"
+            facts = {"address": found.address, "interface": found.interface}
+            yield Finding("address-tentative", "blocks", text, remedy, facts, (show(endpoint),))
+
+
+def no_ipv6(evidence: Evidence) -> Iterator[Finding]:
+    """No IPv6 at all, or none that could arrive (disable_ipv6 in Documentation/networking/ip-sysctl.rst)."""
+    asked = [e for e in evidence.endpoints if ":" in e.address]
+    if evidence.ipv6 not in ("disabled", "absent") or not asked:
+        return
+    names = tuple(show(e) for e in asked)
+    if evidence.ipv6 == "absent":
+        alone = len(asked) == len(evidence.endpoints)
+        text = "this machine does not speak IPv6 (the kernel has none, or ipv6.disable=1)"
+        severity: Severity = "blocks" if alone else "warns"
+        yield Finding("ipv6-disabled", severity, text, "use an IPv4 address", {"ipv6": "absent"}, names)
+        return
+    text = "IPv6 is switched off (net.ipv6.conf.all.disable_ipv6): [::] can be bound, and nobody can reach it"
+    remedy = "sysctl net.ipv6.conf.all.disable_ipv6=0, if IPv6 is wanted"
+    yield Finding("ipv6-disabled", "warns", text, remedy, {"ipv6": "disabled"}, names)
