@@ -16,6 +16,7 @@ COMMANDS = {
     "who": "who",
     "dial": "dial",
     "wait": "wait",
+    "stop": "stop",
     "scan": "scan",
     "probe": "probe",
     "sources": "sources",
