@@ -141,15 +141,16 @@ def _docker_published(found: Restarter, port: int, protocol: Protocol) -> Restar
 
 
 def _policy(found: Restarter, _: int, __: Protocol) -> Restarter:
-    """The restart policy of a container, which docker and podman keep in the same place."""
+    """Name and restart policy of a container, which docker and podman keep in the same places."""
     if found.command is None:
         return found
-    runtime, number = found.command[0], found.command[-1]
-    done = run([runtime, "inspect", "--format", "{{.HostConfig.RestartPolicy.Name}}", number], ASK_LIMIT_S)
-    if done.code != 0:
+    *stop, number = found.command
+    done = run([stop[0], "inspect", "--format", "{{.Name}} {{.HostConfig.RestartPolicy.Name}}", number], ASK_LIMIT_S)
+    name, *rest = done.text.removeprefix("/").split(" ")
+    policy = " ".join(rest)[:40] or "no"
+    if done.code != 0 or not restarter.CONTAINER.fullmatch(name):
         return found
-    policy = done.text or "no"
-    return replace(found, restarts=policy != "no", why=f"restart policy {policy[:40]}")
+    return replace(found, name=name, command=(*stop, name), restarts=policy != "no", why=f"restart policy {policy}")
 
 
 ASK: Mapping[str, Callable[[Restarter, int, Protocol], Restarter]] = {

@@ -106,7 +106,10 @@ def _against_ending(holder: Holder, restarter: Restarter | None, situation: Situ
         yield Refusal("ancestor", "portbook runs below it, and would end with it", None, ("i-know",))
     if why := protected.reason(owner, situation.platform):
         yield Refusal("protected", why, None, ("i-know",))
-    if restarter and restarter.restarts is not False:
+    if restarter and protected.relays(owner):
+        why = f"it holds the port for {restarter.kind} {restarter.name}, which would run on without"
+        yield Refusal("managed", why, remedy(restarter), (*by_manager, "i-know"))
+    elif restarter and restarter.restarts is not False:
         yield _managed(restarter, (*by_manager, "i-know"))
     if owner.pid in situation.denied:
         hint = "run as administrator" if situation.platform == "windows" else "run with sudo"

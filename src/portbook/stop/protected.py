@@ -98,6 +98,8 @@ WINDOWS: Mapping[str, str] = {
     "wslservice": "every Linux system under Windows ends with it",
 }
 
+RELAYS = ("conmon", "docker-proxy")
+
 
 def kernel(owner: Owner, platform: str) -> str | None:
     """Why nothing can end this process; None when something can."""
@@ -117,6 +119,11 @@ def reason(owner: Owner, platform: str) -> str | None:
 def activates(owner: Owner) -> bool:
     """Whether it is a service manager, which holds sockets for services that are not running: systemd.socket(5)."""
     return owner.pid == 1 or "systemd" in _of_unix(owner)
+
+
+def relays(owner: Owner) -> bool:
+    """Whether it holds the published port of a container that is somebody else."""
+    return (owner.exe or "").rpartition("/")[2] in RELAYS
 
 
 def _of_unix(owner: Owner) -> list[str]:
