@@ -189,7 +189,7 @@ def test_no_name_of_a_unit_can_be_an_option_or_two_arguments(name):
 
 def test_docker_names_the_container_behind_its_proxy(monkeypatch):
     """Composed: docker is not run here. The relay's own command line has addresses, not the container."""
-    said = {"ps": asked.Done(0, ID), "inspect": asked.Done(0, "/web always")}
+    said = {"ps": asked.Done(0, ID), "inspect": asked.Done(0, "/web|always")}
     monkeypatch.setattr(asked, "run", lambda command, _: said[command[1]])
     proxy = owner(exe="/usr/bin/docker-proxy", name="docker-proxy", user="root", cgroup="/system.slice/docker.service")
     found = asked.complete(restarter.of(holder(proxy), "linux", 0), 8080, "tcp")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import sys
@@ -547,6 +548,27 @@ def test_a_pid_that_is_really_used_again_is_not_hit(start):
     before, after, fates, result, ended = done.said
     assert (before, fates, ended) == (after, ["replaced"], None)
     assert result in ("restarted", "taken")
+
+
+@on_linux
+def test_nobody_but_those_who_were_looked_up_is_ever_ended(start, monkeypatch):
+    """Holders come and go between look and act; whoever came later shares the port and survives, every time."""
+    monkeypatch.setattr(run, "SETTLE_S", 0.0)
+    chance = random.Random(7)
+    for _ in range(15):
+        first = start(MATE, 0)
+        group = [first, *(start(MATE, first.said) for _ in range(2))]
+        plan = look(first.said)
+        leaving = chance.sample(group, chance.randint(0, 2))
+        for mate in leaving:
+            mate.process.kill()
+        late = [start(MATE, first.said) for _ in range(2)]
+        answer = carry_out(plan)
+        assert {e.pid for e in answer.ended} == {mate.pid for mate in group}
+        assert {e.fate for e in answer.ended} <= {"ended", "gone"}
+        assert [mate.alive for mate in late] == [True, True]
+        assert all(mate.process.wait(5) for mate in group)
+        assert {owner.pid for owner in answer.held_by} == {mate.pid for mate in late}
 
 
 # --- usage ---------------------------------------------------------------------------------------------------------

@@ -69,13 +69,15 @@ def places() -> tuple[str, ...]:
 
 
 def _is_trusted(path: str) -> bool:
+    """Of a file and its directory; where a link leads to, others could only have put it with root's help."""
     try:
         found = os.stat(path)
+        above = os.stat(os.path.dirname(path))
     except OSError:
         return False
     if sys.platform == "win32" or os.geteuid() != 0:
         return stat.S_ISREG(found.st_mode)
-    return stat.S_ISREG(found.st_mode) and found.st_uid == 0 and not found.st_mode & OTHERS_WRITE
+    return stat.S_ISREG(found.st_mode) and all(s.st_uid == 0 and not s.st_mode & OTHERS_WRITE for s in (found, above))
 
 
 def environment() -> dict[str, str]:
@@ -145,14 +147,17 @@ def _policy(found: Restarter, _: int, __: Protocol) -> Restarter:
     if found.command is None:
         return found
     *stop, number = found.command
-    done = run([stop[0], "inspect", "--format", "{{.Name}} {{.HostConfig.RestartPolicy.Name}}", number], ASK_LIMIT_S)
-    name, *rest = done.text.removeprefix("/").split(" ")
-    policy = " ".join(rest)[:40] or "no"
-    if done.code != 0 or not restarter.CONTAINER.fullmatch(name):
+    question = "{{.Name}}|{{.HostConfig.RestartPolicy.Name}}"
+    done = run([stop[0], "inspect", "--format", question, number], ASK_LIMIT_S)
+    name, bar, policy = done.text.removeprefix("/").partition("|")
+    if done.code != 0 or not bar or policy not in POLICIES or not restarter.CONTAINER.fullmatch(name):
         return found
-    return replace(found, name=name, command=(*stop, name), restarts=policy != "no", why=f"restart policy {policy}")
+    again = POLICIES[policy]
+    return replace(found, name=name, command=(*stop, name), restarts=again, why=f"restart policy {policy or 'no'}")
 
 
+# docker-run(1), podman-run(1), --restart: whether the container is started again when its process ends by a signal.
+POLICIES = {"": False, "no": False, "always": True, "unless-stopped": True, "on-failure": True}
 ASK: Mapping[str, Callable[[Restarter, int, Protocol], Restarter]] = {
     "systemd": _unit,
     restarter.ACTIVATION: _activation,
