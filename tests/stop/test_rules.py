@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from portbook.bind.attempt import DUAL, EVERYWHERE, Endpoint, Tried
 from portbook.records import SCHEMA, Gap, Holder, Holding, Owner, Socket
-from portbook.stop import asked, plan, protected, restarter
+from portbook.stop import asked, plan, protected, restarter, successor
 from portbook.stop.freed import Bindable, judge
-from portbook.stop.outcome import Restarter
+from portbook.stop.outcome import Restarter, Target
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 ID = "0123456789abcdef" * 4
@@ -275,6 +275,42 @@ def test_what_may_not_be_signalled_may_still_be_stopped_by_its_manager():
 def test_every_reason_says_what_ends():
     assert all(len(why) > 10 for table in (protected.UNIX, protected.WINDOWS) for why in table.values())
     assert all(name == name.lower() for name in protected.WINDOWS)
+
+
+# --- who has it then -----------------------------------------------------------------------------------------------
+
+SHELL, SUPERVISOR, FIRST = owner(50, name="bash"), owner(60, name="loop"), owner(1, name="init")
+
+
+def then(found, *, inodes=frozenset((7,)), **more):
+    """What is said when ``found`` has the port, and a process with pid 10 below a supervisor was to end."""
+    old = holder(owner(10, **more), SUPERVISOR, SHELL, FIRST, sockets=[listening(inode=7)])
+    return successor.judge([found], [Target(old, 0)], inodes)
+
+
+@pytest.mark.parametrize(
+    ("found", "result", "by"),
+    [
+        (holder(owner(10), SUPERVISOR, sockets=[listening(inode=7)]), "still-held", None),
+        (holder(owner(10), SUPERVISOR, sockets=[listening(inode=8)]), "still-held", None),  # it has opened it anew
+        (holder(owner(11), SUPERVISOR, SHELL, sockets=[listening(inode=7)]), "still-held", None),
+        (holder(owner(11), SUPERVISOR, SHELL, sockets=[listening(inode=8)]), "restarted", SUPERVISOR),
+        (holder(owner(11), owner(61), SHELL, sockets=[listening(inode=8)]), "restarted", SHELL),
+        (holder(owner(11, service="a.service"), FIRST, sockets=[listening(inode=8)]), "restarted", None),
+        (holder(owner(11, service="b.service"), FIRST, sockets=[listening(inode=8)]), "taken", None),
+        (holder(owner(11), FIRST, sockets=[listening(inode=8)]), "taken", None),
+        (holder(owner(10, started=NOW.replace(day=3)), FIRST, sockets=[listening(inode=8)]), "taken", None),
+        (holder(owner(11), FIRST, sockets=[listening(inode=8, state="ESTABLISHED")]), "still-held", None),
+        (holder(owner(11), FIRST, sockets=[listening(inode=None)]), "taken", None),
+    ],
+)
+def test_who_has_it_then(found, result, by):
+    assert then(found, service="a.service") == (result, by)
+
+
+def test_without_inodes_nothing_is_inherited():
+    found = holder(owner(11), FIRST, sockets=[listening(inode=None)])
+    assert then(found, inodes=frozenset()).result == "taken"
 
 
 # --- who is in the way ---------------------------------------------------------------------------------------------

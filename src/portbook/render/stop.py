@@ -20,6 +20,7 @@ FATES = {
     "still-running": "still holds the port",
     "untouched": "was not touched",
 }
+LEAVE = {"via-manager": "--via-manager runs that", "i-know": "--i-know ends it nevertheless"}
 SENTENCES = {
     "free": "nobody holds {port}",
     "stopped": "{port} is free",
@@ -48,9 +49,13 @@ def plan_lines(plan: Plan, leave: Collection[Leave], style: Style) -> list[str]:
     lines = [f"{BOLD}{heading}{PLAIN}" if style.colour else heading]
     first = [t for t in plan.targets if t.wave == 0]
     for target in first:
-        lines += ["", *(f"  {title:<12}{text}" for title, text in _rows(target, plan.targets) if text)]
-    stands = plan.forbidden(leave)
-    return [*lines, "", *(_refusal(r, plan) for r in stands)] if stands else lines
+        lines += ["", *_aligned(_rows(target, plan.targets))]
+    stands = dict.fromkeys(plan.forbidden(leave))  # of many workers the same is refused
+    return [*lines, "", *(line for r in stands for line in _aligned(_refusal(r, plan)))] if stands else lines
+
+
+def _aligned(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
+    return (f"  {title:<12}{text}" for title, text in rows if text)
 
 
 def _many(owners: Sequence[Owner]) -> str:
@@ -77,13 +82,12 @@ def _manager(restarter: Restarter | None) -> str:
     return safe("; ".join(part for part in parts if part))
 
 
-def _refusal(refusal: Refusal, plan: Plan) -> str:
+def _refusal(refusal: Refusal, plan: Plan) -> Iterator[tuple[str, str]]:
     """Why, of whom, and what would help."""
     concerned = [t.holder.owner for t in plan.targets if refusal in t.refusals]
-    who = f"{_many(concerned)} is not ended: " if concerned else ""
-    options = " or ".join(f"--{option}" for option in refusal.lifted_by)
-    helps = [refusal.hint or "", f"{options} does it nevertheless" if options else ""]
-    return f"  refused     {who}" + safe("; ".join(part for part in (refusal.why, *helps) if part))
+    yield "refused", (f"{_many(concerned)}: " if concerned else "") + safe(refusal.why)
+    helps = [refusal.hint or "", *(text for option, text in LEAVE.items() if option in refusal.lifted_by)]
+    yield "helps", safe("; ".join(text for text in helps if text))
 
 
 def question(plans: Sequence[Plan], leave: Collection[Leave]) -> str:

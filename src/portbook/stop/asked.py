@@ -129,7 +129,7 @@ def _activation(found: Restarter, port: int, protocol: Protocol) -> Restarter:
         return found
     socket_unit, starts = units
     named = restarter.of_unit(starts or socket_unit, user, uid, *([socket_unit] if starts else []))
-    return replace(named, name=socket_unit, restarts=True, why=found.why)
+    return replace(named, name=socket_unit, restarts=True)
 
 
 def _docker_published(found: Restarter, port: int, protocol: Protocol) -> Restarter:

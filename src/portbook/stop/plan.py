@@ -94,7 +94,7 @@ def _refusals(holder: Holder, restarter: Restarter | None, situation: Situation)
     elif owner.pid == situation.pid:
         yield Refusal("self", "it is this very process")
     elif restarter and restarter.command and protected.activates(owner):
-        yield _managed(restarter, ("via-manager",))
+        yield Refusal("managed", f"it holds the port for {restarter.name}", remedy(restarter), ("via-manager",))
     else:
         yield from _against_ending(holder, restarter, situation)
 

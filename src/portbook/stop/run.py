@@ -14,10 +14,11 @@ from portbook.holding import who
 from portbook.query import LISTENING, Query
 from portbook.records import PROTOCOLS, SCHEMA, Holder, Protocol, Socket
 from portbook.sources import PLATFORM
-from portbook.stop import asked, handle, plan, restarter
+from portbook.stop import asked, handle, plan, restarter, successor
 from portbook.stop.ending import Ending, Event, Grasped, grasp
 from portbook.stop.freed import Bindable, bindable
 from portbook.stop.outcome import Ended, Leave, Plan, Refusal, Restarter, Result, Stopping, Target, forbidden
+from portbook.stop.successor import Verdict, inherited
 
 TIMEOUT_S = 10.0
 MANAGER_LIMIT_S = 100.0  # systemd gives a unit 90 s before it kills: DefaultTimeoutStopSec in systemd-system.conf(5)
@@ -132,19 +133,20 @@ class _Stop:
         return self._answer()
 
     def _is_managed(self, target: Target) -> bool:
-        return "via-manager" in self.leave and target.restarter is not None and target.restarter.command is not None
+        return "via-manager" in self.leave and bool(_command(target))
 
     # --- by a manager ---
 
     def _have_stopped(self, managed: Sequence[Target]) -> bool:
         """Run each command once; False when one failed."""
-        by_command: dict[Restarter, list[Target]] = {}
+        by_command: dict[str, list[Target]] = {}
         for target in managed:
-            assert target.restarter is not None  # noqa: S101  that is what managed means
-            by_command.setdefault(target.restarter, []).append(target)
-        return all(self._stop_by(*item) for item in by_command.items())
+            by_command.setdefault(" ".join(_command(target)), []).append(target)
+        return all(self._stop_by(targets) for targets in by_command.values())
 
-    def _stop_by(self, found: Restarter, targets: Sequence[Target]) -> bool:
+    def _stop_by(self, targets: Sequence[Target]) -> bool:
+        found = targets[0].restarter
+        assert found is not None  # noqa: S101  that is what managed means
         command = plan.remedy(found) or ""
         self.tell(command)
         done = asked.stop(found, max(self.timeout_s, MANAGER_LIMIT_S))
@@ -185,16 +187,14 @@ class _Stop:
     def _end_heirs(self) -> None:
         """End what was forked meanwhile: it has one of the very sockets that were to go, so it is of the same tree."""
         for _ in range(MOST_HEIRS):
-            heirs = {h.owner.pid for h in self._holders() if h.owner.pid not in self.old and self._inherited(h)}
+            found = [h for h in self._holders() if h.owner.pid not in self.old]
+            heirs = {h.owner.pid for h in found if inherited(h, self.inodes)}
             if not heirs or any(e.fate in ("still-running", "untouched") for e in self.ended):
                 return
             targets = [t for t in look(self.plan.port, self.plan.protocol).targets if t.holder.owner.pid in heirs]
             self.old.update((t.holder.owner.pid, t) for t in targets)
             if any(forbidden(t.refusals, self.leave) for t in targets) or self._end(targets):
                 return
-
-    def _inherited(self, holder: Holder) -> bool:
-        return any(s.inode in self.inodes for s in holder.sockets)
 
     # --- what is there now ---
 
@@ -222,8 +222,15 @@ class _Stop:
         free = self._until_free()
         self.notes += [free.note] if free.note else []
         if free.free and not self._watched():
-            return self._stopping("stopped", ())
+            self.notes += self._promises()
+            return self._stopping(Verdict("stopped"), ())
         return self._held_again()
+
+    def _promises(self) -> Iterator[str]:
+        """Managers may wait longer than we watch: RestartSec= in systemd.service(5)."""
+        for found in dict.fromkeys(t.restarter for t in self.plan.targets if not self._is_managed(t)):
+            if found and found.restarts is not False:
+                yield f"{found.kind} {found.name} may start it again later; what really stops it: {plan.remedy(found)}"
 
     def _until_free(self) -> Bindable:
         """What was closed is mostly free at once; connections may keep it for what is left of the time."""
@@ -242,14 +249,9 @@ class _Stop:
         return False
 
     def _held_again(self) -> Stopping:
-        """By those that were to end, or that have their sockets or connections; or by somebody new."""
         self.notes += self._orphans()
         found = self._holders()
-        new = [h for h in found if not self._is_old(h)]
-        if len(new) < len(found) or not any(s.state in LISTENING for h in new for s in h.sockets):
-            return self._stopping("still-held", found)
-        again = any(map(self._is_successor, new))
-        return self._stopping("restarted" if again else "taken", found)
+        return self._stopping(successor.judge(found, tuple(self.old.values()), self.inodes), found)
 
     def _orphans(self) -> list[str]:
         """What the kernel keeps of connections whose process has ended: tcp(7), tcp_fin_timeout, tcp_orphan_retries."""
@@ -261,32 +263,18 @@ class _Stop:
             f"{len(states)} connections without a process keep it ({kinds}): about a minute, or until the peer ends"
         ]
 
-    def _is_old(self, holder: Holder) -> bool:
-        old = self.old.get(holder.owner.pid)
-        return self._inherited(holder) or (
-            old is not None and handle.is_same(old.holder.owner.started, holder.owner.started)
-        )
-
-    def _is_successor(self, holder: Holder) -> bool:
-        """Of the same service or container, or started by a process that had started one of those that ended."""
-        owner = holder.owner
-        labels = {label for t in self.old.values() for label in (t.holder.owner.service, t.holder.owner.container)}
-        return (
-            bool({owner.service, owner.container} & labels - {None}) or next(self._starters(holder), None) is not None
-        )
-
-    def _starters(self, holder: Holder) -> Iterator[int]:
-        """Parents of the new one that were parents of an old one: nearest first, without the first process."""
-        before = {p.pid for t in self.plan.targets for p in t.holder.parents} - {0, 1}
-        return (p.pid for p in holder.parents if p.pid in before)
-
-    def _stopping(self, result: Result, found: tuple[Holder, ...]) -> Stopping:
-        starter = next((pid for h in found for pid in self._starters(h)), None) if result == "restarted" else None
-        by = next((p for h in found for p in h.parents if p.pid == starter), None)
+    def _stopping(self, verdict: Verdict, found: tuple[Holder, ...]) -> Stopping:
+        owners_now = tuple(h.owner for h in found)
+        note = "; ".join(dict.fromkeys(self.notes)) or None
         return Stopping(
-            SCHEMA, self.plan.port, self.plan.protocol, result, self.plan.targets, (), tuple(self.ended),
-            tuple(h.owner for h in found), by, "; ".join(self.notes) or None, self.plan.gaps,
+            SCHEMA, self.plan.port, self.plan.protocol, verdict.result, self.plan.targets, (), tuple(self.ended),
+            owners_now, verdict.restarted_by, note, self.plan.gaps,
         )  # fmt: skip
+
+
+def _command(target: Target) -> tuple[str, ...]:
+    """What stops it, if somebody looks after it."""
+    return (target.restarter.command if target.restarter else None) or ()
 
 
 def _bindable(planned: Plan) -> Bindable:
