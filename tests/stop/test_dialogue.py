@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.stop.conftest import COMMAND, answers, portbook
+from tests.stop.conftest import COMMAND, answers, portbook, until
 from tests.stop.test_stop import LISTEN
 
 pytestmark = [
@@ -88,6 +88,29 @@ def test_ctrl_c_leaves_it_and_is_130(start):
     said = dialogue(server.said, answer=b"\x03")
     assert (said.code, server.alive) == (130, True), said
     assert "Traceback" not in said.text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_ctrl_c_while_it_waits_is_130(start):
+    """Who was asked by then has been asked; nothing more is done."""
+    server = start(LISTEN)
+    os.kill(server.pid, signal.SIGSTOP)
+    command = [*COMMAND, "stop", str(server.said), "--yes", "--force", "--timeout", "60"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while b"waits on" not in process.stdout.readline():
+            pass
+        until(lambda: is_pending(server.pid), "the signal")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        assert b"Traceback" not in process.stderr.read()
+    assert server.alive
+
+
+def is_pending(pid: int) -> bool:
+    """Stopped, it has to leave the signal pending: proc_pid_status(5), ShdPnd."""
+    with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+        pending = next(line for line in file if line.startswith("ShdPnd:"))
+    return bool(int(pending.split()[1], 16) & 1 << (signal.SIGTERM - 1))
 
 
 def test_yes_on_the_command_line_is_not_asked_again(start):

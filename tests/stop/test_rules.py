@@ -88,7 +88,10 @@ CONMON = ("/usr/bin/conmon", "--api-version", "1", "-c", ID, "-n", "web")
     ("more", "command"),
     [
         ({}, ("podman", "stop", ID[:12])),
-        ({"user": "somebody"}, None),  # anybody may start conmon with anybody's id
+        (
+            {"user": "somebody", "cgroup": "/user@1000.service/app.slice/docker.service"},
+            None,
+        ),  # anybody may start conmon with anybody's id
         ({"exe": "/tmp/x"}, None),
         ({"command_line": ("conmon", "-c", "../../x")}, None),
         ({"command_line": ("conmon", "-c")}, None),
@@ -98,6 +101,15 @@ def test_conmon_is_believed_when_it_is_roots(more, command):
     known = {"exe": "/usr/bin/conmon", "name": "conmon", "user": "root", "command_line": CONMON}
     found = restarter.of(holder(owner(**{**known, **more})), "linux", ROOT_UID)
     assert (found.command if found else None) == command
+
+
+@pytest.mark.parametrize("name", restarter.RELAYS)
+def test_what_holds_a_container_s_port_is_not_ended_for_it(name):
+    """Also an ordinary user's, whose service manager would be told to stop all of docker."""
+    one = owner(exe=f"/usr/bin/{name}", user="somebody", cgroup="/user@1000.service/app.slice/docker.service")
+    found = restarter.of(holder(one), "linux", ROOT_UID)
+    assert (found.command, "as somebody" in found.advice) == (None, True)
+    assert refused(one, found=found) == [("managed", ("i-know",))]
 
 
 def test_a_supervisor_is_known_by_its_name():

@@ -16,6 +16,9 @@ from portbook.query import LISTENING
 from portbook.records import Gap, Holder, Holding, Protocol, Socket
 from portbook.stop import protected
 from portbook.stop.outcome import Leave, Plan, Refusal, Restarter, Target
+from portbook.stop.restarter import relays
+
+HTTP_SYS = "netsh http show servicestate names the service behind it"
 
 
 class Situation(NamedTuple):
@@ -90,7 +93,7 @@ def _hint(gaps: Sequence[Gap]) -> str | None:
 def _refusals(holder: Holder, restarter: Restarter | None, situation: Situation) -> Iterator[Refusal]:
     owner = holder.owner
     if why := protected.kernel(owner, situation.platform):
-        yield Refusal("kernel", why)
+        yield Refusal("kernel", why, HTTP_SYS if situation.platform == "windows" else None)
     elif owner.pid == situation.pid:
         yield Refusal("self", "it is this very process")
     elif restarter and restarter.command and protected.activates(owner):
@@ -106,8 +109,8 @@ def _against_ending(holder: Holder, restarter: Restarter | None, situation: Situ
         yield Refusal("ancestor", "portbook runs below it, and would end with it", None, ("i-know",))
     if why := protected.reason(owner, situation.platform):
         yield Refusal("protected", why, None, ("i-know",))
-    if restarter and protected.relays(owner):
-        why = f"it holds the port for {restarter.kind} {restarter.name}, which would run on without"
+    if restarter and relays(owner):
+        why = f"it holds the port for container {restarter.name}".rstrip() + ", which would run on without"
         yield Refusal("managed", why, remedy(restarter), (*by_manager, "i-know"))
     elif restarter and restarter.restarts is not False:
         yield _managed(restarter, (*by_manager, "i-know"))

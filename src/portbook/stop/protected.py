@@ -33,6 +33,7 @@ DEVICES = "devices are not set up without it"
 CONTAINERS = "it looks after every container of this machine"
 CLUSTER = "it runs every pod of this node"
 LOGIN = "nobody can log in without it"
+LINUX_SYSTEMS = "every Linux system under Windows ends with it"
 BUGCHECK = "Windows stops with a blue screen when it ends"
 
 UNIX: Mapping[str, str] = {
@@ -58,6 +59,7 @@ UNIX: Mapping[str, str] = {
     "containerd": CONTAINERS,
     "containerd-shim-runc-v2": "it looks after a container",
     "crio": CONTAINERS,
+    "com.docker.backend": CONTAINERS,
     "kubelet": CLUSTER,
     "k3s-server": CLUSTER,
     "etcd": "the state of a cluster is in it",
@@ -95,10 +97,12 @@ WINDOWS: Mapping[str, str] = {
     "vmms": "it looks after every virtual machine",
     "vmcompute": "it looks after every virtual machine and container",
     "dockerd": CONTAINERS,
-    "wslservice": "every Linux system under Windows ends with it",
+    "com.docker.backend": CONTAINERS,
+    "wslservice": LINUX_SYSTEMS,
+    "wslrelay": "it relays the ports of every Linux system under Windows",
+    "wslhost": LINUX_SYSTEMS,
+    "sshd": "this machine may not be reachable from elsewhere without it",
 }
-
-RELAYS = ("conmon", "docker-proxy")
 
 
 def kernel(owner: Owner, platform: str) -> str | None:
@@ -119,11 +123,6 @@ def reason(owner: Owner, platform: str) -> str | None:
 def activates(owner: Owner) -> bool:
     """Whether it is a service manager, which holds sockets for services that are not running: systemd.socket(5)."""
     return owner.pid == 1 or "systemd" in _of_unix(owner)
-
-
-def relays(owner: Owner) -> bool:
-    """Whether it holds the published port of a container that is somebody else."""
-    return (owner.exe or "").rpartition("/")[2] in RELAYS
 
 
 def _of_unix(owner: Owner) -> list[str]:

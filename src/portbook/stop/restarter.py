@@ -17,7 +17,7 @@ from portbook.enrich import container
 from portbook.enrich.container import Container
 from portbook.enrich.service import systemd
 from portbook.enrich.users import user_name
-from portbook.records import Holder, Protocol
+from portbook.records import Holder, Owner, Protocol
 from portbook.stop.outcome import Restarter
 
 SYSTEM = 0
@@ -36,6 +36,15 @@ ELSEWHERE: Mapping[str, str] = {  # runtimes without one command that fits every
     "nspawn": "stop the container: machinectl poweroff",
     "ecs": "stop the task: aws ecs stop-task",
 }
+# Hold published ports for containers, and what finds the container.
+RELAYS: Mapping[str, str] = {
+    "conmon": "podman ps, then podman stop",
+    "rootlessport": "podman ps, then podman stop",
+    "slirp4netns": "podman ps, then podman stop",
+    "pasta": "podman ps, then podman stop",
+    "docker-proxy": "docker ps --filter publish=PORT, then docker stop",
+    "rootlesskit": "docker ps --filter publish=PORT, then docker stop",
+}
 # Parents that start their children again, by name, and the command for it; the argument is theirs to know.
 SUPERVISORS: Mapping[str, str] = {
     "supervisord": "supervisorctl stop NAME",
@@ -52,6 +61,11 @@ SUPERVISORS: Mapping[str, str] = {
 AIRPLAY = "switch AirPlay Receiver off in System Settings, General, AirDrop & Handoff"
 # Whether systemd starts a service again that ends after SIGTERM. Not in here: it depends on how it exits.
 RESTART: Mapping[str, bool] = {"no": False, "on-watchdog": False, "always": True, "on-success": True}
+
+
+def relays(owner: Owner) -> bool:
+    """Whether it holds the published port of a container that is somebody else."""
+    return _base(owner.exe) in RELAYS
 
 
 def of(holder: Holder, platform: str, uid: int) -> Restarter | None:
@@ -78,11 +92,17 @@ def _docker_proxy(holder: Holder, _: int) -> Restarter | None:
     owner = holder.owner
     if _base(owner.exe) != "docker-proxy" or owner.user != user_name(SYSTEM):
         return None
-    advice = "find the container: docker ps --filter publish=PORT, then docker stop"
-    return Restarter(PUBLISHED, "", None, None, "docker publishes the port of a container through it", advice)
+    return Restarter(PUBLISHED, "", advice=f"find the container: {RELAYS['docker-proxy']}")
 
 
 PUBLISHED = "docker-proxy"  # the kind of a relay, until docker has named the container
+
+
+def _relay(holder: Holder, _: int) -> Restarter | None:
+    """The same of an ordinary user, who is not asked: what runs there may say anything."""
+    found = RELAYS.get(_base(holder.owner.exe))
+    who = holder.owner.user or "the user it belongs to"
+    return Restarter("relay", "", advice=f"find the container, as {who}: {found}") if found else None
 
 
 def _activator(holder: Holder, _: int) -> Restarter | None:
@@ -168,7 +188,7 @@ def _airplay(holder: Holder, _: int) -> Restarter | None:
 
 
 Rule = Callable[[Holder, int], Restarter | None]
-LINUX: tuple[Rule, ...] = (_conmon, _docker_proxy, _activator, _unit, _in_container, _supervised)
+LINUX: tuple[Rule, ...] = (_conmon, _docker_proxy, _relay, _activator, _unit, _in_container, _supervised)
 MACOS: tuple[Rule, ...] = (_airplay, _supervised)
 WINDOWS: tuple[Rule, ...] = (_windows_service, _supervised)
 
