@@ -137,13 +137,26 @@ def test_connections_that_stop_a_bind_are_in_the_way_when_nobody_waits(start):
     client = start(CONNECT, server.said)
     until(lambda: [s.state for s in take(f"port:{server.said}").sockets] == ["ESTABLISHED"], "the listener's end")
     assert not can_be_bound(server.said)
-    (answer,) = answers(portbook(server.said, "--yes", "--timeout", 0.3, "--json"))
+    (answer,) = answers(portbook(server.said, "--yes", "--json"))
+    assert ([r["code"] for r in answer["refusals"]], server.alive) == (["connected"], True)
+    (answer,) = answers(portbook(server.said, "--yes", "--i-know", "--timeout", 0.3, "--json"))
     assert [e["pid"] for e in answer["ended"]] == [server.pid]
     assert server.process.wait(5) == -signal.SIGTERM
     assert client.alive
     # Its end of the connection outlives it: the client has not closed its own.
     assert (answer["result"], can_be_bound(server.said)) == ("still-held", False)
     assert "FIN_WAIT2" in answer["note"]
+
+
+@on_linux
+def test_a_client_whose_own_port_it_is_survives(start):
+    """It was given the port by the kernel; nobody who types the number means the client."""
+    client = start('one = socket.create_connection(("127.0.0.1", int(sys.argv[1]))); say(port_of(one)); sleep()',
+                   start(SERVE, 1).said)  # fmt: skip
+    assert not can_be_bound(client.said)
+    done = portbook(client.said, "--yes", "--force", "--json")
+    (answer,) = answers(done)
+    assert (done.returncode, [r["code"] for r in answer["refusals"]], client.alive) == (1, ["connected"], True)
 
 
 @on_linux

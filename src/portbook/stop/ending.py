@@ -74,7 +74,10 @@ class Ending:
         """Ask wave after wave; with ``force`` end what is left when the time is up."""
         deadline = monotonic() + timeout_s
         for wave in sorted({one.target.wave for one in self.grasped}):
-            if not self._ask([one for one in self.left() if one.target.wave == wave], deadline):
+            asked = [one for one in self.left() if one.target.wave == wave]
+            if not asked:
+                continue
+            if not self._ask(asked, deadline):
                 break
             self._wait(self.left(), min(deadline, monotonic() + FOLLOW_S))
         if force:

@@ -20,6 +20,8 @@ from portbook.stop.restarter import relays
 
 HTTP_SYS = "netsh http show servicestate names the service behind it"
 
+CONNECTED = "it does not wait on the port: it only has connections from it, as a client or a server that has closed"
+
 
 class Situation(NamedTuple):
     """What has to be known of this process and of the system, besides who holds the port."""
@@ -104,6 +106,8 @@ def _refusals(holder: Holder, restarter: Restarter | None, situation: Situation)
 
 def _against_ending(holder: Holder, restarter: Restarter | None, situation: Situation) -> Iterator[Refusal]:
     owner = holder.owner
+    if all(s.state not in LISTENING for s in holder.sockets):
+        yield Refusal("connected", CONNECTED, None, ("i-know",))
     by_manager: tuple[Leave, ...] = ("via-manager",) if restarter and restarter.command else ()
     if owner.pid in situation.ancestors:
         yield Refusal("ancestor", "portbook runs below it, and would end with it", None, ("i-know",))
