@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -13,12 +14,13 @@ import pytest
 from msgspec.structs import replace
 
 from portbook import take
-from portbook.errors import UsageError
-from portbook.stop import run
+from portbook.errors import SourceDenied, SourceError, UsageError
+from portbook.stop import handle, run
 from portbook.stop.run import carry_out, look
+from portbook.testing import FakeSource, only_sources
 from tests.components import need
 from tests.conftest import NOBODY, ROOT, as_user, unheld_port
-from tests.stop.conftest import answers, can_be_bound, portbook, runs, until
+from tests.stop.conftest import PRELUDE, answers, can_be_bound, portbook, runs, until
 
 pytestmark = [
     pytest.mark.usefixtures("own_network"),
@@ -465,6 +467,23 @@ def test_another_users_process_is_not_visible_and_nothing_is_ended(start):
     assert "sudo" in done.stdout
 
 
+OWN = """
+import json, subprocess, sys
+server = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE)
+port = str(json.loads(server.stdout.readline())[1])
+done = subprocess.run([sys.executable, "-m", "portbook", "stop", port, "--yes", "--json"], capture_output=True)
+print(json.dumps([done.returncode, json.loads(done.stdout)["result"], server.wait(10)]))
+"""
+
+
+@on_linux
+@pytest.mark.root
+def test_no_privilege_is_needed_for_ones_own():
+    need(ROOT, "root, to be somebody else")
+    done = as_user(NOBODY, sys.executable, "-c", OWN, PRELUDE + LISTEN)
+    assert json.loads(done.stdout) == [0, "stopped", -signal.SIGTERM], done
+
+
 @on_linux
 @pytest.mark.root
 def test_another_users_process_that_is_visible_may_still_not_be_ended(start):
@@ -498,7 +517,7 @@ def test_who_has_ended_meanwhile_is_no_failure(start):
 
 
 def test_who_has_let_go_meanwhile_is_not_ended(start):
-    server = start("one = listen(); say(port_of(one)); signal.signal(10, lambda *_: one.close()); sleep()")
+    server = start("one = listen(); signal.signal(10, lambda *_: one.close()); say(port_of(one)); sleep()")
     plan = look(server.said)
     os.kill(server.pid, signal.SIGUSR1)
     until(lambda: can_be_bound(server.said), "the listener's end")
@@ -550,8 +569,6 @@ say([pid, bystander.pid, [e.fate for e in answer.ended], answer.result, bystande
 def test_a_pid_that_is_really_used_again_is_not_hit(start):
     """In a pid namespace of its own the next pid can be chosen (pid_namespaces(7)). The new one even has the port."""
     need(ROOT, "root, for a pid namespace")
-    from tests.stop.conftest import PRELUDE
-
     source = os.path.abspath(os.path.join(os.path.dirname(run.__file__), "..", ".."))
     sites = [path for path in sys.path if path.endswith("site-packages")]
     script = f"import sys; sys.path[:0] = {[source, *sites]!r}\n" + PRELUDE + REUSE
@@ -582,6 +599,21 @@ def test_nobody_but_those_who_were_looked_up_is_ever_ended(start, monkeypatch):
         assert [mate.alive for mate in late] == [True, True]
         assert all(mate.process.wait(5) for mate in group)
         assert {owner.pid for owner in answer.held_by} == {mate.pid for mate in late}
+
+
+def test_where_no_handle_is_to_be_had_it_works_by_start_times(start, monkeypatch):
+    """As on macOS: the module for any other system, here on this one."""
+    monkeypatch.setattr(handle, "MODULES", {})
+    server, stubborn = start(LISTEN), start(STUBBORN)
+    assert carry_out(look(server.said)).result == "stopped"
+    answer = carry_out(look(stubborn.said), timeout_s=0.2, force=True)
+    assert (answer.result, answer.ended[0].by) == ("stopped", ("SIGTERM", "SIGKILL"))
+    assert (server.process.wait(5), stubborn.process.wait(5)) == (-signal.SIGTERM, -signal.SIGKILL)
+
+
+def test_a_machine_that_cannot_be_read_is_an_error():
+    with only_sources(FakeSource(fails=SourceDenied("no"))), pytest.raises(SourceError):
+        look(80)
 
 
 # --- usage ---------------------------------------------------------------------------------------------------------

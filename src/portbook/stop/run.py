@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from time import monotonic, sleep
 
+from msgspec.structs import replace
+
 from portbook import inventory, query
 from portbook.enrich import owners, process
 from portbook.errors import UsageError
@@ -17,7 +19,7 @@ from portbook.sources import PLATFORM
 from portbook.stop import asked, handle, plan, restarter, successor
 from portbook.stop.ending import Ending, Event, Grasped, grasp
 from portbook.stop.freed import Bindable, bindable
-from portbook.stop.outcome import Ended, Leave, Plan, Refusal, Restarter, Result, Stopping, Target, forbidden
+from portbook.stop.outcome import Ended, Fate, Leave, Plan, Refusal, Restarter, Result, Stopping, Target, forbidden
 from portbook.stop.successor import Verdict, inherited
 
 TIMEOUT_S = 10.0
@@ -128,7 +130,7 @@ class _Stop:
         managed = [t for t in self.plan.targets if self._is_managed(t)]
         direct = [t for t in self.plan.targets if not self._is_managed(t)]
         if self._have_stopped(managed) and (refused := self._end(direct)):
-            return stopping(self.plan, "refused", refused)
+            return replace(stopping(self.plan, "refused", refused), ended=tuple(self.ended))
         self._end_heirs()
         return self._answer()
 
@@ -159,8 +161,8 @@ class _Stop:
             sleep(LOOK_EVERY_S)
         for target in targets:
             owner = target.holder.owner
-            fate = "still-running" if owner.pid in left else "ended"
-            self.ended.append(Ended(owner.pid, owner.name, fate, (command,)))  # type: ignore[arg-type]  # both are
+            fate: Fate = "still-running" if owner.pid in left else "ended"
+            self.ended.append(Ended(owner.pid, owner.name, fate, (command,)))
         return done.code == 0
 
     # --- directly ---
@@ -259,9 +261,8 @@ class _Stop:
         if not states:
             return []
         kinds = ", ".join(sorted({str(state) for state in states}))
-        return [
-            f"{len(states)} connections without a process keep it ({kinds}): about a minute, or until the peer ends"
-        ]
+        what = "a connection" if len(states) == 1 else f"{len(states)} connections"
+        return [f"kept by {what} without a process ({kinds}): for about a minute, or until the peer ends"]
 
     def _stopping(self, verdict: Verdict, found: tuple[Holder, ...]) -> Stopping:
         owners_now = tuple(h.owner for h in found)
