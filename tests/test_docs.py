@@ -16,6 +16,8 @@ from portbook.bind.judge import Verdict
 from portbook.cli import COMMANDS, portbook
 from portbook.probe import asked, datagrams, error_queue, outcome, tcp, udp
 from portbook.probe.outcome import Answer, Evidence
+from portbook.stop import outcome as stop_outcome
+from portbook.stop import protected, restarter
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -30,6 +32,7 @@ def first_cells(page: str) -> set[str]:
 def test_json_page_has_exactly_the_fields_of_the_records() -> None:
     kinds = (records.Listing, records.Socket, records.Owner, records.Gap, records.Holding, Answer, Evidence)
     kinds += (Verdict, Finding)
+    kinds += (stop_outcome.Stopping,)
     fields = {field for kind in kinds for field in kind.__struct_fields__}
     assert first_cells((DOCS / "json.md").read_text()) == fields
 
@@ -37,6 +40,22 @@ def test_json_page_has_exactly_the_fields_of_the_records() -> None:
 def test_json_page_has_the_fields_of_a_holder() -> None:
     page = (DOCS / "json.md").read_text()
     assert all(f"`{field}`" in page for field in records.Holder.__struct_fields__)
+
+
+def test_json_page_has_the_fields_of_what_a_stop_says() -> None:
+    page = (DOCS / "json.md").read_text()
+    kinds = (stop_outcome.Target, stop_outcome.Refusal, stop_outcome.Restarter, stop_outcome.Ended)
+    assert all(f"`{field}`" in page for kind in kinds for field in kind.__struct_fields__)
+    words = (*get_args(stop_outcome.Result), *get_args(stop_outcome.Fate), *get_args(stop_outcome.Leave))
+    assert all(f"`{word}`" in page for word in words)
+
+
+def test_stop_page_names_every_protected_process_and_refusal() -> None:
+    page = (DOCS / "stop.md").read_text()
+    source = (ROOT / "src/portbook/stop/plan.py").read_text() + (ROOT / "src/portbook/stop/run.py").read_text()
+    codes = set(re.findall(r'Refusal\(\s*"([a-z-]+)"', source))
+    assert len(codes) > 8
+    assert all(f"`{name}`" in page for name in (*codes, *protected.UNIX, *protected.WINDOWS, *restarter.SUPERVISORS))
 
 
 def test_json_page_names_every_state() -> None:

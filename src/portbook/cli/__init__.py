@@ -19,6 +19,7 @@ COMMANDS = {
     "wait": "wait",
     "free": "free",
     "lease": "lease",
+    "stop": "stop",
     "scan": "scan",
     "probe": "probe",
     "sources": "sources",
