@@ -224,6 +224,13 @@ def test_misses_and_events_are_said():
     ]
 
 
+def test_a_host_that_came_back_was_asked_everything():
+    came_back = Event("breaker", "10.0.0.1", "half-open to closed: it has answered", 2.0)
+    events = tuple(Event("breaker", f"10.0.0.{n}", "closed to open: silence", 1.0) for n in (1, 2))
+    (said,) = scan.notes(report(events=(*events, came_back)))
+    assert said == "asked less, because nothing came back: 1 address"
+
+
 def test_what_hosts_without_an_answer_were_not_asked_can_be_asked_for():
     events = (Event("breaker", "10.0.0.1", "closed to open", 1.0),)
     (said,) = scan.notes(report(events=events, skipped=80))

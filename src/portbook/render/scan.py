@@ -158,8 +158,8 @@ def notes(report: Report) -> list[str]:
     """What somebody should know who relies on the answers."""
     missed = report.self_check.missed if report.self_check is not None else ()
     lines = [f"missed on this machine itself: {', '.join(missed)}"] if missed else []
-    mute = {event.address for event in report.events if event.kind == "breaker"}
-    if mute:
+    last = {event.address: event.text for event in report.events if event.kind == "breaker"}
+    if mute := [address for address, text in last.items() if " to closed:" not in text]:
         remedy = "; --no-breaker asks all their ports" if report.skipped and report.partial is None else ""
         lines.append(f"asked less, because nothing came back: {_count(len(mute), 'address', 'addresses')}{remedy}")
     others = [event for event in report.events if event.kind != "breaker"]
