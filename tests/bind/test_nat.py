@@ -219,7 +219,7 @@ def test_addresses_of_ipv6_stand_in_brackets():
 
 # --- which rules concern what was asked ----------------------------------------------------------------------------
 
-MINE = (LocalAddress("127.0.0.1", 8, "lo", True), LocalAddress("10.0.0.9", 24, "eth0"))
+MINE = (LocalAddress("127.0.0.1", "lo"), LocalAddress("10.0.0.9", "eth0"))
 
 
 @pytest.mark.parametrize(

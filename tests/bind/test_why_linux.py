@@ -93,6 +93,43 @@ def test_a_listener_of_another_user_is_named_by_its_user_at_least(network):
     assert [gap.what for gap in verdict.gaps] == ["owner"]
 
 
+def test_the_sockets_of_one_holder_are_one_finding(network):
+    with bound(listens=True), bound("::", listens=True):
+        verdict = why(8080)
+    found = finding(verdict, "listener")
+    assert codes(verdict) == ["listener"]
+    assert (found.endpoints, found.evidence["count"]) == (("0.0.0.0", "[::]"), 2)
+    assert found.text.startswith("0.0.0.0:8080 and [::]:8080 listen: ")
+
+
+def test_many_addresses_of_one_holder_are_one_finding(network):
+    with ExitStack() as stack:
+        for number in range(1, 30):
+            stack.enter_context(bound(f"127.0.0.{number}", listens=True))
+        verdict = why(8080)
+    assert codes(verdict) == ["listener", "wildcard-shadow"]
+    assert "and 25 more are some of the addresses" in finding(verdict, "wildcard-shadow").text
+
+
+def test_a_mapped_address_is_one_of_ipv4(network):
+    with bound("127.0.0.1", listens=True):
+        assert codes(why(8080, address="::ffff:127.0.0.1"), "blocks") == ["listener"]
+    assert why(8080, address="::ffff:127.0.0.1").can_have
+
+
+def test_a_holder_of_another_pid_namespace(network):
+    """As root in a container that shares the network of its host."""
+    with bound(listens=True):
+        source = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(__file__))), "src")
+        ask = "import sys; sys.path.insert(0, sys.argv.pop(1)); from portbook.__main__ import main; sys.exit(main())"
+        command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, "-c", ask, source]
+        verdict = json.loads(network.run(*command, "why", "8080", "--json", check=False))
+    (found,) = [f for f in verdict["findings"] if f["code"] == "listener"]
+    assert "another namespace's" in found["text"]
+    assert found["remedy"].startswith("look from outside of this container")
+    assert verdict["gaps"]
+
+
 def test_a_group_of_reuseport(network):
     options = {"reuseport": True, "listens": True}
     with bound(**options), bound(**options), bound(**options):
@@ -307,7 +344,7 @@ def test_ipv6_without_v6only_takes_the_port_of_ipv4(network):
     assert verdict.taken == ("0.0.0.0", "[::]")
     found = finding(verdict, "dual-stack-shadow")
     assert found.endpoints == ("0.0.0.0",)
-    assert found.evidence["holder"] == "[::]:8080"
+    assert found.evidence["holders"] == ["[::]:8080"]
     assert finding(verdict, "listener").evidence["sockets"][0]["v6only"] is False
 
 

@@ -42,7 +42,7 @@ def parse_addresses(messages: Iterable[Message], name: Callable[[int], str]) -> 
     for kind, body in messages:
         if kind != RTM_NEWADDR or len(body) < IFADDRMSG.size:
             continue
-        family, prefix, flags, _, index = IFADDRMSG.unpack_from(body)
+        family, _, flags, _, index = IFADDRMSG.unpack_from(body)
         found = netlink.attributes(body[IFADDRMSG.size :])
         raw = found.get(IFA_LOCAL) or found.get(IFA_ADDRESS) or b""
         if len(raw) != SIZES.get(family):
@@ -50,8 +50,7 @@ def parse_addresses(messages: Iterable[Message], name: Callable[[int], str]) -> 
         more = found.get(IFA_FLAGS, b"")
         flags |= struct.unpack_from("=I", more)[0] if len(more) >= 4 else 0
         tentative = bool(flags & IFA_F_TENTATIVE) and not flags & IFA_F_OPTIMISTIC
-        interface = name(index)
-        yield LocalAddress(inet_ntop(family, raw), prefix, interface, interface == "lo", tentative)
+        yield LocalAddress(inet_ntop(family, raw), name(index), tentative)
 
 
 def _name(index: int) -> str:

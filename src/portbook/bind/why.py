@@ -12,6 +12,7 @@ from portbook.bind import endpoints
 from portbook.bind.attempt import Endpoint, Options, attempt
 from portbook.bind.evidence import Asked, Evidence
 from portbook.bind.judge import Verdict, agrees, judge
+from portbook.bind.overlap import MAPPED
 from portbook.errors import UsageError
 from portbook.query import PORTS
 from portbook.records import PROTOCOLS, Protocol
@@ -49,13 +50,15 @@ def why(
     if protocol not in PROTOCOLS:
         raise UsageError(f"unknown protocol {protocol!r}", f"valid are {', '.join(PROTOCOLS)}")
     options = Options(protocol, reuse_address, reuse_port)
-    wanted = tuple(map(_with_named_zone, endpoints.read(address, dual=dual)))
+    wanted = tuple(_in_system_terms(endpoint) for endpoint in endpoints.read(address, dual=dual))
     asked = Asked(port, protocol, wanted, options)
     return examine(asked, _gatherer())
 
 
-def _with_named_zone(endpoint: Endpoint) -> Endpoint:
-    """On Linux sockets are shown with the names of interfaces: ``fe80::1%2`` is ``fe80::1%eth0``."""
+def _in_system_terms(endpoint: Endpoint) -> Endpoint:
+    """As sockets are shown: ``::ffff:10.0.0.1`` is ``10.0.0.1``, and on Linux ``fe80::1%2`` is ``fe80::1%eth0``."""
+    if endpoint.address.startswith(MAPPED) and "." in endpoint.address:
+        return Endpoint(endpoint.address.removeprefix(MAPPED))
     if endpoint.zone is None or not endpoint.zone.isdecimal() or PLATFORM != "linux":
         return endpoint
     try:
