@@ -15,7 +15,7 @@ import pytest
 
 from portbook import why
 from portbook.bind import gather_windows
-from portbook.bind.evidence import DynamicRange, ExcludedRange
+from portbook.bind.evidence import DynamicRange, ExcludedRange, HttpQueue
 from portbook.bind.gather_windows import Lists
 from tests.bind.verdicts import codes, finding
 from tests.windows.test_iphlpapi import touch
@@ -131,6 +131,15 @@ def test_the_command_and_its_exit_codes():
                     assert json.loads(done.stdout)["can_have"] is (code == 0)
                 else:
                     assert b"with SO_EXCLUSIVEADDRUSE" in done.stdout
+
+
+def test_the_process_behind_a_queue_of_http_sys_has_a_name(monkeypatch):
+    port = free_port()
+    lists = Lists(queues=(HttpQueue("demo", (f"HTTP://+:{port}/", "HTTP://+:1/"), (os.getpid(),)),))
+    monkeypatch.setattr(gather_windows, "read_lists", lambda asked, sockets: lists)
+    verdict = why(port)
+    assert f"python.exe (pid {os.getpid()}) on HTTP://+:{port}/, of the queue demo" in finding(verdict, "http-sys").text
+    assert verdict.can_have  # the list is composed, and the bind wins
 
 
 @excluding

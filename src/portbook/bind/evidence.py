@@ -134,4 +134,5 @@ class Evidence(Struct, frozen=True):
     dynamic: tuple[DynamicRange, ...] = ()
     proxies: tuple[PortProxy, ...] = ()
     queues: tuple[HttpQueue, ...] = ()
+    behind: dict[int, Owner] = {}  # Windows: the processes behind queues with the port, by pid
     gaps: tuple[Gap, ...] = ()

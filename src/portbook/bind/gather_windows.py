@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from portbook.bind import occupants
 from portbook.bind.evidence import Asked, Caller, DynamicRange, Evidence, ExcludedRange, HttpQueue, PortProxy
-from portbook.records import Gap, Socket
+from portbook.bind.rules.windows import port_of
+from portbook.records import Gap, Owner, Socket
 
 
 class Lists(NamedTuple):
@@ -36,8 +37,19 @@ def gather(asked: Asked) -> Evidence:
         dynamic=lists.dynamic,
         proxies=lists.proxies,
         queues=lists.queues,
+        behind=_behind(lists.queues, asked.port),
         gaps=(*gaps, *lists.gaps),
     )
+
+
+def _behind(queues: tuple[HttpQueue, ...], port: int) -> dict[int, Owner]:
+    """Who answers what http.sys takes in, with names and services."""
+    from portbook.enrich import process, service
+
+    pids = {pid for queue in queues if any(port_of(url) == port for url in queue.urls) for pid in queue.pids}
+    owners, _ = process.enrich([Owner(pid) for pid in sorted(pids)])
+    owners, _ = service.enrich(owners)
+    return {owner.pid: owner for owner in owners}
 
 
 def read_lists(asked: Asked, sockets: tuple[Socket, ...]) -> Lists:
