@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -18,6 +19,7 @@ import pytest
 
 from portbook import why
 from portbook.bind.evidence import Asked, Evidence
+from portbook.bind.gather_linux import gather
 from portbook.bind.why import LOOKS, examine
 from portbook.testing import child
 from tests import netlab
@@ -636,6 +638,20 @@ def test_what_cannot_be_explained_is_said_with_its_number(network):
     assert (verdict.can_have, found.severity, found.endpoints) == (False, "blocks", ("0.0.0.0",))
     assert found.evidence == {"error": 98, "error_name": "EADDRINUSE", "step": "bind"}
     assert len(looked) == LOOKS
+
+
+def test_a_holder_that_went_between_the_look_and_the_bind_is_looked_for_again(network):
+    """What was seen first does not hold any more; the second look agrees with the second bind."""
+    seen = []
+
+    def late(asked: Asked) -> Evidence:
+        with bound(listens=True) if not seen else contextlib.nullcontext():
+            seen.append(gather(asked))
+        return seen[-1]
+
+    verdict = examine(Asked(8080), late)
+    assert (verdict.can_have, verdict.findings, len(seen)) == (True, (), 2)
+    assert seen[0].sockets
 
 
 LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF = 444, 446  # system calls, of every architecture

@@ -13,7 +13,7 @@ import sys
 
 import pytest
 
-from portbook import why
+from portbook import UsageError, why
 from portbook.bind import gather_windows
 from portbook.bind.evidence import DynamicRange, ExcludedRange, HttpQueue
 from portbook.bind.gather_windows import Lists
@@ -115,6 +115,11 @@ def test_an_address_that_is_not_on_this_machine():
     verdict = why(free_port(), address="192.0.2.1")
     assert (verdict.can_have, verdict.tried[0].error) == (False, 10049)
     assert codes(verdict, "blocks")
+
+
+def test_an_option_that_windows_does_not_have():
+    with pytest.raises(UsageError, match="SO_REUSEPORT"):
+        why(free_port(), reuse_port=True)
 
 
 def test_the_command_and_its_exit_codes():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from importlib import import_module
-from socket import if_indextoname
 
 from msgspec.structs import replace
 
@@ -42,13 +42,15 @@ def why(
     :param dual: ask for one ``::`` that takes the port of IPv4 as well
     :param reuse_address: SO_REUSEADDR; None does as servers do: for TCP, not on Windows
     :param reuse_port: SO_REUSEPORT, where the system has it
-    :raises UsageError: what was asked makes no sense
+    :raises UsageError: what was asked makes no sense, or this system does not have it
     """
     low, high = PORTS
     if not low <= port <= high:
         raise UsageError(f"port {port} is out of range", f"valid are {low} to {high}")
     if protocol not in PROTOCOLS:
         raise UsageError(f"unknown protocol {protocol!r}", f"valid are {', '.join(PROTOCOLS)}")
+    if reuse_port and not hasattr(socket, "SO_REUSEPORT"):
+        raise UsageError("this system has no SO_REUSEPORT", "leave it away")
     options = Options(protocol, reuse_address, reuse_port)
     wanted = tuple(_in_system_terms(endpoint) for endpoint in endpoints.read(address, dual=dual))
     asked = Asked(port, protocol, wanted, options)
@@ -62,7 +64,7 @@ def _in_system_terms(endpoint: Endpoint) -> Endpoint:
     if endpoint.zone is None or not endpoint.zone.isdecimal() or PLATFORM != "linux":
         return endpoint
     try:
-        return replace(endpoint, zone=if_indextoname(int(endpoint.zone)))
+        return replace(endpoint, zone=socket.if_indextoname(int(endpoint.zone)))
     except (OSError, OverflowError):
         return endpoint  # there is none: the bind will say so
 
