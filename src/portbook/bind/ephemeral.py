@@ -33,7 +33,8 @@ class Ephemeral(Struct, frozen=True):
     high: int
     how: str  # the setting that was read, or "documented default"
     reserved: tuple[tuple[int, int], ...] = ()  # kept out of it by the administrator: first and last of each range
-    gaps: tuple[Gap, ...] = ()
+    gaps: tuple[Gap, ...] = ()  # of the range
+    reserved_gaps: tuple[Gap, ...] = ()
 
     def has(self, port: int) -> bool:
         """Whether an outgoing connection may get this port."""
@@ -49,20 +50,22 @@ def take() -> Ephemeral:
     return parse(*read(), sys.platform)
 
 
-def read() -> tuple[bytes, bytes]:
-    """What the system says about its range and about reserved ports; nothing where it says nothing."""
+def read() -> tuple[bytes, bytes | None]:
+    """What the system says about its range and about reserved ports; None: it has them, and does not let us see."""
     return READERS.get(sys.platform, lambda: (NOTHING, NOTHING))()
 
 
-def parse(limits: bytes, reserved: bytes, platform: str) -> Ephemeral:
+def parse(limits: bytes, reserved: bytes | None, platform: str) -> Ephemeral:
     """Two numbers; then ``8080,9000-9010``. What cannot be read is the documented default, with a gap that says so."""
+    kept = _ranges(reserved or NOTHING)
+    hidden = (Gap("setting", None, f"{LINUX}ip_local_reserved_ports could not be read"),) if reserved is None else ()
     numbers = [int(word) for word in limits.split() if word.isdigit()]
     if len(numbers) == 2 and numbers[0] <= numbers[1] <= 65535:
-        return Ephemeral(numbers[0], numbers[1], SETTING[platform], _ranges(reserved))
+        return Ephemeral(numbers[0], numbers[1], SETTING[platform], kept, (), hidden)
     low, high = DEFAULT.get(platform, IANA)
     why = f"the ephemeral range of this system was not read; taken to be the documented default, {low} to {high}"
     hint = "netsh int ipv4 show dynamicport tcp tells it" if platform == "win32" else None
-    return Ephemeral(low, high, "documented default", _ranges(reserved), (Gap("setting", None, why, hint),))
+    return Ephemeral(low, high, "documented default", kept, (Gap("setting", None, why, hint),), hidden)
 
 
 def _ranges(text: bytes) -> tuple[tuple[int, int], ...]:
@@ -70,20 +73,20 @@ def _ranges(text: bytes) -> tuple[tuple[int, int], ...]:
     return tuple((int(low), int(high or low)) for low, _, high in pairs)
 
 
-def _linux() -> tuple[bytes, bytes]:
-    return _file(LINUX + "ip_local_port_range"), _file(LINUX + "ip_local_reserved_ports")
+def _linux() -> tuple[bytes, bytes | None]:
+    return _file(LINUX + "ip_local_port_range") or NOTHING, _file(LINUX + "ip_local_reserved_ports")
 
 
-def _file(path: str) -> bytes:
-    """A container may hide /proc/sys: nothing then."""
+def _file(path: str) -> bytes | None:
+    """A container may hide /proc/sys."""
     try:
         with open(path, "rb") as file:
             return file.read(1 << 20)
     except OSError:
-        return NOTHING
+        return None
 
 
-def _macos() -> tuple[bytes, bytes]:
+def _macos() -> tuple[bytes, bytes | None]:
     return b"%d %d" % (_sysctl(b"first"), _sysctl(b"last")), NOTHING
 
 
@@ -98,4 +101,4 @@ def _sysctl(name: bytes) -> int:
 
 
 # Windows has no documented call that tells it, and netsh takes longer than everything else here together.
-READERS: dict[str, Callable[[], tuple[bytes, bytes]]] = {"linux": _linux, "darwin": _macos}
+READERS: dict[str, Callable[[], tuple[bytes, bytes | None]]] = {"linux": _linux, "darwin": _macos}

@@ -43,7 +43,7 @@ def gather(asked: Asked) -> Evidence:
         links=_links(asked, sockets, gaps),
         publications=(*publications, *_published(sockets, gaps)),
         nat=nat,
-        gaps=(*gaps, *automatic.gaps),
+        gaps=(*gaps, *automatic.gaps, *automatic.reserved_gaps),
     )
 
 

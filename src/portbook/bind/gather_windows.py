@@ -56,4 +56,4 @@ def read_lists(asked: Asked, sockets: tuple[Socket, ...]) -> Lists:
     """The lists that concern what is asked; queues of http.sys only when pid 4 has the port."""
     why = "excluded port ranges, http.sys registrations and portproxy are not read"
     hint = "netsh int ipv4 show excludedportrange protocol=tcp; netsh http show servicestate"
-    return Lists(gaps=(Gap("port lists", None, why, hint),))
+    return Lists(gaps=(Gap("reservation", None, why, hint),))

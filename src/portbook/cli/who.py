@@ -48,11 +48,11 @@ def command(ports: tuple[str, ...], as_json: bool, source: str | None, strict: b
 
 
 def read_port(text: str) -> tuple[int, Protocol | None]:
-    """Read ``80`` or ``53/udp``; raise UsageError."""
+    """Read ``80``, ``80/tcp`` or ``53/udp``; raise UsageError."""
     number, slash, word = text.partition("/")
     ((low, high),) = read_ports(number) if "," not in number else ((0, 1),)
     if low != high:
-        raise UsageError(f"port {text!r} is more than one", "name each port: portbook who 80 443/tcp")
+        raise UsageError(f"port {text!r} is more than one", "name each port: 80 443/tcp")
     if not slash:
         return low, None
     protocol = next((p for p in PROTOCOLS if p == word.lower()), None)
