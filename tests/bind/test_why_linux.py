@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import resource
@@ -18,10 +19,12 @@ from contextlib import ExitStack
 import pytest
 
 from portbook import why
+from portbook.bind import netlink
 from portbook.bind.evidence import Asked, Evidence
 from portbook.bind.gather_linux import gather
 from portbook.bind.why import LOOKS, examine
-from portbook.testing import child
+from portbook.errors import SourceMissing
+from portbook.testing import FakeSource, child, only_sources
 from tests import netlab
 from tests.bind.network import as_user, bindable, bound, connected, everywhere
 from tests.bind.verdicts import codes, finding
@@ -677,6 +680,38 @@ def test_a_security_module_that_forbids_it_and_shows_nothing(network):
     assert codes(verdict) == ["unexplained", "unexplained"]
     assert verdict.findings[0].evidence == {"error": 13, "error_name": "EACCES", "step": "bind"}
     assert "Landlock" in verdict.findings[0].remedy
+
+
+@pytest.mark.parametrize("error", [errno.ENOBUFS, errno.EPERM, errno.ENOMEM])
+def test_a_kernel_that_does_not_answer_is_a_gap_and_the_bind_still_tells(network, monkeypatch, error):
+    def refuse(*_, **__):
+        raise OSError(error, os.strerror(error))
+
+    network.run("ip", "link", "add", "docker0", "type", "bridge")
+    with bound("127.0.0.1", listens=True, device=b"lo"):
+        monkeypatch.setattr(netlink, "ask", refuse)
+        held, free = why(8080, address="127.0.0.1"), why(8081, address="127.0.0.1")
+    assert (held.can_have, codes(held, "blocks")) == (False, ["listener"])
+    assert {gap.what for gap in held.gaps} == {"address", "interface", "nat"}
+    assert (free.can_have, {gap.what for gap in free.gaps}) == (True, {"address", "nat"})
+
+
+@pytest.mark.parametrize("error", [errno.EPROTONOSUPPORT, errno.EINVAL])
+def test_a_kernel_without_nf_tables_has_no_nat_of_it(network, monkeypatch, error):
+    def refuse(*_, **__):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(netlink, "ask", refuse)
+    assert why(8080) == why(8080)
+    assert why(8080).gaps == ()
+
+
+def test_a_machine_that_cannot_be_read_is_a_gap_and_the_bind_still_tells(network):
+    fake = FakeSource(fails=SourceMissing("nothing works here"))
+    with only_sources(fake), bound(listens=True):
+        verdict = why(8080)
+    assert (verdict.can_have, codes(verdict, "blocks")) == (False, ["unexplained"])
+    assert "nothing works here" in verdict.gaps[0].why
 
 
 def test_a_process_without_descriptors_cannot_find_out(network):

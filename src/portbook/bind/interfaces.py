@@ -6,6 +6,7 @@ Sources: rtnetlink(7); include/uapi/linux/{if_addr,if_link,rtnetlink}.h. For a b
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from socket import AF_INET, AF_INET6, AF_UNSPEC, if_indextoname, inet_ntop, inet_pton
@@ -28,6 +29,8 @@ IFLA_IFNAME, IFLA_MASTER, IFLA_LINKINFO, IFLA_INFO_KIND = 3, 10, 18, 1
 RTA_DST = 1
 # RTN_LOCAL, RTN_BROADCAST, RTN_MULTICAST: what inet_bind() accepts
 BINDABLE = frozenset((2, 3, 5))
+# No route at all, or one of type unreachable, prohibit or blackhole: fib_props in net/ipv4/fib_semantics.c
+NO_ROUTE = frozenset((errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL))
 SIZES = {int(AF_INET): 4, int(AF_INET6): 16}
 
 
@@ -94,7 +97,7 @@ def is_local(address: str) -> bool:
     try:
         answers = netlink.ask(netlink.ROUTE, RTM_GETROUTE, body)
     except OSError as error:
-        if error.errno is None:
-            raise
-        return False  # no route at all: ENETUNREACH, EHOSTUNREACH, EACCES (prohibit), EINVAL (blackhole)
+        if error.errno in NO_ROUTE:
+            return False
+        raise
     return any(kind == RTM_NEWROUTE and body[7] in BINDABLE for kind, body in answers if len(body) >= RTMSG.size)

@@ -10,6 +10,7 @@ this machine sends: nft(8), "CHAINS".
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ NFNL_SUBSYS_NFTABLES = 10
 NFT_MSG_NEWCHAIN, NFT_MSG_GETCHAIN = 3, 4
 NFGENMSG = struct.Struct("=BBH")  # family, version, resource
 NFTA_CHAIN_TYPE = 7
+# What the kernel answers that has no netlink for netfilter, or no nf_tables behind it (nfnetlink_rcv_msg).
+ABSENT = frozenset((errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOENT))
 LEGACY = ("ip_tables_names", "ip6_tables_names")  # of /proc/net: tables that the older iptables has made
 DIRECTORIES = ("/usr/sbin", "/sbin", "/usr/bin", "/bin")  # root's alone, unlike what $PATH may name
 ENVIRONMENT = {"LC_ALL": "C", "PATH": ":".join(DIRECTORIES)}
@@ -47,6 +50,8 @@ def take(port: int, protocol: Protocol, *, may_read: bool) -> tuple[tuple[NatRul
         raw = read()
     except PermissionError:  # a capability of another user namespace
         return (), [_denied()] if _has_bridge() else []
+    except OSError as error:
+        return (), [Gap("nat", None, f"whether NAT rules redirect packets is not known: nf_tables: {error}")]
     if not raw.nft and not raw.saved:
         return (), list(raw.gaps)
     rules, gaps = parse(raw, port, protocol)
@@ -71,7 +76,7 @@ def _has_bridge() -> bool:
 
 
 def read() -> Raw:
-    """Ask the tools, if the kernel has anything that they could tell; raises PermissionError."""
+    """Ask the tools, if the kernel has anything that they could tell; raises OSError."""
     gaps: list[Gap] = []
     nft = _output(("nft", "-j", "list", "ruleset"), gaps) if has_nat_chains() else b""
     saved: list[tuple[str, bytes]] = []
@@ -87,16 +92,16 @@ def read() -> Raw:
 
 
 def has_nat_chains() -> bool:
-    """Whether nf_tables has a base chain of type nat; raises PermissionError."""
+    """Whether nf_tables has a base chain of type nat; raises OSError, PermissionError without CAP_NET_ADMIN."""
     from portbook.bind import netlink
 
     kind = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETCHAIN
     try:
         answers = netlink.ask(netlink.NETFILTER, kind, NFGENMSG.pack(0, 0, 0), dump=True)
-    except PermissionError:
+    except OSError as error:
+        if error.errno in ABSENT:
+            return False
         raise
-    except OSError:
-        return False  # no nf_tables in this kernel
     return any(is_nat(body) for _, body in answers)
 
 
