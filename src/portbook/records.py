@@ -99,7 +99,8 @@ class Socket(Struct, frozen=True, gc=False):
 class Gap(Struct, frozen=True):
     """Something that could not be known, why, and what would help."""
 
-    what: str  # "owner", "socket", "source", "process", "service", "container", "reservation", "setting"
+    # "owner", "socket", "source", "process", "service", "container", "setting", "address", "interface", "nat", "reservation"
+    what: str
     count: int | None  # how many are concerned; None: not countable
     why: str
     hint: str | None = None

@@ -121,6 +121,15 @@ def test_an_excluded_range_is_no_exclusive_holder():
     assert codes(verdict) == ["excluded-range"]
 
 
+def test_an_administered_range_may_let_a_server_have_what_it_asks_for():
+    excluded = (ExcludedRange("ipv4", "tcp", 80, 80, administered=True),)
+    verdict = judge(Evidence("windows", 80, excluded=excluded), [HAD, HAD6])
+    found = finding(verdict, "excluded-range")
+    assert (verdict.can_have, verdict.foreseen, found.severity) == (True, None, "warns")
+    assert found.text.endswith("not in the way: who asks for it by number gets it")
+    assert agrees(verdict)
+
+
 def test_access_denied_and_nothing_to_be_seen():
     verdict = judge(Evidence("windows", 80), [Tried(V4, 80, 10013, "WSAEACCES", "bind"), HAD6])
     assert "excludedportrange" in finding(verdict, "unexplained").remedy

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from portbook.bind import iptables, nat, netlink, nftables
 from portbook.bind.evidence import LocalAddress, NatRule
-from portbook.bind.nat import Raw, concerning, parse
-from portbook.bind.steps import Step, hook_name, walk
+from portbook.bind.nat import Raw, parse
+from portbook.bind.steps import Step, concerning, hook_name, walk
 from tests import netlab
 from tests.components import need
 
@@ -219,7 +219,7 @@ def test_addresses_of_ipv6_stand_in_brackets():
 
 # --- which rules concern what was asked ----------------------------------------------------------------------------
 
-MINE = (LocalAddress("127.0.0.1", 8, "lo", True), LocalAddress("10.0.0.9", 24, "eth0"))
+MINE = (LocalAddress("127.0.0.1", "lo"), LocalAddress("10.0.0.9", "eth0"))
 
 
 @pytest.mark.parametrize(

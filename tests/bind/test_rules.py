@@ -68,7 +68,7 @@ def test_an_excluded_range_where_the_dynamic_range_is_as_it_should_be():
 def test_an_administered_range_is_deleted_by_its_own_command():
     evidence = Evidence("windows", 8081, excluded=(ExcludedRange("ipv6", "tcp", 8080, 8089, administered=True),))
     one = found(evidence)["excluded-range"]
-    assert one.endpoints == ("[::]",)
+    assert (one.endpoints, one.confidence) == (("[::]",), "likely")
     assert "netsh int ipv6 delete excludedportrange protocol=tcp startport=8080 numberofports=10" in one.remedy
 
 
@@ -92,9 +92,15 @@ def test_http_sys_names_the_process_behind_pid_4():
         HttpQueue(None, ("HTTPS://*:443/",), (99,)),
     )
     sockets = (listener(SYSTEM, port=5985),)
-    one = found(Evidence("windows", 5985, sockets=sockets, queues=queues))["http-sys"]
-    assert one.evidence == {"queue": "WSMAN", "urls": ["HTTP://+:5985/WSMAN/"], "pids": [1234]}
-    assert "1234" in one.text
+    behind = {1234: Owner(1234, "svchost.exe", service="WinRM")}
+    one = found(Evidence("windows", 5985, sockets=sockets, queues=queues, behind=behind))["http-sys"]
+    assert one.evidence == {
+        "queue": "WSMAN", "urls": ["HTTP://+:5985/WSMAN/"], "pids": [1234], "services": ["WinRM"]
+    }  # fmt: skip
+    assert "svchost.exe (pid 1234) on HTTP://+:5985/WSMAN/" in one.text
+    assert one.remedy.startswith("Stop-Service WinRM")
+    unknown = found(Evidence("windows", 5985, sockets=sockets, queues=queues))["http-sys"]
+    assert "process (pid 1234)" in unknown.text
 
 
 def test_http_sys_without_its_lists_says_how_to_see_more():

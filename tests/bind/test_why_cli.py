@@ -13,7 +13,10 @@ import pytest
 from portbook import UsageError, why
 from tests.conftest import unheld_port
 
-pytestmark = pytest.mark.usefixtures("own_network")
+pytestmark = [
+    pytest.mark.usefixtures("own_network"),
+    pytest.mark.skipif(sys.platform != "linux", reason="each system shares ports by its own rules"),
+]
 
 
 def portbook(*arguments: str, **more) -> subprocess.CompletedProcess[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import json
 import os
 import resource
@@ -17,9 +19,12 @@ from contextlib import ExitStack
 import pytest
 
 from portbook import why
+from portbook.bind import netlink
 from portbook.bind.evidence import Asked, Evidence
+from portbook.bind.gather_linux import gather
 from portbook.bind.why import LOOKS, examine
-from portbook.testing import child
+from portbook.errors import SourceMissing
+from portbook.testing import FakeSource, child, only_sources
 from tests import netlab
 from tests.bind.network import as_user, bindable, bound, connected, everywhere
 from tests.bind.verdicts import codes, finding
@@ -91,6 +96,43 @@ def test_a_listener_of_another_user_is_named_by_its_user_at_least(network):
     assert found.evidence["owners"] == []
     assert found.remedy.startswith("run as root")
     assert [gap.what for gap in verdict.gaps] == ["owner"]
+
+
+def test_the_sockets_of_one_holder_are_one_finding(network):
+    with bound(listens=True), bound("::", listens=True):
+        verdict = why(8080)
+    found = finding(verdict, "listener")
+    assert codes(verdict) == ["listener"]
+    assert (found.endpoints, found.evidence["count"]) == (("0.0.0.0", "[::]"), 2)
+    assert found.text.startswith("0.0.0.0:8080 and [::]:8080 listen: ")
+
+
+def test_many_addresses_of_one_holder_are_one_finding(network):
+    with ExitStack() as stack:
+        for number in range(1, 30):
+            stack.enter_context(bound(f"127.0.0.{number}", listens=True))
+        verdict = why(8080)
+    assert codes(verdict) == ["listener", "wildcard-shadow"]
+    assert "and 25 more are some of the addresses" in finding(verdict, "wildcard-shadow").text
+
+
+def test_a_mapped_address_is_one_of_ipv4(network):
+    with bound("127.0.0.1", listens=True):
+        assert codes(why(8080, address="::ffff:127.0.0.1"), "blocks") == ["listener"]
+    assert why(8080, address="::ffff:127.0.0.1").can_have
+
+
+def test_a_holder_of_another_pid_namespace(network):
+    """As root in a container that shares the network of its host."""
+    with bound(listens=True):
+        source = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(__file__))), "src")
+        ask = "import sys; sys.path.insert(0, sys.argv.pop(1)); from portbook.__main__ import main; sys.exit(main())"
+        command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, "-c", ask, source]
+        verdict = json.loads(network.run(*command, "why", "8080", "--json", check=False))
+    (found,) = [f for f in verdict["findings"] if f["code"] == "listener"]
+    assert "another namespace's" in found["text"]
+    assert found["remedy"].startswith("look from outside of this container")
+    assert verdict["gaps"]
 
 
 def test_a_group_of_reuseport(network):
@@ -307,7 +349,7 @@ def test_ipv6_without_v6only_takes_the_port_of_ipv4(network):
     assert verdict.taken == ("0.0.0.0", "[::]")
     found = finding(verdict, "dual-stack-shadow")
     assert found.endpoints == ("0.0.0.0",)
-    assert found.evidence["holder"] == "[::]:8080"
+    assert found.evidence["holders"] == ["[::]:8080"]
     assert finding(verdict, "listener").evidence["sockets"][0]["v6only"] is False
 
 
@@ -601,6 +643,20 @@ def test_what_cannot_be_explained_is_said_with_its_number(network):
     assert len(looked) == LOOKS
 
 
+def test_a_holder_that_went_between_the_look_and_the_bind_is_looked_for_again(network):
+    """What was seen first does not hold any more; the second look agrees with the second bind."""
+    seen = []
+
+    def late(asked: Asked) -> Evidence:
+        with bound(listens=True) if not seen else contextlib.nullcontext():
+            seen.append(gather(asked))
+        return seen[-1]
+
+    verdict = examine(Asked(8080), late)
+    assert (verdict.can_have, verdict.findings, len(seen)) == (True, (), 2)
+    assert seen[0].sockets
+
+
 LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF = 444, 446  # system calls, of every architecture
 LANDLOCK_CREATE_RULESET_VERSION = LANDLOCK_ACCESS_NET_BIND_TCP = 1  # linux/landlock.h
 PR_SET_NO_NEW_PRIVS = 38
@@ -624,6 +680,38 @@ def test_a_security_module_that_forbids_it_and_shows_nothing(network):
     assert codes(verdict) == ["unexplained", "unexplained"]
     assert verdict.findings[0].evidence == {"error": 13, "error_name": "EACCES", "step": "bind"}
     assert "Landlock" in verdict.findings[0].remedy
+
+
+@pytest.mark.parametrize("error", [errno.ENOBUFS, errno.EPERM, errno.ENOMEM])
+def test_a_kernel_that_does_not_answer_is_a_gap_and_the_bind_still_tells(network, monkeypatch, error):
+    def refuse(*_, **__):
+        raise OSError(error, os.strerror(error))
+
+    network.run("ip", "link", "add", "docker0", "type", "bridge")
+    with bound("127.0.0.1", listens=True, device=b"lo"):
+        monkeypatch.setattr(netlink, "ask", refuse)
+        held, free = why(8080, address="127.0.0.1"), why(8081, address="127.0.0.1")
+    assert (held.can_have, codes(held, "blocks")) == (False, ["listener"])
+    assert {gap.what for gap in held.gaps} == {"address", "interface", "nat"}
+    assert (free.can_have, {gap.what for gap in free.gaps}) == (True, {"address", "nat"})
+
+
+@pytest.mark.parametrize("error", [errno.EPROTONOSUPPORT, errno.EINVAL])
+def test_a_kernel_without_nf_tables_has_no_nat_of_it(network, monkeypatch, error):
+    def refuse(*_, **__):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(netlink, "ask", refuse)
+    assert why(8080) == why(8080)
+    assert why(8080).gaps == ()
+
+
+def test_a_machine_that_cannot_be_read_is_a_gap_and_the_bind_still_tells(network):
+    fake = FakeSource(fails=SourceMissing("nothing works here"))
+    with only_sources(fake), bound(listens=True):
+        verdict = why(8080)
+    assert (verdict.can_have, codes(verdict, "blocks")) == (False, ["unexplained"])
+    assert "nothing works here" in verdict.gaps[0].why
 
 
 def test_a_process_without_descriptors_cannot_find_out(network):

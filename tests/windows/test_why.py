@@ -13,9 +13,9 @@ import sys
 
 import pytest
 
-from portbook import why
+from portbook import UsageError, why
 from portbook.bind import gather_windows
-from portbook.bind.evidence import DynamicRange, ExcludedRange
+from portbook.bind.evidence import DynamicRange, ExcludedRange, HttpQueue
 from portbook.bind.reservations import Reservations
 from tests.bind.verdicts import codes, finding
 from tests.windows.test_iphlpapi import touch
@@ -118,6 +118,11 @@ def test_an_address_that_is_not_on_this_machine():
     assert codes(verdict, "blocks")
 
 
+def test_an_option_that_windows_does_not_have():
+    with pytest.raises(UsageError, match="SO_REUSEPORT"):
+        why(free_port(), reuse_port=True)
+
+
 def test_the_command_and_its_exit_codes():
     source = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..", "src"))
     with held() as one:
@@ -132,6 +137,15 @@ def test_the_command_and_its_exit_codes():
                     assert json.loads(done.stdout)["can_have"] is (code == 0)
                 else:
                     assert b"with SO_EXCLUSIVEADDRUSE" in done.stdout
+
+
+def test_the_process_behind_a_queue_of_http_sys_has_a_name(monkeypatch):
+    port = free_port()
+    kept = NOTHING_KEPT._replace(queues=(HttpQueue("demo", (f"HTTP://+:{port}/", "HTTP://+:1/"), (os.getpid(),)),))
+    monkeypatch.setattr(gather_windows, "read_reservations", lambda asked, sockets: kept)
+    verdict = why(port)
+    assert f"python.exe (pid {os.getpid()}) on HTTP://+:{port}/, of the queue demo" in finding(verdict, "http-sys").text
+    assert verdict.can_have  # the list is composed, and the bind wins
 
 
 @excluding

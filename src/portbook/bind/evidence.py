@@ -62,9 +62,7 @@ class LocalAddress(Struct, frozen=True):
     """An address that an interface of this machine has."""
 
     address: str
-    prefix: int  # length; of an address of a loopback interface the whole prefix is local
     interface: str
-    loopback: bool = False
     tentative: bool = False  # IPv6: it may be somebody else's, and cannot be bound until that is known (RFC 4862)
 
 
@@ -136,4 +134,5 @@ class Evidence(Struct, frozen=True):
     dynamic: tuple[DynamicRange, ...] = ()
     proxies: tuple[PortProxy, ...] = ()
     queues: tuple[HttpQueue, ...] = ()
+    behind: dict[int, Owner] = {}  # Windows: the processes behind queues with the port, by pid
     gaps: tuple[Gap, ...] = ()

@@ -119,7 +119,9 @@ def _nat(asked: Asked, caller: Caller, gaps: list[Gap]) -> tuple[tuple[NatRule, 
     gaps += more
     if not rules:
         return (), ()
-    rules = nat.concerning(rules, [e.address for e in asked.endpoints], _addresses(gaps) or ())
+    from portbook.bind.steps import concerning
+
+    rules = concerning(rules, [e.address for e in asked.endpoints], _addresses(gaps) or ())
     return rules, _publications(gaps) if any(rule.to_address for rule in rules) else ()
 
 

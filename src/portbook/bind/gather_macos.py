@@ -23,5 +23,5 @@ def gather(asked: Asked) -> Evidence:
         parents=occupants.parents_of(sockets),
         ephemeral=(automatic.low, automatic.high),
         reserved=automatic.reserved,
-        gaps=(*gaps, *automatic.gaps),
+        gaps=(*gaps, *automatic.gaps, *automatic.reserved_gaps),
     )

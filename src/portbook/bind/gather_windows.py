@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from portbook.bind import occupants
-from portbook.bind.evidence import Asked, Caller, Evidence
-from portbook.bind.httpsys import SYSTEM_PID
+from portbook.bind.evidence import Asked, Caller, Evidence, HttpQueue
+from portbook.bind.httpsys import SYSTEM_PID, queues_of
 from portbook.bind.reservations import Reservations, take
-from portbook.records import FAMILIES, Socket
+from portbook.records import FAMILIES, Owner, Socket
 
 
 def gather(asked: Asked) -> Evidence:
@@ -26,8 +26,19 @@ def gather(asked: Asked) -> Evidence:
         dynamic=kept.dynamic or (),
         proxies=kept.proxies or (),
         queues=kept.queues or (),
+        behind=_behind(kept.queues or (), asked.port),
         gaps=(*gaps, *kept.gaps),
     )
+
+
+def _behind(queues: tuple[HttpQueue, ...], port: int) -> dict[int, Owner]:
+    """Who answers what http.sys takes in, with names and services."""
+    from portbook.enrich import process, service
+
+    pids = {pid for queue in queues_of(port, queues) for pid in queue.pids}
+    owners, _ = process.enrich([Owner(pid) for pid in sorted(pids)])
+    owners, _ = service.enrich(owners)
+    return {owner.pid: owner for owner in owners}
 
 
 def read_reservations(asked: Asked, sockets: tuple[Socket, ...]) -> Reservations:

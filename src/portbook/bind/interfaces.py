@@ -6,6 +6,7 @@ Sources: rtnetlink(7); include/uapi/linux/{if_addr,if_link,rtnetlink}.h. For a b
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from socket import AF_INET, AF_INET6, AF_UNSPEC, if_indextoname, inet_ntop, inet_pton
@@ -28,6 +29,8 @@ IFLA_IFNAME, IFLA_MASTER, IFLA_LINKINFO, IFLA_INFO_KIND = 3, 10, 18, 1
 RTA_DST = 1
 # RTN_LOCAL, RTN_BROADCAST, RTN_MULTICAST: what inet_bind() accepts
 BINDABLE = frozenset((2, 3, 5))
+# No route at all, or one of type unreachable, prohibit or blackhole: fib_props in net/ipv4/fib_semantics.c
+NO_ROUTE = frozenset((errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL))
 SIZES = {int(AF_INET): 4, int(AF_INET6): 16}
 
 
@@ -42,7 +45,7 @@ def parse_addresses(messages: Iterable[Message], name: Callable[[int], str]) -> 
     for kind, body in messages:
         if kind != RTM_NEWADDR or len(body) < IFADDRMSG.size:
             continue
-        family, prefix, flags, _, index = IFADDRMSG.unpack_from(body)
+        family, _, flags, _, index = IFADDRMSG.unpack_from(body)
         found = netlink.attributes(body[IFADDRMSG.size :])
         raw = found.get(IFA_LOCAL) or found.get(IFA_ADDRESS) or b""
         if len(raw) != SIZES.get(family):
@@ -50,8 +53,7 @@ def parse_addresses(messages: Iterable[Message], name: Callable[[int], str]) -> 
         more = found.get(IFA_FLAGS, b"")
         flags |= struct.unpack_from("=I", more)[0] if len(more) >= 4 else 0
         tentative = bool(flags & IFA_F_TENTATIVE) and not flags & IFA_F_OPTIMISTIC
-        interface = name(index)
-        yield LocalAddress(inet_ntop(family, raw), prefix, interface, interface == "lo", tentative)
+        yield LocalAddress(inet_ntop(family, raw), name(index), tentative)
 
 
 def _name(index: int) -> str:
@@ -95,7 +97,7 @@ def is_local(address: str) -> bool:
     try:
         answers = netlink.ask(netlink.ROUTE, RTM_GETROUTE, body)
     except OSError as error:
-        if error.errno is None:
-            raise
-        return False  # no route at all: ENETUNREACH, EHOSTUNREACH, EACCES (prohibit), EINVAL (blackhole)
+        if error.errno in NO_ROUTE:
+            return False
+        raise
     return any(kind == RTM_NEWROUTE and body[7] in BINDABLE for kind, body in answers if len(body) >= RTMSG.size)

@@ -20,6 +20,9 @@ from portbook.bind.rules.linux import privilege_remedy
 from portbook.records import SCHEMA, Gap, Protocol
 from portbook.resilience import SCARCE
 
+SHARED = "both sides let the port be shared"
+BESIDE = {"windows": "a more specific address could be bound beside it"}
+ALLOWED = "who asks for it by number gets it"
 HELD = frozenset(("EADDRINUSE", "EACCES"))  # Windows says WSAEACCES (10013) for an exclusive holder
 # Which errors of a bind each code accounts for, in POSIX's spelling.
 EXPLAINS: dict[str, frozenset[str]] = {
@@ -116,7 +119,8 @@ def _settled(finding: Finding, evidence: Evidence, tried: Sequence[Tried]) -> Fi
     if mine and all(t.ok for t in mine):
         if finding.confidence == "certain":
             return replace(finding, severity="warns")  # and _unexplained says what is wrong
-        text = f"{finding.text}; not in the way: both sides let the port be shared"
+        beside = BESIDE.get(evidence.platform, SHARED)
+        text = f"{finding.text}; not in the way: {ALLOWED if finding.code in EXPLAINS else beside}"
         return replace(finding, severity="warns", text=text, remedy=None, confidence="certain")
     alone = not any(t.ok for t in mine) and any(_explains(finding, t, evidence) for t in mine)
     return replace(finding, confidence="certain") if alone and finding.confidence == "likely" else finding

@@ -27,11 +27,19 @@ def where(s: Socket) -> str:
     return f"[{s.local_address}{zone}]:{s.local_port}" if s.family == "ipv6" else f"{s.local_address}:{s.local_port}"
 
 
+def places(sockets: Iterable[Socket]) -> str:
+    """``0.0.0.0:80 and [::]:80``: each place once."""
+    names = list(dict.fromkeys(map(where, sockets)))
+    if len(names) > MOST_NAMED:
+        return f"{', '.join(names[:MOST_NAMED])} and {len(names) - MOST_NAMED} more"
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
 def named(evidence: Evidence, sockets: Sequence[Socket]) -> str:
     """Who holds sockets: names, pids, users, parents, service, container."""
     owners = owners_of(sockets)
     if not owners:
-        return _unseen(sockets[0]) if sockets else "nobody"
+        return _unseen(evidence, sockets[0]) if sockets else "nobody"
     names = [f"{o.name or '?'} (pid {o.pid}{f', user {o.user}' if o.user else ''})" for o in owners[:MOST_NAMED]]
     more = f" and {len(owners) - MOST_NAMED} more" if len(owners) > MOST_NAMED else ""
     return ", ".join(names) + more + _origin(evidence, owners[0])
@@ -49,11 +57,14 @@ def _origin(evidence: Evidence, owner: Owner) -> str:
     return "".join(f", {word}{fact}" for word, fact in facts if fact)
 
 
-def _unseen(s: Socket) -> str:
+def _unseen(evidence: Evidence, s: Socket) -> str:
     """No owner is visible; the uid and the creator's cgroup are."""
     made = s.container or s.service
+    inside = f", made in {made}" if made else ""
+    if evidence.caller.uid == 0:  # who may see everything that there is to see here
+        return f"no process of this pid namespace: the kernel's own, or another namespace's{inside}"
     user = f" of user {s.user or s.uid}" if s.uid is not None else ""
-    return f"a process{user} that is not visible" + (f", in {made}" if made else "")
+    return f"a process{user} that is not visible{inside}"
 
 
 def told(evidence: Evidence, sockets: Sequence[Socket]) -> dict[str, Any]:
@@ -105,7 +116,10 @@ def remedy(evidence: Evidence, sockets: Sequence[Socket]) -> str | None:
         if command := _manager_command(evidence, owner):
             return f"{command}, {other}"
     asked = f"{evidence.port}/udp" if evidence.protocol == "udp" else str(evidence.port)
-    return f"portbook stop {asked} ends the holder, {other}" if owners else f"run as root to see the holder, {other}"
+    if owners:
+        return f"portbook stop {asked} ends the holder, {other}"
+    look = "look from outside of this container" if evidence.caller.uid == 0 else "run as root to see the holder"
+    return f"{look}, {other}"
 
 
 def _is_kernel(owners: Iterable[Owner]) -> bool:

@@ -10,19 +10,21 @@ this machine sends: nft(8), "CHAINS".
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from portbook.bind.evidence import LocalAddress, NatRule
-from portbook.bind.steps import NAT_HOOKS, Step, walk
+from portbook.bind.evidence import NatRule
 from portbook.records import Gap, Protocol
 
 NFNL_SUBSYS_NFTABLES = 10
 NFT_MSG_NEWCHAIN, NFT_MSG_GETCHAIN = 3, 4
 NFGENMSG = struct.Struct("=BBH")  # family, version, resource
 NFTA_CHAIN_TYPE = 7
+# What the kernel answers that has no netlink for netfilter, or no nf_tables behind it (nfnetlink_rcv_msg).
+ABSENT = frozenset((errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOENT))
 LEGACY = ("ip_tables_names", "ip6_tables_names")  # of /proc/net: tables that the older iptables has made
 DIRECTORIES = ("/usr/sbin", "/sbin", "/usr/bin", "/bin")  # root's alone, unlike what $PATH may name
 ENVIRONMENT = {"LC_ALL": "C", "PATH": ":".join(DIRECTORIES)}
@@ -48,6 +50,8 @@ def take(port: int, protocol: Protocol, *, may_read: bool) -> tuple[tuple[NatRul
         raw = read()
     except PermissionError:  # a capability of another user namespace
         return (), [_denied()] if _has_bridge() else []
+    except OSError as error:
+        return (), [Gap("nat", None, f"whether NAT rules redirect packets is not known: nf_tables: {error}")]
     if not raw.nft and not raw.saved:
         return (), list(raw.gaps)
     rules, gaps = parse(raw, port, protocol)
@@ -55,12 +59,8 @@ def take(port: int, protocol: Protocol, *, may_read: bool) -> tuple[tuple[NatRul
 
 
 def _denied() -> Gap:
-    why = f"whether NAT rules redirect packets to the port (published container ports) is not visible to uid {_uid()}"
+    why = f"whether NAT rules (published container ports) redirect packets is not visible to uid {os.geteuid()}"
     return Gap("nat", None, why, "run with sudo")
-
-
-def _uid() -> int:
-    return os.geteuid()
 
 
 def _has_bridge() -> bool:
@@ -76,7 +76,7 @@ def _has_bridge() -> bool:
 
 
 def read() -> Raw:
-    """Ask the tools, if the kernel has anything that they could tell; raises PermissionError."""
+    """Ask the tools, if the kernel has anything that they could tell; raises OSError."""
     gaps: list[Gap] = []
     nft = _output(("nft", "-j", "list", "ruleset"), gaps) if has_nat_chains() else b""
     saved: list[tuple[str, bytes]] = []
@@ -86,22 +86,22 @@ def read() -> Raw:
     for family, name, command in zip(
         ("ipv4", "ipv6"), LEGACY, ("iptables-legacy-save", "ip6tables-legacy-save"), strict=True
     ):
-        if b"nat" in _file(f"/proc/thread-self/net/{name}").split():
+        if b"nat" in _tables(name, gaps):
             saved.append((family, _output((command, "-t", "nat"), gaps)))
     return Raw(nft, tuple(saved), tuple(gaps))
 
 
 def has_nat_chains() -> bool:
-    """Whether nf_tables has a base chain of type nat; raises PermissionError."""
+    """Whether nf_tables has a base chain of type nat; raises OSError, PermissionError without CAP_NET_ADMIN."""
     from portbook.bind import netlink
 
     kind = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETCHAIN
     try:
         answers = netlink.ask(netlink.NETFILTER, kind, NFGENMSG.pack(0, 0, 0), dump=True)
-    except PermissionError:
+    except OSError as error:
+        if error.errno in ABSENT:
+            return False
         raise
-    except OSError:
-        return False  # no nf_tables in this kernel
     return any(is_nat(body) for _, body in answers)
 
 
@@ -112,12 +112,18 @@ def is_nat(body: bytes) -> bool:
     return netlink.text(netlink.attributes(body[NFGENMSG.size :]).get(NFTA_CHAIN_TYPE)) == "nat"
 
 
-def _file(path: str) -> bytes:
+def _tables(name: str, gaps: list[Gap]) -> list[bytes]:
+    """The tables of the older iptables; the file is root's alone, whatever capabilities others have."""
     try:
-        with open(path, "rb") as file:
-            return file.read(4096)
+        with open(f"/proc/thread-self/net/{name}", "rb") as file:
+            return file.read(4096).split()
+    except PermissionError:
+        gaps.append(
+            Gap("nat", None, f"NAT rules of iptables-legacy are not visible to uid {os.geteuid()}", "run as root")
+        )
     except OSError:
-        return b""
+        pass  # this kernel has none
+    return []
 
 
 def _output(command: Sequence[str], gaps: list[Gap]) -> bytes:
@@ -173,6 +179,7 @@ def _collect(pipe: int) -> bytes:
 def parse(raw: Raw, port: int, protocol: Protocol) -> tuple[list[NatRule], list[Gap]]:
     """The rules that a packet to the port meets on its way through the chains."""
     from portbook.bind import iptables, nftables
+    from portbook.bind.steps import Step, walk
 
     steps: list[Step] = []
     gaps: list[Gap] = []
@@ -184,30 +191,3 @@ def parse(raw: Raw, port: int, protocol: Protocol) -> tuple[list[NatRule], list[
     for family, text in raw.saved:
         steps += iptables.parse(text, family)
     return list(dict.fromkeys(walk(steps, port, protocol))), gaps
-
-
-def concerning(
-    rules: Iterable[NatRule], asked: Sequence[str], addresses: Sequence[LocalAddress]
-) -> tuple[NatRule, ...]:
-    """Those for packets to what was asked: of its families, to addresses of this machine. Pure."""
-    from ipaddress import ip_address, ip_network
-
-    bare = [ip_address(a) for a in asked]
-    mine = [a for a in bare if not a.is_unspecified]
-    if any(a.is_unspecified for a in bare):
-        mine += [ip_address(a.address) for a in addresses]
-    families = {f"ipv{a.version}" for a in bare} | {"both"}
-    loopback = bool(bare) and all(a.is_loopback for a in bare)
-
-    def concerns(rule: NatRule) -> bool:
-        if rule.family not in (*families,) and rule.family != "both":
-            return False
-        if loopback and rule.hook == NAT_HOOKS[0]:
-            return False  # no packet to a loopback address comes in from outside: RFC 1122 section 3.2.1.3
-        try:
-            network = ip_network(rule.destination, strict=False) if rule.destination else None
-        except ValueError:
-            return True
-        return network is None or any(a in network for a in mine)
-
-    return tuple(rule for rule in rules if concerns(rule))

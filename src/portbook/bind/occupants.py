@@ -22,7 +22,11 @@ def on_port(asked: Asked) -> tuple[tuple[Socket, ...], list[Gap]]:
         listing = inventory.take(Query(terms))
     except (SourceError, OSError) as error:  # OSError: no descriptor is left to open a table, or a module of ours
         return (), [Gap("socket", None, f"who holds the port is not known: {error}")]
-    return tuple(sorted(listing.sockets, key=lambda s: s.state != "LISTEN")), list(listing.gaps)
+    return tuple(sorted(listing.sockets, key=_order)), list(listing.gaps)
+
+
+def _order(s: Socket) -> tuple[bool, str, str]:
+    return s.state != "LISTEN", s.family, s.local_address
 
 
 def parents_of(sockets: Iterable[Socket]) -> dict[int, tuple[Owner, ...]]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import NamedTuple
 
-from portbook.bind.evidence import NatRule
+from portbook.bind.evidence import LocalAddress, NatRule
 from portbook.records import Protocol
 
-NAT_HOOKS = ("prerouting", "output")
+PREROUTING = "prerouting"
+NAT_HOOKS = (PREROUTING, "output")
 MOST_DEPTH = 16  # jumps within jumps, as the kernel limits them
 MOST_VISITS = 50_000  # Kubernetes makes thousands of chains
 
@@ -80,3 +82,37 @@ def _rule(step: Step, way: _Way) -> NatRule:
     if address:  # a table of both families holds rules of one
         family = "ipv6" if ":" in address else "ipv4"
     return NatRule(family, way.hook, address, step.port, way.destination, way.conditions, step.chain, tool)
+
+
+# --- which of them matter ------------------------------------------------------------------------------------------
+
+
+class _Asked(NamedTuple):
+    """What was asked, and which addresses of this machine that means."""
+
+    families: frozenset[str]
+    addresses: tuple[IPv4Address | IPv6Address, ...]
+    loopback: bool  # nothing else
+
+    def means(self, rule: NatRule) -> bool:
+        """Whether a rule is for packets to it."""
+        if rule.family not in self.families or (self.loopback and rule.hook == PREROUTING):
+            return False  # no packet to a loopback address comes in from outside: RFC 1122 section 3.2.1.3
+        try:
+            network = ip_network(rule.destination, strict=False) if rule.destination else None
+        except ValueError:
+            return True  # better told than lost
+        return network is None or any(address in network for address in self.addresses)
+
+
+def concerning(
+    rules: Iterable[NatRule], asked: Sequence[str], addresses: Sequence[LocalAddress]
+) -> tuple[NatRule, ...]:
+    """Those for packets to what was asked: of its families, to addresses of this machine. Pure."""
+    bare = [ip_address(a) for a in asked]
+    mine = [a for a in bare if not a.is_unspecified]
+    if any(a.is_unspecified for a in bare):
+        mine += [ip_address(a.address) for a in addresses]
+    families = frozenset({f"ipv{a.version}" for a in bare} | {"both"})
+    meant = _Asked(families, tuple(mine), all(a.is_loopback for a in bare))
+    return tuple(rule for rule in rules if meant.means(rule))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from importlib import import_module
-from socket import if_indextoname
 
 from msgspec.structs import replace
 
@@ -12,6 +12,7 @@ from portbook.bind import endpoints
 from portbook.bind.attempt import Endpoint, Options, attempt
 from portbook.bind.evidence import Asked, Evidence
 from portbook.bind.judge import Verdict, agrees, judge
+from portbook.bind.overlap import MAPPED
 from portbook.errors import UsageError
 from portbook.query import PORTS
 from portbook.records import PROTOCOLS, Protocol
@@ -41,25 +42,29 @@ def why(
     :param dual: ask for one ``::`` that takes the port of IPv4 as well
     :param reuse_address: SO_REUSEADDR; None does as servers do: for TCP, not on Windows
     :param reuse_port: SO_REUSEPORT, where the system has it
-    :raises UsageError: what was asked makes no sense
+    :raises UsageError: what was asked makes no sense, or this system does not have it
     """
     low, high = PORTS
     if not low <= port <= high:
         raise UsageError(f"port {port} is out of range", f"valid are {low} to {high}")
     if protocol not in PROTOCOLS:
         raise UsageError(f"unknown protocol {protocol!r}", f"valid are {', '.join(PROTOCOLS)}")
+    if reuse_port and not hasattr(socket, "SO_REUSEPORT"):
+        raise UsageError("this system has no SO_REUSEPORT", "leave it away")
     options = Options(protocol, reuse_address, reuse_port)
-    wanted = tuple(map(_with_named_zone, endpoints.read(address, dual=dual)))
+    wanted = tuple(_in_system_terms(endpoint) for endpoint in endpoints.read(address, dual=dual))
     asked = Asked(port, protocol, wanted, options)
     return examine(asked, _gatherer())
 
 
-def _with_named_zone(endpoint: Endpoint) -> Endpoint:
-    """On Linux sockets are shown with the names of interfaces: ``fe80::1%2`` is ``fe80::1%eth0``."""
+def _in_system_terms(endpoint: Endpoint) -> Endpoint:
+    """As sockets are shown: ``::ffff:10.0.0.1`` is ``10.0.0.1``, and on Linux ``fe80::1%2`` is ``fe80::1%eth0``."""
+    if endpoint.address.startswith(MAPPED) and "." in endpoint.address:
+        return Endpoint(endpoint.address.removeprefix(MAPPED))
     if endpoint.zone is None or not endpoint.zone.isdecimal() or PLATFORM != "linux":
         return endpoint
     try:
-        return replace(endpoint, zone=if_indextoname(int(endpoint.zone)))
+        return replace(endpoint, zone=socket.if_indextoname(int(endpoint.zone)))
     except (OSError, OverflowError):
         return endpoint  # there is none: the bind will say so
 

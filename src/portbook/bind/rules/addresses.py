@@ -21,30 +21,35 @@ WAITING = ("LISTEN", "BOUND", None)
 
 def wildcards(evidence: Evidence) -> Iterator[Finding]:
     """``0.0.0.0`` against ``127.0.0.1``: neither may have what the other has."""
-    for endpoint, s in _across(evidence):
-        has, asked = of_socket(s), of_endpoint(endpoint)
-        if not _is_dual_matter(s, endpoint):
-            text = (
-                f"{naming.where(s)} takes every address of the machine, {show(endpoint)} too"
-                if ANY in has
-                else f"{naming.where(s)} is one of the addresses that {show(endpoint)} asks for"
-            )
-            yield _shadow(evidence, "wildcard-shadow", text, endpoint, s, asked)
+    for endpoint in evidence.endpoints:
+        across = [s for s in _across(evidence, endpoint) if not _is_dual_matter(s, endpoint)]
+        wide = [s for s in across if ANY in of_socket(s)]
+        narrow = [s for s in across if ANY not in of_socket(s)]
+        if wide:
+            text = f"{naming.places(wide)} takes every address of the machine, {show(endpoint)} too"
+            yield _shadow(evidence, "wildcard-shadow", text, endpoint, wide)
+        if narrow:
+            are = "is one" if len(narrow) == 1 else "are some"
+            text = f"{naming.places(narrow)} {are} of the addresses that {show(endpoint)} asks for"
+            yield _shadow(evidence, "wildcard-shadow", text, endpoint, narrow)
 
 
 def dual_stack(evidence: Evidence) -> Iterator[Finding]:
     """An IPv6 socket without IPV6_V6ONLY has the port of IPv4 as well (RFC 3493 section 5.3)."""
-    for endpoint, s in _across(evidence):
-        if _is_dual_matter(s, endpoint) and not _is_explained(evidence, s, endpoint):
-            yield _shadow(evidence, "dual-stack-shadow", _dual(s, endpoint), endpoint, s, of_endpoint(endpoint))
+    for endpoint in evidence.endpoints:
+        dual = [s for s in _across(evidence, endpoint) if _is_dual_matter(s, endpoint)]
+        found = [s for s in dual if not _is_explained(evidence, s, endpoint)]
+        if found:
+            yield _shadow(evidence, "dual-stack-shadow", _dual(found, endpoint), endpoint, found)
 
 
-def _dual(s: Socket, endpoint: Endpoint) -> str:
-    if s.family == "ipv4":
-        return f"a dual-stack {show(endpoint)} asks for the port of IPv4 too, and {naming.where(s)} has it"
-    if s.v6only is None:
-        return f"{naming.where(s)} takes the port of IPv4 too, unless it has IPV6_V6ONLY, which is not told here"
-    return f"{naming.where(s)} has no IPV6_V6ONLY, so that it takes the port of IPv4 too"
+def _dual(found: list[Socket], endpoint: Endpoint) -> str:
+    names = naming.places(found)
+    if found[0].family == "ipv4":
+        return f"a dual-stack {show(endpoint)} asks for the port of IPv4 too, and {names} has it"
+    if found[0].v6only is None:
+        return f"{names} takes the port of IPv4 too, unless it has IPV6_V6ONLY, which is not told here"
+    return f"{names} has no IPV6_V6ONLY, so that it takes the port of IPv4 too"
 
 
 def _is_explained(evidence: Evidence, s: Socket, endpoint: Endpoint) -> bool:
@@ -53,15 +58,11 @@ def _is_explained(evidence: Evidence, s: Socket, endpoint: Endpoint) -> bool:
     return unsure and any(obstacle(evidence, other, endpoint) == "certain" for other in evidence.sockets)
 
 
-def _across(evidence: Evidence) -> Iterator[tuple[Endpoint, Socket]]:
-    """What was asked, and a socket at another address that is in the way; each pair of addresses once."""
-    seen = set()
-    for endpoint in evidence.endpoints:
-        for s in evidence.sockets:
-            key = (endpoint, s.local_address, s.v6only)
-            if key not in seen and s.state in WAITING and _differ(s, endpoint) and obstacle(evidence, s, endpoint):
-                seen.add(key)
-                yield endpoint, s
+def _across(evidence: Evidence, endpoint: Endpoint) -> list[Socket]:
+    """Sockets at another address than was asked that are in the way, each address once."""
+    waiting = (s for s in evidence.sockets if s.state in WAITING and _differ(s, endpoint))
+    found = {(s.local_address, s.v6only): s for s in waiting if obstacle(evidence, s, endpoint)}
+    return list(found.values())
 
 
 def _differ(s: Socket, endpoint: Endpoint) -> bool:
@@ -77,10 +78,10 @@ def _is_dual_matter(s: Socket, endpoint: Endpoint) -> bool:
     return (s.family == "ipv6") != (":" in endpoint.address)
 
 
-def _shadow(evidence: Evidence, code: str, text: str, endpoint: Endpoint, s: Socket, asked: Claim) -> Finding:
-    free, taken = _by_address(evidence, asked)
+def _shadow(evidence: Evidence, code: str, text: str, endpoint: Endpoint, found: list[Socket]) -> Finding:
+    free, taken = _by_address(evidence, of_endpoint(endpoint))
     remedy = f"free, as far as the tables show: {_some(free)}; ask with --address" if free else None
-    facts = {"asked": show(endpoint), "holder": naming.where(s), "free": free, "taken": taken}
+    facts = {"asked": show(endpoint), "holders": [naming.where(s) for s in found], "free": free, "taken": taken}
     return Finding(code, "shadows", text, remedy, facts, (show(endpoint),))
 
 

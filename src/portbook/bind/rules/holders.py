@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from msgspec.structs import replace
+
 from portbook.bind import naming
-from portbook.bind.conflict import Stopped, is_group, place, reuses, stopped
+from portbook.bind.conflict import is_group, place, reuses, stopped
 from portbook.bind.evidence import Evidence
 from portbook.bind.findings import Finding
 from portbook.records import Owner, Socket
@@ -22,33 +24,44 @@ REUSE = "set SO_REUSEADDR"
 
 def listeners(evidence: Evidence) -> Iterator[Finding]:
     """Sockets that listen, each place once."""
+    alone: list[list[Socket]] = []
     for group in _places(evidence, ("LISTEN",)):
-        hit = stopped(evidence, group)
-        if not hit.endpoints:
-            continue
         if manager := _manager(group):
-            yield _activated(evidence, group, manager, hit)
+            yield _activated(evidence, group, manager)
         elif is_group(evidence, group[0]):
-            yield _group(evidence, group, hit)
+            yield _group(evidence, group)
         else:
-            yield _listener(evidence, group, hit)
+            alone.append(group)
+    for sockets in _by_owner(alone):
+        verb = "listens" if len(sockets) == 1 else "listen"
+        yield _finding(evidence, "listener", sockets, f"{naming.places(sockets)} {verb}")
 
 
-def _listener(evidence: Evidence, group: list[Socket], hit: Stopped) -> Finding:
-    text = f"{naming.where(group[0])} listens: {naming.named(evidence, group)}"
+def _finding(evidence: Evidence, code: str, sockets: list[Socket], what: str) -> Finding:
+    """Sockets of one holder that are all in the way."""
+    text = f"{what}: {naming.named(evidence, sockets)}"
+    facts, remedy = naming.told(evidence, sockets), naming.remedy(evidence, sockets)
+    return Finding(code, "blocks", text, remedy, facts, *stopped(evidence, sockets))
+
+
+def _group(evidence: Evidence, group: list[Socket]) -> Finding:
+    option, join = SHARING_OPTION.get(evidence.platform, ("SO_REUSEPORT", _joining(group)))
+    text = f"{len(group)} sockets share {naming.where(group[0])} ({option}): {naming.named(evidence, group)}"
+    remedy = join + (naming.remedy(evidence, group) or "")
     facts = naming.told(evidence, group)
-    return Finding("listener", "blocks", text, naming.remedy(evidence, group), facts, *hit)
+    return Finding("reuseport-group", "blocks", text, remedy or None, facts, *stopped(evidence, group))
 
 
-def _group(evidence: Evidence, group: list[Socket], hit: Stopped) -> Finding:
-    text = f"{len(group)} sockets share {naming.where(group[0])} (SO_REUSEPORT): {naming.named(evidence, group)}"
+# Windows has no SO_REUSEPORT: there SO_REUSEADDR lets anybody share, and who gets a connection is not defined.
+SHARING_OPTION = {"windows": ("SO_REUSEADDR", "")}
+
+
+def _joining(group: list[Socket]) -> str:
     users = " or ".join(sorted({str(s.user or s.uid) for s in group}))
-    remedy = f"a process of user {users} joins them with SO_REUSEPORT; else {naming.remedy(evidence, group)}"
-    facts = naming.told(evidence, group)
-    return Finding("reuseport-group", "blocks", text, remedy, facts, *hit)
+    return f"a process of user {users} joins them with SO_REUSEPORT; else "
 
 
-def _activated(evidence: Evidence, group: list[Socket], manager: Owner, hit: Stopped) -> Finding:
+def _activated(evidence: Evidence, group: list[Socket], manager: Owner) -> Finding:
     """Ending the service is of no use: the manager keeps the socket, and starts it again."""
     unit = next((evidence.activated[s.inode] for s in group if s.inode in evidence.activated), None)
     others = [f"{o.name or '?'} (pid {o.pid})" for o in naming.owners_of(group) if o.pid != manager.pid]
@@ -56,7 +69,7 @@ def _activated(evidence: Evidence, group: list[Socket], manager: Owner, hit: Sto
     text = f"{manager.name} (pid {manager.pid}) holds {naming.where(group[0])} for {unit or 'a service'}{has}"
     facts = {**naming.told(evidence, group), "unit": unit, "manager": manager.pid}
     remedy = _deactivation(manager, unit)
-    return Finding("socket-activation", "blocks", text, remedy, facts, *hit)
+    return Finding("socket-activation", "blocks", text, remedy, facts, *stopped(evidence, group))
 
 
 def _deactivation(manager: Owner, unit: str | None) -> str:
@@ -82,28 +95,21 @@ def _is_manager(owner: Owner) -> bool:
 
 def udp_sockets(evidence: Evidence) -> Iterator[Finding]:
     """UDP has no listening: who is bound has the port, connected or not (RFC 768)."""
-    if evidence.protocol != "udp":
-        return
-    for group in _places(evidence, (None, "ESTABLISHED")):
-        hit = stopped(evidence, group)
-        if hit.endpoints:
-            shared = f" in {len(group)} sockets" if len(group) > 1 else ""
-            text = f"{naming.where(group[0])}/udp is bound{shared}: {naming.named(evidence, group)}"
-            facts, remedy = naming.told(evidence, group), naming.remedy(evidence, group)
-            yield Finding("udp-socket", "blocks", text, remedy, facts, *hit)
+    if evidence.protocol == "udp":
+        for sockets in _by_owner(_places(evidence, (None, "ESTABLISHED"))):
+            verb = "is bound" if len(sockets) == 1 else "are bound"
+            yield _finding(evidence, "udp-socket", sockets, f"{naming.places(sockets)}/udp {verb}")
 
 
 def bound(evidence: Evidence) -> Iterator[Finding]:
     """TCP sockets that took the port and never listened, which most tools do not show."""
-    for group in _places(evidence, ("BOUND",)):
-        hit = stopped(evidence, group)
-        if hit.endpoints:
-            text = f"{naming.where(group[0])} is bound and does not listen: {naming.named(evidence, group)}"
-            remedy = naming.remedy(evidence, group)
-            if not reuses(evidence):
-                remedy = f"{REUSE}, which helps if the holder has it too; else {remedy}"
-            facts = naming.told(evidence, group)
-            yield Finding("bound-only", "blocks", text, remedy, facts, *hit)
+    for sockets in _by_owner(_places(evidence, ("BOUND",))):
+        verb = "is bound and does not listen" if len(sockets) == 1 else "are bound and do not listen"
+        found = _finding(evidence, "bound-only", sockets, f"{naming.places(sockets)} {verb}")
+        if not reuses(evidence):
+            helps = f"{REUSE}, which helps if the holder has it too; else {found.remedy}"
+            found = replace(found, remedy=helps)
+        yield found
 
 
 def connections(evidence: Evidence) -> Iterator[Finding]:
@@ -169,10 +175,19 @@ def _left_over(evidence: Evidence, states: Iterable[str]) -> Iterator[Socket]:
 
 
 def _places(evidence: Evidence, states: Iterable[str | None]) -> list[list[Socket]]:
-    """The sockets in these states, those of one place together."""
+    """The sockets in these states that are in the way, those of one place together."""
     wanted = frozenset(states)
     groups: dict[tuple[str | None, ...], list[Socket]] = {}
     for s in evidence.sockets:
         if s.state in wanted and s.protocol == evidence.protocol:
             groups.setdefault(place(s), []).append(s)
-    return list(groups.values())
+    return [group for group in groups.values() if stopped(evidence, group[:1]).endpoints]
+
+
+def _by_owner(groups: Iterable[list[Socket]]) -> list[list[Socket]]:
+    """Sockets of the same holders together: a server mostly has one for each family, or for each address."""
+    merged: dict[tuple[object, ...], list[Socket]] = {}
+    for group in groups:
+        holder = (*sorted(o.pid for s in group for o in s.owners),) or ("not seen", group[0].uid, group[0].service)
+        merged.setdefault(holder, []).extend(group)
+    return list(merged.values())

@@ -14,6 +14,7 @@ from portbook.bind.endpoints import show
 from portbook.bind.evidence import Evidence, ExcludedRange, HttpQueue
 from portbook.bind.findings import Finding
 from portbook.bind.httpsys import SYSTEM_PID, url_prefix
+from portbook.records import Confidence, Owner
 
 DYNAMIC_START = 49152  # since Windows Vista; RFC 6335 section 6
 
@@ -29,7 +30,9 @@ def excluded(evidence: Evidence) -> Iterator[Finding]:
             facts |= {"administered": found.administered, **({"dynamic_start": cause} if cause else {})}
             if cause:
                 text += f"; the dynamic range begins at {cause}, so that such reservations land among ordinary ports"
-            yield Finding("excluded-range", "blocks", text, _remedy(evidence, found, cause), facts, names)
+            # An administered one keeps automatic choice away, and mostly lets a server have what it asks for.
+            sure: Confidence = "likely" if found.administered else "certain"
+            yield Finding("excluded-range", "blocks", text, _remedy(evidence, found, cause), facts, names, sure)
 
 
 def _family(address: str) -> str:
@@ -76,17 +79,22 @@ def http(evidence: Evidence) -> Iterator[Finding]:
     if evidence.protocol != "tcp" or not (queues or kernel):
         return
     names = tuple(map(show, evidence.endpoints))
-    for queue, urls in queues:
-        pids = ", ".join(map(str, queue.pids)) or "not told"
-        label = f" of the queue {queue.name}" if queue.name else ""
-        text = f"http.sys (pid {SYSTEM_PID}) listens for {', '.join(urls[:4])}{label}: process {pids}"
-        facts = {"queue": queue.name, "urls": list(urls), "pids": list(queue.pids)}
-        remedy = "stop the service of that process; netsh http show servicestate lists it"
-        yield Finding("http-sys", "blocks", text, remedy, facts, names)
+    yield from (_queue(evidence, queue, urls, names) for queue, urls in queues)
     if not queues:
         text = f"pid {SYSTEM_PID} (System) listens: http.sys for a service, IIS or WinRM among them, or a kernel driver"
         remedy = "netsh http show servicestate view=requestq, as administrator, names the process and its URL"
         yield Finding("http-sys", "blocks", text, remedy, naming.told(evidence, kernel), names, "likely")
+
+
+def _queue(evidence: Evidence, queue: HttpQueue, urls: tuple[str, ...], names: tuple[str, ...]) -> Finding:
+    known = [evidence.behind.get(pid, Owner(pid)) for pid in queue.pids]
+    who = ", ".join(f"{o.name or 'process'} (pid {o.pid})" for o in known) or "a process that is not told"
+    label = f", of the queue {queue.name}" if queue.name else ""
+    text = f"http.sys (pid {SYSTEM_PID}) listens for {who} on {', '.join(urls[:4])}{label}"
+    services = [o.service for o in known if o.service]
+    remedy = f"Stop-Service {services[0]}" if services else "stop the service of that process"
+    facts = {"queue": queue.name, "urls": list(urls), "pids": list(queue.pids), "services": services}
+    return Finding("http-sys", "blocks", text, f"{remedy}; netsh http show servicestate lists it", facts, names)
 
 
 def _urls(queue: HttpQueue, port: int) -> tuple[str, ...]:
