@@ -99,7 +99,7 @@ class Socket(Struct, frozen=True, gc=False):
 class Gap(Struct, frozen=True):
     """Something that could not be known, why, and what would help."""
 
-    # "owner", "socket", "source", "process", "service", "container", "setting", "address", "interface", "nat", "reservation"
+    # owner, socket, source, process, service, container, setting, address, interface, nat, reservation
     what: str
     count: int | None  # how many are concerned; None: not countable
     why: str
