@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portbook.bind import interfaces, netlink, publications, sysctl
 from portbook.bind.attempt import Endpoint, Options
 from portbook.bind.conflict import SHARING, obstacle
 from portbook.bind.evidence import (
@@ -24,6 +23,7 @@ from portbook.bind.evidence import (
 )
 from portbook.bind.findings import CODES, SEVERITIES
 from portbook.bind.judge import foresee
+from portbook.bind.linux import interfaces, netlink, publications, sysctl
 from portbook.bind.rules import RULES, findings
 from portbook.records import STATES, Owner, Socket
 

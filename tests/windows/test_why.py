@@ -16,7 +16,7 @@ import pytest
 from portbook import why
 from portbook.bind import gather_windows
 from portbook.bind.evidence import DynamicRange, ExcludedRange
-from portbook.bind.reservations import Reservations
+from portbook.bind.windows.reservations import Reservations
 from tests.bind.verdicts import codes, finding
 from tests.windows.test_iphlpapi import touch
 

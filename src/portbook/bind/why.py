@@ -75,5 +75,5 @@ def examine(asked: Asked, gather: Gather) -> Verdict:
 
 
 def _gatherer() -> Gather:
-    gather: Gather = import_module(f"portbook.bind.gather_{PLATFORM}").gather
+    gather: Gather = import_module(f"portbook.bind.{PLATFORM}.gather").gather
     return gather

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from portbook.bind import occupants
 from portbook.bind.evidence import Asked, Caller, Evidence
-from portbook.bind.httpsys import SYSTEM_PID
-from portbook.bind.reservations import Reservations, take
+from portbook.bind.windows.httpsys import SYSTEM_PID
+from portbook.bind.windows.reservations import Reservations, take
 from portbook.records import FAMILIES, Socket
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from portbook.bind.evidence import LocalAddress, NatRule
-from portbook.bind.steps import NAT_HOOKS, Step, walk
+from portbook.bind.linux.steps import NAT_HOOKS, Step, walk
 from portbook.records import Gap, Protocol
 
 NFNL_SUBSYS_NFTABLES = 10
@@ -93,7 +93,7 @@ def read() -> Raw:
 
 def has_nat_chains() -> bool:
     """Whether nf_tables has a base chain of type nat; raises PermissionError."""
-    from portbook.bind import netlink
+    from portbook.bind.linux import netlink
 
     kind = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETCHAIN
     try:
@@ -107,7 +107,7 @@ def has_nat_chains() -> bool:
 
 def is_nat(body: bytes) -> bool:
     """Whether a message about a chain says that its type is nat: pure."""
-    from portbook.bind import netlink
+    from portbook.bind.linux import netlink
 
     return netlink.text(netlink.attributes(body[NFGENMSG.size :]).get(NFTA_CHAIN_TYPE)) == "nat"
 
@@ -172,7 +172,7 @@ def _collect(pipe: int) -> bytes:
 
 def parse(raw: Raw, port: int, protocol: Protocol) -> tuple[list[NatRule], list[Gap]]:
     """The rules that a packet to the port meets on its way through the chains."""
-    from portbook.bind import iptables, nftables
+    from portbook.bind.linux import iptables, nftables
 
     steps: list[Step] = []
     gaps: list[Gap] = []
