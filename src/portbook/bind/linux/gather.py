@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from portbook.bind import ephemeral, occupants
-from portbook.bind.attempt import Endpoint
+from portbook.bind.attempt import MAPPED, Endpoint
 from portbook.bind.evidence import Asked, Caller, Evidence, Link, LocalAddress, NatRule, Publication
 from portbook.bind.linux import sysctl
-from portbook.bind.overlap import MAPPED
 from portbook.records import Gap, Socket
 
 WILDCARDS = frozenset(("0.0.0.0", "::"))  # noqa: S104  compared

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from portbook.bind import naming
-from portbook.bind.conflict import Stopped, is_group, place, reuses, stopped
+from portbook.bind.conflict import Stopped, is_group, joins, place, reuses, stopped
+from portbook.bind.endpoints import show
 from portbook.bind.evidence import Evidence
 from portbook.bind.findings import Finding
 from portbook.records import Owner, Socket
@@ -25,8 +26,8 @@ def listeners(evidence: Evidence) -> Iterator[Finding]:
     for group in _places(evidence, ("LISTEN",)):
         hit = stopped(evidence, group)
         if not hit.endpoints:
-            continue
-        if manager := _manager(group):
+            yield from _joined(evidence, group)
+        elif manager := _manager(group):
             yield _activated(evidence, group, manager, hit)
         elif is_group(evidence, group[0]):
             yield _group(evidence, group, hit)
@@ -46,6 +47,15 @@ def _group(evidence: Evidence, group: list[Socket], hit: Stopped) -> Finding:
     remedy = f"a process of user {users} joins them with SO_REUSEPORT; else {naming.remedy(evidence, group)}"
     facts = naming.told(evidence, group)
     return Finding("reuseport-group", "blocks", text, remedy, facts, *hit)
+
+
+def _joined(evidence: Evidence, group: list[Socket]) -> Iterator[Finding]:
+    """No obstacle, and not alone: the kernel spreads connections over all sockets that share a port (socket(7))."""
+    names = tuple(show(e) for e in evidence.endpoints if joins(evidence, group[0], e))
+    if names:
+        some = f"{len(group)} sockets share {naming.where(group[0])} (SO_REUSEPORT)"
+        text = f"{some}, this would be one more, with its part of the connections: {naming.named(evidence, group)}"
+        yield Finding("reuseport-group", "shadows", text, None, naming.told(evidence, group), names)
 
 
 def _activated(evidence: Evidence, group: list[Socket], manager: Owner, hit: Stopped) -> Finding:
