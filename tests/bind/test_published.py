@@ -12,8 +12,8 @@ import time
 import pytest
 
 from portbook import why
-from portbook.bind import publications
 from portbook.bind.evidence import Publication
+from portbook.bind.linux import publications
 from portbook.enrich import runtimes
 from tests import netlab
 from tests.bind.network import bound, everywhere

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portbook.bind import interfaces, netlink, publications, sysctl
 from portbook.bind.attempt import Endpoint, Options
 from portbook.bind.conflict import SHARING, obstacle
 from portbook.bind.evidence import (
@@ -24,8 +23,9 @@ from portbook.bind.evidence import (
 )
 from portbook.bind.findings import CODES, SEVERITIES
 from portbook.bind.judge import foresee
+from portbook.bind.linux import interfaces, netlink, publications, sysctl
 from portbook.bind.rules import RULES, findings
-from portbook.records import STATES, Owner, Socket
+from portbook.records import STATES, Gap, Owner, Socket
 
 SYSTEM = Owner(4, "System")
 
@@ -202,6 +202,14 @@ def test_pid_1_of_a_container_is_mostly_a_server(owner):
 )
 def test_the_remedy_names_who_would_start_it_again(owner, command):
     assert found(Evidence("linux", 80, sockets=(listener(owner),)))["listener"].remedy.startswith(command)
+
+
+@pytest.mark.parametrize("hint", ["run with sudo", "run with CAP_SYS_PTRACE, outside the container", None])
+def test_how_to_see_a_holder_is_said_by_who_looked_for_it(hint):
+    gaps = (Gap("owner", 1, "the owner of 1 socket is not visible", hint),)
+    remedy = found(Evidence("linux", 80, sockets=(listener(),), caller=Caller(0), gaps=gaps))["listener"].remedy
+    seen = f"to see the holder: {hint}; or " if hint else ""
+    assert remedy == f"{seen}take another port: portbook free"
 
 
 DOCKER_PROXY = ("docker-proxy", "-host-port", "80", "-container-ip", "172.17.0.2", "-container-port", "8000")

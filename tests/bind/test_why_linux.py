@@ -19,9 +19,9 @@ from contextlib import ExitStack
 import pytest
 
 from portbook import why
-from portbook.bind import netlink
 from portbook.bind.evidence import Asked, Evidence
-from portbook.bind.gather_linux import gather
+from portbook.bind.linux import netlink
+from portbook.bind.linux.gather import gather
 from portbook.bind.why import LOOKS, examine
 from portbook.errors import SourceMissing
 from portbook.testing import FakeSource, child, only_sources
@@ -94,7 +94,7 @@ def test_a_listener_of_another_user_is_named_by_its_user_at_least(network):
     found = finding(verdict, "listener")
     assert "user root" in found.text
     assert found.evidence["owners"] == []
-    assert found.remedy.startswith("run as root")
+    assert found.remedy.startswith("to see the holder: run with sudo; or take another port")
     assert [gap.what for gap in verdict.gaps] == ["owner"]
 
 
@@ -131,7 +131,7 @@ def test_a_holder_of_another_pid_namespace(network):
         verdict = json.loads(network.run(*command, "why", "8080", "--json", check=False))
     (found,) = [f for f in verdict["findings"] if f["code"] == "listener"]
     assert "another namespace's" in found["text"]
-    assert found["remedy"].startswith("look from outside of this container")
+    assert found["remedy"].startswith("to see the holder: look from the host, if this is a container")
     assert verdict["gaps"]
 
 
@@ -142,7 +142,9 @@ def test_a_group_of_reuseport(network):
     found = finding(alone, "reuseport-group")
     assert (alone.can_have, found.severity, found.evidence["count"]) == (False, "blocks", 3)
     assert "root joins them with SO_REUSEPORT" in found.remedy
-    assert (joining.can_have, codes(joining, "blocks")) == (True, [])
+    assert (joining.can_have, codes(joining)) == (True, ["reuseport-group"])
+    told = finding(joining, "reuseport-group")
+    assert (told.severity, told.endpoints, told.evidence["count"]) == ("shadows", ("0.0.0.0",), 3)
     assert (other.can_have, codes(other, "blocks")) == (False, ["reuseport-group"])
 
 
@@ -510,7 +512,9 @@ def test_link_local_addresses_are_bound_by_their_zone(network):
         for zone in ("link0", str(number)):
             assert codes(why(8080, address=f"{address}%{zone}"), "blocks") == ["listener"]
     assert codes(why(8080, address=f"{address}%lo"), "blocks") == ["address-not-local"]  # not of that interface
-    assert "fe80::1%eth0" in finding(why(8080, address=address), "unexplained").remedy
+    without = why(8080, address=address)
+    assert (without.can_have, codes(without)) == (False, ["address-not-local"])
+    assert finding(without, "address-not-local").remedy == f"write {address}%link0"
     assert why(8080, address=f"{address}%nonesuch").can_have is False
 
 
@@ -655,6 +659,17 @@ def test_a_holder_that_went_between_the_look_and_the_bind_is_looked_for_again(ne
     verdict = examine(Asked(8080), late)
     assert (verdict.can_have, verdict.findings, len(seen)) == (True, (), 2)
     assert seen[0].sockets
+
+
+def test_an_address_of_ipv4_as_ipv6_writes_it(network):
+    """Servers in Java and Node listen so."""
+    asked = {"address": "::ffff:127.0.0.1"}
+    assert why(8080, **asked).can_have
+    with bound("127.0.0.1", listens=True):
+        assert codes(why(8080, **asked)) == ["listener"]
+    with bound("::ffff:127.0.0.1", v6only=False, listens=True):
+        assert codes(why(8080, **asked)) == codes(why(8080, address="127.0.0.1")) == ["listener"]
+        assert why(8080, address="::1").can_have
 
 
 LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF = 444, 446  # system calls, of every architecture

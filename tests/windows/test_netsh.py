@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from portbook import why
-from portbook.bind import httpsys, netsh, portproxy, reservations
 from portbook.bind.evidence import DynamicRange, PortProxy
+from portbook.bind.windows import httpsys, netsh, portproxy, reservations
 from portbook.errors import SourceDenied, SourceError, SourceGarbled, SourceMissing, SourceTimeout
-from tests.bind import test_httpsys
-from tests.bind.test_netsh import DATA, DYNAMIC, EXCLUDED, shown
+from tests.bind.windows import test_httpsys
+from tests.bind.windows.test_netsh import DATA, DYNAMIC, EXCLUDED, shown
 from tests.windows.conftest import WINE
 
 if sys.platform == "win32":

@@ -23,6 +23,7 @@ from portbook.resilience import Fault, classify
 WINDOWS = sys.platform == "win32"
 BACKLOG = 128
 TYPES: dict[Protocol, socket.SocketKind] = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+MAPPED = "::ffff:"  # addresses of IPv4 as IPv6 writes them: RFC 4291 section 2.5.5.2
 # What an address family answers that this machine does not have, or has switched off (net.ipv6.conf.all.disable_ipv6
 # and no ::1). For one of several addresses that is no obstacle: a server goes without it.
 NO_FAMILY = frozenset(("EAFNOSUPPORT", "EADDRNOTAVAIL"))
@@ -139,7 +140,8 @@ def _absent(tried: Tried) -> bool:
 
 def _set(sock: socket.socket, endpoint: Endpoint, options: Options) -> None:
     if endpoint.family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not endpoint.dual))
+        alone = not endpoint.dual and not endpoint.address.startswith(MAPPED)  # with it those cannot be bound: ipv6(7)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(alone))
     reuse = options.reuse_address
     if sys.platform == "win32" and not reuse:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)

@@ -104,6 +104,14 @@ def is_group(evidence: Evidence, s: Socket) -> bool:
     return any(place(other) == place(s) for other in others)
 
 
+def joins(evidence: Evidence, s: Socket, endpoint: Endpoint) -> bool:
+    """Linux: whether what is asked would be one more of the sockets that share a port with SO_REUSEPORT."""
+    if evidence.platform != "linux" or not evidence.options.reuse_port or not is_group(evidence, s):
+        return False
+    meets = overlap(s, endpoint) is not None and not elsewhere(evidence, s, endpoint)
+    return meets and obstacle(evidence, s, endpoint) is None
+
+
 def place(s: Socket) -> tuple[str, str, str | None, str | None, str | None]:
     """What sockets of a group have in common."""
     return s.protocol, s.local_address, s.zone, s.interface, s.state

@@ -28,7 +28,7 @@ HELD = frozenset(("EADDRINUSE", "EACCES"))  # Windows says WSAEACCES (10013) for
 EXPLAINS: dict[str, frozenset[str]] = {
     "privileged-port": frozenset(("EACCES",)),
     "excluded-range": frozenset(("EACCES",)),
-    "address-not-local": frozenset(("EADDRNOTAVAIL",)),
+    "address-not-local": frozenset(("EADDRNOTAVAIL", "EINVAL")),  # EINVAL: link-local, and no interface
     "address-tentative": frozenset(("EADDRNOTAVAIL",)),
     "ipv6-disabled": frozenset(("EAFNOSUPPORT", "EADDRNOTAVAIL")),
 }
@@ -173,7 +173,7 @@ def _no_family(tried: Sequence[Tried], found: Sequence[Finding]) -> Iterator[Fin
 HINTS = {
     "EACCES": "a security module may forbid it: SELinux (semanage port -l), AppArmor, Landlock, seccomp, a BPF program",
     "EPERM": "a security module or a BPF program of the cgroup forbids it",
-    "EADDRINUSE": "a holder that is not visible from here: another moment, or a kernel service; try again as root",
+    "EADDRINUSE": "a holder that is not visible from here: another moment, a kernel service, another pid namespace",
     "EADDRNOTAVAIL": "ip address shows the addresses of this machine",
     "EINVAL": "a link-local address needs its interface: fe80::1%eth0",
     "ENODEV": "there is no such interface: ip link",

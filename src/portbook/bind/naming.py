@@ -116,10 +116,17 @@ def remedy(evidence: Evidence, sockets: Sequence[Socket]) -> str | None:
         if command := _manager_command(evidence, owner):
             return f"{command}, {other}"
     asked = f"{evidence.port}/udp" if evidence.protocol == "udp" else str(evidence.port)
-    if owners:
-        return f"portbook stop {asked} ends the holder, {other}"
-    look = "look from outside of this container" if evidence.caller.uid == 0 else "run as root to see the holder"
-    return f"{look}, {other}"
+    return f"portbook stop {asked} ends the holder, {other}" if owners else _sight(evidence)
+
+
+def _sight(evidence: Evidence) -> str:
+    """What would show the holder: who looked for owners has said it."""
+    hint = next((gap.hint for gap in evidence.gaps if gap.what == "owner" and gap.hint), None)
+    return (
+        f"to see the holder: {hint}; or take another port: portbook free"
+        if hint
+        else "take another port: portbook free"
+    )
 
 
 def _is_kernel(owners: Iterable[Owner]) -> bool:

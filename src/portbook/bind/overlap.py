@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from portbook.bind.attempt import Endpoint
+from portbook.bind.attempt import MAPPED, Endpoint
 from portbook.records import Confidence, Socket
 
 ANY = "*"
-MAPPED = "::ffff:"
 UNCONNECTED = frozenset(("LISTEN", "BOUND", None))
 
 

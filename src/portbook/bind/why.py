@@ -12,7 +12,6 @@ from portbook.bind import endpoints
 from portbook.bind.attempt import Endpoint, Options, attempt
 from portbook.bind.evidence import Asked, Evidence
 from portbook.bind.judge import Verdict, agrees, judge
-from portbook.bind.overlap import MAPPED
 from portbook.errors import UsageError
 from portbook.query import PORTS
 from portbook.records import PROTOCOLS, Protocol
@@ -52,15 +51,13 @@ def why(
     if reuse_port and not hasattr(socket, "SO_REUSEPORT"):
         raise UsageError("this system has no SO_REUSEPORT", "leave it away")
     options = Options(protocol, reuse_address, reuse_port)
-    wanted = tuple(_in_system_terms(endpoint) for endpoint in endpoints.read(address, dual=dual))
+    wanted = tuple(_with_named_zone(endpoint) for endpoint in endpoints.read(address, dual=dual))
     asked = Asked(port, protocol, wanted, options)
     return examine(asked, _gatherer())
 
 
-def _in_system_terms(endpoint: Endpoint) -> Endpoint:
-    """As sockets are shown: ``::ffff:10.0.0.1`` is ``10.0.0.1``, and on Linux ``fe80::1%2`` is ``fe80::1%eth0``."""
-    if endpoint.address.startswith(MAPPED) and "." in endpoint.address:
-        return Endpoint(endpoint.address.removeprefix(MAPPED))
+def _with_named_zone(endpoint: Endpoint) -> Endpoint:
+    """As sockets are shown: on Linux ``fe80::1%2`` is ``fe80::1%eth0``."""
     if endpoint.zone is None or not endpoint.zone.isdecimal() or PLATFORM != "linux":
         return endpoint
     try:
@@ -80,5 +77,5 @@ def examine(asked: Asked, gather: Gather) -> Verdict:
 
 
 def _gatherer() -> Gather:
-    gather: Gather = import_module(f"portbook.bind.gather_{PLATFORM}").gather
+    gather: Gather = import_module(f"portbook.bind.{PLATFORM}.gather").gather
     return gather

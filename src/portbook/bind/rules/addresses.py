@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from portbook.bind import naming
-from portbook.bind.attempt import Endpoint
+from portbook.bind.attempt import MAPPED, Endpoint
 from portbook.bind.conflict import elsewhere as in_another_vrf
-from portbook.bind.conflict import obstacle
+from portbook.bind.conflict import joins, obstacle
 from portbook.bind.endpoints import show
 from portbook.bind.evidence import Evidence
 from portbook.bind.findings import Finding, Severity
@@ -75,7 +75,11 @@ def _differ(s: Socket, endpoint: Endpoint) -> bool:
 
 def _is_dual_matter(s: Socket, endpoint: Endpoint) -> bool:
     """Whether they would not meet if every IPv6 socket were IPv6 alone."""
-    return (s.family == "ipv6") != (":" in endpoint.address)
+    return _is_ipv6(s.local_address) != _is_ipv6(endpoint.address)
+
+
+def _is_ipv6(address: str) -> bool:
+    return ":" in address and not address.startswith(MAPPED)
 
 
 def _shadow(evidence: Evidence, code: str, text: str, endpoint: Endpoint, found: list[Socket]) -> Finding:
@@ -116,7 +120,7 @@ def elsewhere(evidence: Evidence) -> Iterator[Finding]:
     seen = set()
     for s in evidence.sockets:
         waits = s.state in WAITING and s.protocol == evidence.protocol
-        if any(in_another_vrf(evidence, s, e) for e in evidence.endpoints):
+        if any(in_another_vrf(evidence, s, e) or joins(evidence, s, e) for e in evidence.endpoints):
             continue
         if waits and place_of(s) not in seen and not any(obstacle(evidence, s, e) for e in evidence.endpoints):
             seen.add(place_of(s))
@@ -133,6 +137,9 @@ def foreign(evidence: Evidence) -> Iterator[Finding]:
     """An address that no interface has. Linux may let it be bound: IP_FREEBIND and ip_nonlocal_bind, ip(7)."""
     for endpoint in evidence.endpoints:
         family = "ipv6" if ":" in endpoint.address else "ipv4"
+        if _lacks_interface(evidence, endpoint):
+            yield _nowhere(evidence, endpoint)
+            continue
         if endpoint.address in evidence.foreign:
             allowed = family in evidence.nonlocal_bind
             setting = f"net.{family}.ip_nonlocal_bind"
@@ -145,6 +152,19 @@ def foreign(evidence: Evidence) -> Iterator[Finding]:
             facts = {"address": endpoint.address, "mine": _mine(evidence), setting: int(allowed)}
             severity: Severity = "warns" if allowed else "blocks"
             yield Finding("address-not-local", severity, text, remedy or None, facts, (show(endpoint),))
+
+
+def _lacks_interface(evidence: Evidence, endpoint: Endpoint) -> bool:
+    return evidence.platform == "linux" and endpoint.address.startswith("fe80:") and endpoint.zone is None
+
+
+def _nowhere(evidence: Evidence, endpoint: Endpoint) -> Finding:
+    """A link-local address is one of an interface, and there may be the same on each: RFC 4007 section 6."""
+    having = [a.interface for a in evidence.addresses or () if a.address == endpoint.address]
+    text = f"{show(endpoint)} is a link-local address, and of which interface is not said"
+    remedy = f"write {endpoint.address}%{having[0] if having else 'INTERFACE'}"
+    facts = {"address": endpoint.address, "interfaces": having}
+    return Finding("address-not-local", "blocks", text, remedy, facts, (show(endpoint),))
 
 
 def _mine(evidence: Evidence) -> list[str]:

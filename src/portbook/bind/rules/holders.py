@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 from msgspec.structs import replace
 
 from portbook.bind import naming
-from portbook.bind.conflict import is_group, place, reuses, stopped
+from portbook.bind.conflict import is_group, joins, place, reuses, stopped
+from portbook.bind.endpoints import show
 from portbook.bind.evidence import Evidence
 from portbook.bind.findings import Finding
 from portbook.records import Owner, Socket
@@ -35,6 +36,9 @@ def listeners(evidence: Evidence) -> Iterator[Finding]:
     for sockets in _by_owner(alone):
         verb = "listens" if len(sockets) == 1 else "listen"
         yield _finding(evidence, "listener", sockets, f"{naming.places(sockets)} {verb}")
+    for group in _groups(evidence, ("LISTEN",)):
+        if not stopped(evidence, group[:1]).endpoints:
+            yield from _joined(evidence, group)
 
 
 def _finding(evidence: Evidence, code: str, sockets: list[Socket], what: str) -> Finding:
@@ -59,6 +63,15 @@ SHARING_OPTION = {"windows": ("SO_REUSEADDR", "")}
 def _joining(group: list[Socket]) -> str:
     users = " or ".join(sorted({str(s.user or s.uid) for s in group}))
     return f"a process of user {users} joins them with SO_REUSEPORT; else "
+
+
+def _joined(evidence: Evidence, group: list[Socket]) -> Iterator[Finding]:
+    """No obstacle, and not alone: the kernel spreads connections over all sockets that share a port (socket(7))."""
+    names = tuple(show(e) for e in evidence.endpoints if joins(evidence, group[0], e))
+    if names:
+        some = f"{len(group)} sockets share {naming.where(group[0])} (SO_REUSEPORT)"
+        text = f"{some}, this would be one more, with its part of the connections: {naming.named(evidence, group)}"
+        yield Finding("reuseport-group", "shadows", text, None, naming.told(evidence, group), names)
 
 
 def _activated(evidence: Evidence, group: list[Socket], manager: Owner) -> Finding:
@@ -175,13 +188,18 @@ def _left_over(evidence: Evidence, states: Iterable[str]) -> Iterator[Socket]:
 
 
 def _places(evidence: Evidence, states: Iterable[str | None]) -> list[list[Socket]]:
-    """The sockets in these states that are in the way, those of one place together."""
+    """Those of the groups that are in the way."""
+    return [group for group in _groups(evidence, states) if stopped(evidence, group[:1]).endpoints]
+
+
+def _groups(evidence: Evidence, states: Iterable[str | None]) -> list[list[Socket]]:
+    """The sockets in these states, those of one place together."""
     wanted = frozenset(states)
     groups: dict[tuple[str | None, ...], list[Socket]] = {}
     for s in evidence.sockets:
         if s.state in wanted and s.protocol == evidence.protocol:
             groups.setdefault(place(s), []).append(s)
-    return [group for group in groups.values() if stopped(evidence, group[:1]).endpoints]
+    return list(groups.values())
 
 
 def _by_owner(groups: Iterable[list[Socket]]) -> list[list[Socket]]:

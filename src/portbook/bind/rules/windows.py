@@ -13,7 +13,7 @@ from portbook.bind import naming
 from portbook.bind.endpoints import show
 from portbook.bind.evidence import Evidence, ExcludedRange, HttpQueue
 from portbook.bind.findings import Finding
-from portbook.bind.httpsys import SYSTEM_PID, url_prefix
+from portbook.bind.windows.httpsys import SYSTEM_PID, url_prefix
 from portbook.records import Confidence, Owner
 
 DYNAMIC_START = 49152  # since Windows Vista; RFC 6335 section 6

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from portbook.bind.steps import NAT_HOOKS, PortRanges, Step, Table, hook_name
+from portbook.bind.linux.steps import NAT_HOOKS, PortRanges, Step, Table, hook_name
 
 FAMILIES = {"ip": "ipv4", "ip6": "ipv6", "inet": "both"}
 Sets = dict[tuple[str, str, str], list[Any]]  # family, table, name: elements

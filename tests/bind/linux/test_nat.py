@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portbook.bind import iptables, nat, netlink, nftables
 from portbook.bind.evidence import LocalAddress, NatRule
-from portbook.bind.nat import Raw, parse
-from portbook.bind.steps import Step, concerning, hook_name, walk
+from portbook.bind.linux import iptables, nat, netlink, nftables
+from portbook.bind.linux.nat import Raw, parse
+from portbook.bind.linux.steps import Step, concerning, hook_name, walk
 from tests import netlab
 from tests.components import need
 

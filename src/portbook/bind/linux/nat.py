@@ -93,7 +93,7 @@ def read() -> Raw:
 
 def has_nat_chains() -> bool:
     """Whether nf_tables has a base chain of type nat; raises OSError, PermissionError without CAP_NET_ADMIN."""
-    from portbook.bind import netlink
+    from portbook.bind.linux import netlink
 
     kind = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETCHAIN
     try:
@@ -107,7 +107,7 @@ def has_nat_chains() -> bool:
 
 def is_nat(body: bytes) -> bool:
     """Whether a message about a chain says that its type is nat: pure."""
-    from portbook.bind import netlink
+    from portbook.bind.linux import netlink
 
     return netlink.text(netlink.attributes(body[NFGENMSG.size :]).get(NFTA_CHAIN_TYPE)) == "nat"
 
@@ -178,8 +178,8 @@ def _collect(pipe: int) -> bytes:
 
 def parse(raw: Raw, port: int, protocol: Protocol) -> tuple[list[NatRule], list[Gap]]:
     """The rules that a packet to the port meets on its way through the chains."""
-    from portbook.bind import iptables, nftables
-    from portbook.bind.steps import Step, walk
+    from portbook.bind.linux import iptables, nftables
+    from portbook.bind.linux.steps import Step, walk
 
     steps: list[Step] = []
     gaps: list[Gap] = []

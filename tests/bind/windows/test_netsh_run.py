@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from portbook.bind import netsh, portproxy, reservations
 from portbook.bind.evidence import DynamicRange, ExcludedRange, PortProxy
-from portbook.bind.netsh import Question
+from portbook.bind.windows import netsh, portproxy, reservations
+from portbook.bind.windows.netsh import Question
 from portbook.errors import SourceDenied, SourceError, SourceGarbled, SourceMissing, SourceTimeout
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there netsh itself is run, in tests/windows")

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portbook.bind import httpsys, netsh
 from portbook.bind.evidence import HttpQueue
-from portbook.bind.httpsys import UrlPrefix, parse, queue_of, queues_of, url_prefix
-from portbook.bind.netsh import Raw
+from portbook.bind.windows import httpsys, netsh
+from portbook.bind.windows.httpsys import UrlPrefix, parse, queue_of, queues_of, url_prefix
+from portbook.bind.windows.netsh import Raw
 from portbook.errors import SourceGarbled
-from tests.bind.test_netsh import ANY, CODEC, CODECS, in_utf8, sample, samples
+from tests.bind.windows.test_netsh import ANY, CODEC, CODECS, in_utf8, sample, samples
 
 EXPECTED = (
     HttpQueue(None, ("HTTPS://+:443/HOSTAGENT/VSWITCH/",), (2688,)),

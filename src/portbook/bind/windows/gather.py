@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from portbook.bind import occupants
 from portbook.bind.evidence import Asked, Caller, Evidence, HttpQueue
-from portbook.bind.httpsys import SYSTEM_PID, queues_of
-from portbook.bind.reservations import Reservations, take
+from portbook.bind.windows.httpsys import SYSTEM_PID, queues_of
+from portbook.bind.windows.reservations import Reservations, take
 from portbook.records import FAMILIES, Owner, Socket
 
 

@@ -11,9 +11,9 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from socket import AF_INET, AF_INET6, AF_UNSPEC, if_indextoname, inet_ntop, inet_pton
 
-from portbook.bind import netlink
 from portbook.bind.evidence import Link, LocalAddress
-from portbook.bind.netlink import Message
+from portbook.bind.linux import netlink
+from portbook.bind.linux.netlink import Message
 
 RTM_NEWLINK, RTM_GETLINK = 16, 18
 RTM_NEWADDR, RTM_GETADDR = 20, 22

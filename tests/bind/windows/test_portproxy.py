@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from portbook.bind.evidence import PortProxy
-from portbook.bind.netsh import Raw
-from portbook.bind.portproxy import KINDS, Value, parse, parse_text
+from portbook.bind.windows.netsh import Raw
+from portbook.bind.windows.portproxy import KINDS, Value, parse, parse_text
 from portbook.errors import SourceGarbled
-from tests.bind.test_netsh import ANY, CODEC, CODECS, in_utf8, sample
+from tests.bind.windows.test_netsh import ANY, CODEC, CODECS, in_utf8, sample
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
-from portbook.bind.steps import NAT_HOOKS, PortRanges, Step, Table, hook_name
+from portbook.bind.linux.steps import NAT_HOOKS, PortRanges, Step, Table, hook_name
 
 TOOL = "iptables-save"
 MOST_RULES = 200_000

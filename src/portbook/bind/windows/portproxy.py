@@ -14,7 +14,7 @@ from functools import partial
 from typing import NamedTuple, get_args
 
 from portbook.bind.evidence import PortProxy, ProxyKind
-from portbook.bind.netsh import MOST_PORT, Answers, Question, Raw, ask, complete, number, text_of
+from portbook.bind.windows.netsh import MOST_PORT, Answers, Question, Raw, ask, complete, number, text_of
 from portbook.errors import SourceDenied, SourceError, SourceGarbled, SourceMissing
 
 KEY = r"SYSTEM\CurrentControlSet\Services\PortProxy"

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portbook.bind import netsh, portproxy, reservations
 from portbook.bind.evidence import DynamicRange, ExcludedRange
-from portbook.bind.netsh import Raw, parse_dynamic, parse_excluded
+from portbook.bind.windows import netsh, portproxy, reservations
+from portbook.bind.windows.netsh import Raw, parse_dynamic, parse_excluded
 from portbook.errors import SourceGarbled, SourceMissing
 
-DATA = Path(__file__).parents[1] / "data" / "netsh" / "windows"
+DATA = Path(__file__).parents[2] / "data" / "netsh" / "windows"
 CODECS = ["utf-8", "cp1252", "cp65001", "cp437", "cp932", "no-such-codec"]
 
 # The rows as they are in the files; an asterisk: administered.

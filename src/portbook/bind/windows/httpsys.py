@@ -20,7 +20,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from portbook.bind.evidence import HttpQueue
-from portbook.bind.netsh import MOST_PORT, Question, Raw, ask, complete, labelled, number, text_of
+from portbook.bind.windows.netsh import MOST_PORT, Question, Raw, ask, complete, labelled, number, text_of
 from portbook.errors import SourceGarbled
 
 SYSTEM_PID = 4

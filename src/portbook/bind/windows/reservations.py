@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeVar
 
-from portbook.bind import httpsys, netsh, portproxy
 from portbook.bind.evidence import DynamicRange, ExcludedRange, HttpQueue, PortProxy
+from portbook.bind.windows import httpsys, netsh, portproxy
 from portbook.errors import SourceError
 from portbook.records import FAMILIES, PROTOCOLS, Family, Gap, Protocol
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from portbook.bind import ephemeral, occupants, sysctl
-from portbook.bind.attempt import Endpoint
+from portbook.bind import ephemeral, occupants
+from portbook.bind.attempt import MAPPED, Endpoint
 from portbook.bind.evidence import Asked, Caller, Evidence, Link, LocalAddress, NatRule, Publication
-from portbook.bind.overlap import MAPPED
+from portbook.bind.linux import sysctl
 from portbook.records import Gap, Socket
 
 WILDCARDS = frozenset(("0.0.0.0", "::"))  # noqa: S104  compared
@@ -64,7 +64,7 @@ def _activated(sockets: Iterable[Socket]) -> dict[int, str]:
 
 
 def _addresses(gaps: list[Gap]) -> tuple[LocalAddress, ...] | None:
-    from portbook.bind import interfaces
+    from portbook.bind.linux import interfaces
 
     try:
         return interfaces.read_addresses()
@@ -77,7 +77,7 @@ def _foreign(
     specific: Iterable[Endpoint], addresses: tuple[LocalAddress, ...] | None, gaps: list[Gap]
 ) -> Iterator[str]:
     """IPv6 addresses have to be an interface's; for IPv4 the routing table decides."""
-    from portbook.bind import interfaces
+    from portbook.bind.linux import interfaces
 
     for endpoint in specific:
         v4 = endpoint.address.removeprefix(MAPPED)
@@ -100,7 +100,7 @@ def _links(asked: Asked, sockets: Iterable[Socket], gaps: list[Gap]) -> tuple[Li
     names = {device for device in devices if device}
     if not names:
         return ()
-    from portbook.bind import interfaces
+    from portbook.bind.linux import interfaces
 
     try:
         return interfaces.read_links(names)
@@ -113,13 +113,13 @@ def _links(asked: Asked, sockets: Iterable[Socket], gaps: list[Gap]) -> tuple[Li
 
 
 def _nat(asked: Asked, caller: Caller, gaps: list[Gap]) -> tuple[tuple[NatRule, ...], tuple[Publication, ...]]:
-    from portbook.bind import nat
+    from portbook.bind.linux import nat
 
     rules, more = nat.take(asked.port, asked.protocol, may_read=caller.may_read_nat is not False)
     gaps += more
     if not rules:
         return (), ()
-    from portbook.bind.steps import concerning
+    from portbook.bind.linux.steps import concerning
 
     rules = concerning(rules, [e.address for e in asked.endpoints], _addresses(gaps) or ())
     return rules, _publications(gaps) if any(rule.to_address for rule in rules) else ()
@@ -133,7 +133,7 @@ def _published(sockets: Iterable[Socket], gaps: list[Gap]) -> tuple[Publication,
 
 
 def _publications(gaps: list[Gap]) -> tuple[Publication, ...]:
-    from portbook.bind import publications
+    from portbook.bind.linux import publications
 
     found, more = publications.take()
     gaps += more
