@@ -63,6 +63,15 @@ def write_people(listing: Listing, wide: bool, key: Key) -> None:
     write_gaps(listing.gaps)
 
 
+def write_elsewhere(listing: Listing) -> None:
+    """Say on stderr what waits on ports in other network namespaces."""
+    count, places = listing.listeners_elsewhere, listing.namespaces_elsewhere
+    if count and places:
+        where = "another network namespace" if places == 1 else f"{places} other network namespaces"
+        what = "1 more listener is" if count == 1 else f"{count} more listeners are"
+        sys.stderr.write(f"portbook: {what} in {where}; --netns all shows them\n")
+
+
 def write_gaps(gaps: Iterable[Gap]) -> None:
     """Say what could not be known, one line each, on stderr."""
     from portbook.render.text import safe

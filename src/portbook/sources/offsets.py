@@ -22,7 +22,6 @@ SYSTEM_DIRECTORY = "/var/cache"  # Filesystem Hierarchy Standard, section 5.5
 OWN, NAME = "portbook", "offsets.json"
 MOST_BYTES = 1 << 16
 FORBIDDEN = stat.S_IWGRP | stat.S_IWOTH
-DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 WIDTHS = frozenset((0, 1, 2, 4, 8, 16))
 FARTHEST = (1 << 15) - 1  # a load's offset is signed and has 16 bits
 
@@ -113,7 +112,7 @@ def _open() -> int:
     parent = directory()
     if parent is None:
         raise FileNotFoundError("no home")
-    opened = os.open(os.path.join(parent, OWN), DIRECTORY)
+    opened = os.open(os.path.join(parent, OWN), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     if not _is_ours(os.fstat(opened)):
         os.close(opened)
         raise ValueError(f"{parent}/{OWN} is not ours")

@@ -1,0 +1,94 @@
+"""Linux: the sockets that no descriptor refers to, from sock_diag, namespace by namespace.
+
+Such are connections in TIME_WAIT, SYN_RECV, or closed and not yet acknowledged; connections that nobody has accepted;
+sockets on their way between processes (SCM_RIGHTS), and the kernel's own. Reading all sockets again to find the few
+would cost as much as the whole rest, so the kernel's own count is asked first: what has a file, and what is in a state
+without one, has to add up to it.
+
+Facts: net/ipv4/proc.c, sockstat_seq_show(); "inuse" counts what is hashed, which __inet_hash() and inet_unhash() do.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
+
+from portbook.records import FAMILIES, PROTOCOLS, STATES, Protocol, State
+from portbook.sources import sockdiag
+from portbook.sources.base import Wanted
+
+# States in which TCP keeps a connection after, or before, a process has it.
+TRANSIENT: frozenset[State | None] = frozenset(
+    ("TIME_WAIT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2", "CLOSING", "LAST_ACK")
+)
+EVERY: frozenset[State | None] = frozenset((*STATES, None))
+
+
+class Seen(NamedTuple):
+    """What the descriptors showed of one namespace."""
+
+    hashed: Counter[Protocol]  # sockets that the kernel counts as in use
+    pending: int  # handshakes that listeners have begun
+
+
+NOTHING = Seen(Counter(), 0)
+
+
+class Counts(NamedTuple):
+    """What the kernel counts in the namespace of the calling thread."""
+
+    tcp: int
+    udp: int
+    waiting: int  # in TIME_WAIT, and in FIN_WAIT2 without a socket
+
+
+def is_whole(wanted: Wanted) -> bool:
+    """Whether nothing is left out, so that numbers can be compared."""
+    parts = len(wanted.protocols) == len(PROTOCOLS) and len(wanted.families) == len(FAMILIES)
+    return parts and wanted.ports is None and wanted.states >= EVERY
+
+
+def read(wanted: Wanted, seen: Seen, known: Collection[int]) -> list[sockdiag.Raw]:
+    """Dump what may have no descriptor in the namespace of the calling thread; ``known`` inodes have one."""
+    if not is_whole(wanted):
+        return [sockdiag.read(wanted)]
+    return list(_read_missing(wanted, seen, known, counts()))
+
+
+def _read_missing(wanted: Wanted, seen: Seen, known: Collection[int], there: Counts) -> Iterator[sockdiag.Raw]:
+    missing = there.tcp - seen.hashed["tcp"]
+    if missing or there.waiting or seen.pending:
+        dump = sockdiag.read(wanted._replace(protocols=("tcp",), states=TRANSIENT))
+        found = [s.state for s in sockdiag.parse(dump, known).sockets]
+        missing -= len(found) - found.count("SYN_RECV") - there.waiting
+        yield dump if not missing else sockdiag.read(wanted._replace(protocols=("tcp",)))
+    if there.udp != seen.hashed["udp"]:
+        yield sockdiag.read(wanted._replace(protocols=("udp",)))
+
+
+# --- the kernel's count --------------------------------------------------------------------------------------------
+
+
+def counts() -> Counts:
+    """Read what the kernel counts; raises OSError."""
+    text = b""
+    for name in ("sockstat", "sockstat6"):
+        try:
+            with open(f"/proc/thread-self/net/{name}", "rb") as file:
+                text += file.read()
+        except FileNotFoundError:
+            if name == "sockstat":
+                raise  # without IPv6 there is no sockstat6
+    return parse_counts(text)
+
+
+def parse_counts(text: bytes) -> Counts:
+    """Add up the lines of sockstat and sockstat6, such as ``TCP: inuse 5 orphan 0 tw 0 alloc 7 mem 1``."""
+    found: Counter[tuple[bytes, bytes]] = Counter()
+    for line in text.splitlines():
+        name, _, rest = line.partition(b": ")
+        words = rest.split()
+        for key, value in zip(words[::2], words[1::2], strict=False):
+            found[name.removesuffix(b"6"), key] += int(value)
+    return Counts(found[b"TCP", b"inuse"], found[b"UDP", b"inuse"], found[b"TCP", b"tw"])
