@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import struct
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from socket import AF_INET, AF_INET6, ntohs
 from typing import NamedTuple
@@ -115,11 +115,11 @@ def read(wanted: Wanted) -> Raw:
     if wanted.pids is not None:  # what nobody holds is not theirs
         few = wanted.pids if len(wanted.pids) <= MOST_PIDS else None
         return Raw(bpf_calls.read_files(program, function, few), own, wanted.everywhere, {own: _look_at_nothing()})
-    if wanted.ports is not None and (inside := _ask_first(wanted, own)) is not None and not _has_files(inside, ()):
-        return Raw(b"", own, wanted.everywhere, inside)
+    if wanted.ports is not None and (inside := _ask_first(wanted, own)) is not None:
+        return _complete(wanted, own, inside, partial(bpf_calls.read_files, program, function))
     records = bpf_calls.read_files(program, function)
     seen, known = _seen(records)
-    inside, gaps = _read_fileless(wanted, own, records, seen, known)
+    inside, gaps = _read_fileless(wanted, own, seen, known)
     if _has_files(inside, known):
         # Opened after the program had passed, or handed over while it did: if anybody has it now, it is found now.
         records += bpf_calls.read_files(program, function)
@@ -136,6 +136,14 @@ def _ask_first(wanted: Wanted, own: int) -> dict[int, Inside] | None:
     if any(not isinstance(answer, Inside) for answer in answers.values()):
         return None
     return {own: _look(wanted, {}, (), own), **{n: a for n, a in answers.items() if isinstance(a, Inside)}}
+
+
+def _complete(wanted: Wanted, own: int, inside: dict[int, Inside], read_files: Callable[[], bytes]) -> Raw:
+    """Go through the files when there is a socket whose holder is to be found."""
+    records = read_files() if _has_files(inside, ()) else b""
+    if _has_files(inside, _seen(records)[1]):  # closed meanwhile, or nobody has it
+        inside = _ask_first(wanted, own) or inside
+    return Raw(records, own, wanted.everywhere, inside)
 
 
 def _has_files(inside: Mapping[int, Inside], known: Collection[int]) -> bool:
@@ -173,15 +181,16 @@ def _seen(records: bytes) -> tuple[dict[int, Seen], frozenset[int]]:
 
 
 def _read_fileless(
-    wanted: Wanted, own: int, records: bytes, seen: Mapping[int, Seen], known: Collection[int]
+    wanted: Wanted, own: int, seen: Mapping[int, Seen], known: Collection[int]
 ) -> tuple[dict[int, Inside], list[Gap]]:
-    """In our namespace, and in all others that were met when they are wanted."""
+    """In our namespace, and in all others when they are wanted."""
     inside = {own: _look(wanted, seen, known, own)}
-    others = (seen.keys() | namespaces.names().keys()) - {own} if wanted.everywhere else set()
-    if not others:
+    if not wanted.everywhere:
         return inside, []
-    doors = namespaces.doors(_pids(records, others))
-    answers = namespaces.visit(doors, partial(_look, wanted, seen, known))
+    doors = namespaces.inhabited()
+    doors.pop(own, None)
+    answers = namespaces.visit(doors, partial(_look, wanted, seen, known)) if doors else {}
+    others = (seen.keys() | doors.keys()) - {own}
     failed = {netns: answers.get(netns) for netns in others if not isinstance(answers.get(netns), Inside)}
     inside.update((netns, answer) for netns, answer in answers.items() if isinstance(answer, Inside))
     return inside, list(_closed_doors(failed))
@@ -196,17 +205,6 @@ def _look(wanted: Wanted, seen: Mapping[int, Seen], known: Collection[int], netn
 
 def _look_at_nothing() -> Inside:
     return Inside([], sockdiag.interfaces())
-
-
-def _pids(records: bytes, wanted: Collection[int]) -> dict[int, list[int]]:
-    """Processes that hold a socket of each namespace, and so are probably in it."""
-    words = memoryview(records).cast("I")
-    netns, pids = (words[AT[name] // 4 :: SIZE // 4].tolist() for name in ("netns", "pid"))
-    found: dict[int, dict[int, None]] = {where: {} for where in wanted}
-    for where, pid in zip(netns, pids, strict=True):
-        if where in found:
-            found[where][pid] = None
-    return {where: list(each) for where, each in found.items()}
 
 
 def _closed_doors(failed: Mapping[int, object]) -> Iterator[Gap]:

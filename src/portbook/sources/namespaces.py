@@ -8,7 +8,7 @@ Facts: namespaces(7), network_namespaces(7), setns(2), proc_pid_ns(5), ip-netns(
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 from portbook.errors import SourceError
@@ -51,37 +51,13 @@ def inhabited() -> dict[int, str]:
     return found
 
 
-def doors(wanted: Mapping[int, Iterable[int]]) -> dict[int, str]:
-    """A path through which each namespace can be entered, given pids that may be in it; what has none is left out."""
-    found = {}
-    for netns, pids in wanted.items():
-        path = next((path for path in map(_door, pids) if _leads_to(path, netns)), None)
-        if path:
-            found[netns] = path
-    missing = wanted.keys() - found.keys()
-    if missing:  # a socket may stay in a namespace that its holder has left
-        found.update((netns, path) for netns, path in inhabited().items() if netns in missing)
-    return found
-
-
 def _processes() -> Iterator[tuple[int, str]]:
     for name in os.listdir("/proc"):
         if name.isdecimal():
             try:
-                yield os.stat(_door(int(name))).st_ino, _door(int(name))
+                yield os.stat(f"/proc/{name}/ns/net").st_ino, f"/proc/{name}/ns/net"
             except OSError:
                 continue  # it ended meanwhile, or we may not look
-
-
-def _door(pid: int) -> str:
-    return f"/proc/{pid}/ns/net"
-
-
-def _leads_to(path: str, netns: int) -> bool:
-    try:
-        return os.stat(path).st_ino == netns
-    except OSError:
-        return False
 
 
 def visit(paths: Mapping[int, str], work: Callable[[int], Result]) -> dict[int, Result | SourceError | OSError]:
