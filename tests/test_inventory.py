@@ -16,7 +16,7 @@ import portbook
 from portbook import listeners, take
 from portbook.errors import SourceDenied, SourceError, SourceGarbled, SourceMissing, SourceTimeout, UsageError
 from portbook.records import STATES, Gap, Owner, Socket
-from portbook.sources.base import Reading, Wanted
+from portbook.sources.base import Wanted
 from portbook.testing import FakeSource, child, identity, only_sources, ports_of
 from tests.components import need
 from tests.conftest import ROOT
@@ -405,13 +405,13 @@ def test_a_socket_without_a_visible_owner_is_named_by_its_creators_cgroup(path, 
     assert of_nobody.stdout.strip() == repr([((), service, container)] * 2), of_nobody.stderr
 
 
-def test_a_socket_that_a_table_shows_twice_is_listed_once_as_seen_last(monkeypatch):
+def test_a_socket_that_a_table_shows_twice_is_listed_once_as_seen_last():
     """A table that changes while it is read may show one socket in two states; those without an inode are many."""
     first = Socket("tcp", "ipv4", "127.0.0.1", 9, state="ESTABLISHED", inode=5)
     last = Socket("tcp", "ipv4", "127.0.0.1", 9, state="CLOSE_WAIT", inode=5)
     gone = Socket("tcp", "ipv4", "127.0.0.1", 9, "127.0.0.1", 8, state="TIME_WAIT", inode=0)
-    monkeypatch.setattr(
-        portbook.inventory, "_read", lambda *_: ("fake", Reading([first, gone, gone, last], []), [], ())
-    )
-    _, found, _ = portbook.inventory.select(portbook.Query())
+    table = FakeSource([first, gone, gone, last])
+    table.source = table.source._replace(promises=frozenset(("tcp", "inode")))
+    with only_sources(table):
+        _, found, _ = portbook.inventory.select(portbook.Query())
     assert [s.state for s in found] == ["TIME_WAIT", "TIME_WAIT", "CLOSE_WAIT"]

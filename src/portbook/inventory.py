@@ -114,8 +114,8 @@ def held(asked: Query, source: str, pids: tuple[int, ...]) -> Found:
 
 def _find(asked: Query, names: list[str], wanted: Wanted, ahead: _Ahead | None = None) -> Found:
     name, reading, failures, passed_over = _read(wanted, names, ahead)
-    kept = _keep(_distinct(reading.sockets), asked.socket_test())
-    return Found(name, kept, [*failures, *reading.gaps], reading.elsewhere, passed_over)
+    sockets = reading.sockets if "holders" in sources.load(name).promises else _distinct(reading.sockets)
+    return Found(name, _keep(sockets, asked.socket_test()), [*failures, *reading.gaps], reading.elsewhere, passed_over)
 
 
 def push_down(asked: Query) -> Wanted:

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
-from portbook.records import Owner
+from portbook.records import Owner, Socket
 from portbook.sources import namespaces
 
 
-def names(seen: Iterable[tuple[int | None, tuple[Owner, ...]]]) -> dict[int | None, str]:
-    """Names by inode, given who holds sockets where; what has no name is left out."""
-    inside: dict[int, set[tuple[Owner, ...]]] = {}
-    for netns, group in distinct(seen):
-        inside.setdefault(netns, set()).add(group)
-    if not inside:
+def names(sockets: Sequence[Socket], owners: Sequence[tuple[Owner, ...]]) -> dict[int | None, str]:
+    """Names by inode of the namespaces in which these sockets are, given who holds each; what has none is left out."""
+    seen = {s.netns for s in sockets} - {None}
+    if not seen:
         return {}
-    found: dict[int | None, str] = {}
-    given, machine = namespaces.names(), _machines()
-    for netns, groups in inside.items():
-        name = given.get(netns) or (None if netns in machine else _container(groups))
-        if name:
-            found[netns] = name
+    found: dict[int | None, str] = {netns: name for netns, name in namespaces.names().items() if netns in seen}
+    unnamed = seen - found.keys() - _machines()
+    if unnamed:
+        found.update(_by_container(sockets, owners, unnamed))
     return found
 
 
-def distinct(seen: Iterable[tuple[int | None, tuple[Owner, ...]]]) -> Iterable[tuple[int, tuple[Owner, ...]]]:
-    """Each pair once: groups are shared, so that identity will do, and to hash a record is to hash all its fields."""
-    return {(netns, id(group)): (netns, group) for netns, group in seen if netns is not None}.values()
+def _by_container(
+    sockets: Sequence[Socket], owners: Sequence[tuple[Owner, ...]], wanted: set[int | None]
+) -> dict[int | None, str]:
+    inside: dict[int | None, dict[int, tuple[Owner, ...]]] = defaultdict(dict)
+    for s, group in zip(sockets, owners, strict=True):
+        if s.netns in wanted:
+            inside[s.netns][id(group)] = group  # by identity: to hash a record is to hash all its fields
+    labels = {netns: _container(groups.values()) for netns, groups in inside.items()}
+    return {netns: label for netns, label in labels.items() if label}
 
 
 def _machines() -> set[int | None]:

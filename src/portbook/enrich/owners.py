@@ -48,11 +48,11 @@ def complete(
         sockets, refused = held_by(sockets, pids, all_known)
     held, gaps = ({}, _not_held(sockets)) if all_known else _descriptors(sockets, search)
     seen_at = datetime.now(UTC)
-    bare = [held.get(s.inode or 0) or s.owners for s in sockets]
+    bare = [held.get(s.inode or 0) or s.owners for s in sockets] if held else [s.owners for s in sockets]
     distinct = {id(group): group for group in bare}  # by identity: to hash a record is to hash all its fields
     completed, more = _enrich(sorted({o for group in distinct.values() for o in group}, key=lambda o: o.pid))
     groups = {key: tuple(completed[o] for o in group) for key, group in distinct.items()}
-    places = namespaces.names((s.netns, groups[id(group)]) for s, group in zip(sockets, bare, strict=True))
+    places = namespaces.names(sockets, [groups[id(group)] for group in bare])
     owned = [
         replace(
             s,
@@ -64,8 +64,9 @@ def complete(
         for s, group in zip(sockets, bare, strict=True)
     ]
     reused = _drop_reused(owned, completed.values(), seen_at)
-    owned, unasked = _named_by_creator(owned)
-    return owned, list(dict.fromkeys((*refused, *gaps, *more, *reused, *unasked, *_unnamed(owned))))
+    bereft = [s for s in owned if not s.owners]
+    owned, unasked = _named_by_creator(owned, bereft)
+    return owned, list(dict.fromkeys((*refused, *gaps, *more, *reused, *unasked, *_unnamed(bereft))))
 
 
 def held_by(sockets: list[Socket], pids: PidRanges, all_known: bool = False) -> tuple[list[Socket], list[Gap]]:
@@ -150,9 +151,9 @@ def _remedy() -> str:
     return "their processes have capabilities that this root lacks: run with CAP_SYS_PTRACE, outside the container"
 
 
-def _unnamed(sockets: list[Socket]) -> Iterator[Gap]:
+def _unnamed(bereft: list[Socket]) -> Iterator[Gap]:
     """Sockets for which a source that knows pids gave none."""
-    count = sum(not s.owners and s.inode is None and s.state not in UNOWNED for s in sockets)
+    count = sum(s.inode is None and s.state not in UNOWNED for s in bereft)
     if count:
         yield Gap("owner", count, f"the system names no process for {count} of the sockets", "run with more privilege")
 
@@ -180,9 +181,9 @@ def _drop_reused(sockets: list[Socket], owners: Iterable[Owner], seen_at: dateti
     return [Gap("owner", len(wrong), why, "the owner has ended; whoever inherited the socket is not known")]
 
 
-def _named_by_creator(sockets: list[Socket]) -> tuple[list[Socket], list[Gap]]:
+def _named_by_creator(sockets: list[Socket], bereft: list[Socket]) -> tuple[list[Socket], list[Gap]]:
     """Where no owner is visible, the cgroup of the socket's creator still names its service and container."""
-    ids = {s.cgroup_id for s in sockets if s.cgroup_id and not s.owners}
+    ids = {s.cgroup_id for s in bereft if s.cgroup_id}
     if not ids:
         return sockets, []
     from portbook.enrich import cgroup, container

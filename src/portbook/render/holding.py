@@ -59,7 +59,8 @@ def _heading(answer: Holding) -> str:
     if answer.held:
         return f"{port} is held, by whom is not visible"
     waiting = len(answer.sockets)
-    return f"nobody holds {port}" + (f" ({waiting} closed connections in TIME_WAIT)" if waiting else "")
+    here = " in this network namespace" if answer.sockets_elsewhere else ""
+    return f"nobody holds {port}{here}" + (f" ({waiting} closed connections in TIME_WAIT)" if waiting else "")
 
 
 def _name(owner: Owner) -> str:

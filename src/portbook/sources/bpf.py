@@ -27,7 +27,7 @@ from portbook.sources.base import Elsewhere, Reading, Source, Wanted
 from portbook.sources.fileless import NOTHING, Seen
 from portbook.sources.offsets import offsets
 from portbook.sources.sockdiag import AF, FAMILY, LINK_LOCAL, TCP_STATES, UDP_STATES, Addresses
-from portbook.sources.socket_program import FOR_IPV6_ONLY, FORMAT, OF_A_THREAD, RECORD, SIZE, Choice
+from portbook.sources.socket_program import FOR_IPV6_ONLY, FORMAT, RECORD, SIZE, Choice
 
 SINCE = "Linux 5.12 and later have it"  # the iterator, and the helpers that the program calls
 CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 21, 38, 39
@@ -170,14 +170,16 @@ def _seen(records: bytes) -> tuple[dict[int, Seen], frozenset[int]]:
     inodes = memoryview(records).cast("Q")[AT["inode"] // 8 :: SIZE // 8].tolist()
     netns = words[AT["netns"] // 4 :: SIZE // 4].tolist()
     kinds = zip(netns, records[AT["protocol"] :: SIZE], records[AT["state"] :: SIZE], strict=True)
+    known = frozenset(inodes)
+    once = kinds if len(known) == len(inodes) else dict(zip(inodes, kinds, strict=True)).values()
     hashed: dict[int, Counter[Protocol]] = defaultdict(Counter)
-    for (where, protocol, state), count in Counter(dict(zip(inodes, kinds, strict=True)).values()).items():
+    for (where, protocol, state), count in Counter(once).items():
         hashed[where][PROTOCOLS[protocol]] += count if (protocol, state) != (6, CLOSE) else 0
     pending = Counter[int]()
-    for where, count in zip(netns, words[AT["pending"] // 4 :: SIZE // 4].tolist(), strict=True):
+    for i, count in enumerate(words[AT["pending"] // 4 :: SIZE // 4].tolist()):
         if count:
-            pending[where] += count
-    return {where: Seen(counter, pending[where]) for where, counter in hashed.items()}, frozenset(inodes)
+            pending[netns[i]] += count
+    return {where: Seen(counter, pending[where]) for where, counter in hashed.items()}, known
 
 
 def _read_fileless(
@@ -232,6 +234,7 @@ def parse(raw: Raw) -> Reading:
         reading = sockdiag.parse(dump, rows.keys())
         added += reading.sockets
         gaps += reading.gaps
+    added = list({s.inode or -i: s for i, s in enumerate(added, 1)}.values())  # a table may show one twice
     sockets = [*_without(rows.values(), added), *added]
     return Reading(sockets, gaps, None if raw.everywhere else elsewhere)
 
@@ -249,44 +252,47 @@ def _without(rows: Iterable[Socket], added: list[Socket]) -> Iterable[Socket]:
     ] if later else rows  # fmt: skip
 
 
-class _Owners(dict[tuple[int, bool], tuple[Owner, ...]]):
-    """One owner, made once for all its sockets: by pid, and whether only a thread's own table has it."""
+class _Owners(dict[int, tuple[Owner, ...]]):
+    """One owner, made once for all its sockets: by pid, times two, plus one for a thread's own table."""
 
-    def __missing__(self, key: tuple[int, bool]) -> tuple[Owner, ...]:
-        pid, in_thread = key
-        self[key] = (Owner(pid, how="task-fd" if in_thread else "fd"),)
+    def __missing__(self, key: int) -> tuple[Owner, ...]:
+        self[key] = (Owner(key >> 1, how="task-fd" if key & 1 else "fd"),)
         return self[key]
+
+
+Kind = tuple[Protocol, State | None, bool, bool]  # whether it listens, whether it waits on its port
+KINDS: dict[tuple[int, int], Kind] = {
+    (number, bit): (PROTOCOLS[number], state, state == "LISTEN", state in LISTENING)
+    for number, states in ((6, TCP_STATES), (17, UDP_STATES))
+    for bit, state in states.items()
+}
 
 
 def _rows(raw: Raw) -> tuple[dict[int, Socket], Elsewhere]:
     """The sockets by inode, with their owners, and what was seen of other namespaces."""
-    v4, v6 = Addresses(AF_INET, 4), Addresses(AF_INET6, 16)
+    known = {AF_INET: Addresses(AF_INET, 4), AF_INET6: Addresses(AF_INET6, 16)}
     owners = _Owners()
     rows: dict[int, Socket] = {}
-    holders: dict[int, list[tuple[int, bool]]] = defaultdict(list)  # of sockets that come more than once
+    holders: dict[int, list[int]] = defaultdict(list)  # of sockets that come more than once
     elsewhere: dict[int, int] = {}
     own, everywhere = raw.netns, raw.everywhere
-    interfaces = {netns: inside.interfaces for netns, inside in raw.inside.items()}
     # fmt: off
     for (inode, cookie, cgroup, source, destination, pid, _fd, netns, uid, received, sent, interface, _pending,
          port, dport, family, number, state_number, flags) in FORMAT.iter_unpack(raw.records):
         # fmt: on
+        owner = pid << 1 | flags >> 1 & 1
         if inode in rows:
-            holders[inode].append((pid, flags & OF_A_THREAD != 0))
+            holders[inode].append(owner)
             continue
         if netns != own and not everywhere:
             elsewhere[inode] = netns
             continue
-        tcp = number == 6
-        protocol = PROTOCOLS[number]
-        state = TCP_STATES[state_number] if tcp else UDP_STATES[state_number]
-        addresses = v4 if family == AF_INET else v6
+        protocol, state, listening, waits = KINDS[number, state_number]
+        addresses = known[family]
         local, reach = addresses[source]
-        listening = state == "LISTEN"
         peer = dport != 0 and not listening
-        scope = interfaces.get(netns, {}).get(interface, str(interface)) if interface else None
-        zoned = scope is not None and family == AF_INET6 and source[:2] in LINK_LOCAL
-        waiting = received if received < NEGATIVE else 0
+        zone, device = _scope(raw, netns, interface, family, source) if interface else (None, None)
+        queued = received if received < NEGATIVE else 0
         rows[inode] = Socket(  # by position, as in sockdiag
             protocol,
             FAMILY[family],
@@ -296,18 +302,18 @@ def _rows(raw: Raw) -> tuple[dict[int, Socket], Elsewhere]:
             ntohs(dport) if peer else None,
             state,
             reach,
-            scope if zoned else None,
+            zone,
             None,  # service_name
             uid,
             None,  # user
             inode,
-            owners[pid, flags & OF_A_THREAD != 0],
-            None if listening else waiting,
+            owners[owner],
+            None if listening else queued,
             None if listening else sent,
-            waiting if listening else None,  # accept_queue
+            queued if listening else None,  # accept_queue
             sent if listening else None,  # backlog
-            flags & FOR_IPV6_ONLY != 0 if family == AF_INET6 and state in LISTENING else None,
-            None if zoned else scope,  # interface
+            flags & FOR_IPV6_ONLY != 0 if waits and family == AF_INET6 else None,
+            device,
             None,  # created
             None,  # state_text
             cookie,
@@ -321,12 +327,17 @@ def _rows(raw: Raw) -> tuple[dict[int, Socket], Elsewhere]:
     return rows, Elsewhere(len(elsewhere), len(set(elsewhere.values())))
 
 
-def _merged(first: tuple[Owner, ...], more: list[tuple[int, bool]], owners: _Owners) -> tuple[Owner, ...]:
+def _scope(raw: Raw, netns: int, interface: int, family: int, source: bytes) -> tuple[str | None, str | None]:
+    """The zone of a link-local address, or the device that a socket is bound to."""
+    inside = raw.inside.get(netns)
+    name = inside.interfaces.get(interface, str(interface)) if inside else str(interface)
+    return (name, None) if family == AF_INET6 and source[:2] in LINK_LOCAL else (None, name)
+
+
+def _merged(first: tuple[Owner, ...], more: list[int], owners: _Owners) -> tuple[Owner, ...]:
     """Each process once; that a thread has it too says nothing where the process itself has it."""
-    found = {(o.pid, o.how == "task-fd") for o in first} | set(more)
-    return tuple(
-        owners[pid, in_thread][0] for pid, in_thread in sorted(found) if not (in_thread and (pid, False) in found)
-    )
+    found = {o.pid << 1 | (o.how == "task-fd") for o in first} | set(more)
+    return tuple(owners[key][0] for key in sorted(found) if not (key & 1 and key - 1 in found))
 
 
 SOURCE = Source(
