@@ -16,13 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from portbook import take
+from portbook import take, who
 from portbook.errors import SourceDenied, SourceGarbled, SourceMissing
 from portbook.records import Owner, Socket
-from portbook.sources import bpf, bpf_calls, btf, fileless, namespaces, offsets, sockdiag, socket_program
+from portbook.sources import bpf, bpf_calls, btf, fileless, namespaces, offsets, sockdiag, socket_program, socket_record
 from portbook.sources.base import Elsewhere, Wanted
-from portbook.sources.bpf import Inside, Raw
-from portbook.sources.fileless import Counts, Seen
+from portbook.sources.bpf import Raw
+from portbook.sources.fileless import Counts, Inside, Seen
 from portbook.testing import child
 from tests.components import need
 from tests.conftest import NOBODY, ROOT
@@ -143,7 +143,7 @@ def test_any_bytes_are_sockets_or_garbled(data, more):
     except SourceGarbled as error:
         assert "bpf" in str(error)  # noqa: PT017
     else:
-        assert len(reading.sockets) <= len(damaged) // socket_program.SIZE
+        assert len(reading.sockets) <= len(damaged) // socket_record.SIZE
 
 
 @given(st.lists(held(), max_size=8).map(unique))
@@ -218,6 +218,15 @@ def test_what_cannot_be_explained_needs_all(asked, monkeypatch, there):
 def test_udp_has_one_table(asked, monkeypatch):
     missing(monkeypatch, Counts(tcp=0, udp=3, waiting=0), udp=2)
     assert asked[0] == [(("udp",), "all")]
+
+
+def test_without_the_kernels_count_all_is_read(asked, monkeypatch):
+    def fail():
+        raise FileNotFoundError(2, "no sockstat")
+
+    monkeypatch.setattr(fileless, "counts", fail)
+    fileless.read(Wanted(), Seen(Counter(), 0), frozenset())
+    assert asked[0] == [(("tcp", "udp"), "all")]
 
 
 @pytest.mark.parametrize("wanted", [Wanted(ports=((1, 2),)), Wanted(("tcp",)), Wanted(states=frozenset(("LISTEN",)))])
@@ -403,8 +412,6 @@ def test_the_caller_stays_where_it_is(other_namespace, own_network):
 
 
 def test_who_tells_other_namespaces_apart(other_namespace, own_network):
-    from portbook import who
-
     netns, port, flying, _ = other_namespace.said
     answer = who(port)
     there = [h for h in answer.holders_elsewhere if h.owner.pid == other_namespace.pid]
@@ -468,11 +475,11 @@ def test_a_port_is_compared_in_the_kernel(own_network):
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
         port, other = one.getsockname()[1], two.getsockname()[1]
         raw = bpf.read(Wanted(ports=((port, port),)))
-        assert len(raw.records) % socket_program.SIZE == 0
-        ports = {r[13] for r in socket_program.FORMAT.iter_unpack(raw.records)}
+        assert len(raw.records) % socket_record.SIZE == 0
+        ports = {r[13] for r in socket_record.FORMAT.iter_unpack(raw.records)}
         assert ports == {port}
         both = bpf.read(Wanted(ports=((port, port), (other, other))))
-        assert {r[13] for r in socket_program.FORMAT.iter_unpack(both.records)} == {port, other}
+        assert {r[13] for r in socket_record.FORMAT.iter_unpack(both.records)} == {port, other}
 
 
 @pytest.mark.usefixtures("works")
@@ -481,7 +488,7 @@ def test_nobody_is_asked_about_a_port_that_is_free(own_network, monkeypatch):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     monkeypatch.setattr(bpf_calls, "read_files", lambda *_: pytest.fail("files were read"))
-    assert take(f"port:{port}", source="bpf").sockets == ()
+    assert not who(port, source="bpf").held
 
 
 @pytest.mark.usefixtures("works")
@@ -563,7 +570,7 @@ def test_a_kernel_without_the_iterator(monkeypatch, own_network):
 def test_a_program_that_the_kernel_refuses_says_what_the_verifier_said(monkeypatch, own_network):
     known = offsets.offsets(socket_program.PATHS, (socket_program.FUNCTION,))
     wrong = {**known.places, "socket.sk": btf.Place(9000, 8)}
-    monkeypatch.setattr(bpf, "offsets", lambda *_: known._replace(places=wrong))
+    monkeypatch.setattr(offsets, "offsets", lambda *_: known._replace(places=wrong))
     with pytest.raises(SourceMissing, match=r"does not load the program: .*access beyond struct socket.*\(Permission"):
         bpf.read(Wanted())
     assert one_line(bpf.missing())

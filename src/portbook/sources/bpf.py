@@ -12,40 +12,35 @@ from __future__ import annotations
 import os
 import struct
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from socket import AF_INET, AF_INET6, ntohs
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
 
 from portbook.errors import SourceDenied, SourceError, SourceGarbled, SourceMissing
 from portbook.query import LISTENING
 from portbook.records import Gap, Owner, Protocol, Socket, State
-from portbook.sources import bpf_calls, fileless, namespaces, sockdiag, socket_program
+from portbook.sources import sockdiag
 from portbook.sources.base import Elsewhere, Reading, Source, Wanted
-from portbook.sources.fileless import NOTHING, Seen
-from portbook.sources.offsets import offsets
 from portbook.sources.sockdiag import AF, FAMILY, LINK_LOCAL, TCP_STATES, UDP_STATES, Addresses
-from portbook.sources.socket_program import FOR_IPV6_ONLY, FORMAT, RECORD, SIZE, Choice
+from portbook.sources.socket_record import FOR_IPV6_ONLY, FORMAT, PLACES, SIZE
+
+if (
+    TYPE_CHECKING
+):  # what reads is imported when it is known that we may: this module is loaded before every other source
+    from portbook.sources import fileless
+    from portbook.sources.fileless import Inside, Seen
+    from portbook.sources.socket_program import Choice
 
 SINCE = "Linux 5.12 and later have it"  # the iterator, and the helpers that the program calls
 CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 21, 38, 39
 MOST_RANGES = 100  # of ports compared in the kernel; more are left to the pipeline
 PROTOCOLS: dict[int, Protocol] = {6: "tcp", 17: "udp"}
 CLOSE = 7
-MOST_NAMESPACES = 16  # asked one by one for a port; with more, looking at all files is quicker
 MOST_PIDS = 16  # looked at one by one; for more, looking at all is quicker
 NEGATIVE = 1 << 31  # of 32 bits: a queue that TCP computes may be below zero while a FIN is in it
-# Where the fields of a record lie, for reading one of them of all records at once.
-AT = {name: sum(list(RECORD.values())[:i]) for i, name in enumerate(RECORD)}
-
-
-class Inside(NamedTuple):
-    """What was asked inside a namespace."""
-
-    dumps: list[sockdiag.Raw]
-    interfaces: dict[int, str]  # index to name
 
 
 class Raw(NamedTuple):
@@ -58,11 +53,16 @@ class Raw(NamedTuple):
     gaps: tuple[Gap, ...] = ()
 
 
+Both = tuple[bytes, "dict[int, Seen]", "fileless.Answers"]  # records, what they show, what sock_diag says
+
+
 # --- whether it can ------------------------------------------------------------------------------------------------
 
 
 def missing() -> str | None:
     """Why this source does not work here."""
+    from portbook.sources import bpf_calls
+
     try:
         bpf_calls.try_to_load(*_program(Wanted()))
     except SourceError as error:
@@ -74,7 +74,9 @@ def _program(wanted: Wanted) -> tuple[bytes, int]:
     """The program and what it is attached to; raises SourceDenied, SourceMissing, SourceGarbled."""
     _check_privilege()
     _check_processes()
-    known = offsets(socket_program.PATHS, (socket_program.FUNCTION,))
+    from portbook.sources import offsets, socket_program
+
+    known = offsets.offsets(socket_program.PATHS, (socket_program.FUNCTION,))
     function = known.functions[socket_program.FUNCTION]
     lacking = socket_program.FUNCTION if function is None else socket_program.missing(known.places)
     if lacking or function is None:
@@ -110,47 +112,50 @@ def _check_processes() -> None:
 
 def read(wanted: Wanted) -> Raw:
     """Let the program look at all files, and ask sock_diag for what has none."""
-    program, function = _program(wanted)
+    program = _program(wanted)
+    from portbook.sources import bpf_calls, fileless, namespaces
+
+    run = partial(bpf_calls.read_files, *program)
     own = namespaces.own() or 0
     if wanted.pids is not None:  # what nobody holds is not theirs
-        few = wanted.pids if len(wanted.pids) <= MOST_PIDS else None
-        return Raw(bpf_calls.read_files(program, function, few), own, wanted.everywhere, {own: _look_at_nothing()})
-    if wanted.ports is not None and (inside := _ask_first(wanted, own)) is not None:
-        return _complete(wanted, own, inside, partial(bpf_calls.read_files, program, function))
-    records = bpf_calls.read_files(program, function)
+        records = run(wanted.pids if len(wanted.pids) <= MOST_PIDS else None)
+        return Raw(records, own, wanted.everywhere, {own: fileless.nothing()})
+    read_both = _files_first if fileless.is_whole(wanted) else _tables_first
+    records, seen, answers = read_both(wanted, own, run)
+    return Raw(records, own, wanted.everywhere, *fileless.sort_out(answers, seen if wanted.everywhere else ()))
+
+
+def _files_first(wanted: Wanted, own: int, run: Callable[[], bytes]) -> Both:
+    """Of everything: then the kernel's count tells whether the tables need be read at all."""
+    from portbook.sources import fileless
+
+    records = run()
     seen, known = _seen(records)
-    inside, gaps = _read_fileless(wanted, own, seen, known)
-    if _has_files(inside, known):
+    answers = fileless.ask(wanted, own, seen, known)
+    if fileless.have_files(answers, known):
         # Opened after the program had passed, or handed over while it did: if anybody has it now, it is found now.
-        records += bpf_calls.read_files(program, function)
-    return Raw(records, own, wanted.everywhere, inside, tuple(gaps))
+        records += run()
+    return records, seen, answers
 
 
-def _ask_first(wanted: Wanted, own: int) -> dict[int, Inside] | None:
-    """Few ports, mostly free: sock_diag knows in 2 ms, however many files are open. None: it cannot, or not as fast."""
-    others = namespaces.inhabited() if wanted.everywhere else {}
-    others.pop(own, None)
-    if len(others) > MOST_NAMESPACES or not sockdiag.shows_bound():
-        return None
-    answers = namespaces.visit(others, partial(_look, wanted, {}, ())) if others else {}
-    if any(not isinstance(answer, Inside) for answer in answers.values()):
-        return None
-    return {own: _look(wanted, {}, (), own), **{n: a for n, a in answers.items() if isinstance(a, Inside)}}
+def _tables_first(wanted: Wanted, own: int, run: Callable[[], bytes]) -> Both:
+    """Of a part: it is small, and when a port is free, no file need be looked at, however many are open."""
+    from portbook.sources import fileless
 
-
-def _complete(wanted: Wanted, own: int, inside: dict[int, Inside], read_files: Callable[[], bytes]) -> Raw:
-    """Go through the files when there is a socket whose holder is to be found."""
-    records = read_files() if _has_files(inside, ()) else b""
-    if _has_files(inside, _seen(records)[1]):  # closed meanwhile, or nobody has it
-        inside = _ask_first(wanted, own) or inside
-    return Raw(records, own, wanted.everywhere, inside)
-
-
-def _has_files(inside: Mapping[int, Inside], known: Collection[int]) -> bool:
-    return any(s.inode for each in inside.values() for dump in each.dumps for s in sockdiag.parse(dump, known).sockets)
+    answers = fileless.ask(wanted, own)
+    if wanted.ports and wanted.everywhere and sockdiag.shows_bound() and not fileless.have_files(answers):
+        return b"", {}, answers
+    records = run()
+    seen, known = _seen(records)
+    if fileless.have_files(answers, known):  # closed meanwhile, or nobody has it
+        answers = fileless.ask(wanted, own)
+    return records, seen, answers
 
 
 def _choice(wanted: Wanted) -> Choice:
+    from portbook.sources import namespaces
+    from portbook.sources.socket_program import Choice
+
     tcp, udp = (
         _mask(wanted, states) if protocol in wanted.protocols else 0
         for protocol, states in (("tcp", TCP_STATES), ("udp", UDP_STATES))
@@ -166,57 +171,22 @@ def _mask(wanted: Wanted, states: Mapping[int, State | None]) -> int:
 
 def _seen(records: bytes) -> tuple[dict[int, Seen], frozenset[int]]:
     """By namespace what the kernel counts too, and the inodes. Column by column: there may be a hundred thousand."""
+    from portbook.sources.fileless import Seen
+
     words = memoryview(records).cast("I")
-    inodes = memoryview(records).cast("Q")[AT["inode"] // 8 :: SIZE // 8].tolist()
-    netns = words[AT["netns"] // 4 :: SIZE // 4].tolist()
-    kinds = zip(netns, records[AT["protocol"] :: SIZE], records[AT["state"] :: SIZE], strict=True)
+    inodes = memoryview(records).cast("Q")[PLACES["inode"] // 8 :: SIZE // 8].tolist()
+    netns = words[PLACES["netns"] // 4 :: SIZE // 4].tolist()
+    kinds = zip(netns, records[PLACES["protocol"] :: SIZE], records[PLACES["state"] :: SIZE], strict=True)
     known = frozenset(inodes)
     once = kinds if len(known) == len(inodes) else dict(zip(inodes, kinds, strict=True)).values()
     hashed: dict[int, Counter[Protocol]] = defaultdict(Counter)
     for (where, protocol, state), count in Counter(once).items():
         hashed[where][PROTOCOLS[protocol]] += count if (protocol, state) != (6, CLOSE) else 0
     pending = Counter[int]()
-    for i, count in enumerate(words[AT["pending"] // 4 :: SIZE // 4].tolist()):
+    for i, count in enumerate(words[PLACES["pending"] // 4 :: SIZE // 4].tolist()):
         if count:
             pending[netns[i]] += count
     return {where: Seen(counter, pending[where]) for where, counter in hashed.items()}, known
-
-
-def _read_fileless(
-    wanted: Wanted, own: int, seen: Mapping[int, Seen], known: Collection[int]
-) -> tuple[dict[int, Inside], list[Gap]]:
-    """In our namespace, and in all others when they are wanted."""
-    inside = {own: _look(wanted, seen, known, own)}
-    if not wanted.everywhere:
-        return inside, []
-    doors = namespaces.inhabited()
-    doors.pop(own, None)
-    answers = namespaces.visit(doors, partial(_look, wanted, seen, known)) if doors else {}
-    others = (seen.keys() | doors.keys()) - {own}
-    failed = {netns: answers.get(netns) for netns in others if not isinstance(answers.get(netns), Inside)}
-    inside.update((netns, answer) for netns, answer in answers.items() if isinstance(answer, Inside))
-    return inside, list(_closed_doors(failed))
-
-
-def _look(wanted: Wanted, seen: Mapping[int, Seen], known: Collection[int], netns: int) -> Inside:
-    """In the namespace of the calling thread, which is ``netns``."""
-    dumps = fileless.read(wanted, seen.get(netns, NOTHING), known)
-    # What an older kernel's dump does not have, bound sockets, the program has seen.
-    return Inside([dump._replace(gaps=()) for dump in dumps], sockdiag.interfaces())
-
-
-def _look_at_nothing() -> Inside:
-    return Inside([], sockdiag.interfaces())
-
-
-def _closed_doors(failed: Mapping[int, object]) -> Iterator[Gap]:
-    if not failed:
-        return
-    count = len(failed)
-    what = "another network namespace" if count == 1 else f"{count} other network namespaces"
-    reasons = {str(error) if error else "no process is in it, and it has no name" for error in failed.values()}
-    why = f"connections without a descriptor in {what} are not known: {', '.join(sorted(reasons))}"
-    yield Gap("socket", None, why, "setns(2) needs CAP_SYS_ADMIN, as root has it")
 
 
 # --- the pure half -------------------------------------------------------------------------------------------------

@@ -11,11 +11,13 @@ Facts: net/ipv4/proc.c, sockstat_seq_show(); "inuse" counts what is hashed, whic
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from typing import NamedTuple
 
-from portbook.records import FAMILIES, PROTOCOLS, STATES, Protocol, State
-from portbook.sources import sockdiag
+from portbook.errors import SourceError
+from portbook.records import FAMILIES, PROTOCOLS, STATES, Gap, Protocol, State
+from portbook.sources import namespaces, sockdiag
 from portbook.sources.base import Wanted
 
 # States in which TCP keeps a connection after, or before, a process has it.
@@ -43,17 +45,87 @@ class Counts(NamedTuple):
     waiting: int  # in TIME_WAIT, and in FIN_WAIT2 without a socket
 
 
+class Inside(NamedTuple):
+    """What was asked inside a namespace."""
+
+    dumps: list[sockdiag.Raw]
+    interfaces: dict[int, str]  # index to name
+
+
+Answers = Mapping[int, Inside | SourceError | OSError]  # by namespace
+
+
 def is_whole(wanted: Wanted) -> bool:
     """Whether nothing is left out, so that numbers can be compared."""
     parts = len(wanted.protocols) == len(PROTOCOLS) and len(wanted.families) == len(FAMILIES)
     return parts and wanted.ports is None and wanted.states >= EVERY
 
 
+# --- namespace by namespace ----------------------------------------------------------------------------------------
+
+
+def ask(wanted: Wanted, own: int, seen: Mapping[int, Seen] | None = None, known: Collection[int] = ()) -> Answers:
+    """What may have no descriptor: in our namespace, and in every other when they are wanted.
+
+    ``seen`` is what the descriptors showed by namespace, and ``known`` their inodes, when they were looked at already.
+    Raises SourceError for our own namespace; others' errors are among the answers.
+    """
+    look = partial(_look, wanted, seen or {}, known)
+    answers: dict[int, Inside | SourceError | OSError] = {own: look(own)}
+    if wanted.everywhere:
+        doors = namespaces.inhabited()
+        doors.pop(own, None)
+        answers.update(namespaces.visit(doors, look) if doors else {})
+    return answers
+
+
+def nothing() -> Inside:
+    """No dump of the namespace of the calling thread."""
+    return Inside([], sockdiag.interfaces())
+
+
+def have_files(answers: Answers, known: Collection[int] = ()) -> bool:
+    """Whether any socket has, or had, a file that is not among the known ones."""
+    dumps = (dump for answer in answers.values() if isinstance(answer, Inside) for dump in answer.dumps)
+    return any(s.inode for dump in dumps for s in sockdiag.parse(dump, known).sockets)
+
+
+def sort_out(answers: Answers, seen: Collection[int]) -> tuple[dict[int, Inside], tuple[Gap, ...]]:
+    """What was answered, and a gap for the namespaces that did not answer; of all that were ``seen`` one is wanted."""
+    inside = {netns: answer for netns, answer in answers.items() if isinstance(answer, Inside)}
+    failed = {netns: answer for netns, answer in answers.items() if not isinstance(answer, Inside)}
+    failed.update((netns, OSError("no process is in it")) for netns in seen if netns not in answers)
+    return inside, tuple(_closed_doors(failed))
+
+
+def _look(wanted: Wanted, seen: Mapping[int, Seen], known: Collection[int], netns: int) -> Inside:
+    """In the namespace of the calling thread, which is ``netns``."""
+    dumps = read(wanted, seen.get(netns, NOTHING), known)
+    # What an older kernel's dump does not have, bound sockets, the program has seen.
+    return Inside([dump._replace(gaps=()) for dump in dumps], sockdiag.interfaces())
+
+
+def _closed_doors(failed: Mapping[int, Exception]) -> Iterator[Gap]:
+    if not failed:
+        return
+    what = "another network namespace" if len(failed) == 1 else f"{len(failed)} other network namespaces"
+    reasons = ", ".join(sorted({str(error) for error in failed.values()}))
+    why = f"connections without a descriptor in {what} are not known: {reasons}"
+    yield Gap("socket", None, why, "setns(2) needs CAP_SYS_ADMIN, as root has it")
+
+
+# --- one namespace -------------------------------------------------------------------------------------------------
+
+
 def read(wanted: Wanted, seen: Seen, known: Collection[int]) -> list[sockdiag.Raw]:
     """Dump what may have no descriptor in the namespace of the calling thread; ``known`` inodes have one."""
     if not is_whole(wanted):
         return [sockdiag.read(wanted)]
-    return list(_read_missing(wanted, seen, known, counts()))
+    try:
+        there = counts()
+    except OSError:
+        return [sockdiag.read(wanted)]  # without numbers all has to be read
+    return list(_read_missing(wanted, seen, known, there))
 
 
 def _read_missing(wanted: Wanted, seen: Seen, known: Collection[int], there: Counts) -> Iterator[sockdiag.Raw]:

@@ -11,29 +11,17 @@ alike: tcp_diag_get_info() in net/ipv4/tcp_diag.c, udp_diag_get_info() in net/ip
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from portbook.sources.assembler import R0, R1, R2, R3, R4, R6, R7, R8, R9, R10, Code, Register
 from portbook.sources.base import PortRange
 from portbook.sources.btf import Place
+from portbook.sources.socket_record import FOR_IPV6_ONLY, OF_A_THREAD, PLACES, RECORD, SIZE
 
 FUNCTION = "bpf_iter_task_file"  # to which the program is attached
-
-# --- the record ----------------------------------------------------------------------------------------------------
-
-# name: bytes. Wide ones first, so that each lies where its width divides; addresses are written in words.
-RECORD = {
-    "inode": 8, "cookie": 8, "cgroup": 8, "local": 16, "remote": 16,
-    "pid": 4, "fd": 4, "netns": 4, "uid": 4, "received": 4, "sent": 4, "interface": 4, "pending": 4,
-    "port": 2, "remote_port": 2, "family": 1, "protocol": 1, "state": 1, "flags": 1,
-}  # fmt: skip
-FORMAT = struct.Struct("=" + "".join({1: "B", 2: "H", 4: "I", 8: "Q", 16: "16s"}[width] for width in RECORD.values()))
-SIZE = FORMAT.size
-WORD, PAIR = 4, 8
-FOR_IPV6_ONLY, OF_A_THREAD = 1, 2  # flags: the second is set for a descriptor table that is not the leader's
-AT = {name: sum(list(RECORD.values())[:i]) - SIZE for i, name in enumerate(RECORD)}  # from the end of the stack
+WORD, PAIR = 4, 8  # bytes that are copied at once
+BELOW = {name: at - SIZE for name, at in PLACES.items()}  # the record lies at the end of the stack
 
 # --- what must be known of the kernel's structures -----------------------------------------------------------------
 
@@ -150,8 +138,8 @@ def _select_kind(code: Code, known: _Kernel, choice: Choice) -> None:
     code.label("stream")
     code.jump_if(R3, "!=", IPPROTO_TCP, "out", "MPTCP, SCTP")
     code.label("kind")
-    code.store(R10, AT["protocol"], 1, R3, "protocol")
-    code.store(R10, AT["family"], 1, R1, "family")
+    code.store(R10, BELOW["protocol"], 1, R3, "protocol")
+    code.store(R10, BELOW["family"], 1, R1, "family")
 
 
 def _select_port(code: Code, known: _Kernel, ports: tuple[PortRange, ...]) -> None:
@@ -164,13 +152,13 @@ def _select_port(code: Code, known: _Kernel, ports: tuple[PortRange, ...]) -> No
     if ports:
         code.jump("out", "in none of the ranges")
     code.label("port")
-    code.store(R10, AT["port"], 2, R1, "local port")
+    code.store(R10, BELOW["port"], 2, R1, "local port")
 
 
 def _select_state(code: Code, known: _Kernel, choice: Choice) -> None:
     known.load(R2, R9, COMMON + "skc_net.net", "network namespace")
     known.load(R2, R2, "net.ns.inum", "its inode")
-    code.store(R10, AT["netns"], 4, R2, "network namespace")
+    code.store(R10, BELOW["netns"], 4, R2, "network namespace")
     if choice.netns is not None:
         code.move(R1, _signed(choice.netns), "the namespace whose sockets are wanted")
         code.change(R1, "<<", 32, "without the sign that the upper half was filled with")
@@ -184,7 +172,7 @@ def _select_state(code: Code, known: _Kernel, choice: Choice) -> None:
     code.jump_if(R1, "&", R4, "state", "wanted")
     code.jump("out", "not in such a state")
     code.label("state")
-    code.store(R10, AT["state"], 1, R2, "state")
+    code.store(R10, BELOW["state"], 1, R2, "state")
 
 
 def _signed(number: int) -> int:
@@ -197,14 +185,14 @@ def _signed(number: int) -> int:
 
 def _write_identity(code: Code, known: _Kernel) -> None:
     known.load(R1, R6, "bpf_iter__task_file.fd", "descriptor")
-    code.store(R10, AT["fd"], 4, R1, "descriptor")
+    code.store(R10, BELOW["fd"], 4, R1, "descriptor")
     known.load(R1, R7, "file.f_inode", "inode of the file")
     known.load(R1, R1, "inode.i_ino", "its number", 8)
-    code.store(R10, AT["inode"], 8, R1, "inode")
+    code.store(R10, BELOW["inode"], 8, R1, "inode")
     known.load(R1, R9, "sock.sk_uid", "user")
-    code.store(R10, AT["uid"], 4, R1, "user")
+    code.store(R10, BELOW["uid"], 4, R1, "user")
     known.load(R1, R9, COMMON + "skc_bound_dev_if", "interface")
-    code.store(R10, AT["interface"], 4, R1, "interface")
+    code.store(R10, BELOW["interface"], 4, R1, "interface")
     _write_cgroup(code, known)
     _write_pid(code, known)
     _write_thread(code, known)
@@ -216,7 +204,7 @@ def _write_cgroup(code: Code, known: _Kernel) -> None:
         known.load(R1, R9, "sock.sk_cgrp_data.cgroup", "the creator's cgroup")
         known.load(R1, R1, "cgroup.kn", "its directory")
         known.load(R1, R1, "kernfs_node.id", "and that one's inode", 8)
-    code.store(R10, AT["cgroup"], 8, R1, "cgroup")
+    code.store(R10, BELOW["cgroup"], 8, R1, "cgroup")
 
 
 def _write_pid(code: Code, known: _Kernel) -> None:
@@ -233,7 +221,7 @@ def _write_pid(code: Code, known: _Kernel) -> None:
     code.change(R3, "+", R1, "from its beginning")
     code.change(R3, "+", known.places["pid.numbers"].offset + known.places["upid.nr"].offset, "its numbers")
     code.move(R1, R10, "into the record")
-    code.change(R1, "+", AT["pid"], "")
+    code.change(R1, "+", BELOW["pid"], "")
     code.move(R2, 4, "a number is an int")
     code.call(PROBE_READ_KERNEL, "pid")
 
@@ -246,21 +234,21 @@ def _write_thread(code: Code, known: _Kernel) -> None:
     code.jump_if(R1, "==", R2, "leader", "the first thread")
     code.move(R3, OF_A_THREAD, "another one")
     code.label("leader")
-    code.store(R10, AT["flags"], 1, R3, "flags")
+    code.store(R10, BELOW["flags"], 1, R3, "flags")
 
 
 def _write_addresses(code: Code, known: _Kernel) -> None:
     for name in ("local", "remote"):
         for at in range(0, RECORD[name], PAIR):
-            code.store(R10, AT[name] + at, PAIR, 0, "nothing yet")
+            code.store(R10, BELOW[name] + at, PAIR, 0, "nothing yet")
     known.load(R1, R9, COMMON + "skc_dport", "port of the peer, in network byte order")
-    code.store(R10, AT["remote_port"], 2, R1, "")
+    code.store(R10, BELOW["remote_port"], 2, R1, "")
     if known.has(V6):
         known.load(R1, R9, COMMON + "skc_family", "family")
         code.jump_if(R1, "==", AF_INET6, "six", "addresses of 16 bytes")
     for name, member in (("local", "skc_rcv_saddr"), ("remote", "skc_daddr")):
         known.load(R1, R9, COMMON + member, name)
-        code.store(R10, AT[name], WORD, R1, "")
+        code.store(R10, BELOW[name], WORD, R1, "")
     if known.has(V6):
         code.jump("addresses", "done")
         _write_six(code, known)
@@ -272,35 +260,35 @@ def _write_six(code: Code, known: _Kernel) -> None:
     for name, member in (("local", "skc_v6_rcv_saddr"), ("remote", "skc_v6_daddr")):
         for at in range(0, RECORD[name], WORD):
             known.load(R1, R9, COMMON + member, f"{name}, word {at // WORD}", WORD, at)
-            code.store(R10, AT[name] + at, WORD, R1, "")
+            code.store(R10, BELOW[name] + at, WORD, R1, "")
     known.load(R1, R9, COMMON + "skc_ipv6only", "a byte of flags")
     code.change(R1, "&", known.places[COMMON + "skc_ipv6only"].mask, "is it for IPv6 only?")
     code.jump_if(R1, "==", 0, "addresses", "it is not")
-    code.load(R1, R10, AT["flags"], 1, "our flags")
+    code.load(R1, R10, BELOW["flags"], 1, "our flags")
     code.change(R1, "|", FOR_IPV6_ONLY, "one more")
-    code.store(R10, AT["flags"], 1, R1, "")
+    code.store(R10, BELOW["flags"], 1, R1, "")
 
 
 def _write_queues(code: Code, known: _Kernel) -> None:
     """Bytes received and sent; of a listener the connections in its accept queue, and the limit of that."""
-    code.store(R10, AT["pending"], 4, 0, "nothing pending")
-    code.load(R1, R10, AT["protocol"], 1, "protocol")
+    code.store(R10, BELOW["pending"], 4, 0, "nothing pending")
+    code.load(R1, R10, BELOW["protocol"], 1, "protocol")
     code.jump_if(R1, "==", IPPROTO_UDP, "datagrams", "")
     code.move(R1, R9, "the socket")
     code.call(SKC_TO_TCP_SOCK, "as what TCP knows of it")
     code.jump_if(R0, "==", 0, "out", "it is not TCP any more")
-    code.load(R1, R10, AT["state"], 1, "state")
+    code.load(R1, R10, BELOW["state"], 1, "state")
     code.jump_if(R1, "==", LISTEN, "listener", "")
     _write_difference(code, known, "received", "tcp_sock.rcv_nxt", "tcp_sock.copied_seq")
     _write_difference(code, known, "sent", "tcp_sock.write_seq", "tcp_sock.snd_una")
     code.jump("queues", "done")
     code.label("listener")
     known.load(R1, R0, "tcp_sock.inet_conn.icsk_accept_queue.qlen", "handshakes that are not complete")
-    code.store(R10, AT["pending"], 4, R1, "")
+    code.store(R10, BELOW["pending"], 4, R1, "")
     known.load(R1, R9, "sock.sk_ack_backlog", "waiting to be accepted")
-    code.store(R10, AT["received"], 4, R1, "")
+    code.store(R10, BELOW["received"], 4, R1, "")
     known.load(R1, R9, "sock.sk_max_ack_backlog", "as many may")
-    code.store(R10, AT["sent"], 4, R1, "")
+    code.store(R10, BELOW["sent"], 4, R1, "")
     code.jump("queues", "done")
     _write_datagrams(code, known)
     code.label("queues")
@@ -311,30 +299,30 @@ def _write_difference(code: Code, known: _Kernel, name: str, more: str, less: st
     known.load(R1, R0, more, more)
     known.load(R2, R0, less, less)
     code.change(R1, "-", R2, "")
-    code.store(R10, AT[name], 4, R1, name)
+    code.store(R10, BELOW[name], 4, R1, name)
 
 
 def _write_datagrams(code: Code, known: _Kernel) -> None:
     code.label("datagrams")
     code.move(R1, R10, "a scratch place")
-    code.change(R1, "+", AT["received"], "where the result goes")
+    code.change(R1, "+", BELOW["received"], "where the result goes")
     code.move(R2, 4, "an int")
     code.move(R3, R9, "the socket, which is the beginning of a udp_sock")
     code.change(R3, "+", known.places["udp_sock.forward_deficit"].offset, "what was read and not yet given back")
     code.call(PROBE_READ_KERNEL, "")
-    code.load(R2, R10, AT["received"], 4, "that")
+    code.load(R2, R10, BELOW["received"], 4, "that")
     known.load(R1, R9, "sock.sk_backlog.rmem_alloc", "memory of what waits to be read")
     code.change(R1, "-", R2, "")
-    code.store(R10, AT["received"], 4, R1, "received")
+    code.store(R10, BELOW["received"], 4, R1, "received")
     known.load(R1, R9, "sock.sk_wmem_alloc", "memory of what waits to be sent")
     code.change(R1, "-", 1, "one is the socket itself")
-    code.store(R10, AT["sent"], 4, R1, "sent")
+    code.store(R10, BELOW["sent"], 4, R1, "sent")
 
 
 def _write_cookie(code: Code) -> None:
     code.move(R1, R9, "the socket")
     code.call(GET_SOCKET_COOKIE, "its number, given now if it has none")
-    code.store(R10, AT["cookie"], 8, R0, "cookie")
+    code.store(R10, BELOW["cookie"], 8, R0, "cookie")
 
 
 def _send(code: Code, known: _Kernel) -> None:
