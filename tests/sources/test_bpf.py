@@ -634,6 +634,32 @@ def test_root_that_has_lost_the_capabilities():
     assert listed == "sockdiag True ()"
 
 
+TWO_CAPABILITIES = """
+import ctypes, os, struct, sys
+from portbook import take
+query = f"port:{sys.argv[1]} state:listen"
+take(query)  # what is imported when it is needed lies where only root may read
+libc = ctypes.CDLL(None, use_errno=True)
+libc.prctl(8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+two = 1 << 38 - 32 | 1 << 39 - 32  # CAP_PERFMON, CAP_BPF
+if libc.capset(struct.pack("=Ii", 0x20080522, 0), struct.pack("=6I", 0, 0, 0, two, two, 0)):
+    raise OSError(ctypes.get_errno(), "capset")
+listing = take(query)
+print(os.getuid(), listing.source, [o.pid for s in listing.sockets for o in s.owners], listing.gaps)
+"""
+
+
+@pytest.mark.usefixtures("works")
+def test_a_user_with_the_two_capabilities_sees_whom_root_holds():
+    """CAP_BPF and CAP_PERFMON are enough: not root, and no CAP_SYS_PTRACE to look at others' descriptors."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        command = [sys.executable, "-c", TWO_CAPABILITIES, str(listener.getsockname()[1])]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert run.stdout == f"65534 bpf [{os.getpid()}] ()\n", run.stderr
+
+
 @pytest.mark.usefixtures("works")
 def test_the_root_of_a_user_namespace():
     """It has every capability, inside: the kernel refuses all the same."""

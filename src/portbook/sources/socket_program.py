@@ -162,13 +162,13 @@ def _select_state(code: Code, known: _Kernel, choice: Choice) -> None:
     if choice.netns is not None:
         code.move(R1, _signed(choice.netns), "the namespace whose sockets are wanted")
         code.change(R1, "<<", 32, "without the sign that the upper half was filled with")
-        code.change(R1, ">>", 32, "")
+        code.change(R1, ">>", 32, "and back, with zeros")
         code.jump_if(R1, "==", R2, "namespace", "it is that")
         code.change(R4, "&", WAITING, "of another one only what waits")
         code.label("namespace")
     known.load(R2, R9, COMMON + "skc_state", "state")
     code.move(R1, 1, "as a bit")
-    code.change(R1, "<<", R2, "")
+    code.change(R1, "<<", R2, "the bit of this state")
     code.jump_if(R1, "&", R4, "state", "wanted")
     code.jump("out", "not in such a state")
     code.label("state")
@@ -221,7 +221,7 @@ def _write_pid(code: Code, known: _Kernel) -> None:
     code.change(R3, "+", R1, "from its beginning")
     code.change(R3, "+", known.places["pid.numbers"].offset + known.places["upid.nr"].offset, "its numbers")
     code.move(R1, R10, "into the record")
-    code.change(R1, "+", BELOW["pid"], "")
+    code.change(R1, "+", BELOW["pid"], "at this place")
     code.move(R2, 4, "a number is an int")
     code.call(PROBE_READ_KERNEL, "pid")
 
@@ -242,13 +242,13 @@ def _write_addresses(code: Code, known: _Kernel) -> None:
         for at in range(0, RECORD[name], PAIR):
             code.store(R10, BELOW[name] + at, PAIR, 0, "nothing yet")
     known.load(R1, R9, COMMON + "skc_dport", "port of the peer, in network byte order")
-    code.store(R10, BELOW["remote_port"], 2, R1, "")
+    code.store(R10, BELOW["remote_port"], 2, R1, "port of the peer")
     if known.has(V6):
         known.load(R1, R9, COMMON + "skc_family", "family")
         code.jump_if(R1, "==", AF_INET6, "six", "addresses of 16 bytes")
     for name, member in (("local", "skc_rcv_saddr"), ("remote", "skc_daddr")):
         known.load(R1, R9, COMMON + member, name)
-        code.store(R10, BELOW[name], WORD, R1, "")
+        code.store(R10, BELOW[name], WORD, R1, f"{name} address")
     if known.has(V6):
         code.jump("addresses", "done")
         _write_six(code, known)
@@ -260,35 +260,35 @@ def _write_six(code: Code, known: _Kernel) -> None:
     for name, member in (("local", "skc_v6_rcv_saddr"), ("remote", "skc_v6_daddr")):
         for at in range(0, RECORD[name], WORD):
             known.load(R1, R9, COMMON + member, f"{name}, word {at // WORD}", WORD, at)
-            code.store(R10, BELOW[name] + at, WORD, R1, "")
+            code.store(R10, BELOW[name] + at, WORD, R1, f"{name} address")
     known.load(R1, R9, COMMON + "skc_ipv6only", "a byte of flags")
     code.change(R1, "&", known.places[COMMON + "skc_ipv6only"].mask, "is it for IPv6 only?")
     code.jump_if(R1, "==", 0, "addresses", "it is not")
     code.load(R1, R10, BELOW["flags"], 1, "our flags")
     code.change(R1, "|", FOR_IPV6_ONLY, "one more")
-    code.store(R10, BELOW["flags"], 1, R1, "")
+    code.store(R10, BELOW["flags"], 1, R1, "flags")
 
 
 def _write_queues(code: Code, known: _Kernel) -> None:
     """Bytes received and sent; of a listener the connections in its accept queue, and the limit of that."""
     code.store(R10, BELOW["pending"], 4, 0, "nothing pending")
     code.load(R1, R10, BELOW["protocol"], 1, "protocol")
-    code.jump_if(R1, "==", IPPROTO_UDP, "datagrams", "")
+    code.jump_if(R1, "==", IPPROTO_UDP, "datagrams", "UDP has other queues")
     code.move(R1, R9, "the socket")
     code.call(SKC_TO_TCP_SOCK, "as what TCP knows of it")
     code.jump_if(R0, "==", 0, "out", "it is not TCP any more")
     code.load(R1, R10, BELOW["state"], 1, "state")
-    code.jump_if(R1, "==", LISTEN, "listener", "")
+    code.jump_if(R1, "==", LISTEN, "listener", "a listener has connections in its queue")
     _write_difference(code, known, "received", "tcp_sock.rcv_nxt", "tcp_sock.copied_seq")
     _write_difference(code, known, "sent", "tcp_sock.write_seq", "tcp_sock.snd_una")
     code.jump("queues", "done")
     code.label("listener")
     known.load(R1, R0, "tcp_sock.inet_conn.icsk_accept_queue.qlen", "handshakes that are not complete")
-    code.store(R10, BELOW["pending"], 4, R1, "")
+    code.store(R10, BELOW["pending"], 4, R1, "pending")
     known.load(R1, R9, "sock.sk_ack_backlog", "waiting to be accepted")
-    code.store(R10, BELOW["received"], 4, R1, "")
+    code.store(R10, BELOW["received"], 4, R1, "accept queue")
     known.load(R1, R9, "sock.sk_max_ack_backlog", "as many may")
-    code.store(R10, BELOW["sent"], 4, R1, "")
+    code.store(R10, BELOW["sent"], 4, R1, "backlog")
     code.jump("queues", "done")
     _write_datagrams(code, known)
     code.label("queues")
@@ -298,7 +298,7 @@ def _write_difference(code: Code, known: _Kernel, name: str, more: str, less: st
     """Of two positions in a stream, which are numbers of 32 bits that may run over."""
     known.load(R1, R0, more, more)
     known.load(R2, R0, less, less)
-    code.change(R1, "-", R2, "")
+    code.change(R1, "-", R2, "the bytes between them")
     code.store(R10, BELOW[name], 4, R1, name)
 
 
@@ -309,10 +309,10 @@ def _write_datagrams(code: Code, known: _Kernel) -> None:
     code.move(R2, 4, "an int")
     code.move(R3, R9, "the socket, which is the beginning of a udp_sock")
     code.change(R3, "+", known.places["udp_sock.forward_deficit"].offset, "what was read and not yet given back")
-    code.call(PROBE_READ_KERNEL, "")
+    code.call(PROBE_READ_KERNEL, "copy it there")
     code.load(R2, R10, BELOW["received"], 4, "that")
     known.load(R1, R9, "sock.sk_backlog.rmem_alloc", "memory of what waits to be read")
-    code.change(R1, "-", R2, "")
+    code.change(R1, "-", R2, "what is really in the queue")
     code.store(R10, BELOW["received"], 4, R1, "received")
     known.load(R1, R9, "sock.sk_wmem_alloc", "memory of what waits to be sent")
     code.change(R1, "-", 1, "one is the socket itself")
