@@ -482,6 +482,42 @@ def test_a_port_is_compared_in_the_kernel(own_network):
         assert {r[13] for r in socket_record.FORMAT.iter_unpack(both.records)} == {port, other}
 
 
+MANY = """
+import ctypes, resource, signal
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+each = min(most, 200_000) - 10
+null = os.open("/dev/null", os.O_RDONLY)
+for _ in range(each):
+    os.dup(null)
+me = os.getpid()
+for _ in range(1_050_000 // each):
+    if os.fork() == 0:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+        while os.getppid() == me:
+            signal.pause()
+        os._exit(0)
+say()
+wait()
+"""
+LAST = """
+one = socket.create_server(("127.0.0.1", 0))
+say(one.getsockname()[1])
+wait()
+"""
+
+
+@pytest.mark.usefixtures("works")
+def test_a_million_files_without_a_socket_do_not_end_the_reading(own_network):
+    """The kernel lets the reader take a breath then: EAGAIN, MAX_ITER_OBJECTS in kernel/bpf/bpf_iter.c."""
+    import resource
+
+    need(resource.getrlimit(resource.RLIMIT_NOFILE)[1] >= 10_000, "processes that may open 10,000 files")
+    with child(MANY), child(LAST) as last:
+        (row,) = take(f"port:{last.said} state:listen", source="bpf").sockets
+        assert [o.pid for o in row.owners] == [last.pid]
+
+
 @pytest.mark.usefixtures("works")
 def test_nobody_is_asked_about_a_port_that_is_free(own_network, monkeypatch):
     with socket.socket() as free:

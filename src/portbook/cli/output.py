@@ -50,12 +50,12 @@ def write_bytes(parts: Iterable[bytes]) -> None:
     sys.stdout.buffer.flush()
 
 
-def write_people(listing: Listing, wide: bool, key: Key) -> None:
+def write_people(listing: Listing, wide: bool, key: Key, netns: bool = False) -> None:
     """Write a listing as columns, and what could not be known on stderr."""
     from portbook.render import plain, text
 
     if listing.sockets:
-        lines = plain.lines(_sorted(listing.sockets, key), text.style_of(sys.stdout), wide)
+        lines = plain.lines(_sorted(listing.sockets, key), text.style_of(sys.stdout), wide, netns)
         sys.stdout.write("\n".join(lines) + "\n")
         sys.stdout.flush()
     else:

@@ -113,10 +113,13 @@ WIDE = (
 )
 
 
-def lines(sockets: Sequence[Socket], style: Style, wide: bool = False) -> list[str]:
-    """The table; columns in which no row has anything are left out. ``wide`` is for scrolling, not for fitting."""
+def lines(sockets: Sequence[Socket], style: Style, wide: bool = False, netns: bool = False) -> list[str]:
+    """The table; columns in which no row has anything are left out. ``wide`` is for scrolling, not for fitting.
+
+    ``netns``: say of each row in which network namespace it is.
+    """
     shown = [PROTOCOL, ADDRESS, PORT, PEER, STATE, PID, PROCESS, USER, SERVICE, REACHED]
-    if len({s.netns for s in sockets}) > 1 or any(s.netns_name for s in sockets):
+    if netns:
         shown.insert(0, NETNS)
     if wide:
         shown = [s for s in shown if s is not PID] + list(WIDE)

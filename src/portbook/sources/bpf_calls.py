@@ -94,9 +94,9 @@ def _read_all(file: int) -> bytes:
         except OSError as error:
             raise SourceMissing(f"bpf: reading stopped after {len(parts)} parts: {error.strerror}") from error
         if not part:
-            break
+            return b"".join(parts)
         parts.append(part)
-    return b"".join(parts)
+    raise SourceMissing(f"bpf: reading does not end after {len(parts)} parts")
 
 
 # --- the call ------------------------------------------------------------------------------------------------------
