@@ -133,6 +133,20 @@ def test_a_connection_that_lost_its_process_meanwhile_comes_once_as_it_was_seen_
     ]  # fmt: skip
 
 
+def test_a_connection_that_was_accepted_meanwhile_comes_once_with_its_owner():
+    waiting = replace(CONNECTED, inode=0)
+    other = replace(waiting, remote_port=4002)
+    reading = bpf.parse(with_dump(record(LISTENER, 5) + record(CONNECTED, 5), waiting, other))
+    assert [(s.remote_port, bool(s.owners)) for s in reading.sockets] == [(None, True), (4000, True), (4002, False)]
+
+
+def test_a_datagram_socket_with_the_same_ends_stays():
+    datagrams = replace(CONNECTED, protocol="udp", inode=13)
+    passed = replace(CONNECTED, state="TIME_WAIT", inode=0, uid=None, cookie=0)
+    reading = bpf.parse(with_dump(record(datagrams, 5), passed))
+    assert [(s.protocol, s.state) for s in reading.sockets] == [("udp", "ESTABLISHED"), ("tcp", "TIME_WAIT")]
+
+
 @given(st.binary(max_size=300), st.data())
 def test_any_bytes_are_sockets_or_garbled(data, more):
     damaged = bytearray(more.draw(st.sampled_from([data, record(LISTENER, 5) + record(CONNECTED, 6)])))

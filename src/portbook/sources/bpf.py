@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import struct
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from socket import AF_INET, AF_INET6, ntohs
 from typing import TYPE_CHECKING, NamedTuple
@@ -205,21 +205,25 @@ def parse(raw: Raw) -> Reading:
         added += reading.sockets
         gaps += reading.gaps
     added = list({s.inode or -i: s for i, s in enumerate(added, 1)}.values())  # a table may show one twice
-    sockets = [*_without(rows.values(), added), *added]
-    return Reading(sockets, gaps, None if raw.everywhere else elsewhere)
+    return Reading(_once(list(rows.values()), added), gaps, None if raw.everywhere else elsewhere)
 
 
-def _without(rows: Iterable[Socket], added: list[Socket]) -> Iterable[Socket]:
-    """Leave out connections that lost their process while we looked: they come again, in a state without one."""
-    later = {(s.local_port, s.remote_port, s.local_address, s.remote_address, s.netns) for s in added if not s.inode}
-    ports = {key[:2] for key in later}
-    return [
-        s
-        for s in rows
-        if (s.local_port, s.remote_port) not in ports
-        or s.remote_port is None
-        or (s.local_port, s.remote_port, s.local_address, s.remote_address, s.netns) not in later
-    ] if later else rows  # fmt: skip
+def _once(rows: list[Socket], added: list[Socket]) -> list[Socket]:
+    """Each connection once, as it was later: while we looked, one may have been accepted, or lost its process."""
+    from portbook.sources.fileless import TRANSIENT
+
+    alone = {_ends(s): s for s in added if not s.inode}
+    ports = {(s.local_port, s.remote_port) for s in alone.values()}
+    twice = [s for s in rows if (s.local_port, s.remote_port) in ports and _ends(s) in alone] if ports else []
+    if twice:
+        closed = {id(s) for s in twice if alone[_ends(s)].state in TRANSIENT}
+        accepted = {id(alone[_ends(s)]) for s in twice if id(s) not in closed}
+        return [s for s in (*rows, *added) if id(s) not in closed and id(s) not in accepted]
+    return rows + added
+
+
+def _ends(s: Socket) -> tuple[object, ...]:
+    return s.protocol, s.local_port, s.remote_port, s.local_address, s.remote_address, s.netns
 
 
 class _Owners(dict[int, tuple[Owner, ...]]):
