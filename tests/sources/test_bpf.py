@@ -112,6 +112,14 @@ def test_a_thread_counts_only_where_its_process_does_not_hold_the_socket():
     assert row.owners == (Owner(5, how="fd"), Owner(6, how="task-fd"))
 
 
+def test_only_the_holder_of_a_multipath_socket_is_taken_from_its_file():
+    below = replace(CONNECTED, inode=7, cookie=77)
+    above = replace(CONNECTED, local_port=9999, inode=7)
+    (row,) = bpf.parse(with_dump(record(above, 5, 4), below)).sockets
+    assert row == replace(below, owners=(Owner(5, how="fd"),))
+    assert bpf._seen(record(above, 5, 4) + record(replace(LISTENER, inode=8), 5))[1:] == ({8}, {7})
+
+
 def with_dump(records, *several):
     dump = sockdiag.Dump("tcp", b"".join(map(encode, several)) + DONE)
     return Raw(records, OWN, False, {OWN: Inside([sockdiag.Raw((dump,), OWN)], {})})
@@ -163,7 +171,8 @@ def test_any_bytes_are_sockets_or_garbled(data, more):
 @given(st.lists(held(), max_size=8).map(unique))
 def test_columns_count_what_the_kernel_counts(several):
     data = b"".join(record(s, pid) for s, pids in several for pid in pids)
-    seen, known = bpf._seen(data)
+    seen, known, named = bpf._seen(data)
+    assert named == frozenset()
     assert known == {s.inode for s, _ in several}
     for netns in (OWN, OTHER):
         mine = [s for s, _ in several if s.netns == netns]
@@ -455,6 +464,54 @@ def test_a_name_given_by_ip_netns(works, own_network):
             process.stdin.close()
     finally:
         subprocess.run(["ip", "netns", "delete", name], check=True, timeout=30)
+
+
+MPTCP = """
+def opened():
+    return socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
+listener = opened()
+listener.bind(("127.0.0.1", 0))
+listener.listen(7)
+port = listener.getsockname()[1]
+client, plain = opened(), socket.socket()
+client.connect(("127.0.0.1", port))
+one = listener.accept()[0]
+plain.connect(("127.0.0.1", port))
+two = listener.accept()[0]
+other = socket.create_server(("127.0.0.1", 0))
+if os.fork() == 0:
+    wait()
+    os._exit(0)
+say([port, other.getsockname()[1]])
+wait()
+"""
+
+
+@pytest.mark.usefixtures("works")
+def test_multipath_tcp_has_its_holders(own_network):
+    """Its file is that of another socket than those that TCP has: what Go's listeners are by default since 1.24."""
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262).close()
+    except OSError as error:
+        need(False, f"MPTCP: {error.strerror}")
+    with child(MPTCP) as one:
+        port, other = one.said
+        for query in (
+            f"port:{port}",
+            f"port:{port} state:listen",
+            f"remote-port:{port}",
+            f"port:{port} protocol:tcp",
+            "",
+        ):
+            mine, theirs = (
+                [s for s in map(comparable, take(query, source=name).sockets) if port in (s.local_port, s.remote_port)]
+                for name in ("bpf", "sockdiag")
+            )
+            assert sorted(mine, key=repr) == sorted(theirs, key=repr), query
+            assert all(len(s.owners) == 2 for s in mine), query
+        assert take(f"port:{port} protocol:udp", source="bpf").sockets == ()
+        assert f"{port}/tcp" in who(other).holders[0].other_ports
+        assert take("state:listening", source="bpf").gaps == take("state:listening", source="sockdiag").gaps
 
 
 @pytest.mark.usefixtures("works")

@@ -25,7 +25,7 @@ from portbook.records import Gap, Owner, Protocol, Socket, State
 from portbook.sources import sockdiag
 from portbook.sources.base import Elsewhere, Reading, Source, Wanted
 from portbook.sources.sockdiag import AF, FAMILY, LINK_LOCAL, TCP_STATES, UDP_STATES, Addresses
-from portbook.sources.socket_record import FOR_IPV6_ONLY, FORMAT, PLACES, SIZE
+from portbook.sources.socket_record import FOR_IPV6_ONLY, FORMAT, OF_MPTCP, PLACES, SIZE
 
 if (
     TYPE_CHECKING
@@ -130,9 +130,9 @@ def _files_first(wanted: Wanted, own: int, run: Callable[[], bytes]) -> Both:
     from portbook.sources import fileless
 
     records = run()
-    seen, known = _seen(records)
+    seen, known, named = _seen(records)
     answers = fileless.ask(wanted, own, seen, known)
-    if fileless.have_files(answers, known):
+    if fileless.have_files(answers, known | named):
         # Opened after the program had passed, or handed over while it did: if anybody has it now, it is found now.
         records += run()
     return records, seen, answers
@@ -146,8 +146,8 @@ def _tables_first(wanted: Wanted, own: int, run: Callable[[], bytes]) -> Both:
     if wanted.ports and wanted.everywhere and sockdiag.shows_bound() and not fileless.have_files(answers):
         return b"", {}, answers
     records = run()
-    seen, known = _seen(records)
-    if fileless.have_files(answers, known):  # closed meanwhile, or nobody has it
+    seen, known, named = _seen(records)
+    if fileless.have_files(answers, known | named):  # closed meanwhile, or nobody has it
         answers = fileless.ask(wanted, own)
     return records, seen, answers
 
@@ -169,16 +169,27 @@ def _mask(wanted: Wanted, states: Mapping[int, State | None]) -> int:
     return sum(1 << number for number, state in states.items() if state in wanted.states)
 
 
-def _seen(records: bytes) -> tuple[dict[int, Seen], frozenset[int]]:
-    """By namespace what the kernel counts too, and the inodes. Column by column: there may be a hundred thousand."""
+def _seen(records: bytes) -> tuple[dict[int, Seen], frozenset[int], frozenset[int]]:
+    """By namespace what the kernel counts too, the inodes, and those of which only the holder is known.
+
+    Column by column: there may be a hundred thousand.
+    """
     from portbook.sources.fileless import Seen
 
     words = memoryview(records).cast("I")
     inodes = memoryview(records).cast("Q")[PLACES["inode"] // 8 :: SIZE // 8].tolist()
     netns = words[PLACES["netns"] // 4 :: SIZE // 4].tolist()
+    flags = records[PLACES["flags"] :: SIZE]
+    named = (
+        frozenset(i for i, flag in zip(inodes, flags, strict=True) if flag & OF_MPTCP) if any(flags) else frozenset()
+    )
+    known = frozenset(inodes) - named
     kinds = zip(netns, records[PLACES["protocol"] :: SIZE], records[PLACES["state"] :: SIZE], strict=True)
-    known = frozenset(inodes)
-    once = kinds if len(known) == len(inodes) else dict(zip(inodes, kinds, strict=True)).values()
+    once = (
+        kinds
+        if len(known) == len(inodes)
+        else (k for i, k in dict(zip(inodes, kinds, strict=True)).items() if i in known)
+    )
     hashed: dict[int, Counter[Protocol]] = defaultdict(Counter)
     for (where, protocol, state), count in Counter(once).items():
         hashed[where][PROTOCOLS[protocol]] += count if (protocol, state) != (6, CLOSE) else 0
@@ -186,7 +197,7 @@ def _seen(records: bytes) -> tuple[dict[int, Seen], frozenset[int]]:
     for i, count in enumerate(words[PLACES["pending"] // 4 :: SIZE // 4].tolist()):
         if count:
             pending[netns[i]] += count
-    return {where: Seen(counter, pending[where]) for where, counter in hashed.items()}, known
+    return {where: Seen(counter, pending[where]) for where, counter in hashed.items()}, known, named
 
 
 # --- the pure half -------------------------------------------------------------------------------------------------
@@ -195,7 +206,7 @@ def _seen(records: bytes) -> tuple[dict[int, Seen], frozenset[int]]:
 def parse(raw: Raw) -> Reading:
     """Read the records and the dumps; raise SourceGarbled."""
     try:
-        rows, elsewhere = _rows(raw)
+        rows, above, elsewhere = _rows(raw)
     except (struct.error, ValueError, KeyError, TypeError, OverflowError) as error:
         raise SourceGarbled(f"bpf: {len(raw.records)} bytes of records: {error}") from error
     gaps = list(raw.gaps)
@@ -205,6 +216,11 @@ def parse(raw: Raw) -> Reading:
         added += reading.sockets
         gaps += reading.gaps
     added = list({s.inode or -i: s for i, s in enumerate(added, 1)}.values())  # a table may show one twice
+    added = [replace(s, owners=above[s.inode].owners) if s.inode in above else s for s in added] if above else added
+    if not any(
+        inside.dumps for inside in raw.inside.values()
+    ):  # the sockets below were not asked for: then it is shown
+        added += [s for s in above.values() if s.state == "LISTEN"]
     return Reading(_once(list(rows.values()), added), gaps, None if raw.everywhere else elsewhere)
 
 
@@ -242,11 +258,12 @@ KINDS: dict[tuple[int, int], Kind] = {
 }
 
 
-def _rows(raw: Raw) -> tuple[dict[int, Socket], Elsewhere]:
-    """The sockets by inode, with their owners, and what was seen of other namespaces."""
+def _rows(raw: Raw) -> tuple[dict[int, Socket], dict[int, Socket], Elsewhere]:
+    """The sockets by inode, with their owners; MPTCP sockets alike, apart; and what was seen of other namespaces."""
     known = {AF_INET: Addresses(AF_INET, 4), AF_INET6: Addresses(AF_INET6, 16)}
     owners = _Owners()
     rows: dict[int, Socket] = {}
+    above: set[int] = set()
     holders: dict[int, list[int]] = defaultdict(list)  # of sockets that come more than once
     elsewhere: dict[int, int] = {}
     own, everywhere = raw.netns, raw.everywhere
@@ -261,6 +278,8 @@ def _rows(raw: Raw) -> tuple[dict[int, Socket], Elsewhere]:
         if netns != own and not everywhere:
             elsewhere[inode] = netns
             continue
+        if flags & OF_MPTCP:
+            above.add(inode)
         protocol, state, listening, waits = KINDS[number, state_number]
         addresses = known[family]
         local, reach = addresses[source]
@@ -298,7 +317,7 @@ def _rows(raw: Raw) -> tuple[dict[int, Socket], Elsewhere]:
         )
     for inode, more in holders.items():
         rows[inode] = replace(rows[inode], owners=_merged(rows[inode].owners, more, owners))
-    return rows, Elsewhere(len(elsewhere), len(set(elsewhere.values())))
+    return rows, {inode: rows.pop(inode) for inode in above}, Elsewhere(len(elsewhere), len(set(elsewhere.values())))
 
 
 def _scope(raw: Raw, netns: int, interface: int, family: int, source: bytes) -> tuple[str | None, str | None]:

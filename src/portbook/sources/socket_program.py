@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from portbook.sources.assembler import R0, R1, R2, R3, R4, R6, R7, R8, R9, R10, Code, Register
+from portbook.sources.assembler import R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, Code, Register
 from portbook.sources.base import PortRange
 from portbook.sources.btf import Place
-from portbook.sources.socket_record import FOR_IPV6_ONLY, OF_A_THREAD, PLACES, RECORD, SIZE
+from portbook.sources.socket_record import FOR_IPV6_ONLY, OF_A_THREAD, OF_MPTCP, PLACES, RECORD, SIZE
 
 FUNCTION = "bpf_iter_task_file"  # to which the program is attached
 WORD, PAIR = 4, 8  # bytes that are copied at once
@@ -49,7 +49,8 @@ GET_SOCKET_COOKIE, PROBE_READ_KERNEL, SEQ_WRITE, SKC_TO_TCP_SOCK = 46, 113, 127,
 GET_CURRENT_TASK_BTF, SOCK_FROM_FILE = 158, 162
 AF_INET, AF_INET6 = 2, 10
 SOCK_STREAM, SOCK_DGRAM = 1, 2
-IPPROTO_TCP, IPPROTO_UDP = 6, 17
+IPPROTO_TCP, IPPROTO_UDP, IPPROTO_MPTCP = 6, 17, 262
+ANY_STATE = 0xFFFF
 ESTABLISHED, CLOSE, LISTEN = 1, 7, 10  # include/net/tcp_states.h
 PIDTYPE_TGID = 1  # include/linux/pid_types.h
 UPID_SIZE = 16  # struct upid: a number and a pointer
@@ -130,21 +131,30 @@ def _select_kind(code: Code, known: _Kernel, choice: Choice) -> None:
     known.load(R2, R9, "sock.sk_type", "type")
     known.load(R3, R9, "sock.sk_protocol", "protocol")
     code.move(R4, choice.tcp, "states of TCP that are wanted")
+    code.move(R5, 0, "no flag")
     code.jump_if(R2, "==", SOCK_STREAM, "stream", "perhaps TCP")
     code.jump_if(R2, "!=", SOCK_DGRAM, "out", "raw, for one")
     code.jump_if(R3, "!=", IPPROTO_UDP, "out", "UDP-Lite, ping")
     code.move(R4, choice.udp, "states of UDP that are wanted")
     code.jump("kind", "UDP it is")
     code.label("stream")
-    code.jump_if(R3, "!=", IPPROTO_TCP, "out", "MPTCP, SCTP")
+    code.jump_if(R3, "==", IPPROTO_TCP, "kind", "TCP it is")
+    code.jump_if(R3, "!=", IPPROTO_MPTCP, "out", "SCTP, for one")
+    # Of it only the holder counts: address, port and state are those of the TCP sockets below, which sock_diag shows.
+    code.move(R3, IPPROTO_TCP, "as which it is shown")
+    code.move(R4, ANY_STATE if choice.tcp else 0, "whatever its own state is")
+    code.move(R5, OF_MPTCP, "and marked")
     code.label("kind")
     code.store(R10, BELOW["protocol"], 1, R3, "protocol")
     code.store(R10, BELOW["family"], 1, R1, "family")
+    code.store(R10, BELOW["flags"], 1, R5, "flags")
 
 
 def _select_port(code: Code, known: _Kernel, ports: tuple[PortRange, ...]) -> None:
     known.load(R1, R9, COMMON + "skc_num", "local port, in this machine's byte order")
     code.jump_if(R1, "==", 0, "out", "it has none")
+    if ports:
+        code.jump_if(R5, "!=", 0, "port", "MPTCP, whatever its port")
     for i, (low, high) in enumerate(ports):
         code.jump_if(R1, "<", low, f"above {i}", "below this range")
         code.jump_if(R1, "<=", high, "port", "inside this range")
@@ -228,13 +238,17 @@ def _write_pid(code: Code, known: _Kernel) -> None:
 
 def _write_thread(code: Code, known: _Kernel) -> None:
     """Tables of other threads are gone through only when they are not their leader's: kernel/bpf/task_iter.c."""
-    code.move(R3, 0, "no flag")
     known.load(R1, R8, "task_struct.pid", "number of the thread")
     known.load(R2, R8, "task_struct.tgid", "and of the process")
     code.jump_if(R1, "==", R2, "leader", "the first thread")
-    code.move(R3, OF_A_THREAD, "another one")
+    _mark(code, OF_A_THREAD)
     code.label("leader")
-    code.store(R10, BELOW["flags"], 1, R3, "flags")
+
+
+def _mark(code: Code, flag: int) -> None:
+    code.load(R1, R10, BELOW["flags"], 1, "our flags")
+    code.change(R1, "|", flag, "one more")
+    code.store(R10, BELOW["flags"], 1, R1, "flags")
 
 
 def _write_addresses(code: Code, known: _Kernel) -> None:
@@ -264,14 +278,15 @@ def _write_six(code: Code, known: _Kernel) -> None:
     known.load(R1, R9, COMMON + "skc_ipv6only", "a byte of flags")
     code.change(R1, "&", known.places[COMMON + "skc_ipv6only"].mask, "is it for IPv6 only?")
     code.jump_if(R1, "==", 0, "addresses", "it is not")
-    code.load(R1, R10, BELOW["flags"], 1, "our flags")
-    code.change(R1, "|", FOR_IPV6_ONLY, "one more")
-    code.store(R10, BELOW["flags"], 1, R1, "flags")
+    _mark(code, FOR_IPV6_ONLY)
 
 
 def _write_queues(code: Code, known: _Kernel) -> None:
     """Bytes received and sent; of a listener the connections in its accept queue, and the limit of that."""
-    code.store(R10, BELOW["pending"], 4, 0, "nothing pending")
+    for name in ("pending", "received", "sent"):
+        code.store(R10, BELOW[name], 4, 0, f"nothing {name}")
+    code.load(R1, R10, BELOW["flags"], 1, "our flags")
+    code.jump_if(R1, "&", OF_MPTCP, "queues", "its queues are not TCP's")
     code.load(R1, R10, BELOW["protocol"], 1, "protocol")
     code.jump_if(R1, "==", IPPROTO_UDP, "datagrams", "UDP has other queues")
     code.move(R1, R9, "the socket")

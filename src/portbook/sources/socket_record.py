@@ -13,4 +13,6 @@ RECORD = {
 FORMAT = struct.Struct("=" + "".join({1: "B", 2: "H", 4: "I", 8: "Q", 16: "16s"}[width] for width in RECORD.values()))
 SIZE = FORMAT.size
 PLACES = {name: sum(list(RECORD.values())[:i]) for i, name in enumerate(RECORD)}
-FOR_IPV6_ONLY, OF_A_THREAD = 1, 2  # flags: the second is set for a descriptor table that is not the leader's
+# Flags: the socket takes no IPv4; the descriptor table is not the leader's; the file is that of an MPTCP socket
+# (RFC 8684), under which lie TCP sockets that have the same inode and no file of their own.
+FOR_IPV6_ONLY, OF_A_THREAD, OF_MPTCP = 1, 2, 4
