@@ -117,7 +117,7 @@ def test_only_the_holder_of_a_multipath_socket_is_taken_from_its_file():
     above = replace(CONNECTED, local_port=9999, inode=7)
     (row,) = bpf.parse(with_dump(record(above, 5, 4), below)).sockets
     assert row == replace(below, owners=(Owner(5, how="fd"),))
-    assert bpf._seen(record(above, 5, 4) + record(replace(LISTENER, inode=8), 5))[1:] == ({8}, {7})
+    assert fileless.look_through(record(above, 5, 4) + record(replace(LISTENER, inode=8), 5))[1:] == ({8}, {7})
 
 
 def with_dump(records, *several):
@@ -171,7 +171,7 @@ def test_any_bytes_are_sockets_or_garbled(data, more):
 @given(st.lists(held(), max_size=8).map(unique))
 def test_columns_count_what_the_kernel_counts(several):
     data = b"".join(record(s, pid) for s, pids in several for pid in pids)
-    seen, known, named = bpf._seen(data)
+    seen, known, named = fileless.look_through(data)
     assert named == frozenset()
     assert known == {s.inode for s, _ in several}
     for netns in (OWN, OTHER):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
 from socket import AF_INET, AF_INET6, ntohs
@@ -25,7 +25,7 @@ from portbook.records import Gap, Owner, Protocol, Socket, State
 from portbook.sources import sockdiag
 from portbook.sources.base import Elsewhere, Reading, Source, Wanted
 from portbook.sources.sockdiag import AF, FAMILY, LINK_LOCAL, TCP_STATES, UDP_STATES, Addresses
-from portbook.sources.socket_record import FOR_IPV6_ONLY, FORMAT, OF_MPTCP, PLACES, SIZE
+from portbook.sources.socket_record import FOR_IPV6_ONLY, FORMAT, OF_MPTCP
 
 if (
     TYPE_CHECKING
@@ -38,7 +38,6 @@ SINCE = "Linux 5.12 and later have it"  # the iterator, and the helpers that the
 CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 21, 38, 39
 MOST_RANGES = 100  # of ports compared in the kernel; more are left to the pipeline
 PROTOCOLS: dict[int, Protocol] = {6: "tcp", 17: "udp"}
-CLOSE = 7
 MOST_PIDS = 16  # looked at one by one; for more, looking at all is quicker
 NEGATIVE = 1 << 31  # of 32 bits: a queue that TCP computes may be below zero while a FIN is in it
 
@@ -130,7 +129,7 @@ def _files_first(wanted: Wanted, own: int, run: Callable[[], bytes]) -> Both:
     from portbook.sources import fileless
 
     records = run()
-    seen, known, named = _seen(records)
+    seen, known, named = fileless.look_through(records)
     answers = fileless.ask(wanted, own, seen, known)
     if fileless.have_files(answers, known | named):
         # Opened after the program had passed, or handed over while it did: if anybody has it now, it is found now.
@@ -146,7 +145,7 @@ def _tables_first(wanted: Wanted, own: int, run: Callable[[], bytes]) -> Both:
     if wanted.ports and wanted.everywhere and sockdiag.shows_bound() and not fileless.have_files(answers):
         return b"", {}, answers
     records = run()
-    seen, known, named = _seen(records)
+    seen, known, named = fileless.look_through(records)
     if fileless.have_files(answers, known | named):  # closed meanwhile, or nobody has it
         answers = fileless.ask(wanted, own)
     return records, seen, answers
@@ -167,37 +166,6 @@ def _choice(wanted: Wanted) -> Choice:
 
 def _mask(wanted: Wanted, states: Mapping[int, State | None]) -> int:
     return sum(1 << number for number, state in states.items() if state in wanted.states)
-
-
-def _seen(records: bytes) -> tuple[dict[int, Seen], frozenset[int], frozenset[int]]:
-    """By namespace what the kernel counts too, the inodes, and those of which only the holder is known.
-
-    Column by column: there may be a hundred thousand.
-    """
-    from portbook.sources.fileless import Seen
-
-    words = memoryview(records).cast("I")
-    inodes = memoryview(records).cast("Q")[PLACES["inode"] // 8 :: SIZE // 8].tolist()
-    netns = words[PLACES["netns"] // 4 :: SIZE // 4].tolist()
-    flags = records[PLACES["flags"] :: SIZE]
-    named = (
-        frozenset(i for i, flag in zip(inodes, flags, strict=True) if flag & OF_MPTCP) if any(flags) else frozenset()
-    )
-    known = frozenset(inodes) - named
-    kinds = zip(netns, records[PLACES["protocol"] :: SIZE], records[PLACES["state"] :: SIZE], strict=True)
-    once = (
-        kinds
-        if len(known) == len(inodes)
-        else (k for i, k in dict(zip(inodes, kinds, strict=True)).items() if i in known)
-    )
-    hashed: dict[int, Counter[Protocol]] = defaultdict(Counter)
-    for (where, protocol, state), count in Counter(once).items():
-        hashed[where][PROTOCOLS[protocol]] += count if (protocol, state) != (6, CLOSE) else 0
-    pending = Counter[int]()
-    for i, count in enumerate(words[PLACES["pending"] // 4 :: SIZE // 4].tolist()):
-        if count:
-            pending[netns[i]] += count
-    return {where: Seen(counter, pending[where]) for where, counter in hashed.items()}, known, named
 
 
 # --- the pure half -------------------------------------------------------------------------------------------------

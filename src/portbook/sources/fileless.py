@@ -10,7 +10,7 @@ Facts: net/ipv4/proc.c, sockstat_seq_show(); "inuse" counts what is hashed, whic
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
@@ -19,11 +19,14 @@ from portbook.errors import SourceError
 from portbook.records import FAMILIES, PROTOCOLS, STATES, Gap, Protocol, State
 from portbook.sources import namespaces, sockdiag
 from portbook.sources.base import Wanted
+from portbook.sources.socket_record import OF_MPTCP, PLACES, SIZE
 
 # States in which TCP keeps a connection after, or before, a process has it.
 TRANSIENT: frozenset[State | None] = frozenset(
     ("TIME_WAIT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2", "CLOSING", "LAST_ACK")
 )
+TCP, CLOSE = 6, 7
+NUMBERS: dict[int, Protocol] = {TCP: "tcp", 17: "udp"}
 EVERY: frozenset[State | None] = frozenset((*STATES, None))
 
 
@@ -59,6 +62,38 @@ def is_whole(wanted: Wanted) -> bool:
     """Whether nothing is left out, so that numbers can be compared."""
     parts = len(wanted.protocols) == len(PROTOCOLS) and len(wanted.families) == len(FAMILIES)
     return parts and wanted.ports is None and wanted.states >= EVERY
+
+
+# --- what has files -------------------------------------------------------------------------------------------------
+
+
+def look_through(records: bytes) -> tuple[dict[int, Seen], frozenset[int], frozenset[int]]:
+    """By namespace what the kernel counts too, the inodes, and those of which only the holder is known.
+
+    Column by column: there may be a hundred thousand.
+    """
+    words = memoryview(records).cast("I")
+    inodes = memoryview(records).cast("Q")[PLACES["inode"] // 8 :: SIZE // 8].tolist()
+    netns = words[PLACES["netns"] // 4 :: SIZE // 4].tolist()
+    flags = records[PLACES["flags"] :: SIZE]
+    named = (
+        frozenset(i for i, flag in zip(inodes, flags, strict=True) if flag & OF_MPTCP) if any(flags) else frozenset()
+    )
+    known = frozenset(inodes) - named
+    kinds = zip(netns, records[PLACES["protocol"] :: SIZE], records[PLACES["state"] :: SIZE], strict=True)
+    once = (
+        kinds
+        if len(known) == len(inodes)
+        else (k for i, k in dict(zip(inodes, kinds, strict=True)).items() if i in known)
+    )
+    hashed: dict[int, Counter[Protocol]] = defaultdict(Counter)
+    for (where, protocol, state), count in Counter(once).items():
+        hashed[where][NUMBERS[protocol]] += count if (protocol, state) != (TCP, CLOSE) else 0
+    pending = Counter[int]()
+    for i, count in enumerate(words[PLACES["pending"] // 4 :: SIZE // 4].tolist()):
+        if count:
+            pending[netns[i]] += count
+    return {where: Seen(counter, pending[where]) for where, counter in hashed.items()}, known, named
 
 
 # --- namespace by namespace ----------------------------------------------------------------------------------------
