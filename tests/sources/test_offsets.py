@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import zlib
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,10 +68,15 @@ def damaged(text):
     )
 
 
+def written(kernel, layout):
+    """The file's contents."""
+    parts = (kernel, layout.places, layout.functions)
+    return msgspec.json.encode((zlib.crc32(msgspec.json.encode(parts)), *parts))
+
+
 @given(st.data())
 def test_a_damaged_file_is_refused_or_says_the_same(more):
-    body = offsets.msgspec.json.encode(LAYOUT)
-    text = offsets.msgspec.json.encode(offsets.Kept(KERNEL, offsets.crc32(body), offsets.msgspec.Raw(body)))
+    text = written(KERNEL, LAYOUT)
     assert offsets.parse(text, KERNEL) == LAYOUT
     try:
         said = offsets.parse(more.draw(damaged(text)), KERNEL)
@@ -78,12 +85,25 @@ def test_a_damaged_file_is_refused_or_says_the_same(more):
     assert said == LAYOUT
 
 
-@pytest.mark.parametrize("place", [Place(-1, 4), Place(40_000, 4), Place(0, 3), Place(0, 1, 999)])
-def test_numbers_that_no_structure_has_are_refused(place):
-    body = offsets.msgspec.json.encode(Layout({"sock.x": place}, {}))
-    text = offsets.msgspec.json.encode(offsets.Kept(KERNEL, offsets.crc32(body), offsets.msgspec.Raw(body)))
-    with pytest.raises(ValueError, match=r"sock\.x"):
+JSON = st.recursive(
+    st.none() | st.integers(-(2**40), 2**40) | st.text(max_size=5) | st.booleans(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+)
+
+
+@given(st.lists(JSON, min_size=3, max_size=3))
+def test_a_file_that_is_whole_and_makes_no_sense_is_refused(parts):
+    text = msgspec.json.encode((zlib.crc32(msgspec.json.encode(parts)), *parts))
+    with pytest.raises(ValueError, match=r".+"):
         offsets.parse(text, KERNEL)
+
+
+@pytest.mark.parametrize(
+    "place", [Place(-1, 4), Place(40_000, 4), Place(0, 3), Place(0, 1, 999), [1], [1, 2, 3, 4], "a"]
+)
+def test_numbers_that_no_structure_has_are_refused(place):
+    with pytest.raises(ValueError, match=r"no place|damaged"):
+        offsets.parse(written(KERNEL, Layout({"sock.x": place}, {})), KERNEL)
 
 
 def spoil_with_a_link(cache):

@@ -11,12 +11,13 @@ import os
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
+from typing import NamedTuple
 from zlib import crc32
 
 import msgspec
 
 from portbook.sources import btf
-from portbook.sources.btf import Layout
+from portbook.sources.btf import Layout, Place
 
 SYSTEM_DIRECTORY = "/var/cache"  # Filesystem Hierarchy Standard, section 5.5
 OWN, NAME = "portbook", "offsets.json"
@@ -26,20 +27,12 @@ WIDTHS = frozenset((0, 1, 2, 4, 8, 16))
 FARTHEST = (1 << 15) - 1  # a load's offset is signed and has 16 bits
 
 
-class Kernel(msgspec.Struct, frozen=True):
+class Kernel(NamedTuple):
     """Which kernel the offsets are of."""
 
     release: str
     size: int
     checksum: int
-
-
-class Kept(msgspec.Struct, frozen=True):
-    """The contents of the file; ``checksum`` is that of the layout as it is written."""
-
-    kernel: Kernel
-    checksum: int
-    layout: msgspec.Raw
 
 
 _known: dict[tuple[tuple[str, ...], tuple[str, ...]], Layout] = {}  # the kernel does not change while we run
@@ -95,16 +88,30 @@ def load(kernel: Kernel) -> Layout | None:
 
 def parse(text: bytes, kernel: Kernel) -> Layout:
     """Read the file's contents; raises ValueError when they are of another kernel or make no sense."""
-    kept = msgspec.json.decode(text, type=Kept)
-    if kept.kernel != kernel:
-        raise ValueError(f"kept for {kept.kernel}")
-    if kept.checksum != crc32(bytes(kept.layout)):
-        raise ValueError("damaged")
-    layout = msgspec.json.decode(kept.layout, type=Layout)
-    for path, place in layout.places.items():
-        if place and not (0 <= place.offset <= FARTHEST and place.size in WIDTHS and 0 <= place.mask <= 0xFF):
-            raise ValueError(f"{path}: {place}")
+    try:
+        checksum, of, places, functions = msgspec.json.decode(text)
+        if Kernel(*of) != kernel or checksum != _checksum(of, places, functions):
+            raise ValueError("of another kernel, or damaged")
+        if not all(isinstance(number, int | None) for number in functions.values()):
+            raise ValueError("damaged")
+        layout = Layout({path: _place(each) for path, each in places.items()}, functions)
+    except (msgspec.DecodeError, TypeError, AttributeError) as error:
+        raise ValueError(f"damaged: {error}") from error
     return layout
+
+
+def _place(numbers: object) -> Place | None:
+    """A member's place; raises ValueError for numbers that no structure has."""
+    if numbers is None:
+        return None
+    place = Place(*numbers)  # type: ignore[misc]
+    if not (0 <= place.offset <= FARTHEST and place.size in WIDTHS and 0 <= place.mask <= 0xFF):
+        raise ValueError(f"no place: {place}")
+    return place
+
+
+def _checksum(*parts: object) -> int:
+    return crc32(msgspec.json.encode(parts))
 
 
 def _open() -> int:
@@ -139,8 +146,8 @@ def _read(opened: int) -> bytes:
 
 def keep(kernel: Kernel, layout: Layout) -> None:
     """Write the file whole or not at all. Where that cannot be, nothing is lost but time."""
-    body = msgspec.json.encode(layout)
-    text = msgspec.json.encode(Kept(kernel, crc32(body), msgspec.Raw(body)))
+    parts = (kernel, layout.places, layout.functions)
+    text = msgspec.json.encode((_checksum(*parts), *parts))
     with suppress(OSError, ValueError):
         _make()
         opened = _open()
