@@ -128,8 +128,8 @@ def _checked(answer: int, what: str) -> int:
 
 def _refused(code: int, what: str) -> SourceError:
     text = f"{what} ({os.strerror(code)})"
-    if code in (errno.EPERM, errno.EACCES) and (mode := _lockdown()):
-        return SourceDenied(text, f"the kernel is locked down ({mode}), see kernel_lockdown(7)")
+    if _locked_down():
+        return SourceDenied(text, "the kernel is locked down against reading its memory: kernel_lockdown(7)")
     if code == errno.EPERM:
         return SourceDenied(text, "run with sudo, or with CAP_BPF and CAP_PERFMON")
     return SourceMissing(text)
@@ -163,11 +163,13 @@ def _end_of(log: str) -> str:
     return " / ".join(lines[-LOG_LINES:])
 
 
-def _lockdown() -> str | None:
-    """The mode that forbids a program to read the kernel's memory; None when it is not in force."""
+def _locked_down() -> bool:
+    """Whether programs may not read the kernel's memory; in the other mode, integrity, they may.
+
+    LOCKDOWN_BPF_READ_KERNEL in include/linux/security.h. The verifier then says that a helper is unknown.
+    """
     try:
         with open(LOCKDOWN, "rb") as file:
-            chosen = file.read(256).decode("ascii", "replace").partition("[")[2].partition("]")[0]
+            return b"[confidentiality]" in file.read(256)
     except OSError:
-        return None
-    return chosen if chosen not in ("", "none") else None
+        return False

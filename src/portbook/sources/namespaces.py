@@ -78,7 +78,10 @@ def visit(paths: Mapping[int, str], work: Callable[[int], Result]) -> dict[int, 
                 answers[netns] = error
 
     thread = Thread(target=go, name="portbook-namespaces")
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:  # no further thread is to be had: setrlimit(2), RLIMIT_NPROC
+        return dict.fromkeys(paths, OSError(str(error)))
     thread.join()
     return answers
 

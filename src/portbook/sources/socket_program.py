@@ -234,6 +234,8 @@ def _write_pid(code: Code, known: _Kernel) -> None:
     code.change(R1, "+", BELOW["pid"], "at this place")
     code.move(R2, 4, "a number is an int")
     code.call(PROBE_READ_KERNEL, "pid")
+    code.load(R1, R10, BELOW["pid"], 4, "that")
+    code.jump_if(R1, "==", 0, "out", "it has lost it: it is ending, and holds nothing any more")
 
 
 def _write_thread(code: Code, known: _Kernel) -> None:
