@@ -515,6 +515,32 @@ def test_multipath_tcp_has_its_holders(own_network):
         assert take("state:listening", source="bpf").gaps == take("state:listening", source="sockdiag").gaps
 
 
+WORKERS = """
+one, two = socket.create_server(("127.0.0.1", 0)), socket.create_server(("127.0.0.1", 0))
+readers = [os.pipe()[0] for _ in range(5)]
+pids = [os.getpid()]
+for _ in range(int(sys.argv[1])):
+    pid = os.fork()
+    if pid == 0:
+        wait()
+        os._exit(0)
+    pids.append(pid)
+say([one.getsockname()[1], two.getsockname()[1], pids])
+wait()
+"""
+
+
+@pytest.mark.usefixtures("works")
+@pytest.mark.parametrize("workers", [3, 40])
+def test_all_workers_of_a_server_are_named_with_their_other_ports(workers, own_network):
+    """Few are looked at one by one for what else they wait on, many in one pass."""
+    with child(WORKERS, str(workers)) as server:
+        port, other, pids = server.said
+        holders = who(port, source="bpf").holders
+        assert sorted(h.owner.pid for h in holders) == sorted(pids)
+        assert all(h.other_ports == (f"{other}/tcp",) for h in holders)
+
+
 @pytest.mark.usefixtures("works")
 def test_raw_sockets_udp_lite_and_ping_are_not_udp(own_network):
     def counted():
