@@ -194,13 +194,13 @@ def parse(raw: Raw) -> Reading:
 
 def _once(rows: list[Socket], added: list[Socket]) -> list[Socket]:
     """Each connection once, as it was later: while we looked, one may have been accepted, or lost its process."""
-    from portbook.sources.fileless import TRANSIENT
+    from portbook.sources.fileless import PASSED
 
     alone = {_ends(s): s for s in added if not s.inode}
     ports = {(s.local_port, s.remote_port) for s in alone.values()}
     twice = [s for s in rows if (s.local_port, s.remote_port) in ports and _ends(s) in alone] if ports else []
     if twice:
-        closed = {id(s) for s in twice if alone[_ends(s)].state in TRANSIENT}
+        closed = {id(s) for s in twice if alone[_ends(s)].state in PASSED}
         accepted = {id(alone[_ends(s)]) for s in twice if id(s) not in closed}
         return [s for s in (*rows, *added) if id(s) not in closed and id(s) not in accepted]
     return rows + added

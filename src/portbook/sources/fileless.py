@@ -21,10 +21,9 @@ from portbook.sources import namespaces, sockdiag
 from portbook.sources.base import Wanted
 from portbook.sources.socket_record import OF_MPTCP, PLACES, SIZE
 
-# States in which TCP keeps a connection after, or before, a process has it.
-TRANSIENT: frozenset[State | None] = frozenset(
-    ("TIME_WAIT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2", "CLOSING", "LAST_ACK")
-)
+# States in which TCP keeps a connection after a process had it, and those with the one before.
+PASSED: frozenset[State | None] = frozenset(("TIME_WAIT", "FIN_WAIT1", "FIN_WAIT2", "CLOSING", "LAST_ACK"))
+TRANSIENT: frozenset[State | None] = PASSED | frozenset(("SYN_RECV",))
 TCP, CLOSE = 6, 7
 NUMBERS: dict[int, Protocol] = {TCP: "tcp", 17: "udp"}
 EVERY: frozenset[State | None] = frozenset((*STATES, None))
