@@ -20,6 +20,7 @@ import resource
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -35,6 +36,7 @@ class Size(NamedTuple):
     udp: int
     bound_every: int  # one process in so many has a socket that is bound and does not listen
     plain: int = 0  # descriptors that are no sockets
+    privileged: bool = True  # False: they and the command have no capabilities, as an ordinary user's processes
 
     @property
     def bound(self) -> int:
@@ -49,6 +51,7 @@ SIZES = {
     "small": Size(processes=10, pairs=4, udp=2, bound_every=2),  # 125 sockets
     "medium": Size(processes=50, pairs=39, udp=19, bound_every=1),  # 5,000
     "fds": Size(processes=50, pairs=39, udp=19, bound_every=1, plain=4_000),  # 5,000, and 200,000 descriptors
+    "fds-user": Size(processes=50, pairs=39, udp=19, bound_every=1, plain=4_000, privileged=False),
     "large": Size(processes=25, pairs=1_598, udp=801, bound_every=1),  # 100,000
 }
 
@@ -134,6 +137,8 @@ def _live(number: int, size: Size, report: int) -> None:
     try:
         end_with_parent()
         held = _occupy(number, size)
+        if not size.privileged:
+            drop_capabilities()
         os.write(report, json.dumps({"held": len(held)}).encode() + b"\n")
         while True:
             signal.pause()
@@ -148,6 +153,14 @@ def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def drop_capabilities() -> None:
+    """Give up all of them for good: capset(2). The user stays, so that files and processes of its own can be read."""
+    version, effective_permitted_inheritable = 0x20080522, (0, 0, 0, 0, 0, 0)
+    header = struct.pack("=Ii", version, 0)
+    if ctypes.CDLL(None, use_errno=True).capset(header, struct.pack("=6I", *effective_permitted_inheritable)):
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 # --- the population ------------------------------------------------------------------------------------------------
@@ -220,6 +233,7 @@ def _prepare_network() -> None:
 
 # --- the command ---------------------------------------------------------------------------------------------------
 
+UNPRIVILEGED = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")  # what is executed as root gets none back
 UNSHARE = ("unshare", "--net", "--pid", "--mount-proc", "--fork", "--kill-child")
 
 
@@ -236,8 +250,8 @@ def main(arguments: list[str]) -> int:
         return 2
     if not inside:
         os.execvp(UNSHARE[0], command(name, rest[1:]))
-    with Population(name):
-        return subprocess.run(rest[1:], check=False).returncode
+    with Population(name) as made:
+        return subprocess.run([*([] if made.size.privileged else UNPRIVILEGED), *rest[1:]], check=False).returncode
 
 
 if __name__ == "__main__":

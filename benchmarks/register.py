@@ -28,18 +28,21 @@ from contest import PLAIN, Neighbours, Row, Run, cpu_s, in_turns, ms, ratio, row
 # --- what is measured ----------------------------------------------------------------------------------------------
 
 BARE, SS = "python -c pass", "ss -tunap"
-JSON = "portbook list --all --json"
+SS_PORT = f"ss -tnlp sport = :{population.HELD}"
+JSON, JSONL = "portbook list --all --json", "portbook list --all --jsonl"
 WHY = f"portbook why {population.FREE}"
 # name: arguments. The first word is looked up in the virtual environment, then in PATH.
 COMMANDS: dict[str, list[str]] = {
     BARE: ["python", "-c", "pass"],
     "portbook --version": ["portbook", "--version"],
     JSON: ["portbook", "list", "--all", "--json"],
-    "portbook list --all --jsonl": ["portbook", "list", "--all", "--jsonl"],
+    JSONL: ["portbook", "list", "--all", "--jsonl"],
     "portbook list --all": ["portbook", "list", "--all"],
     "portbook": ["portbook"],
     WHY: ["portbook", "why", str(population.FREE)],
+    f"portbook who {population.HELD}": ["portbook", "who", str(population.HELD)],
     SS: ["ss", "-tunap"],
+    SS_PORT: ["ss", "-tnlp", "sport", "=", f":{population.HELD}"],
     "lsof -nP -i": ["lsof", "-nP", "-i"],
 }
 TAKE, PSUTIL, NOBODY, SOMEBODY = "portbook.take()", 'psutil.net_connections("inet")', "who(free)", "who(held)"
@@ -65,17 +68,23 @@ class Target(NamedTuple):
 
 
 ALL = tuple(population.SIZES)
+AS_ROOT = tuple(name for name, size in population.SIZES.items() if size.privileged)
 TARGETS = (
     Target(("small",), "portbook --version", 4, BARE),
     Target(("small",), JSON, 8, BARE),
-    Target(("medium",), JSON, 2.5, SS),
-    Target(("fds",), JSON, 1.3, SS),
+    Target(("medium",), JSON, 2, SS),
+    Target(("fds",), JSON, 0.35, SS),
+    Target(("fds-user",), JSON, 1, SS),
     Target(("large",), JSON, 0.35, SS),
     Target(("large",), JSON, 220, unit="MB"),
-    Target(ALL, TAKE, 1 / 3, PSUTIL),
+    Target(("large",), JSONL, 0.2, SS),
+    Target(("large",), JSONL, 200, unit="MB"),
+    Target(AS_ROOT, TAKE, 1 / 3, PSUTIL),
+    Target(("medium",), TAKE, 0.6, SS),
     Target(ALL, NOBODY, 0.005),
     Target(("small", "medium"), WHY, 9, BARE),
     Target(("medium",), CAN_HAVE, 0.005),
+    Target(("fds",), SOMEBODY, 0.1, SS_PORT),
 )
 
 
@@ -93,7 +102,13 @@ def measure(repeat: int, patience_s: float) -> dict[str, Any]:
     me = [sys.executable, os.path.abspath(__file__), "--calls", "--repeat", str(repeat), "--patience", str(patience_s)]
     calls = json.loads(subprocess.run(me, check=True, stdout=subprocess.PIPE).stdout)
     busy = contest.others(neighbours.wall_s + calls["wall_s"], neighbours.others_s + calls["others_s"])
-    return {"commands": runs, "calls": calls["runs"], "floor_mb": floor, "others": busy}
+    return {
+        "commands": runs,
+        "calls": calls["runs"],
+        "source": calls["source"],
+        "floor_mb": floor,
+        "others": busy,
+    }
 
 
 def measure_calls(repeat: int, patience_s: float) -> dict[str, Any]:
@@ -110,7 +125,8 @@ def measure_calls(repeat: int, patience_s: float) -> dict[str, Any]:
     callers = {name: _caller(compile(text, name, "eval"), names) for name, text in CALLS.items()}
     neighbours = Neighbours(patience_s)
     runs = in_turns(callers, repeat, neighbours)
-    return {"runs": runs, "wall_s": neighbours.wall_s, "others_s": neighbours.others_s}
+    source = portbook.take("state:listen").source
+    return {"runs": runs, "wall_s": neighbours.wall_s, "others_s": neighbours.others_s, "source": source}
 
 
 def _caller(code: Any, names: dict[str, Any]) -> Callable[[], Run]:
@@ -143,8 +159,9 @@ def report(size: str, measured: dict[str, Any]) -> list[str]:
     lines += ["|---|--:|--:|--:|--:|--:|---|---|"]
     for name, row in calls.items():
         figures = [f"`{CALLS[name]}`", str(row.runs), ms(row.wall_s), ms(row.fastest_s), ms(row.cpu_s)]
-        figures += [ratio(row, calls[PSUTIL]), *_verdict(size, name, calls)]
+        figures += [ratio(row, calls[PSUTIL]), *_verdict(size, name, {**commands, **calls})]
         lines.append(f"| {' | '.join(figures)} |")
+    lines += ["", f"`portbook` read with the source `{measured['source']}`."]
     return [*lines, "", measured["others"], ""]
 
 
@@ -165,7 +182,7 @@ def _target(target: Target) -> str:
         return f"≤ {target.most:g} MB" if target.unit == "MB" else f"≤ {target.most * 1000:g} ms"
     if target.most < 1 and target.of == PSUTIL:
         return f"≤ 1/{round(1 / target.most)} of psutil"
-    return f"≤ {target.most:g} times {'bare Python' if target.of == BARE else target.of.split()[0]}"
+    return f"≤ {target.most:g} times {'bare Python' if target.of == BARE else f'`{target.of}`'}"
 
 
 # --- the command ---------------------------------------------------------------------------------------------------

@@ -172,7 +172,7 @@ VALUES = {
     "state": st.sampled_from([*STATES, "listening", "all", "estab", "unconn", "connected"]),
     "address": NETWORKS | st.just("*"),
     "remote-address": NETWORKS,
-} | {field: st.text(min_size=1) for field in ("process", "command", "user", "service", "container")}
+} | {field: st.text(min_size=1) for field in ("process", "command", "user", "service", "container", "netns")}
 
 
 def terms():
@@ -239,13 +239,35 @@ SOCKETS = {
     "web": Socket("tcp", "ipv4", "0.0.0.0", 8080, state="LISTEN", reach="any", uid=1000, inode=11, owners=(NODE,)),
     "web6": Socket("tcp", "ipv6", "::", 8080, state="LISTEN", reach="any", uid=1000, inode=12, owners=(NODE, WINDOWS)),
     "db": Socket("tcp", "ipv4", "127.0.0.1", 5432, state="LISTEN", reach="loopback", uid=70, inode=13),
-    "held": Socket("tcp", "ipv6", "::1", 9000, state="BOUND", reach="loopback", uid=0, inode=14, owners=(WINDOWS,)),
+    "held": Socket(
+        "tcp",
+        "ipv6",
+        "::1",
+        9000,
+        state="BOUND",
+        reach="loopback",
+        uid=0,
+        inode=14,
+        owners=(WINDOWS,),
+        netns=4026532000,
+    ),
     "client": Socket(
         "tcp", "ipv4", "10.1.2.3", 40000, "1.1.1.1", 443, "ESTABLISHED", uid=1000, inode=15, owners=(NODE,)
     ),
     "mapped": Socket("tcp", "ipv6", "::ffff:10.1.2.3", 8080, "::ffff:10.9.9.9", 50000, "ESTABLISHED", inode=16),
     "old": Socket("tcp", "ipv4", "10.1.2.3", 8080, "10.9.9.9", 50001, "TIME_WAIT", inode=0),
-    "dns": Socket("udp", "ipv4", "127.0.0.53", 53, reach="loopback", uid=101, inode=17, service="resolved.service"),
+    "dns": Socket(
+        "udp",
+        "ipv4",
+        "127.0.0.53",
+        53,
+        reach="loopback",
+        uid=101,
+        inode=17,
+        service="resolved.service",
+        netns=4026532001,
+        netns_name="podman:web",
+    ),
     "mdns": Socket("udp", "ipv6", "fe80::1", 5353, zone="eth0", uid=102, inode=18, container="podman:x"),
     "quic": Socket("udp", "ipv4", "10.1.2.3", 40001, "1.1.1.1", 443, "ESTABLISHED", uid=1000, inode=19, owners=(NODE,)),
 }
@@ -319,6 +341,12 @@ MEANING = [
     ("service:*.service", {"web", "web6", "client", "quic", "dns"}),
     ("container:docker", {"web", "web6", "client", "quic"}),
     ("container:podman:x", {"mdns"}),
+    ("netns:all", SOCKETS),
+    ("netns:4026532000", {"held"}),
+    ("netns:4026532000,web", {"held", "dns"}),
+    ("netns:podman:*", {"dns"}),
+    ("netns:4026", set()),
+    ("-netns:web", SOCKETS.keys() - {"dns"}),
     ("state:listen 8000-8100 -reach:loopback node", {"web", "web6"}),
     ("protocol:tcp family:ipv4 -state:listen user:web", {"client"}),
 ]

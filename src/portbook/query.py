@@ -84,6 +84,10 @@ class Query(Struct, frozen=True):
         """The ranges of pids of which one must own a socket; None: anybody."""
         return tuple(v for v in self.values("pid") if isinstance(v, tuple)) or None
 
+    def everywhere(self) -> bool:
+        """Whether other network namespaces than ours are asked for, or about."""
+        return any(t.field == "netns" for t in self.terms)
+
     def is_broad(self) -> bool:
         """Whether no term picks out few sockets, so that most owners of the machine will be asked for."""
         return not any(FIELDS[t.field].narrow and not t.negated for t in self.terms)
@@ -373,6 +377,18 @@ def _user_test(values: tuple[Value, ...]) -> Test:
     return test
 
 
+def _netns_test(values: tuple[Value, ...]) -> Test:
+    """``all``, an inode, or a part of a name or a pattern as for every other name."""
+    words = [str(v) for v in values]
+    everywhere, matches = "all" in words, _text_test(words)
+
+    def test(socket: Socket) -> bool:
+        name = socket.netns_name
+        return everywhere or str(socket.netns) in words or (name is not None and matches(name))
+
+    return test
+
+
 def _pid_test(values: tuple[Value, ...]) -> Test:
     ranges = [v for v in values if isinstance(v, tuple)]
     return lambda s: any(a <= o.pid <= b for o in s.owners for a, b in ranges)
@@ -396,6 +412,7 @@ FIELDS: dict[str, Field] = {
     ),
     "reach": Field(_choice(REACHES), _equals(lambda s: s.reach), "loopback, address, any"),
     "inode": Field(_number, _in_ranges(lambda s: s.inode), "inode of the socket (Linux)", narrow=True),
+    "netns": Field(_pattern, _netns_test, "network namespace: its name, its inode, or all (Linux)", needs_owner=True),
     "pid": Field(_number, _pid_test, "process id of an owner", needs_owner=True, narrow=True),
     "process": Field(_pattern, _of_owner(_process_texts), "name or executable of an owner", needs_owner=True),
     "command": Field(

@@ -92,7 +92,7 @@ class Socket(Struct, frozen=True, gc=False):
     service: str | None = None  # Linux: systemd unit that the creator's cgroup names
     container: str | None = None  # Linux: container that the creator's cgroup names
     netns: int | None = None  # Linux: inode of the network namespace
-    netns_name: str | None = None
+    netns_name: str | None = None  # Linux: that of "ip netns", or the container that lives there
     ends_in_ms: int | None = None  # Linux: until the kernel lets go of a closed connection: TIME_WAIT, FIN_WAIT2
 
 
@@ -117,6 +117,9 @@ class Listing(Struct, frozen=True):
     complete: bool  # no gaps
     sockets: tuple[Socket, ...]
     gaps: tuple[Gap, ...] = ()
+    # Linux: what waits on ports in other network namespaces, which were seen and not asked for; None: not looked at
+    listeners_elsewhere: int | None = None
+    namespaces_elsewhere: int | None = None
 
 
 class Holder(Struct, frozen=True):
@@ -139,6 +142,9 @@ class Holding(Struct, frozen=True):
     holders: tuple[Holder, ...]
     sockets: tuple[Socket, ...]  # all on the port, also those without a visible owner and in TIME_WAIT
     gaps: tuple[Gap, ...] = ()
+    # Linux: the same of other network namespaces. There the port is held, and here it may be free.
+    holders_elsewhere: tuple[Holder, ...] = ()
+    sockets_elsewhere: tuple[Socket, ...] = ()
 
 
 def reach_of(address: str) -> Reach:

@@ -245,8 +245,9 @@ def until_it_sleeps(pid):
 
 
 def complaints(errors):
-    """What stood on standard error besides owners that this user cannot see."""
-    return [line for line in errors.decode().splitlines() if "not visible" not in line]
+    """What stood on standard error besides owners that this user cannot see, and what other namespaces have."""
+    lines = errors.decode().splitlines()
+    return [line for line in lines if "not visible" not in line and "--netns all shows" not in line]
 
 
 @on_unix

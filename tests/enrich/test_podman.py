@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import pytest
 
+from portbook import sources, take, who
 from portbook.enrich import cgroup, container, runtimes
 from portbook.records import Owner
 from portbook.sources import sockdiag
@@ -146,6 +147,22 @@ def test_a_socket_leads_to_its_container_without_its_owner(run):
     paths = cgroup.paths_by_id({found.cgroup_id})
     need(found.cgroup_id in paths and paths[found.cgroup_id] != "/", "a runtime that uses the cgroup v2 tree")
     assert container.labels(paths.values())[0] == {paths[found.cgroup_id]: f"podman:{running.name}"}
+
+
+def test_a_containers_own_network_is_seen_from_outside_and_has_its_name(run):
+    why = sources.missing("bpf")
+    need(why is None, f"a kernel that takes the program: {why}")
+    running, on_the_host = run("--network", "none"), run("--network", "host")
+    netns = os.stat(f"/proc/{running.pid}/ns/net").st_ino
+    (row,) = take(f"netns:podman:{running.name} state:listen").sockets
+    assert (row.local_port, row.netns, row.netns_name) == (running.port, netns, f"podman:{running.name}")
+    assert [(owner.pid, owner.container) for owner in row.owners] == [(running.pid, f"podman:{running.name}")]
+    (other,) = take(f"netns:all port:{on_the_host.port} container:{on_the_host.name}").sockets
+    assert (other.netns, other.netns_name) == (os.stat("/proc/self/ns/net").st_ino, None)
+    answer = who(running.port)
+    assert not answer.held
+    assert [h.owner.pid for h in answer.holders_elsewhere if h.sockets[0].netns == netns] == [running.pid]
+    assert who(on_the_host.port).holders[0].owner.container == f"podman:{on_the_host.name}"
 
 
 @pytest.fixture

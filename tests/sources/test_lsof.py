@@ -144,7 +144,7 @@ def test_without_root_it_says_what_it_cannot_see():
 
 
 def test_nothing_is_no_error():
-    assert parse(Answer(b"")) == ([], [])
+    assert parse(Answer(b""))[:2] == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_a_row_that_cannot_be_read_is_counted(row):
 
 @pytest.mark.parametrize("row", ["f3|tunix|d1|n/run/x", "f3|tIPv4|d1|PSCTP|n*:9", "f3|tIPv4|d1|PTCP|n*:*|TST=CLOSED"])
 def test_what_is_no_socket_with_a_port_is_passed_over(row):
-    assert parse(rows(row)) == ([], [])
+    assert parse(rows(row))[:2] == ([], [])
 
 
 @pytest.mark.parametrize("output", [b"lsof: usage", b"f3\0tIPv4\0\n", b"\0\n", b"COMMAND  PID USER\n"])

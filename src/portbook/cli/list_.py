@@ -34,6 +34,7 @@ FILTERS = {
     "--user": ("user", "USER", "user name or id"),
     "--service": ("service", "PATTERN", "systemd unit or Windows service"),
     "--container": ("container", "PATTERN", "container"),
+    "--netns": ("netns", "NAME", "network namespace: all, its name or container, or its inode (Linux, root)"),
 }
 SORTS: dict[str, Callable[[Socket], Any]] = {
     "port": lambda s: (s.local_port, s.protocol, s.local_address),
@@ -48,6 +49,7 @@ SORTS: dict[str, Callable[[Socket], Any]] = {
     "user": lambda s: min((o.user or "" for o in s.owners), default=""),
     "service": lambda s: min((o.container or o.service or "" for o in s.owners), default=""),
     "inode": lambda s: s.inode or 0,
+    "netns": lambda s: (s.netns_name or "", s.netns or 0),
 }
 
 
@@ -111,7 +113,8 @@ def command(
     if form is not None:
         output.write_machine(listing, form, key)
     else:
-        output.write_people(listing, wide, key or (SORTS["port"], False))
+        output.write_people(listing, wide, key or (SORTS["port"], False), asked.everywhere())
+        output.write_elsewhere(listing)
     return exits.GAPS if strict and listing.gaps else exits.YES
 
 

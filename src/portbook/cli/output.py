@@ -50,17 +50,26 @@ def write_bytes(parts: Iterable[bytes]) -> None:
     sys.stdout.buffer.flush()
 
 
-def write_people(listing: Listing, wide: bool, key: Key) -> None:
+def write_people(listing: Listing, wide: bool, key: Key, netns: bool = False) -> None:
     """Write a listing as columns, and what could not be known on stderr."""
     from portbook.render import plain, text
 
     if listing.sockets:
-        lines = plain.lines(_sorted(listing.sockets, key), text.style_of(sys.stdout), wide)
+        lines = plain.lines(_sorted(listing.sockets, key), text.style_of(sys.stdout), wide, netns)
         sys.stdout.write("\n".join(lines) + "\n")
         sys.stdout.flush()
     else:
         sys.stderr.write("portbook: no socket matches\n")
     write_gaps(listing.gaps)
+
+
+def write_elsewhere(listing: Listing) -> None:
+    """Say on stderr what waits on ports in other network namespaces."""
+    count, places = listing.listeners_elsewhere, listing.namespaces_elsewhere
+    if count and places:
+        where = "another network namespace" if places == 1 else f"{places} other network namespaces"
+        what = "1 more listener is" if count == 1 else f"{count} more listeners are"
+        sys.stderr.write(f"portbook: {what} in {where}; --netns all shows them\n")
 
 
 def write_gaps(gaps: Iterable[Gap]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from portbook.enrich import enrichers
+from portbook.enrich import enrichers, namespaces
 from portbook.enrich.names import service_name
 from portbook.enrich.users import user_name
 from portbook.records import Gap, Owner, Socket
@@ -37,35 +37,41 @@ def search_ahead() -> Search:
 
 
 def complete(
-    sockets: list[Socket], pids: PidRanges | None = None, search: Search | None = None
+    sockets: list[Socket], pids: PidRanges | None = None, search: Search | None = None, all_known: bool = False
 ) -> tuple[list[Socket], list[Gap]]:
-    """Give every socket its owners. With ``pids``, only sockets that such a process holds are kept."""
+    """Give every socket its owners. With ``pids``, only sockets that such a process holds are kept.
+
+    ``all_known``: the source has named every holder already, so that no descriptor need be read.
+    """
     refused: list[Gap] = []
     if pids is not None:
-        sockets, refused = held_by(sockets, pids)
-    held, gaps = _descriptors(sockets, search)
+        sockets, refused = held_by(sockets, pids, all_known)
+    held, gaps = ({}, _not_held(sockets)) if all_known else _descriptors(sockets, search)
     seen_at = datetime.now(UTC)
-    bare = [held.get(s.inode or 0) or s.owners for s in sockets]
+    bare = [held.get(s.inode or 0) or s.owners for s in sockets] if held else [s.owners for s in sockets]
     distinct = {id(group): group for group in bare}  # by identity: to hash a record is to hash all its fields
     completed, more = _enrich(sorted({o for group in distinct.values() for o in group}, key=lambda o: o.pid))
     groups = {key: tuple(completed[o] for o in group) for key, group in distinct.items()}
+    places = namespaces.names(sockets, [groups[id(group)] for group in bare])
     owned = [
         replace(
             s,
             owners=groups[id(group)],
             service_name=service_name(s.local_port, s.protocol),
             user=None if s.uid is None or s.inode == 0 else user_name(s.uid),
+            netns_name=places.get(s.netns),
         )
         for s, group in zip(sockets, bare, strict=True)
     ]
     reused = _drop_reused(owned, completed.values(), seen_at)
-    owned, unasked = _named_by_creator(owned)
-    return owned, list(dict.fromkeys((*refused, *gaps, *more, *reused, *unasked, *_unnamed(owned))))
+    bereft = [s for s in owned if not s.owners]
+    owned, unasked = _named_by_creator(owned, bereft)
+    return owned, list(dict.fromkeys((*refused, *gaps, *more, *reused, *unasked, *_unnamed(bereft))))
 
 
-def held_by(sockets: list[Socket], pids: PidRanges) -> tuple[list[Socket], list[Gap]]:
+def held_by(sockets: list[Socket], pids: PidRanges, all_known: bool = False) -> tuple[list[Socket], list[Gap]]:
     """The sockets that any of these processes holds; other processes are not looked at."""
-    inodes = _by_inode(sockets)
+    inodes = set() if all_known else _by_inode(sockets)
     if not inodes:
         return [s for s in sockets if any(_within(o.pid, pids) for o in s.owners)], []
     from portbook.enrich.descriptors import holders, process_ids
@@ -112,6 +118,11 @@ def _descriptors(sockets: list[Socket], search: Search | None) -> tuple[dict[int
     return held, list(_invisible(len(inodes) - len(held), found.denied > 0, found.hidden))
 
 
+def _not_held(sockets: list[Socket]) -> list[Gap]:
+    """What has an inode, and nobody has it."""
+    return list(_invisible(len(_by_inode(sockets)), denied=False, hidden=False))
+
+
 class _Groups(dict[tuple[tuple[int, ...], str], Group]):
     """Owners of the same pids, made once: a process may hold a hundred thousand sockets."""
 
@@ -141,9 +152,9 @@ def _remedy() -> str:
     return "their processes have capabilities that this root lacks: run with CAP_SYS_PTRACE, outside the container"
 
 
-def _unnamed(sockets: list[Socket]) -> Iterator[Gap]:
+def _unnamed(bereft: list[Socket]) -> Iterator[Gap]:
     """Sockets for which a source that knows pids gave none."""
-    count = sum(not s.owners and s.inode is None and s.state not in UNOWNED for s in sockets)
+    count = sum(s.inode is None and s.state not in UNOWNED for s in bereft)
     if count:
         yield Gap("owner", count, f"the system names no process for {count} of the sockets", "run with more privilege")
 
@@ -171,9 +182,9 @@ def _drop_reused(sockets: list[Socket], owners: Iterable[Owner], seen_at: dateti
     return [Gap("owner", len(wrong), why, "the owner has ended; whoever inherited the socket is not known")]
 
 
-def _named_by_creator(sockets: list[Socket]) -> tuple[list[Socket], list[Gap]]:
+def _named_by_creator(sockets: list[Socket], bereft: list[Socket]) -> tuple[list[Socket], list[Gap]]:
     """Where no owner is visible, the cgroup of the socket's creator still names its service and container."""
-    ids = {s.cgroup_id for s in sockets if s.cgroup_id and not s.owners}
+    ids = {s.cgroup_id for s in bereft if s.cgroup_id}
     if not ids:
         return sockets, []
     from portbook.enrich import cgroup, container

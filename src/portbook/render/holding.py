@@ -35,6 +35,7 @@ def lines(answers: Iterable[Holding], style: Style) -> list[str]:
         if more := first[MOST_HOLDERS:]:
             parts += ["", f"  {'and':<12}" + _some([named(h.owner) for h in more])]
         parts += _ownerless(answer)
+        parts += _elsewhere(answer)
     return parts
 
 
@@ -58,7 +59,8 @@ def _heading(answer: Holding) -> str:
     if answer.held:
         return f"{port} is held, by whom is not visible"
     waiting = len(answer.sockets)
-    return f"nobody holds {port}" + (f" ({waiting} closed connections in TIME_WAIT)" if waiting else "")
+    here = " in this network namespace" if answer.sockets_elsewhere else ""
+    return f"nobody holds {port}{here}" + (f" ({waiting} closed connections in TIME_WAIT)" if waiting else "")
 
 
 def named(owner: Owner) -> str:
@@ -117,6 +119,20 @@ def _some(names: Sequence[str]) -> str:
 def _ownerless(answer: Holding) -> list[str]:
     rows = [s for s in answer.sockets if not s.owners and s.state in LISTENING]
     return ["", *(f"  {'waits on':<12}{_waiting(s)}{_creator(s)}" for s in rows)] if rows else []
+
+
+def _elsewhere(answer: Holding) -> list[str]:
+    """What waits on the port in other network namespaces, one line each."""
+    rows = [
+        f"  {'elsewhere':<12}{_names_of(s)} in network namespace {safe(s.netns_name or str(s.netns))}: {_waiting(s)}"
+        for s in answer.sockets_elsewhere
+        if s.state in LISTENING
+    ]
+    return ["", *rows] if rows else []
+
+
+def _names_of(s: Socket) -> str:
+    return _some([named(owner) for owner in s.owners]) if s.owners else "nobody who is visible"
 
 
 def _creator(s: Socket) -> str:

@@ -77,6 +77,10 @@ def _user(s: Socket) -> str:
     return safe(s.user or "")
 
 
+def _netns(s: Socket) -> str:
+    return safe(s.netns_name or "") or str(s.netns or "")
+
+
 def _queues(s: Socket) -> str:
     if s.accept_queue is not None:
         return f"{s.accept_queue}/{UNKNOWN if s.backlog is None else s.backlog}"
@@ -92,6 +96,7 @@ PID = Shown(Column("PID"), _pid)
 PROCESS = Shown(Column("PROCESS", 4), _of_owners(lambda o: o.name))
 USER = Shown(Column("USER", 5), _user)
 SERVICE = Shown(Column("SERVICE", 6), _service)
+NETNS = Shown(Column("NETNS", 3), _netns)
 REACHED = Shown(Column("REACH"), lambda s: REACH[s.reach])
 # What a column says instead when the terminal is too narrow, before anything is cut.
 SHORT = {
@@ -108,9 +113,14 @@ WIDE = (
 )
 
 
-def lines(sockets: Sequence[Socket], style: Style, wide: bool = False) -> list[str]:
-    """The table; columns in which no row has anything are left out. ``wide`` is for scrolling, not for fitting."""
+def lines(sockets: Sequence[Socket], style: Style, wide: bool = False, netns: bool = False) -> list[str]:
+    """The table; columns in which no row has anything are left out. ``wide`` is for scrolling, not for fitting.
+
+    ``netns``: say of each row in which network namespace it is.
+    """
     shown = [PROTOCOL, ADDRESS, PORT, PEER, STATE, PID, PROCESS, USER, SERVICE, REACHED]
+    if netns:
+        shown.insert(0, NETNS)
     if wide:
         shown = [s for s in shown if s is not PID] + list(WIDE)
         style = style._replace(width=None)

@@ -13,6 +13,7 @@ PLATFORM = {"win32": "windows", "darwin": "macos"}.get(sys.platform, "linux")
 # Best first: a listing takes the first of its platform that works, and the next when that one fails. Modules are
 # imported when they are tried, not before. Name: (module, platforms).
 SOURCES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "bpf": ("bpf", ("linux",)),
     "sockdiag": ("sockdiag", ("linux",)),
     "procfs": ("procfs", ("linux",)),
     "iphlpapi": ("iphlpapi", ("windows",)),

@@ -26,6 +26,15 @@ class Wanted(NamedTuple):
     families: tuple[Family, ...] = FAMILIES
     states: frozenset[State | None] = frozenset((*STATES, None))
     ports: tuple[PortRange, ...] | None = None  # local ports, inclusive; None: every port
+    pids: tuple[int, ...] | None = None  # only what these hold, and not who else holds it; None: everything
+    everywhere: bool = False  # other network namespaces too, where the source sees them
+
+
+class Elsewhere(NamedTuple):
+    """What was seen of other network namespaces and not asked for."""
+
+    listeners: int
+    namespaces: int  # that have them
 
 
 class Reading(NamedTuple):
@@ -33,6 +42,7 @@ class Reading(NamedTuple):
 
     sockets: list[Socket]
     gaps: list[Gap]
+    elsewhere: Elsewhere | None = None  # None: it cannot see there, or was asked to
 
 
 class Source(NamedTuple):
@@ -45,6 +55,7 @@ class Source(NamedTuple):
     missing: Callable[[], str | None]  # why it does not work here, None if it does
     read: Callable[[Wanted], Any]
     parse: Callable[[Any], Reading]
+    optional: bool = False  # where it does not work, the next one answers as well: nobody need be told
 
 
 PROMISES = {
@@ -58,5 +69,7 @@ PROMISES = {
     "queues": "accept queue and backlog of listeners, bytes queued of others",
     "v6only": "whether an IPv6 socket takes the IPv4 port too",
     "owner": "the pid of an owner",
+    "holders": "the pids of all owners: nobody else need be asked",
+    "namespaces": "the sockets of other network namespaces",
     "created": "when the socket was made",
 }

@@ -11,7 +11,7 @@ import errno
 import os
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from socket import AF_INET, AF_INET6, AF_UNSPEC, SO_RCVBUF, SOCK_RAW, SOL_SOCKET, if_nameindex, inet_ntop, ntohs, socket
 from struct import Struct
 from typing import NamedTuple
@@ -65,6 +65,7 @@ REQUEST_TCP = Struct("=4x48xI4x")  # inet_diag_req, the older one: no family, an
 # nlmsghdr and inet_diag_msg up to the end: family, state, timer, retransmissions, source port, destination port, source
 # address, destination address, interface, cookie, expires, receive queue, send queue, uid, inode
 MESSAGE = Struct("=IHHII BBBB HH 16s16s I Q IIIII".replace(" ", ""))
+INODE, INODE_AT = Struct("=I"), MESSAGE.size - 4
 HEAD = Struct("=IH")
 STATUS = Struct("=i")
 DONE_SIZE = NLMSGHDR.size + STATUS.size
@@ -119,7 +120,7 @@ def read(wanted: Wanted) -> Raw:
             for family in _families(wanted, protocol)
             if _mask(wanted, protocol)
         ]
-    return Raw(tuple(dumps), _netns(), tuple(_bound_gap(wanted)), _interfaces())
+    return Raw(tuple(dumps), netns(), tuple(_bound_gap(wanted)), interfaces())
 
 
 def _families(wanted: Wanted, protocol: Protocol) -> list[int]:
@@ -136,14 +137,19 @@ def _mask(wanted: Wanted, protocol: Protocol) -> int:
 
 
 def _bound_gap(wanted: Wanted) -> Iterator[Gap]:
-    release = os.uname().release
-    numbers = tuple(int(n) for n in release.split("-")[0].split(".")[:2] if n.isdecimal())
-    if "BOUND" in wanted.states and "tcp" in wanted.protocols and numbers < BOUND_SINCE:
-        why = f"kernel {release} does not list TCP sockets that are bound and do not listen"
+    if "BOUND" in wanted.states and "tcp" in wanted.protocols and not shows_bound():
+        why = f"kernel {os.uname().release} does not list TCP sockets that are bound and do not listen"
         yield Gap("socket", None, why, "Linux 6.8 and later do")
 
 
-def _netns() -> int | None:
+def shows_bound() -> bool:
+    """Whether this kernel lists TCP sockets that are bound and do not listen."""
+    release = os.uname().release
+    return tuple(int(n) for n in release.split("-")[0].split(".")[:2] if n.isdecimal()) >= BOUND_SINCE
+
+
+def netns() -> int | None:
+    """Inode of the network namespace of the calling thread; None where /proc does not tell."""
     try:
         return os.stat("/proc/thread-self/ns/net").st_ino
     except OSError:
@@ -263,7 +269,7 @@ def _range_code(low: int, high: int, more: int) -> bytes:
 # --- the pure half -------------------------------------------------------------------------------------------------
 
 
-class _Addresses(dict[bytes, tuple[str, Reach]]):
+class Addresses(dict[bytes, tuple[str, Reach]]):
     """Text and reach of an address, made once: machines have few addresses and many sockets."""
 
     def __init__(self, family: int, size: int) -> None:
@@ -292,13 +298,13 @@ class _Attributes(dict[bytes, tuple[bool | None, int | None]]):
         return self[raw]
 
 
-def parse(raw: Raw) -> Reading:
-    """Read the dumps; raise SourceGarbled."""
+def parse(raw: Raw, known: Collection[int] = ()) -> Reading:
+    """Read the dumps, without the sockets whose inodes are ``known``; raise SourceGarbled."""
     sockets: list[Socket] = []
     gaps = list(raw.gaps)
     for dump in raw.dumps:
         try:
-            sockets += _rows(dump, raw.netns, raw.interfaces)
+            sockets += _rows(dump, raw.netns, raw.interfaces, known)
         except (struct.error, ValueError, KeyError, TypeError, OverflowError) as error:
             raise SourceGarbled(f"sock_diag: a {dump.protocol} dump of {len(dump.data)} bytes: {error}") from error
         if dump.interrupted:
@@ -306,10 +312,10 @@ def parse(raw: Raw) -> Reading:
     return Reading(sockets, gaps)
 
 
-def _rows(dump: Dump, netns: int | None, interfaces: dict[int, str]) -> list[Socket]:
+def _rows(dump: Dump, netns: int | None, interfaces: dict[int, str], known: Collection[int]) -> list[Socket]:
     protocol, data, _ = dump
     tcp = protocol == "tcp"
-    v4, v6 = _Addresses(AF_INET, 4), _Addresses(AF_INET6, 16)
+    v4, v6 = Addresses(AF_INET, 4), Addresses(AF_INET6, 16)
     attributes = _Attributes()
     rows: list[Socket] = []
     at, end = 0, len(data)
@@ -322,6 +328,9 @@ def _rows(dump: Dump, netns: int | None, interfaces: dict[int, str]) -> list[Soc
             continue
         if length < MESSAGE.size:
             raise ValueError(f"row of {length} bytes at {at}")
+        if known and INODE.unpack_from(data, at + INODE_AT)[0] in known:
+            at += (length + 3) & ~3
+            continue
         # fmt: off
         (_, _, _, _, _, family, number, timer, _, sport, dport, source, destination, interface, cookie,
          expires, rqueue, wqueue, uid, inode) = MESSAGE.unpack_from(data, at)
@@ -371,7 +380,8 @@ def _rows(dump: Dump, netns: int | None, interfaces: dict[int, str]) -> list[Soc
     return rows
 
 
-def _interfaces() -> dict[int, str]:
+def interfaces() -> dict[int, str]:
+    """Interface index to name, of the calling thread's network namespace."""
     try:
         return dict(if_nameindex())
     except OSError:

@@ -1,0 +1,175 @@
+"""bpf(2) through ctypes: load a program that iterates over files, and read what it writes.
+
+Facts: bpf(2); union bpf_attr in include/uapi/linux/bpf.h; Documentation/bpf/bpf_iterators.rst.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import sys
+from collections.abc import Callable, Iterable
+
+from portbook.errors import SourceDenied, SourceError, SourceMissing
+
+Call = Callable[[int, bytes], int]
+
+# arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h and others; the C library has no wrapper.
+SYS_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "loongarch64": 280, "s390x": 351, "ppc64le": 361}
+PROG_LOAD, LINK_CREATE, ITER_CREATE = 5, 28, 33
+PROG_TYPE_TRACING, TRACE_ITER = 26, 28
+# prog_type, insn_cnt, insns, license, log_level, log_size, log_buf, kern_version, prog_flags, prog_name, prog_ifindex,
+# expected_attach_type, prog_btf_fd, func_info_rec_size, func_info, func_info_cnt, line_info_rec_size, line_info,
+# line_info_cnt, attach_btf_id, attach_prog_fd
+LOAD = struct.Struct("=IIQQIIQII16sIIIIQIIQIII")
+LINK = struct.Struct("=IIIIQI")  # prog_fd, target_fd, attach_type, flags, iter_info, iter_info_len
+TASK = struct.Struct("=III")  # bpf_iter_link_info.task: tid, pid, pid_fd
+ITER = struct.Struct("=II")  # link_fd, flags
+NAME = b"portbook"  # bpftool(8) shows it
+# Some of the helpers are for programs only that say they may be used under the GPL: license_is_gpl_compatible() in
+# include/linux/license.h. This concerns the few hundred bytes that go into the kernel, which socket_program.py makes:
+# they are offered under the MIT licence, as all of portbook is, and under the GPL version 2 as well.
+LICENSE = b"Dual MIT/GPL\0"
+LOG_SIZE = 1 << 16
+LOG_LINES = 3  # of the verifier's log, from its end, that an error shows
+INSTRUCTION_SIZE = 8
+BUFFER = 1 << 16  # the kernel fills at most half of it: PAGE_SIZE << 3 in kernel/bpf/bpf_iter.c
+LOCKDOWN = "/sys/kernel/security/lockdown"
+MOST_TRIES = 1_000_000  # EAGAIN comes after a million files without a record: MAX_ITER_OBJECTS
+
+
+def read_files(program: bytes, function: int, pids: Iterable[int] | None = None) -> bytes:
+    """Let the program look at every open file and return what it wrote.
+
+    :param function: type number of what it is attached to
+    :param pids: only files of these processes, where the kernel can do that (Linux 6.1); None: of every process
+    :raises SourceDenied: no privilege
+    :raises SourceMissing: the kernel does not take it; the message has the end of the verifier's log
+    """
+    call = _caller()
+    loaded = _load(call, program, function)
+    try:
+        return b"".join(_run(call, loaded, pid) for pid in ((None,) if pids is None else pids))
+    finally:
+        os.close(loaded)
+
+
+def _run(call: Call, program: int, pid: int | None) -> bytes:
+    link = _attach(call, program, pid)
+    try:
+        reading = _checked(call(ITER_CREATE, ITER.pack(link, 0)), "start")
+    finally:
+        os.close(link)  # the reading keeps what it needs
+    try:
+        return _read_all(reading)
+    finally:
+        os.close(reading)
+
+
+def _attach(call: Call, program: int, pid: int | None) -> int:
+    import ctypes
+
+    if pid is not None:
+        info = TASK.pack(0, pid, 0)
+        place = ctypes.cast(ctypes.c_char_p(info), ctypes.c_void_p).value
+        answer = call(LINK_CREATE, LINK.pack(program, 0, TRACE_ITER, 0, place, len(info)))
+        if answer != -errno.E2BIG:  # what a kernel says that does not know it: then all files are looked at
+            return _checked(answer, "attach")
+    return _checked(call(LINK_CREATE, LINK.pack(program, 0, TRACE_ITER, 0, 0, 0)), "attach")
+
+
+def try_to_load(program: bytes, function: int) -> None:
+    """Raise what ``read_files`` would raise, and let the program look at nothing."""
+    os.close(_load(_caller(), program, function))
+
+
+def _read_all(file: int) -> bytes:
+    parts: list[bytes] = []
+    for _ in range(MOST_TRIES):
+        try:
+            part = os.read(file, BUFFER)
+        except BlockingIOError:
+            continue
+        except OSError as error:
+            raise SourceMissing(f"bpf: reading stopped after {len(parts)} parts: {error.strerror}") from error
+        if not part:
+            return b"".join(parts)
+        parts.append(part)
+    raise SourceMissing(f"bpf: reading does not end after {len(parts)} parts")
+
+
+# --- the call ------------------------------------------------------------------------------------------------------
+
+
+def _caller() -> Call:
+    """The system call as ``call(command, attributes)``: a file descriptor, or a negative errno."""
+    import ctypes
+
+    number = SYS_BPF.get(os.uname().machine)
+    if number is None or sys.maxsize < 2**32:
+        raise SourceMissing(f"bpf: not written for {os.uname().machine}")
+    syscall = ctypes.CDLL(None, use_errno=True).syscall
+    syscall.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_char_p, ctypes.c_ulong]
+    syscall.restype = ctypes.c_long
+
+    def call(command: int, attributes: bytes) -> int:
+        answer = int(syscall(number, command, attributes, len(attributes)))
+        return answer if answer >= 0 else -ctypes.get_errno()
+
+    return call
+
+
+def _checked(answer: int, what: str) -> int:
+    if answer >= 0:
+        return answer
+    raise _refused(-answer, f"bpf: the kernel does not {what} the program")
+
+
+def _refused(code: int, what: str) -> SourceError:
+    text = f"{what} ({os.strerror(code)})"
+    if _locked_down():
+        return SourceDenied(text, "the kernel is locked down against reading its memory: kernel_lockdown(7)")
+    if code == errno.EPERM:
+        return SourceDenied(text, "run with sudo, or with CAP_BPF and CAP_PERFMON")
+    return SourceMissing(text)
+
+
+def _load(call: Call, program: bytes, function: int) -> int:
+    """Load without a log, which costs time; if that fails again with one."""
+    import ctypes
+
+    def attributes(log: int, size: int) -> bytes:
+        steps, licence = (ctypes.cast(ctypes.c_char_p(text), ctypes.c_void_p).value for text in (program, LICENSE))
+        return LOAD.pack(
+            PROG_TYPE_TRACING, len(program) // INSTRUCTION_SIZE, steps, licence, 1 if log else 0, size, log, 0, 0, NAME,
+            0, TRACE_ITER, 0, 0, 0, 0, 0, 0, 0, function, 0,
+        )  # fmt: skip
+
+    answer = call(PROG_LOAD, attributes(0, 0))
+    if answer >= 0:
+        return answer
+    log = ctypes.create_string_buffer(LOG_SIZE)
+    answer = call(PROG_LOAD, attributes(ctypes.addressof(log), LOG_SIZE))
+    if answer >= 0:
+        return answer
+    said = _end_of(log.value.decode("ascii", "replace"))
+    raise _refused(-answer, "bpf: the kernel does not load the program" + (f": {said}" if said else ""))
+
+
+def _end_of(log: str) -> str:
+    """The lines in which the verifier says what it dislikes, without its statistics."""
+    lines = [line.strip() for line in log.splitlines() if line.strip() and not line.startswith("processed ")]
+    return " / ".join(lines[-LOG_LINES:])
+
+
+def _locked_down() -> bool:
+    """Whether programs may not read the kernel's memory; in the other mode, integrity, they may.
+
+    LOCKDOWN_BPF_READ_KERNEL in include/linux/security.h. The verifier then says that a helper is unknown.
+    """
+    try:
+        with open(LOCKDOWN, "rb") as file:
+            return b"[confidentiality]" in file.read(256)
+    except OSError:
+        return False
