@@ -8,8 +8,8 @@ import time
 
 import pytest
 
+from portbook.enrich.restarter import Restarter
 from portbook.stop import asked
-from portbook.stop.outcome import Restarter
 from tests.components import need
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="tests/windows/test_stop.py is for Windows")

@@ -12,9 +12,9 @@ import time
 import pytest
 from msgspec.structs import replace
 
-from portbook.enrich import process
+from portbook.enrich import process, restarter
 from portbook.records import Owner
-from portbook.stop import asked, restarter
+from portbook.stop import asked
 from portbook.stop.handle import hold, is_same, windows
 from portbook.stop.run import carry_out, look
 from tests.windows.conftest import WINE, lacks

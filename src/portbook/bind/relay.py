@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from msgspec import Struct
 
+from portbook.enrich.restarter import RELAYS
+
 MOST_ARGUMENTS = 2_000
 MOST_LENGTH = 4_096  # of one argument
 
@@ -230,11 +232,11 @@ READERS: dict[str, Callable[[Arguments, int], Relay | None]] = {
 }
 # Those that do not say on their command line for whom.
 BY_NAME: dict[str, tuple[str, str]] = {
-    "rootlessport": ("a container of rootless podman", "podman ps --format '{{.Names}} {{.Ports}}' names it"),
-    "rootlessport-child": ("a container of rootless podman", "podman ps --format '{{.Names}} {{.Ports}}' names it"),
-    "rootlesskit": ("a container of rootless docker", "docker ps --format '{{.Names}} {{.Ports}}' names it"),
-    "slirp4netns": ("a rootless container", "podman ps or docker ps names it"),
-    "pasta": ("a rootless container", "podman ps names it"),
+    "rootlessport": ("a container of rootless podman", RELAYS["rootlessport"]),
+    "rootlessport-child": ("a container of rootless podman", RELAYS["rootlessport"]),
+    "rootlesskit": ("a container of rootless docker", RELAYS["rootlesskit"]),
+    "slirp4netns": ("a rootless container", RELAYS["slirp4netns"]),
+    "pasta": ("a rootless container", RELAYS["pasta"]),
     "gvproxy": ("a container in podman machine", "podman ps names it; podman machine stop ends all"),
     "com.docker.backend": ("a container of Docker Desktop", "docker ps --format '{{.Names}} {{.Ports}}' names it"),
     "vpnkit": ("a container of Docker Desktop", "docker ps --format '{{.Names}} {{.Ports}}' names it"),

@@ -1,7 +1,10 @@
 """What only the service manager or the container runtime can say, and having it stop something.
 
 Commands are run by absolute path, from directories that belong to the system, without a shell, with an environment of
-our own and a time limit. Their arguments are names that ``restarter`` has checked.
+our own and a time limit. Their arguments are names that ``enrich/restarter.py`` has
+checked.
+
+Facts: systemd.service(5), Restart= and the table below it; systemctl(1), show and list-sockets.
 """
 
 from __future__ import annotations
@@ -15,10 +18,9 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from portbook.enrich import container
+from portbook.enrich import container, restarter
+from portbook.enrich.restarter import Restarter
 from portbook.records import Protocol
-from portbook.stop import restarter
-from portbook.stop.outcome import Restarter
 
 PLACES = ("/usr/bin", "/bin", "/usr/local/bin", "/opt/homebrew/bin", "/usr/sbin", "/sbin")
 PATH = "/usr/bin:/bin:/usr/sbin:/sbin"
@@ -102,16 +104,16 @@ def _unit(found: Restarter, _: int, __: Protocol) -> Restarter:
         return found
     scope = [word for word in found.command if word.startswith("--")]
     names = "--property=LoadState,Restart,TriggeredBy"
-    shown = restarter.properties(run([restarter.SYSTEMCTL, *scope, "show", names, found.name], ASK_LIMIT_S).text)
+    shown = properties(run([restarter.SYSTEMCTL, *scope, "show", names, found.name], ASK_LIMIT_S).text)
     if shown.get("LoadState") != "loaded":
         return found
-    again, why = restarter.restarts(shown)
+    again, why = restarts(shown)
     stop = (*found.command[: found.command.index("stop") + 1], *_safe_units(shown), found.name)
     return replace(found, restarts=again, why=why, command=stop)
 
 
 def _safe_units(shown: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(name for name in restarter.sockets_of(shown) if restarter.UNIT.fullmatch(name))
+    return tuple(name for name in sockets_of(shown) if restarter.UNIT.fullmatch(name))
 
 
 def _activation(found: Restarter, port: int, protocol: Protocol) -> Restarter:
@@ -124,7 +126,7 @@ def _activation(found: Restarter, port: int, protocol: Protocol) -> Restarter:
     scope = [word for word in probe.command if word.startswith("--")]
     options = ["list-sockets", "--show-types", "--no-legend", "--full", "--no-pager"]
     text = run([restarter.SYSTEMCTL, *scope, *options], ASK_LIMIT_S).text
-    units = restarter.listening_units(text, port, protocol)
+    units = listening_units(text, port, protocol)
     if units is None:
         return found
     socket_unit, starts = units
@@ -165,6 +167,42 @@ ASK: Mapping[str, Callable[[Restarter, int, Protocol], Restarter]] = {
     "docker": _policy,
     "podman": _policy,
 }
+
+
+# --- what systemctl prints -----------------------------------------------------------------------------------------
+
+
+def properties(text: str) -> dict[str, str]:
+    """The lines of ``systemctl show``: Key=Value."""
+    return {key: value for key, equals, value in (line.partition("=") for line in text.splitlines()) if equals}
+
+
+def restarts(shown: Mapping[str, str]) -> tuple[bool | None, str]:
+    """Whether systemd would start the unit again after a gentle end, and why."""
+    if triggers := sockets_of(shown):
+        return True, f"{' '.join(triggers)} starts it with the next connection"
+    policy = shown.get("Restart", "")
+    return RESTART.get(policy), f"Restart={policy}"
+
+
+def sockets_of(shown: Mapping[str, str]) -> tuple[str, ...]:
+    """The socket units that start the unit."""
+    return tuple(name for name in shown.get("TriggeredBy", "").split() if name.endswith(".socket"))
+
+
+# Whether systemd starts a service again that ends after SIGTERM. Not in here: it depends on how it exits.
+RESTART: Mapping[str, bool] = {"no": False, "on-watchdog": False, "always": True, "on-success": True}
+TYPES: dict[Protocol, str] = {"tcp": "Stream", "udp": "Datagram"}
+
+
+def listening_units(text: str, port: int, protocol: Protocol) -> tuple[str, str] | None:
+    """The socket unit and the unit it starts, from ``systemctl list-sockets --show-types --no-legend --full``."""
+    for line in text.splitlines():
+        fields = line.split()
+        if len(fields) >= 3 and fields[0].endswith(f":{port}") and fields[1] == TYPES[protocol]:
+            socket_unit, starts = fields[2], fields[3] if len(fields) > 3 else ""
+            return socket_unit, starts.rstrip(",")
+    return None
 
 
 # --- stopping ------------------------------------------------------------------------------------------------------

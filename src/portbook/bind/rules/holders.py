@@ -96,7 +96,9 @@ def udp_sockets(evidence: Evidence) -> Iterator[Finding]:
         return
     for group in _places(evidence, (None, "ESTABLISHED")):
         hit = stopped(evidence, group)
-        if hit.endpoints:
+        if hit.endpoints and (manager := _manager(group)):
+            yield _activated(evidence, group, manager, hit)
+        elif hit.endpoints:
             shared = f" in {len(group)} sockets" if len(group) > 1 else ""
             text = f"{naming.where(group[0])}/udp is bound{shared}: {naming.named(evidence, group)}"
             facts, remedy = naming.told(evidence, group), naming.remedy(evidence, group)
