@@ -14,8 +14,8 @@ import sys
 import pytest
 
 from portbook import why
-from portbook.bind import gather_windows
 from portbook.bind.evidence import DynamicRange, ExcludedRange
+from portbook.bind.windows import gather
 from portbook.bind.windows.reservations import Reservations
 from tests.bind.verdicts import codes, finding
 from tests.windows.test_iphlpapi import touch
@@ -29,7 +29,7 @@ START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from portbook.__main__
 @pytest.fixture(autouse=True)
 def no_lists(monkeypatch):
     """What netsh says has tests of its own."""
-    monkeypatch.setattr(gather_windows, "read_reservations", lambda asked, sockets: NOTHING_KEPT)
+    monkeypatch.setattr(gather, "read_reservations", lambda asked, sockets: NOTHING_KEPT)
 
 
 def held(address: str = "0.0.0.0", exclusive: bool = False, kind=socket.SOCK_STREAM) -> socket.socket:
@@ -152,7 +152,7 @@ def test_the_list_of_excluded_ranges_explains_it(monkeypatch):
         excluded=tuple(ExcludedRange(family, "tcp", low, high, administered=False) for family in families),
         dynamic=tuple(DynamicRange(family, "tcp", 1024, 64511) for family in families),
     )
-    monkeypatch.setattr(gather_windows, "read_reservations", lambda asked, sockets: kept)
+    monkeypatch.setattr(gather, "read_reservations", lambda asked, sockets: kept)
     verdict = why(low + 5)
     assert (verdict.can_have, verdict.foreseen) == (False, False)
     assert codes(verdict, "blocks") == ["excluded-range", "excluded-range"]

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 LAB = Path(os.environ.get("PORTBOOK_WINLAB") or ROOT / ".winlab")
 # The pure halves too: what is parsed must not depend on the platform.
 EVERYWHERE = [f"tests/sources/test_{name}.py" for name in ("iphlpapi", "netstat", "psutil_")]
-EVERYWHERE += [f"tests/bind/test_{name}.py" for name in ("netsh", "httpsys", "portproxy")]
+EVERYWHERE += [f"tests/bind/windows/test_{name}.py" for name in ("netsh", "httpsys", "portproxy")]
 EVERYWHERE += ["tests/scan/test_engine.py", "tests/test_reach.py"]
 EVERYWHERE += ["tests/bind/test_choice.py", "tests/bind/test_endpoints.py"]
 EVERYWHERE += [f"tests/bind/test_{name}.py" for name in ("judge", "relay", "rules")]

@@ -10,26 +10,20 @@ Facts: systemd.service(5), Restart= and the table below it; systemctl(1), show a
 from __future__ import annotations
 
 import os
-import stat
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from portbook.enrich import container, restarter
+from portbook.enrich import container, program, restarter
 from portbook.enrich.restarter import Restarter
 from portbook.records import Protocol
 
-PLACES = ("/usr/bin", "/bin", "/usr/local/bin", "/opt/homebrew/bin", "/usr/sbin", "/sbin")
-PATH = "/usr/bin:/bin:/usr/sbin:/sbin"
 KEPT = ("HOME", "USER", "LOGNAME", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS")  # of ordinary users
 ROOTS = {"HOME": "/root", "XDG_RUNTIME_DIR": "/run/user/0"}
 BOOTED = "/run/systemd/system"  # sd_booted(3)
 ASK_LIMIT_S = 3.0
-MOST_TEXT = 1 << 20
-OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 class Done(NamedTuple):
@@ -41,45 +35,19 @@ class Done(NamedTuple):
 
 def run(command: Sequence[str], limit_s: float) -> Done:
     """Run a command to its end; what it prints is kept within bounds."""
-    path = program(command[0])
+    path = program.find(command[0])
     if path is None:
-        return Done(None, f"{command[0]} is not installed in {', '.join(places())}")
+        return Done(None, f"{command[0]} is not installed in {', '.join(program.places())}")
     try:
-        done = subprocess.run(
-            [path, *command[1:]], stdin=subprocess.DEVNULL, capture_output=True, env=environment(),
-            timeout=limit_s, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
+        output = program.run([path, *command[1:]], environment(), limit_s)
+    except TimeoutError:
         return Done(None, f"{command[0]} did not end within {limit_s:g} s")
+    except ValueError as error:
+        return Done(None, f"{command[0]} was ended: {error}")
     except OSError as error:
         return Done(None, f"{command[0]} could not be run: {error.strerror or error}")
-    output = done.stdout if done.returncode == 0 else done.stderr or done.stdout
-    return Done(done.returncode, output[:MOST_TEXT].decode("utf-8", "replace").strip())
-
-
-def program(name: str) -> str | None:
-    """The absolute path of a program of the system; as root only one that nobody else can change."""
-    paths = (os.path.join(place, name) for place in places())
-    return next((path for path in paths if _is_trusted(path)), None)
-
-
-def places() -> tuple[str, ...]:
-    """Where programs of the system are."""
-    if sys.platform == "win32":
-        return (os.path.join(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32"),)
-    return PLACES
-
-
-def _is_trusted(path: str) -> bool:
-    """Of a file and its directory; where a link leads to, others could only have put it with root's help."""
-    try:
-        found = os.stat(path)
-        above = os.stat(os.path.dirname(path))
-    except OSError:
-        return False
-    if sys.platform == "win32" or os.geteuid() != 0:
-        return stat.S_ISREG(found.st_mode)
-    return stat.S_ISREG(found.st_mode) and all(s.st_uid == 0 and not s.st_mode & OTHERS_WRITE for s in (found, above))
+    text = output.stdout if output.code == 0 else output.stderr or output.stdout
+    return Done(output.code, text.decode("utf-8", "replace").strip())
 
 
 def environment() -> dict[str, str]:
@@ -87,7 +55,7 @@ def environment() -> dict[str, str]:
     if sys.platform == "win32":
         return {name: os.environ[name] for name in ("SYSTEMROOT", "PATH", "TEMP") if name in os.environ}
     ours = ROOTS if os.geteuid() == 0 else {name: os.environ[name] for name in KEPT if name in os.environ}
-    return {"PATH": PATH, "LC_ALL": "C.UTF-8", **ours}
+    return {"PATH": program.PATH, "LC_ALL": "C.UTF-8", **ours}
 
 
 # --- asking --------------------------------------------------------------------------------------------------------
