@@ -149,7 +149,8 @@ def _ssh_target(kind: str, fields: list[str], port: int) -> str | None:
     if len(fields) >= 2 and fields[-1].startswith("/"):
         return f"the socket {fields[-1]}" if _number(fields[-2]) == port else None
     if len(fields) in (3, 4) and _number(fields[-3]) == port:
-        return f"{fields[-2]}:{fields[-1]}"
+        host = f"[{fields[-2]}]" if ":" in fields[-2] else fields[-2]
+        return f"{host}:{fields[-1]}"
     return None
 
 

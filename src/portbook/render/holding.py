@@ -56,7 +56,7 @@ def _heading(answer: Holding) -> str:
         more = f" and {len(names) - 2} more processes" if len(names) > 3 else ""
         return f"{port} is held by {', '.join(names[:2] if more else names)}{more}"
     if answer.held:
-        return f"{port} is held, by whom is not visible"
+        return f"{port} is held by a process that is not visible"
     waiting = len(answer.sockets)
     return f"nobody holds {port}" + (f" ({waiting} closed connections in TIME_WAIT)" if waiting else "")
 
