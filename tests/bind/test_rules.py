@@ -26,11 +26,13 @@ from portbook.bind.judge import foresee
 from portbook.bind.linux import interfaces, netlink, publications, sysctl
 from portbook.bind.rules import RULES, findings
 from portbook.enrich import restarter
+from portbook.enrich.users import user_name
 from portbook.records import STATES, Gap, Owner, Socket
 
 SYSTEM = Owner(4, "System")
 ID = "0123456789abcdef" * 4
-PROXY = Owner(9, "docker-proxy", exe="/usr/bin/docker-proxy", user="root", cgroup="/system.slice/docker.service")
+# The kind of which docker has one for each published port: in docker's own cgroup, and not to be stopped with docker.
+PROXY = Owner(9, "docker-proxy", exe="/usr/bin/docker-proxy", user=user_name(0), cgroup="/system.slice/docker.service")
 
 
 def listener(*owners: Owner, address: str = "0.0.0.0", port: int = 80, **more) -> Socket:
@@ -200,8 +202,12 @@ def test_pid_1_of_a_container_is_mostly_a_server(owner):
         (Owner(9, "nginx", cgroup="/system.slice/nginx.service"), "systemctl stop nginx.service"),
         (Owner(9, "nginx", cgroup=f"/docker/{ID}", container="docker:web"), "docker stop web"),
         (Owner(9, "nginx", cgroup=f"/machine.slice/libpod-{ID}.scope", container="podman:web"), "podman stop web"),
+        (Owner(9, "nginx", cgroup="/system.slice/PORT.service"), "systemctl stop PORT.service"),
         (Owner(9, "nginx", cgroup="/system.slice/x; reboot.service"), "portbook stop 80"),  # people copy commands
-        (PROXY, "find the container: docker ps"),  # and not systemctl stop docker.service, in whose cgroup it is
+        (
+            PROXY,
+            "find the container: docker ps --filter publish=80, then docker stop",
+        ),
         (Owner(9, "nginx"), "portbook stop 80"),
     ],
 )

@@ -104,7 +104,7 @@ def remedy(evidence: Evidence, sockets: Sequence[Socket]) -> str | None:
     for owner in owners:
         found = evidence.restarters.get(owner.pid)
         if found and (command := typed(found)):
-            return f"{command}, {other}"
+            return f"{command.replace('publish=PORT', f'publish={evidence.port}')}, {other}"
     asked = f"{evidence.port}/udp" if evidence.protocol == "udp" else str(evidence.port)
     return f"portbook stop {asked} ends the holder, {other}" if owners else _sight(evidence)
 

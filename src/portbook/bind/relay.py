@@ -36,7 +36,8 @@ def read(command_line: Arguments | None, name: str | None, exe: str | None, port
         if program in READERS and (found := READERS[program](arguments[1:], port)) is not None:
             return found
         if program in BY_NAME:
-            return Relay(program, *BY_NAME[program])
+            to, remedy = BY_NAME[program]
+            return Relay(program, to, remedy.replace("publish=PORT", f"publish={port}"))
     return _sshd(arguments)
 
 
