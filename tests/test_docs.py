@@ -14,10 +14,11 @@ from portbook import errors, query, records, resilience, sources
 from portbook.bind.findings import CODES, Finding
 from portbook.bind.judge import Verdict
 from portbook.cli import COMMANDS, portbook
+from portbook.enrich import restarter
 from portbook.probe import asked, datagrams, error_queue, outcome, tcp, udp
 from portbook.probe.outcome import Answer, Evidence
 from portbook.stop import outcome as stop_outcome
-from portbook.stop import protected, restarter
+from portbook.stop import protected
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -44,7 +45,7 @@ def test_json_page_has_the_fields_of_a_holder() -> None:
 
 def test_json_page_has_the_fields_of_what_a_stop_says() -> None:
     page = (DOCS / "json.md").read_text()
-    kinds = (stop_outcome.Target, stop_outcome.Refusal, stop_outcome.Restarter, stop_outcome.Ended)
+    kinds = (stop_outcome.Target, stop_outcome.Refusal, restarter.Restarter, stop_outcome.Ended)
     assert all(f"`{field}`" in page for kind in kinds for field in kind.__struct_fields__)
     words = (*get_args(stop_outcome.Result), *get_args(stop_outcome.Fate), *get_args(stop_outcome.Leave))
     assert all(f"`{word}`" in page for word in words)

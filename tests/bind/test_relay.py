@@ -14,7 +14,7 @@ SSH = [
     ("ssh -NfL 8080:db:5432 bastion", "db:5432 through bastion"),
     ("ssh -N bastion -L 8080:db:5432", "db:5432 through bastion"),
     ("ssh -p 2222 -i key -L 127.0.0.1:8080:db:5432 root@bastion", "db:5432 through root@bastion"),
-    ("ssh -L [::1]:8080:[fd00::5]:5432 bastion", "fd00::5:5432 through bastion"),
+    ("ssh -L [::1]:8080:[fd00::5]:5432 bastion", "[fd00::5]:5432 through bastion"),
     ("ssh -L *:8080:db:5432 bastion", "db:5432 through bastion"),
     ("ssh -L 8080/db/5432 bastion", "db:5432 through bastion"),
     ("ssh -L 8080:/var/run/docker.sock bastion", "the socket /var/run/docker.sock through bastion"),

@@ -25,14 +25,25 @@ from portbook.bind.findings import CODES, SEVERITIES
 from portbook.bind.judge import foresee
 from portbook.bind.linux import interfaces, netlink, publications, sysctl
 from portbook.bind.rules import RULES, findings
+from portbook.enrich import restarter
+from portbook.enrich.users import user_name
 from portbook.records import STATES, Gap, Owner, Socket
 
 SYSTEM = Owner(4, "System")
+ID = "0123456789abcdef" * 4
+# The kind of which docker has one for each published port: in docker's own cgroup, and not to be stopped with docker.
+PROXY = Owner(9, "docker-proxy", exe="/usr/bin/docker-proxy", user=user_name(0), cgroup="/system.slice/docker.service")
 
 
 def listener(*owners: Owner, address: str = "0.0.0.0", port: int = 80, **more) -> Socket:
     family = "ipv6" if ":" in address else "ipv4"
     return Socket("tcp", family, address, port, state="LISTEN", owners=owners, **more)
+
+
+def looked_after(owner: Owner, platform: str) -> Evidence:
+    """What is gathered of a listener that somebody may start again."""
+    one = restarter.of(owner, (), platform, 0)
+    return Evidence(platform, 80, sockets=(listener(owner),), restarters={owner.pid: one} if one else {})
 
 
 def found(evidence: Evidence) -> dict:
@@ -134,8 +145,8 @@ def test_relays_of_wsl_and_docker_desktop(name, what):
 
 
 def test_the_remedy_for_a_service_of_windows():
-    sockets = (listener(Owner(70, "svchost.exe", service="W32Time")),)
-    assert found(Evidence("windows", 80, sockets=sockets))["listener"].remedy.startswith("Stop-Service W32Time")
+    evidence = looked_after(Owner(70, "svchost.exe", service="W32Time"), "windows")
+    assert found(evidence)["listener"].remedy.startswith("Stop-Service -Name W32Time, or ")
 
 
 # --- macOS ---------------------------------------------------------------------------------------------------------
@@ -194,14 +205,28 @@ def test_pid_1_of_a_container_is_mostly_a_server(owner):
 @pytest.mark.parametrize(
     ("owner", "command"),
     [
-        (Owner(9, "nginx", service="nginx.service"), "systemctl stop nginx.service"),
-        (Owner(9, "nginx", container="docker:web"), "docker stop web"),
-        (Owner(9, "nginx", container="podman:web", service="x.service"), "podman stop web"),
+        (Owner(9, "nginx", cgroup="/system.slice/nginx.service"), "systemctl stop nginx.service"),
+        (Owner(9, "nginx", cgroup=f"/docker/{ID}", container="docker:web"), "docker stop web"),
+        (Owner(9, "nginx", cgroup=f"/machine.slice/libpod-{ID}.scope", container="podman:web"), "podman stop web"),
+        (Owner(9, "nginx", cgroup="/system.slice/PORT.service"), "systemctl stop PORT.service"),
+        (Owner(9, "nginx", cgroup="/system.slice/x; reboot.service"), "portbook stop 80"),  # people copy commands
+        (
+            PROXY,
+            "find the container: docker ps --filter publish=80, then docker stop",
+        ),
         (Owner(9, "nginx"), "portbook stop 80"),
     ],
 )
 def test_the_remedy_names_who_would_start_it_again(owner, command):
-    assert found(Evidence("linux", 80, sockets=(listener(owner),)))["listener"].remedy.startswith(command)
+    assert found(looked_after(owner, "linux"))["listener"].remedy.startswith(command)
+
+
+def test_a_service_manager_holds_udp_ports_too():
+    manager = Owner(1, "systemd", exe="/usr/lib/systemd/systemd")
+    one = Socket("udp", "ipv4", "0.0.0.0", 69, owners=(manager,), inode=5)
+    told = found(Evidence("linux", 69, "udp", sockets=(one,), activated={5: "tftp.socket"}))
+    assert told["socket-activation"].remedy.startswith("systemctl stop tftp.socket")
+    assert "udp-socket" not in told
 
 
 @pytest.mark.parametrize("hint", ["run with sudo", "run with CAP_SYS_PTRACE, outside the container", None])

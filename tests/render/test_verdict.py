@@ -42,6 +42,13 @@ def test_nothing_a_process_chose_reaches_the_terminal(width):
         assert line.isprintable()
 
 
+def test_the_name_of_an_interface_is_escaped_too():
+    where = Endpoint("fe80::1", "e\x1b[2J")
+    evidence = Evidence("linux", 80, endpoints=(where,), foreign=("fe80::1",))
+    for tried in (Tried(where, 80), Tried(where, 80, 99, "EADDRNOTAVAIL", "bind")):
+        assert "\x1b" not in "".join(render.lines(judge(evidence, [tried]), Style()))
+
+
 @pytest.mark.parametrize("width", [80, 200])
 def test_lines_fit(width):
     assert max(map(len, render.lines(NO, Style(width=width)))) <= width

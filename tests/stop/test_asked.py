@@ -8,8 +8,9 @@ import time
 
 import pytest
 
+from portbook.enrich import program
+from portbook.enrich.restarter import Restarter
 from portbook.stop import asked
-from portbook.stop.outcome import Restarter
 from tests.components import need
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="tests/windows/test_stop.py is for Windows")
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="tests/windows/t
 def place(tmp_path, monkeypatch):
     """A directory of the system's that holds what a test puts there."""
     tmp_path.chmod(0o755)
-    monkeypatch.setattr(asked, "PLACES", (str(tmp_path),))
+    monkeypatch.setattr(program, "PLACES", (str(tmp_path),))
 
     def put(script: str, mode: int = 0o755) -> str:
         path = tmp_path / "tool"
@@ -50,9 +51,16 @@ def test_a_command_that_hangs_is_ended(place):
     assert "0.3 s" in done.text
 
 
-def test_much_output_is_cut(place):
-    place("head -c 3000000 /dev/zero | tr '\\0' x")
-    assert len(asked.run(("tool",), 30).text) == asked.MOST_TEXT
+@pytest.mark.parametrize("script", ["exec yes", "exec yes >&2"])
+def test_a_command_that_does_not_stop_printing_is_ended(place, script):
+    place(script)
+    assert asked.run(("tool",), 30) == (None, "tool was ended: its answer is longer than 1 MiB")
+
+
+def test_both_its_outputs_are_read(place):
+    """Neither pipe may fill while the other one is waited for."""
+    place("head -c 300000 /dev/zero >&2; head -c 300000 /dev/zero; echo end")
+    assert asked.run(("tool",), 30).text.endswith("end")
 
 
 def test_a_command_that_is_not_there_is_an_answer(place):
@@ -65,14 +73,14 @@ def test_a_command_that_is_not_there_is_an_answer(place):
 def test_root_runs_nothing_that_others_could_have_written(place, mode):
     need(os.geteuid() == 0, "root")
     place("touch ran", mode)
-    assert asked.program("tool") is None
+    assert program.find("tool") is None
     path = place("true", 0o755)
-    assert asked.program("tool") == path
+    assert program.find("tool") == path
     os.chown(path, 65534, 65534)
-    assert asked.program("tool") is None
+    assert program.find("tool") is None
     os.chown(path, 0, 0)
     os.chmod(os.path.dirname(path), 0o777)
-    assert asked.program("tool") is None
+    assert program.find("tool") is None
 
 
 def test_the_environment_leads_nowhere_else(place, monkeypatch):
@@ -82,7 +90,7 @@ def test_the_environment_leads_nowhere_else(place, monkeypatch):
     place("env")
     lines = asked.run(("tool",), 10).text.splitlines()
     assert not [line for line in lines if "elsewhere" in line]
-    assert f"PATH={asked.PATH}" in lines
+    assert f"PATH={program.PATH}" in lines
 
 
 NONSENSE = ("exit 1", "echo nonsense", "echo 'web|'; exit 2", "echo 'web|never'", "exec sleep 60", "echo '--all|no'")
@@ -92,6 +100,6 @@ NONSENSE = ("exit 1", "echo nonsense", "echo 'web|'; exit 2", "echo 'web|never'"
 def test_whatever_a_runtime_says_the_container_stays_what_it_was(place, monkeypatch, script):
     """Nothing of it is believed to be harmless: without a policy that says so, it may be started again."""
     monkeypatch.setattr(asked, "ASK_LIMIT_S", 0.3)
-    os.rename(place(script), os.path.join(asked.PLACES[0], "podman"))
+    os.rename(place(script), os.path.join(program.PLACES[0], "podman"))
     found = Restarter("podman", "0123", ("podman", "stop", "0123"))
     assert asked.complete(found, 80, "tcp") == found

@@ -46,10 +46,10 @@ def test_a_container_that_podman_leaves_alone_is_ended_as_anything_else(run):
 
 def test_without_podman_where_it_belongs_nothing_is_run(run, monkeypatch, tmp_path):
     """A program of that name elsewhere is not the system's."""
-    from portbook.stop import asked
+    from portbook.enrich import program
 
     running = run("--network", "host", "--restart", "always")
-    monkeypatch.setattr(asked, "PLACES", (str(tmp_path),))
+    monkeypatch.setattr(program, "PLACES", (str(tmp_path),))
     fake = tmp_path / "podman"
     fake.write_text("#!/bin/sh\ntouch " + str(tmp_path / "ran"))
     fake.chmod(0o777)  # anybody could have written it

@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from portbook.bind.attempt import DUAL, EVERYWHERE, Endpoint, Tried
+from portbook.enrich import restarter
+from portbook.enrich.restarter import Restarter
 from portbook.records import SCHEMA, Gap, Holder, Holding, Owner, Socket
-from portbook.stop import asked, plan, protected, restarter, successor
+from portbook.stop import aftermath, asked, plan, protected
 from portbook.stop.freed import Bindable, judge
-from portbook.stop.outcome import Restarter, Target
+from portbook.stop.outcome import Target
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 ID = "0123456789abcdef" * 4
@@ -27,6 +29,10 @@ def owner(pid=100, **more):
 
 def holder(one=None, *parents, sockets=()):
     return Holder(one or owner(), 1.0, tuple(parents), tuple(sockets), ())
+
+
+def looked_after(one, platform, uid):
+    return restarter.of(one.owner, one.parents, platform, uid)
 
 
 def listening(*owners, address="127.0.0.1", state="LISTEN", **more):
@@ -66,7 +72,7 @@ WITHIN = f"/docker/{ID}/system.slice/web.service"
     ],
 )
 def test_a_cgroup_says_who_looks_after_a_process(cgroup, uid, command):
-    found = restarter.of(holder(owner(cgroup=cgroup)), "linux", uid)
+    found = looked_after(holder(owner(cgroup=cgroup)), "linux", uid)
     if command == "":
         assert found is None
     else:
@@ -76,7 +82,7 @@ def test_a_cgroup_says_who_looks_after_a_process(cgroup, uid, command):
 
 def test_a_user_is_told_whose_podman_it_is():
     cgroup = f"/user.slice/user-{NO_UID}.slice/user@{NO_UID}.service/user.slice/libpod-{ID}.scope"
-    found = restarter.of(holder(owner(cgroup=cgroup)), "linux", ROOT_UID)
+    found = looked_after(holder(owner(cgroup=cgroup)), "linux", ROOT_UID)
     assert found.command is None
     assert str(NO_UID) in found.advice
 
@@ -96,7 +102,7 @@ CONMON = ("/usr/bin/conmon", "--api-version", "1", "-c", ID, "-n", "web")
 )
 def test_conmon_is_believed_when_it_is_roots(more, command):
     known = {"exe": "/usr/bin/conmon", "name": "conmon", "user": "root", "command_line": CONMON}
-    found = restarter.of(holder(owner(**{**known, **more})), "linux", ROOT_UID)
+    found = looked_after(holder(owner(**{**known, **more})), "linux", ROOT_UID)
     assert (found.command if found else None) == command
 
 
@@ -104,16 +110,16 @@ def test_conmon_is_believed_when_it_is_roots(more, command):
 def test_what_holds_a_container_s_port_is_not_ended_for_it(name):
     """Also an ordinary user's, whose service manager would be told to stop all of docker."""
     one = owner(exe=f"/usr/bin/{name}", user="somebody", cgroup="/user@1000.service/app.slice/docker.service")
-    found = restarter.of(holder(one), "linux", ROOT_UID)
+    found = looked_after(holder(one), "linux", ROOT_UID)
     assert (found.command, "as somebody" in found.advice) == (None, True)
     assert refused(one, found=found) == [("managed", ("i-know",))]
 
 
 def test_a_supervisor_is_known_by_its_name():
-    found = restarter.of(holder(None, owner(7, name="supervisord"), owner(1)), "linux", 0)
+    found = looked_after(holder(None, owner(7, name="supervisord"), owner(1)), "linux", 0)
     assert (found.kind, found.command, found.advice) == ("supervisor", None, "supervisorctl stop NAME")
-    assert restarter.of(holder(None, owner(7, name="bash"), owner(8, name="supervisord")), "linux", 0) is None
-    pm2 = restarter.of(holder(None, owner(7, name="PM2 v5.3.0: God")), "macos", 0)
+    assert looked_after(holder(None, owner(7, name="bash"), owner(8, name="supervisord")), "linux", 0) is None
+    pm2 = looked_after(holder(None, owner(7, name="PM2 v5.3.0: God")), "macos", 0)
     assert pm2.advice == "pm2 stop NAME"
 
 
@@ -129,11 +135,11 @@ def test_a_supervisor_is_known_by_its_name():
     ],
 )
 def test_a_windows_service_is_stopped_by_name(service, command):
-    assert restarter.of(holder(owner(service=service)), "windows", 0).command == command
+    assert looked_after(holder(owner(service=service)), "windows", 0).command == command
 
 
 def test_airplay_is_named():
-    found = restarter.of(holder(owner(name="ControlCenter")), "macos", 501)
+    found = looked_after(holder(owner(name="ControlCenter")), "macos", 501)
     assert "AirPlay Receiver" in found.advice
 
 
@@ -153,7 +159,7 @@ def test_airplay_is_named():
     ],
 )
 def test_whether_systemd_starts_it_again(text, answer):
-    assert restarter.restarts(restarter.properties(text))[0] is answer
+    assert asked.restarts(asked.properties(text))[0] is answer
 
 
 # systemctl list-sockets --show-types --no-legend --full of systemd 252, as the test with a real one has it.
@@ -178,13 +184,13 @@ SOCKETS = """\
     ],
 )
 def test_which_unit_a_socket_is_held_for(port, protocol, units):
-    assert restarter.listening_units(SOCKETS, port, protocol) == units
+    assert asked.listening_units(SOCKETS, port, protocol) == units
 
 
 @given(st.text(max_size=300))
 def test_whatever_a_command_prints_is_read_without_an_error(text):
-    restarter.restarts(restarter.properties(text))
-    restarter.listening_units(text, 80, "tcp")
+    asked.restarts(asked.properties(text))
+    asked.listening_units(text, 80, "tcp")
 
 
 @given(st.text(max_size=80))
@@ -201,10 +207,10 @@ def test_docker_names_the_container_behind_its_proxy(monkeypatch):
     said = {"ps": asked.Done(0, ID), "inspect": asked.Done(0, "/web|always")}
     monkeypatch.setattr(asked, "run", lambda command, _: said[command[1]])
     proxy = owner(exe="/usr/bin/docker-proxy", name="docker-proxy", user="root", cgroup="/system.slice/docker.service")
-    found = asked.complete(restarter.of(holder(proxy), "linux", 0), 8080, "tcp")
+    found = asked.complete(looked_after(holder(proxy), "linux", 0), 8080, "tcp")
     assert (found.kind, found.command, found.restarts) == ("docker", ("docker", "stop", "web"), True)
     said["ps"] = asked.Done(0, f"{ID}\n{ID}")
-    found = asked.complete(restarter.of(holder(proxy), "linux", 0), 8080, "tcp")
+    found = asked.complete(looked_after(holder(proxy), "linux", 0), 8080, "tcp")
     assert found.command is None
     assert "docker ps" in found.advice
 
@@ -294,7 +300,7 @@ SHELL, SUPERVISOR, FIRST = owner(50, name="bash"), owner(60, name="loop"), owner
 def then(found, *, inodes=frozenset((7,)), **more):
     """What is said when ``found`` has the port, and a process with pid 10 below a supervisor was to end."""
     old = holder(owner(10, **more), SUPERVISOR, SHELL, FIRST, sockets=[listening(inode=7)])
-    return successor.judge([found], [Target(old, 0)], inodes)
+    return aftermath.judge([found], [Target(old, 0)], inodes)
 
 
 @pytest.mark.parametrize(

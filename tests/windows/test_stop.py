@@ -12,9 +12,9 @@ import time
 import pytest
 from msgspec.structs import replace
 
-from portbook.enrich import process
+from portbook.enrich import process, program, restarter
 from portbook.records import Owner
-from portbook.stop import asked, restarter
+from portbook.stop import asked
 from portbook.stop.handle import hold, is_same, windows
 from portbook.stop.run import carry_out, look
 from tests.windows.conftest import WINE, lacks
@@ -239,7 +239,7 @@ def test_an_ancestor_is_refused():
 
 
 def test_the_service_control_manager_is_asked_by_the_systems_own_program():
-    path = asked.program("sc.exe")
+    path = program.find("sc.exe")
     assert path.lower().startswith(os.environ["SYSTEMROOT"].lower() + "\\system32")
     assert asked.run(("sc.exe", "query", "eventlog"), 20).code == 0
     nobody = restarter.Restarter("windows-service", "portbook-test-nobody", ("Stop-Service",))

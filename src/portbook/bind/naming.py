@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from portbook.bind.evidence import Evidence
+from portbook.enrich.restarter import typed
 from portbook.records import Owner, Socket
 
 MOST_NAMED = 4  # a server may have forked a hundred workers
@@ -13,7 +14,6 @@ MOST_TOLD = 16  # as data
 MOST_PARENTS = 3  # in words
 MOST_COMMAND = 80  # characters of a command line, in words
 MOST_ARGUMENTS = 64  # as data
-STOP_CONTAINER = {"docker": "docker stop {}", "podman": "podman stop {}", "lxc": "lxc-stop -n {}"}
 
 
 def owners_of(sockets: Iterable[Socket]) -> list[Owner]:
@@ -49,7 +49,7 @@ def _origin(evidence: Evidence, owner: Owner) -> str:
     parents = evidence.parents.get(owner.pid, ())[:MOST_PARENTS]
     command = " ".join(owner.command_line or ())
     facts = (
-        ("running ", command[:MOST_COMMAND] + ("…" if len(command) > MOST_COMMAND else "")),
+        ("running ", command[:MOST_COMMAND] + ("..." if len(command) > MOST_COMMAND else "")),
         ("service ", owner.service or ""),
         ("container ", owner.container or ""),
         ("started by ", " < ".join(f"{p.name or '?'} ({p.pid})" for p in parents)),
@@ -113,8 +113,9 @@ def remedy(evidence: Evidence, sockets: Sequence[Socket]) -> str | None:
         return None
     other = "or take another port: portbook free"
     for owner in owners:
-        if command := _manager_command(evidence, owner):
-            return f"{command}, {other}"
+        found = evidence.restarters.get(owner.pid)
+        if found and (command := typed(found)):
+            return f"{command.replace('publish=PORT', f'publish={evidence.port}')}, {other}"
     asked = f"{evidence.port}/udp" if evidence.protocol == "udp" else str(evidence.port)
     return f"portbook stop {asked} ends the holder, {other}" if owners else _sight(evidence)
 
@@ -137,12 +138,3 @@ def _is_kernel(owners: Iterable[Owner]) -> bool:
 def _is_proxied(evidence: Evidence) -> bool:
     """The service behind a portproxy does much else."""
     return any(proxy.listen_port == evidence.port for proxy in evidence.proxies)
-
-
-def _manager_command(evidence: Evidence, owner: Owner) -> str | None:
-    if owner.container:
-        runtime, _, name = owner.container.partition(":")
-        return STOP_CONTAINER[runtime].format(name) if runtime in STOP_CONTAINER else None
-    if owner.service is None:
-        return None
-    return f"Stop-Service {owner.service}" if evidence.platform == "windows" else f"systemctl stop {owner.service}"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 from portbook.bind.evidence import Asked
 from portbook.enrich import process
+from portbook.enrich.restarter import Restarter
 from portbook.errors import SourceError
 from portbook.records import Gap, Owner, Socket
+from portbook.sources import PLATFORM
 
 MOST_OWNERS = 8  # whose parents are looked up
 
@@ -29,7 +32,22 @@ def _order(s: Socket) -> tuple[bool, str, str]:
     return s.state != "LISTEN", s.family, s.local_address
 
 
-def parents_of(sockets: Iterable[Socket]) -> dict[int, tuple[Owner, ...]]:
+Parents = dict[int, tuple[Owner, ...]]
+
+
+def parents_of(sockets: Iterable[Socket]) -> Parents:
     """The chains above the first owners."""
     pids = dict.fromkeys(owner.pid for s in sockets for owner in s.owners)
     return {pid: process.parents(pid) for pid in list(pids)[:MOST_OWNERS]}
+
+
+def restarters_of(sockets: Iterable[Socket], parents: Parents) -> dict[int, Restarter]:
+    """Who would start those owners again, as far as their records say: nobody is asked."""
+    owners = {owner.pid: owner for s in sockets for owner in s.owners if owner.pid in parents}
+    if not owners:
+        return {}
+    from portbook.enrich import restarter
+
+    uid = os.geteuid() if hasattr(os, "geteuid") else 0
+    found = {pid: restarter.of(owner, parents[pid], PLATFORM, uid) for pid, owner in owners.items()}
+    return {pid: one for pid, one in found.items() if one is not None}

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from msgspec import Struct
 
+from portbook.enrich.restarter import RELAYS
+
 MOST_ARGUMENTS = 2_000
 MOST_LENGTH = 4_096  # of one argument
 
@@ -34,7 +36,8 @@ def read(command_line: Arguments | None, name: str | None, exe: str | None, port
         if program in READERS and (found := READERS[program](arguments[1:], port)) is not None:
             return found
         if program in BY_NAME:
-            return Relay(program, *BY_NAME[program])
+            to, remedy = BY_NAME[program]
+            return Relay(program, to, remedy.replace("publish=PORT", f"publish={port}"))
     return _sshd(arguments)
 
 
@@ -147,7 +150,8 @@ def _ssh_target(kind: str, fields: list[str], port: int) -> str | None:
     if len(fields) >= 2 and fields[-1].startswith("/"):
         return f"the socket {fields[-1]}" if _number(fields[-2]) == port else None
     if len(fields) in (3, 4) and _number(fields[-3]) == port:
-        return f"{fields[-2]}:{fields[-1]}"
+        host = f"[{fields[-2]}]" if ":" in fields[-2] else fields[-2]
+        return f"{host}:{fields[-1]}"
     return None
 
 
@@ -230,11 +234,11 @@ READERS: dict[str, Callable[[Arguments, int], Relay | None]] = {
 }
 # Those that do not say on their command line for whom.
 BY_NAME: dict[str, tuple[str, str]] = {
-    "rootlessport": ("a container of rootless podman", "podman ps --format '{{.Names}} {{.Ports}}' names it"),
-    "rootlessport-child": ("a container of rootless podman", "podman ps --format '{{.Names}} {{.Ports}}' names it"),
-    "rootlesskit": ("a container of rootless docker", "docker ps --format '{{.Names}} {{.Ports}}' names it"),
-    "slirp4netns": ("a rootless container", "podman ps or docker ps names it"),
-    "pasta": ("a rootless container", "podman ps names it"),
+    "rootlessport": ("a container of rootless podman", RELAYS["rootlessport"]),
+    "rootlessport-child": ("a container of rootless podman", RELAYS["rootlessport"]),
+    "rootlesskit": ("a container of rootless docker", RELAYS["rootlesskit"]),
+    "slirp4netns": ("a rootless container", RELAYS["slirp4netns"]),
+    "pasta": ("a rootless container", RELAYS["pasta"]),
     "gvproxy": ("a container in podman machine", "podman ps names it; podman machine stop ends all"),
     "com.docker.backend": ("a container of Docker Desktop", "docker ps --format '{{.Names}} {{.Ports}}' names it"),
     "vpnkit": ("a container of Docker Desktop", "docker ps --format '{{.Names}} {{.Ports}}' names it"),

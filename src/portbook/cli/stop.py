@@ -76,7 +76,7 @@ def _show(plans: Sequence[Plan], leave: Collection[Leave], as_json: bool) -> Non
         if lines := render.plan_lines(plan, leave, style_of(stream)):
             stream.write("\n".join([*lines, "", ""]))
     stream.flush()
-    output.write_gaps(dict.fromkeys(gap for plan in plans for gap in plan.gaps))
+    output.write_gaps(dict.fromkeys(gap for plan in plans for gap in plan.gaps if not plan.tells(gap)))
 
 
 def _tell_of_udp(ports: Sequence[int]) -> None:

@@ -57,7 +57,7 @@ def _heading(answer: Holding) -> str:
         more = f" and {len(names) - 2} more processes" if len(names) > 3 else ""
         return f"{port} is held by {', '.join(names[:2] if more else names)}{more}"
     if answer.held:
-        return f"{port} is held, by whom is not visible"
+        return f"{port} is held by a process that is not visible"
     waiting = len(answer.sockets)
     here = " in this network namespace" if answer.sockets_elsewhere else ""
     return f"nobody holds {port}{here}" + (f" ({waiting} closed connections in TIME_WAIT)" if waiting else "")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
+from portbook.enrich.restarter import Restarter, typed
 from portbook.records import Owner
 from portbook.render.holding import facts, named
 from portbook.render.machine import ENCODER
 from portbook.render.text import BOLD, PLAIN, Style, safe
-from portbook.stop.outcome import Ended, Leave, Plan, Refusal, Restarter, Stopping, Target
-from portbook.stop.plan import remedy
+from portbook.stop.outcome import Ended, Leave, Plan, Refusal, Stopping, Target
 
 FATES = {
     "ended": "ended",
@@ -61,7 +61,7 @@ def _aligned(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
 def _many(owners: Sequence[Owner]) -> str:
     names = [named(owner) for owner in owners]
     more = f" and {len(names) - 2} more processes" if len(names) > 3 else ""
-    return (", ".join(names[:2] if more else names) + more) or "somebody who is not visible"
+    return (", ".join(names[:2] if more else names) + more) or "a process that is not visible"
 
 
 def _rows(target: Target, targets: Sequence[Target]) -> Iterator[tuple[str, str]]:
@@ -78,7 +78,7 @@ def _is_above(pid: int, target: Target) -> bool:
 def _manager(restarter: Restarter | None) -> str:
     if restarter is None:
         return ""
-    parts = (f"{restarter.kind} {restarter.name}".strip(), restarter.why or "", remedy(restarter) or "")
+    parts = (f"{restarter.kind} {restarter.name}".strip(), restarter.why or "", typed(restarter) or "")
     return safe("; ".join(part for part in parts if part))
 
 
@@ -95,7 +95,7 @@ def question(plans: Sequence[Plan], leave: Collection[Leave]) -> str:
     targets = [t for plan in plans for t in plan.targets]
     managed = [t.restarter for t in targets if "via-manager" in leave and t.restarter and t.restarter.command]
     direct = {t.holder.owner.pid: t.holder.owner for t in targets if t.restarter not in managed}
-    commands = [safe(remedy(r) or "") for r in dict.fromkeys(managed)]
+    commands = [safe(typed(r) or "") for r in dict.fromkeys(managed)]
     what = [f"run {', '.join(commands)}"] if commands else []
     what += [f"end {_many(list(direct.values()))}"] if direct else []
     text = " and ".join(what)
@@ -139,7 +139,7 @@ def _hint(answer: Stopping) -> str:
     forced = any(what in ("SIGKILL", "TerminateProcess") for one in answer.ended for what in one.by)
     if answer.result == "still-held" and not forced and any(one.fate == "still-running" for one in answer.ended):
         return "it did not let go in time: a longer --timeout, or --force"
-    commands = [text for t in answer.targets if t.restarter and (text := remedy(t.restarter))]
+    commands = [text for t in answer.targets if t.restarter and (text := typed(t.restarter))]
     if answer.result == "restarted" and commands:
         return f"what really stops it: {safe(commands[0])}"
     return "what started it has to be stopped" if answer.result == "restarted" else ""

@@ -23,7 +23,7 @@ def json(verdict: Verdict) -> bytes:
 
 def lines(verdict: Verdict, style: Style) -> list[str]:
     """The answer, then each finding with its remedy, then what the real bind was told."""
-    heading = _heading(verdict)
+    heading = safe(_heading(verdict))  # names of interfaces are in it
     parts = [f"{BOLD}{heading}{PLAIN}" if style.colour else heading]
     for finding in verdict.findings:
         parts += ["", *_finding(finding, style)]
@@ -48,7 +48,7 @@ def _finding(finding: Finding, style: Style) -> Iterator[str]:
     word = f"  {finding.severity:<{INDENT - 2}}"
     if style.colour:
         word = f"{COLOURS[finding.severity]}{word}{PLAIN}"
-    concerned = f" for {' and '.join(finding.endpoints)}" if finding.endpoints else ""
+    concerned = f" for {safe(' and '.join(finding.endpoints))}" if finding.endpoints else ""
     likely = ", likely" if finding.confidence == "likely" else ""
     yield f"{word}{finding.code}{concerned}{likely}"
     yield from _wrapped(safe(finding.text), style)
@@ -77,7 +77,7 @@ def _tried(verdict: Verdict, style: Style) -> Iterator[str]:
         word = "tried" if number == 0 else ""
         where = f"{show(tried.endpoint)}:{verdict.port}"
         both = " for IPv6 and IPv4" if tried.endpoint.dual else ""
-        yield from _led(word, f"{call} {where}{both}{how}: {_outcome(tried)}", style)
+        yield from _led(word, safe(f"{call} {where}{both}{how}: {_outcome(tried)}"), style)
 
 
 def _asked(verdict: Verdict) -> Iterator[str]:

@@ -1,33 +1,29 @@
 """What only the service manager or the container runtime can say, and having it stop something.
 
 Commands are run by absolute path, from directories that belong to the system, without a shell, with an environment of
-our own and a time limit. Their arguments are names that ``restarter`` has checked.
+our own and a time limit. Their arguments are names that ``enrich/restarter.py`` has
+checked.
+
+Facts: systemd.service(5), Restart= and the table below it; systemctl(1), show and list-sockets.
 """
 
 from __future__ import annotations
 
 import os
-import stat
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from portbook.enrich import container
+from portbook.enrich import container, program, restarter
+from portbook.enrich.restarter import Restarter
 from portbook.records import Protocol
-from portbook.stop import restarter
-from portbook.stop.outcome import Restarter
 
-PLACES = ("/usr/bin", "/bin", "/usr/local/bin", "/opt/homebrew/bin", "/usr/sbin", "/sbin")
-PATH = "/usr/bin:/bin:/usr/sbin:/sbin"
 KEPT = ("HOME", "USER", "LOGNAME", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS")  # of ordinary users
 ROOTS = {"HOME": "/root", "XDG_RUNTIME_DIR": "/run/user/0"}
 BOOTED = "/run/systemd/system"  # sd_booted(3)
 ASK_LIMIT_S = 3.0
-MOST_TEXT = 1 << 20
-OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 class Done(NamedTuple):
@@ -39,45 +35,19 @@ class Done(NamedTuple):
 
 def run(command: Sequence[str], limit_s: float) -> Done:
     """Run a command to its end; what it prints is kept within bounds."""
-    path = program(command[0])
+    path = program.find(command[0])
     if path is None:
-        return Done(None, f"{command[0]} is not installed in {', '.join(places())}")
+        return Done(None, f"{command[0]} is not installed in {', '.join(program.places())}")
     try:
-        done = subprocess.run(
-            [path, *command[1:]], stdin=subprocess.DEVNULL, capture_output=True, env=environment(),
-            timeout=limit_s, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
+        output = program.run([path, *command[1:]], environment(), limit_s)
+    except TimeoutError:
         return Done(None, f"{command[0]} did not end within {limit_s:g} s")
+    except ValueError as error:
+        return Done(None, f"{command[0]} was ended: {error}")
     except OSError as error:
         return Done(None, f"{command[0]} could not be run: {error.strerror or error}")
-    output = done.stdout if done.returncode == 0 else done.stderr or done.stdout
-    return Done(done.returncode, output[:MOST_TEXT].decode("utf-8", "replace").strip())
-
-
-def program(name: str) -> str | None:
-    """The absolute path of a program of the system; as root only one that nobody else can change."""
-    paths = (os.path.join(place, name) for place in places())
-    return next((path for path in paths if _is_trusted(path)), None)
-
-
-def places() -> tuple[str, ...]:
-    """Where programs of the system are."""
-    if sys.platform == "win32":
-        return (os.path.join(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32"),)
-    return PLACES
-
-
-def _is_trusted(path: str) -> bool:
-    """Of a file and its directory; where a link leads to, others could only have put it with root's help."""
-    try:
-        found = os.stat(path)
-        above = os.stat(os.path.dirname(path))
-    except OSError:
-        return False
-    if sys.platform == "win32" or os.geteuid() != 0:
-        return stat.S_ISREG(found.st_mode)
-    return stat.S_ISREG(found.st_mode) and all(s.st_uid == 0 and not s.st_mode & OTHERS_WRITE for s in (found, above))
+    text = output.stdout if output.code == 0 else output.stderr or output.stdout
+    return Done(output.code, text.decode("utf-8", "replace").strip())
 
 
 def environment() -> dict[str, str]:
@@ -85,7 +55,7 @@ def environment() -> dict[str, str]:
     if sys.platform == "win32":
         return {name: os.environ[name] for name in ("SYSTEMROOT", "PATH", "TEMP") if name in os.environ}
     ours = ROOTS if os.geteuid() == 0 else {name: os.environ[name] for name in KEPT if name in os.environ}
-    return {"PATH": PATH, "LC_ALL": "C.UTF-8", **ours}
+    return {"PATH": program.PATH, "LC_ALL": "C.UTF-8", **ours}
 
 
 # --- asking --------------------------------------------------------------------------------------------------------
@@ -102,16 +72,16 @@ def _unit(found: Restarter, _: int, __: Protocol) -> Restarter:
         return found
     scope = [word for word in found.command if word.startswith("--")]
     names = "--property=LoadState,Restart,TriggeredBy"
-    shown = restarter.properties(run([restarter.SYSTEMCTL, *scope, "show", names, found.name], ASK_LIMIT_S).text)
+    shown = properties(run([restarter.SYSTEMCTL, *scope, "show", names, found.name], ASK_LIMIT_S).text)
     if shown.get("LoadState") != "loaded":
         return found
-    again, why = restarter.restarts(shown)
+    again, why = restarts(shown)
     stop = (*found.command[: found.command.index("stop") + 1], *_safe_units(shown), found.name)
     return replace(found, restarts=again, why=why, command=stop)
 
 
 def _safe_units(shown: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(name for name in restarter.sockets_of(shown) if restarter.UNIT.fullmatch(name))
+    return tuple(name for name in sockets_of(shown) if restarter.UNIT.fullmatch(name))
 
 
 def _activation(found: Restarter, port: int, protocol: Protocol) -> Restarter:
@@ -124,7 +94,7 @@ def _activation(found: Restarter, port: int, protocol: Protocol) -> Restarter:
     scope = [word for word in probe.command if word.startswith("--")]
     options = ["list-sockets", "--show-types", "--no-legend", "--full", "--no-pager"]
     text = run([restarter.SYSTEMCTL, *scope, *options], ASK_LIMIT_S).text
-    units = restarter.listening_units(text, port, protocol)
+    units = listening_units(text, port, protocol)
     if units is None:
         return found
     socket_unit, starts = units
@@ -165,6 +135,42 @@ ASK: Mapping[str, Callable[[Restarter, int, Protocol], Restarter]] = {
     "docker": _policy,
     "podman": _policy,
 }
+
+
+# --- what systemctl prints -----------------------------------------------------------------------------------------
+
+
+def properties(text: str) -> dict[str, str]:
+    """The lines of ``systemctl show``: Key=Value."""
+    return {key: value for key, equals, value in (line.partition("=") for line in text.splitlines()) if equals}
+
+
+def restarts(shown: Mapping[str, str]) -> tuple[bool | None, str]:
+    """Whether systemd would start the unit again after a gentle end, and why."""
+    if triggers := sockets_of(shown):
+        return True, f"{' '.join(triggers)} starts it with the next connection"
+    policy = shown.get("Restart", "")
+    return RESTART.get(policy), f"Restart={policy}"
+
+
+def sockets_of(shown: Mapping[str, str]) -> tuple[str, ...]:
+    """The socket units that start the unit."""
+    return tuple(name for name in shown.get("TriggeredBy", "").split() if name.endswith(".socket"))
+
+
+# Whether systemd starts a service again that ends after SIGTERM. Not in here: it depends on how it exits.
+RESTART: Mapping[str, bool] = {"no": False, "on-watchdog": False, "always": True, "on-success": True}
+TYPES: dict[Protocol, str] = {"tcp": "Stream", "udp": "Datagram"}
+
+
+def listening_units(text: str, port: int, protocol: Protocol) -> tuple[str, str] | None:
+    """The socket unit and the unit it starts, from ``systemctl list-sockets --show-types --no-legend --full``."""
+    for line in text.splitlines():
+        fields = line.split()
+        if len(fields) >= 3 and fields[0].endswith(f":{port}") and fields[1] == TYPES[protocol]:
+            socket_unit, starts = fields[2], fields[3] if len(fields) > 3 else ""
+            return socket_unit, starts.rstrip(",")
+    return None
 
 
 # --- stopping ------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Literal
 from msgspec import Struct
 
 from portbook.bind.attempt import Endpoint
+from portbook.enrich.restarter import Restarter
 from portbook.records import Gap, Holder, Owner, Protocol
 
 # What became of a port. FREE: nobody held it; WOULD_STOP: a dry run, nothing stands in the way.
@@ -30,17 +31,6 @@ class Refusal(Struct, frozen=True):
 def forbidden(refusals: Iterable[Refusal], leave: Collection[Leave]) -> tuple[Refusal, ...]:
     """Those that none of these options lifts."""
     return tuple(r for r in refusals if not set(r.lifted_by) & set(leave))
-
-
-class Restarter(Struct, frozen=True):
-    """Who looks after a process and may start it again, and what really stops it."""
-
-    kind: str  # "systemd", "docker", "podman", "windows-service"; else a name from restarter.py's tables
-    name: str  # of the unit, container or service
-    command: tuple[str, ...] | None = None  # what stops it; None: only ``advice``
-    restarts: bool | None = None  # whether it would start it again; None: not known
-    why: str | None = None  # what ``restarts`` rests on: "Restart=always"
-    advice: str | None = None  # where there is no command
 
 
 class Target(Struct, frozen=True):
@@ -66,6 +56,10 @@ class Plan(Struct, frozen=True):
     def forbidden(self, leave: Collection[Leave] = ()) -> tuple[Refusal, ...]:
         """The refusals that stand although these options were given."""
         return forbidden(self._refusals(), leave)
+
+    def tells(self, gap: Gap) -> bool:
+        """Whether a refusal says already what could not be known."""
+        return any(gap.why in refusal.why for refusal in self.refusals)
 
     def _refusals(self) -> Iterator[Refusal]:
         yield from self.refusals

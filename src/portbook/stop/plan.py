@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from portbook.bind.attempt import EVERYWHERE, Endpoint
+from portbook.enrich.restarter import Restarter, relays, typed
 from portbook.holding import PASSED
 from portbook.query import LISTENING
 from portbook.records import Gap, Holder, Holding, Protocol, Socket
 from portbook.stop import protected
-from portbook.stop.outcome import Leave, Plan, Refusal, Restarter, Target
-from portbook.stop.restarter import relays
+from portbook.stop.outcome import Leave, Plan, Refusal, Target
 
 HTTP_SYS = "netsh http show servicestate names the service behind it"
 
@@ -99,7 +99,7 @@ def _refusals(holder: Holder, restarter: Restarter | None, situation: Situation)
     elif owner.pid == situation.pid:
         yield Refusal("self", "it is this very process")
     elif restarter and restarter.command and protected.activates(owner):
-        yield Refusal("managed", f"it holds the port for {restarter.name}", remedy(restarter), ("via-manager",))
+        yield Refusal("managed", f"it holds the port for {restarter.name}", typed(restarter), ("via-manager",))
     else:
         yield from _against_ending(holder, restarter, situation)
 
@@ -115,7 +115,7 @@ def _against_ending(holder: Holder, restarter: Restarter | None, situation: Situ
         yield Refusal("protected", why, None, ("i-know",))
     if restarter and relays(owner):
         why = f"it holds the port for container {restarter.name}".rstrip() + ", which would run on without"
-        yield Refusal("managed", why, remedy(restarter), (*by_manager, "i-know"))
+        yield Refusal("managed", why, typed(restarter), (*by_manager, "i-know"))
     elif restarter and restarter.restarts is not False:
         yield _managed(restarter, (*by_manager, "i-know"))
     if owner.pid in situation.denied:
@@ -129,9 +129,4 @@ def _against_ending(holder: Holder, restarter: Restarter | None, situation: Situ
 def _managed(restarter: Restarter, leave: tuple[Leave, ...]) -> Refusal:
     again = "starts it again" if restarter.restarts else "may start it again"
     why = f"{restarter.kind} {restarter.name}".strip() + f" {again}" + (f" ({restarter.why})" if restarter.why else "")
-    return Refusal("managed", why, remedy(restarter), leave)
-
-
-def remedy(restarter: Restarter) -> str | None:
-    """What really stops it, to be typed."""
-    return " ".join(restarter.command) if restarter.command else restarter.advice
+    return Refusal("managed", why, typed(restarter), leave)

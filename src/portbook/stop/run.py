@@ -10,17 +10,18 @@ from time import monotonic, sleep
 from msgspec.structs import replace
 
 from portbook import inventory, query
-from portbook.enrich import owners, process
+from portbook.enrich import owners, process, restarter
+from portbook.enrich.restarter import Restarter, typed
 from portbook.errors import UsageError
 from portbook.holding import who
 from portbook.query import LISTENING, Query
 from portbook.records import PROTOCOLS, SCHEMA, Holder, Protocol, Socket
 from portbook.sources import PLATFORM
-from portbook.stop import asked, handle, plan, restarter, successor
+from portbook.stop import aftermath, asked, handle, plan
+from portbook.stop.aftermath import Aftermath, inherited
 from portbook.stop.ending import Ending, Event, Grasped, grasp
 from portbook.stop.freed import Bindable, bindable
-from portbook.stop.outcome import Ended, Fate, Leave, Plan, Refusal, Restarter, Result, Stopping, Target, forbidden
-from portbook.stop.successor import Verdict, inherited
+from portbook.stop.outcome import Ended, Fate, Leave, Plan, Refusal, Result, Stopping, Target, forbidden
 
 TIMEOUT_S = 10.0
 MANAGER_LIMIT_S = 100.0  # systemd gives a unit 90 s before it kills: DefaultTimeoutStopSec in systemd-system.conf(5)
@@ -51,7 +52,7 @@ def look(port: int, protocol: Protocol = "tcp") -> Plan:
 def _situation(holders: Sequence[Holder], port: int, protocol: Protocol) -> plan.Situation:
     ours = os.getpid()
     pids = [h.owner.pid for h in holders]
-    found = {h.owner.pid: r for h in holders if (r := restarter.of(h, PLATFORM, uid()))}
+    found = {h.owner.pid: r for h in holders if (r := restarter.of(h.owner, h.parents, PLATFORM, uid()))}
     completed: dict[Restarter, Restarter] = {r: asked.complete(r, port, protocol) for r in set(found.values())}
     return plan.Situation(
         PLATFORM,
@@ -149,7 +150,7 @@ class _Stop:
     def _stop_by(self, targets: Sequence[Target]) -> bool:
         found = targets[0].restarter
         assert found is not None  # noqa: S101  that is what managed means
-        command = plan.remedy(found) or ""
+        command = typed(found) or ""
         self.tell(command)
         done = asked.stop(found, max(self.timeout_s, MANAGER_LIMIT_S))
         if done.code != 0:
@@ -225,14 +226,14 @@ class _Stop:
         self.notes += [free.note] if free.note else []
         if free.free and not self._watched():
             self.notes += self._promises()
-            return self._stopping(Verdict("stopped"), ())
+            return self._stopping(Aftermath("stopped"), ())
         return self._held_again()
 
     def _promises(self) -> Iterator[str]:
         """Managers may wait longer than we watch: RestartSec= in systemd.service(5)."""
         for found in dict.fromkeys(t.restarter for t in self.plan.targets if not self._is_managed(t)):
             if found and found.restarts is not False:
-                yield f"{found.kind} {found.name} may start it again later; what really stops it: {plan.remedy(found)}"
+                yield f"{found.kind} {found.name} may start it again later; what really stops it: {typed(found)}"
 
     def _until_free(self) -> Bindable:
         """What was closed is mostly free at once; connections may keep it for what is left of the time."""
@@ -253,7 +254,7 @@ class _Stop:
     def _held_again(self) -> Stopping:
         self.notes += self._orphans()
         found = self._holders()
-        return self._stopping(successor.judge(found, tuple(self.old.values()), self.inodes), found)
+        return self._stopping(aftermath.judge(found, tuple(self.old.values()), self.inodes), found)
 
     def _orphans(self) -> list[str]:
         """What the kernel keeps of connections whose process has ended: tcp(7), tcp_fin_timeout, tcp_orphan_retries."""
@@ -264,12 +265,12 @@ class _Stop:
         what = "a connection" if len(states) == 1 else f"{len(states)} connections"
         return [f"kept by {what} without a process ({kinds}): for about a minute, or until the peer ends"]
 
-    def _stopping(self, verdict: Verdict, found: tuple[Holder, ...]) -> Stopping:
+    def _stopping(self, after: Aftermath, found: tuple[Holder, ...]) -> Stopping:
         owners_now = tuple(h.owner for h in found)
         note = "; ".join(dict.fromkeys(self.notes)) or None
         return Stopping(
-            SCHEMA, self.plan.port, self.plan.protocol, verdict.result, self.plan.targets, (), tuple(self.ended),
-            owners_now, verdict.restarted_by, note, self.plan.gaps,
+            SCHEMA, self.plan.port, self.plan.protocol, after.result, self.plan.targets, (), tuple(self.ended),
+            owners_now, after.restarted_by, note, self.plan.gaps,
         )  # fmt: skip
 
 

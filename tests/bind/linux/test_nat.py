@@ -14,6 +14,7 @@ from portbook.bind.evidence import LocalAddress, NatRule
 from portbook.bind.linux import iptables, nat, netlink, nftables
 from portbook.bind.linux.nat import Raw, parse
 from portbook.bind.linux.steps import Step, concerning, hook_name, walk
+from portbook.enrich import program
 from tests import netlab
 from tests.components import need
 
@@ -117,14 +118,14 @@ def test_conditions_and_destinations_are_kept(network):
 
 def test_where_nothing_does_nat_no_program_is_run(network, monkeypatch):
     network.nft("tcp dport 80 drop")
-    monkeypatch.setattr(nat, "_run", lambda command: pytest.fail(f"{command} was run"))
+    monkeypatch.setattr(program, "run", lambda command, *_: pytest.fail(f"{command} was run"))
     assert not nat.has_nat_chains()
     assert nat.take(80, "tcp", may_read=True) == ((), [])
 
 
 def test_a_tool_that_is_missing_is_a_gap(network, monkeypatch):
     network.run("nft", "-f", "-", text=RULESET)
-    monkeypatch.setattr(nat, "DIRECTORIES", ())
+    monkeypatch.setattr(program, "PLACES", ())
     rules, (gap,) = nat.take(8080, "tcp", may_read=True)
     assert (rules, gap.what) == ((), "nat")
     assert "nft is not installed" in gap.why
@@ -136,10 +137,11 @@ def test_a_tool_that_is_missing_is_a_gap(network, monkeypatch):
 )
 def test_a_tool_that_does_not_answer_well_is_a_gap(network, monkeypatch, tmp_path, script, why):
     network.run("nft", "-f", "-", text=RULESET)
-    program = tmp_path / "nft"
-    program.write_text(f"#!/bin/sh\n{script}\n")
-    program.chmod(0o755)
-    monkeypatch.setattr(nat, "DIRECTORIES", (str(tmp_path),))
+    tool = tmp_path / "nft"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+    tmp_path.chmod(0o755)
+    monkeypatch.setattr(program, "PLACES", (str(tmp_path),))
     monkeypatch.setattr(nat, "ENVIRONMENT", {"PATH": os.environ["PATH"]})
     monkeypatch.setattr(nat, "TIME_LIMIT_S", 0.3 if "sleep" in script else 30.0)
     monkeypatch.setattr(nat, "MOST_BYTES", 1 << 20)

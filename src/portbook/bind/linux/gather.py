@@ -22,6 +22,7 @@ def gather(asked: Asked) -> Evidence:
     specific = [e for e in asked.endpoints if e.address not in WILDCARDS]
     addresses = _addresses(gaps) if sockets or specific else None
     nat, publications = _nat(asked, caller, gaps)
+    parents = occupants.parents_of(sockets)
     return Evidence(
         platform="linux",
         port=asked.port,
@@ -30,7 +31,8 @@ def gather(asked: Asked) -> Evidence:
         options=asked.options,
         caller=caller,
         sockets=sockets,
-        parents=occupants.parents_of(sockets),
+        parents=parents,
+        restarters=occupants.restarters_of(sockets, parents),
         activated=_activated(sockets),
         privileged_below=settings.privileged_below,
         ephemeral=(automatic.low, automatic.high),
@@ -53,11 +55,12 @@ def _activated(sockets: Iterable[Socket]) -> dict[int, str]:
     if not held:
         return {}
     from portbook.enrich import cgroup
-    from portbook.enrich.service.systemd import unit_of
+    from portbook.enrich.restarter import UNIT
+    from portbook.enrich.service.systemd import exact_unit_of
 
     paths = cgroup.paths_by_id({s.cgroup_id for s in held if s.cgroup_id})
-    units = {number: unit_of(path) for number, path in paths.items()}
-    return {s.inode or 0: unit for s in held if (unit := units.get(s.cgroup_id or 0))}
+    units = {number: exact_unit_of(path) or "" for number, path in paths.items()}  # as systemctl has to be told
+    return {s.inode or 0: unit for s in held if UNIT.fullmatch(unit := units.get(s.cgroup_id or 0, ""))}
 
 
 # --- addresses -----------------------------------------------------------------------------------------------------

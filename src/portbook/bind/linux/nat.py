@@ -26,8 +26,7 @@ NFTA_CHAIN_TYPE = 7
 # What the kernel answers that has no netlink for netfilter, or no nf_tables behind it (nfnetlink_rcv_msg).
 ABSENT = frozenset((errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOENT))
 LEGACY = ("ip_tables_names", "ip6_tables_names")  # of /proc/net: tables that the older iptables has made
-DIRECTORIES = ("/usr/sbin", "/sbin", "/usr/bin", "/bin")  # root's alone, unlike what $PATH may name
-ENVIRONMENT = {"LC_ALL": "C", "PATH": ":".join(DIRECTORIES)}
+ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/sbin:/sbin:/usr/bin:/bin"}
 TIME_LIMIT_S = 3.0
 MOST_BYTES = 16 << 20
 # Interfaces that container runtimes and hypervisors make: where there are none, an ordinary user misses nothing.
@@ -128,49 +127,22 @@ def _tables(name: str, gaps: list[Gap]) -> list[bytes]:
 
 def _output(command: Sequence[str], gaps: list[Gap]) -> bytes:
     """What a program of the system prints, within a time and a size; nothing and a gap when it does not."""
-    path = next((p for d in DIRECTORIES if os.access(p := f"{d}/{command[0]}", os.X_OK)), None)
+    from portbook.enrich import program
+
+    path = program.find(command[0])
     if path is None:
         why = f"{command[0]} is not installed, so that NAT rules made with it cannot be read"
         gaps.append(Gap("nat", None, why, "install nftables or iptables"))
         return b""
     try:
-        return _run((path, *command[1:]))
+        output = program.run((path, *command[1:]), ENVIRONMENT, TIME_LIMIT_S, MOST_BYTES)
     except (OSError, ValueError) as error:
         gaps.append(Gap("nat", None, f"NAT rules could not be read: {command[0]}: {error}"))
         return b""
-
-
-def _run(command: Sequence[str]) -> bytes:
-    import subprocess
-
-    null = subprocess.DEVNULL
-    with subprocess.Popen(
-        command, stdin=null, stdout=subprocess.PIPE, stderr=null, env=ENVIRONMENT, cwd="/", bufsize=0
-    ) as process:
-        try:
-            output = _collect(process.stdout.fileno() if process.stdout else -1)
-        except BaseException:
-            process.kill()
-            raise
-    if process.returncode:
-        raise ValueError(f"ended with {process.returncode}")
-    return output
-
-
-def _collect(pipe: int) -> bytes:
-    import select
-    import time
-
-    deadline = time.monotonic() + TIME_LIMIT_S
-    output = bytearray()
-    while select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
-        part = os.read(pipe, 1 << 16)
-        if not part:
-            return bytes(output)
-        output += part
-        if len(output) > MOST_BYTES:
-            raise ValueError(f"its answer is longer than {MOST_BYTES >> 20} MiB")
-    raise TimeoutError(f"no answer within {TIME_LIMIT_S:g} s")
+    if output.code:
+        gaps.append(Gap("nat", None, f"NAT rules could not be read: {command[0]}: ended with {output.code}"))
+        return b""
+    return output.stdout
 
 
 # --- parse ---------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import NamedTuple
 
+from portbook.bind.attempt import MAPPED
 from portbook.bind.evidence import LocalAddress, NatRule
 from portbook.records import Protocol
 
@@ -109,7 +110,7 @@ def concerning(
     rules: Iterable[NatRule], asked: Sequence[str], addresses: Sequence[LocalAddress]
 ) -> tuple[NatRule, ...]:
     """Those for packets to what was asked: of its families, to addresses of this machine. Pure."""
-    bare = [ip_address(a) for a in asked]
+    bare = [ip_address(a.removeprefix(MAPPED)) for a in asked]
     mine = [a for a in bare if not a.is_unspecified]
     if any(a.is_unspecified for a in bare):
         mine += [ip_address(a.address) for a in addresses]

@@ -12,6 +12,7 @@ def gather(asked: Asked) -> Evidence:
     """Fill the evidence."""
     sockets, gaps = occupants.on_port(asked)
     automatic = ephemeral.take()
+    parents = occupants.parents_of(sockets)
     return Evidence(
         platform="macos",
         port=asked.port,
@@ -20,7 +21,8 @@ def gather(asked: Asked) -> Evidence:
         options=asked.options,
         caller=Caller(os.geteuid() if hasattr(os, "geteuid") else None),
         sockets=sockets,
-        parents=occupants.parents_of(sockets),
+        parents=parents,
+        restarters=occupants.restarters_of(sockets, parents),
         ephemeral=(automatic.low, automatic.high),
         reserved=automatic.reserved,
         gaps=(*gaps, *automatic.gaps, *automatic.reserved_gaps),

@@ -108,10 +108,17 @@ def _is_manager(owner: Owner) -> bool:
 
 def udp_sockets(evidence: Evidence) -> Iterator[Finding]:
     """UDP has no listening: who is bound has the port, connected or not (RFC 768)."""
-    if evidence.protocol == "udp":
-        for sockets in _by_owner(_places(evidence, (None, "ESTABLISHED"))):
-            verb = "is bound" if len(sockets) == 1 else "are bound"
-            yield _finding(evidence, "udp-socket", sockets, f"{naming.places(sockets)}/udp {verb}")
+    if evidence.protocol != "udp":
+        return
+    alone: list[list[Socket]] = []
+    for group in _places(evidence, (None, "ESTABLISHED")):
+        if manager := _manager(group):
+            yield _activated(evidence, group, manager)
+        else:
+            alone.append(group)
+    for sockets in _by_owner(alone):
+        verb = "is bound" if len(sockets) == 1 else "are bound"
+        yield _finding(evidence, "udp-socket", sockets, f"{naming.places(sockets)}/udp {verb}")
 
 
 def bound(evidence: Evidence) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from portbook.bind.conflict import elsewhere, stopped
 from portbook.bind.endpoints import show
 from portbook.bind.evidence import Evidence, NatRule, Publication
 from portbook.bind.findings import Finding
+from portbook.enrich.restarter import stop_container
 from portbook.records import Confidence
 
 SETTING = "net.ipv4.ip_unprivileged_port_start"
@@ -144,7 +145,7 @@ def _published(evidence: Evidence, address: str | None) -> Publication | None:
 
 
 def _nat_remedy(published: Publication | None) -> str:
-    runtime, _, name = (published.container if published else "").partition(":")
-    if runtime in naming.STOP_CONTAINER:
-        return f"{naming.STOP_CONTAINER[runtime].format(name)}, or take another port"
+    command = stop_container(published.container) if published else None
+    if command:
+        return f"{command}, or take another port"
     return "take another port; or remove the publication where it was made: container runtime, CNI portmap, firewall"

@@ -8,6 +8,7 @@ from portbook.bind import naming
 from portbook.bind.evidence import Evidence
 from portbook.bind.findings import Finding
 from portbook.bind.relay import Relay, read
+from portbook.enrich.restarter import stop_container
 from portbook.records import Owner, Socket
 
 
@@ -42,6 +43,5 @@ def _container(evidence: Evidence, relay: Relay) -> str | None:
 
 
 def _remedy(container: str | None) -> str | None:
-    runtime, _, name = (container or "").partition(":")
-    command = naming.STOP_CONTAINER.get(runtime)
-    return f"{command.format(name)} lets go of the port" if command else None
+    command = stop_container(container) if container else None
+    return f"{command} lets go of the port" if command else None

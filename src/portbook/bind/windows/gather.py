@@ -13,6 +13,7 @@ def gather(asked: Asked) -> Evidence:
     """Fill the evidence."""
     sockets, gaps = occupants.on_port(asked)
     kept = read_reservations(asked, sockets)
+    parents = occupants.parents_of(sockets)
     return Evidence(
         platform="windows",
         port=asked.port,
@@ -21,7 +22,8 @@ def gather(asked: Asked) -> Evidence:
         options=asked.options,
         caller=Caller(),
         sockets=sockets,
-        parents=occupants.parents_of(sockets),
+        parents=parents,
+        restarters=occupants.restarters_of(sockets, parents),
         excluded=kept.excluded or (),
         dynamic=kept.dynamic or (),
         proxies=kept.proxies or (),

@@ -132,7 +132,8 @@ TH32CS_SNAPPROCESS = 2
 INVALID_HANDLE = ctypes.c_void_p(-1).value
 
 # (library, function, type of the result, types of the arguments)
-PROTOTYPES: tuple[tuple[str, str, Any, tuple[Any, ...]], ...] = (
+Prototypes = tuple[tuple[str, str, Any, tuple[Any, ...]], ...]
+PROTOTYPES: Prototypes = (
     ("ntdll", "NtQuerySystemInformation", ULONG, (ULONG, PVOID, ULONG, PVOID)),
     ("ntdll", "NtQueryInformationProcess", ULONG, (HANDLE, ULONG, PVOID, ULONG, PVOID)),
     ("kernel32", "OpenProcess", HANDLE, (DWORD, BOOL, DWORD)),
@@ -152,13 +153,16 @@ PROTOTYPES: tuple[tuple[str, str, Any, tuple[Any, ...]], ...] = (
 )
 
 
-class _Functions:
-    """The functions of PROTOTYPES as attributes, each looked up when it is first used."""
+class Functions:
+    """Functions of Windows as attributes, each looked up when it is first used, in libraries of the system alone."""
+
+    def __init__(self, prototypes: Prototypes) -> None:
+        self._prototypes = prototypes
 
     def __getattr__(self, name: str) -> Any:
         if sys.platform != "win32":
             raise OSError(f"{name} is a function of Windows")
-        library, _, result, arguments = next(p for p in PROTOTYPES if p[1] == name)
+        library, _, result, arguments = next(p for p in self._prototypes if p[1] == name)
         function = getattr(ctypes.WinDLL(library, use_last_error=True, winmode=LOAD_LIBRARY_SEARCH_SYSTEM32), name)
         function.restype, function.argtypes = result, arguments
         setattr(self, name, function)
@@ -192,7 +196,7 @@ class _System:
     """The processes of this machine at one moment, and what is asked of each."""
 
     def __init__(self) -> None:
-        self.call = _Functions()
+        self.call = Functions(PROTOTYPES)
         self.processes = self._list()
         self.denied: set[int] = set()
         self.accounts: dict[bytes, str | None] = {}

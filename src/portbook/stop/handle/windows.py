@@ -19,7 +19,7 @@ from ctypes import byref
 from datetime import datetime
 from typing import Any
 
-from portbook.enrich.process.windows import ERROR_ACCESS_DENIED, LOAD_LIBRARY_SEARCH_SYSTEM32, moment
+from portbook.enrich.process.windows import ERROR_ACCESS_DENIED, Functions, Prototypes, moment
 from portbook.stop.handle import Handle
 
 HANDLE, DWORD, BOOL = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int
@@ -35,7 +35,7 @@ CONSOLES = ("ConsoleWindowClass", "PseudoConsoleWindow")
 ASKED_BY_CODE = {10: "Ctrl+C", 11: "Ctrl+Break"}  # exit codes of console.py
 
 # (library, function, type of the result, types of the arguments)
-PROTOTYPES: tuple[tuple[str, str, Any, tuple[Any, ...]], ...] = (
+PROTOTYPES: Prototypes = (
     ("kernel32", "OpenProcess", HANDLE, (DWORD, BOOL, DWORD)),
     ("kernel32", "CloseHandle", BOOL, (HANDLE,)),
     ("kernel32", "TerminateProcess", BOOL, (HANDLE, ctypes.c_uint)),
@@ -51,7 +51,7 @@ PROTOTYPES: tuple[tuple[str, str, Any, tuple[Any, ...]], ...] = (
 
 def hold(pid: int) -> Handle:
     """Open the process with the right to end it."""
-    call = _Functions()
+    call = Functions(PROTOTYPES)
     process = call.OpenProcess(TERMINATE | QUERY | SYNCHRONIZE, 0, pid)
     if not process:
         _fail(pid)
@@ -63,19 +63,6 @@ def _fail(pid: int) -> None:
     if number == ERROR_ACCESS_DENIED:
         raise PermissionError(f"access to process {pid} is denied")
     raise ProcessLookupError(f"there is no process {pid} (error {number})")
-
-
-class _Functions:
-    """The functions of PROTOTYPES as attributes, each looked up when it is first used."""
-
-    def __getattr__(self, name: str) -> Any:
-        if sys.platform != "win32":
-            raise OSError(f"{name} is a function of Windows")
-        library, _, result, arguments = next(p for p in PROTOTYPES if p[1] == name)
-        function = getattr(ctypes.WinDLL(library, use_last_error=True, winmode=LOAD_LIBRARY_SEARCH_SYSTEM32), name)
-        function.restype, function.argtypes = result, arguments
-        setattr(self, name, function)
-        return function
 
 
 class ProcessHandle:

@@ -1,25 +1,27 @@
-"""Who would start a process again, and the command that really stops it. Tables and parsing; pure.
+"""Who would start a process again, and the command that really stops it. Tables; pure.
 
-What is asked of the service manager itself is in ``asked``; here is what the process's own record says already: its
-cgroup, its Windows service, its parent, and for the relays of container runtimes its command line.
+What a process's own record says: its cgroup, its Windows service, its parent, and for the relays of container runtimes
+its command line. What the manager itself says is asked in ``stop/asked.py``.
 
-Facts: systemd.service(5), Restart= and the table below it; systemctl(1), show and list-sockets; docker-stop(1),
-podman-stop(1); conmon(8), ``-c``; systemd.unit(5) and Docker's documentation for what a name may consist of.
+Facts: systemctl(1); docker-stop(1), podman-stop(1); conmon(8), ``-c``; systemd.unit(5) and Docker's documentation for
+what a name may consist of. What is no such name stands in no command: people copy those.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+
+from msgspec import Struct
 
 from portbook.enrich import container
 from portbook.enrich.container import Container
 from portbook.enrich.service import systemd
 from portbook.enrich.users import user_name
-from portbook.records import Holder, Owner, Protocol
-from portbook.stop.outcome import Restarter
+from portbook.records import Owner
 
+Parents = Sequence[Owner]  # nearest first
 SYSTEM = 0
 SYSTEMCTL = "systemctl"
 UNIT = re.compile(r"[A-Za-z0-9:_.\\@][A-Za-z0-9:_.\\@-]{0,254}", re.ASCII)
@@ -40,7 +42,8 @@ ELSEWHERE: Mapping[str, str] = {  # runtimes without one command that fits every
 RELAYS: Mapping[str, str] = {
     "conmon": "podman ps, then podman stop",
     "rootlessport": "podman ps, then podman stop",
-    "slirp4netns": "podman ps, then podman stop",
+    "rootlessport-child": "podman ps, then podman stop",
+    "slirp4netns": "podman ps, or docker ps where docker is rootless, then its stop",
     "pasta": "podman ps, then podman stop",
     "docker-proxy": "docker ps --filter publish=PORT, then docker stop",
     "rootlesskit": "docker ps --filter publish=PORT, then docker stop",
@@ -59,8 +62,17 @@ SUPERVISORS: Mapping[str, str] = {
     "nssm.exe": "nssm stop NAME",
 }
 AIRPLAY = "switch AirPlay Receiver off in System Settings, General, AirDrop & Handoff"
-# Whether systemd starts a service again that ends after SIGTERM. Not in here: it depends on how it exits.
-RESTART: Mapping[str, bool] = {"no": False, "on-watchdog": False, "always": True, "on-success": True}
+
+
+class Restarter(Struct, frozen=True):
+    """Who looks after a process and may start it again, and what really stops it."""
+
+    kind: str  # "systemd", "docker", "podman", "windows-service"; else a name from the tables here
+    name: str  # of the unit, container or service
+    command: tuple[str, ...] | None = None  # what stops it; None: only ``advice``
+    restarts: bool | None = None  # whether it would start it again; None: not known
+    why: str | None = None  # what ``restarts`` rests on: "Restart=always"
+    advice: str | None = None  # where there is no command
 
 
 def relays(owner: Owner) -> bool:
@@ -68,18 +80,28 @@ def relays(owner: Owner) -> bool:
     return _base(owner.exe) in RELAYS
 
 
-def of(holder: Holder, platform: str, uid: int) -> Restarter | None:
-    """Who looks after a holder, as far as its record says; ``uid`` is the user who asks (0 on Windows)."""
+def typed(restarter: Restarter) -> str | None:
+    """What really stops it, to be typed."""
+    return " ".join(restarter.command) if restarter.command else restarter.advice
+
+
+def stop_container(label: str) -> str | None:
+    """The command for a container by its label, as in ``docker:web``; None where none fits every installation."""
+    runtime, _, name = label.partition(":")
+    return " ".join((*STOP[runtime], name)) if runtime in STOP and CONTAINER.fullmatch(name) else None
+
+
+def of(owner: Owner, parents: Parents, platform: str, uid: int) -> Restarter | None:
+    """Who looks after a process, as far as its record says; ``uid`` is the user who asks (0 on Windows)."""
     rules = WINDOWS if platform == "windows" else MACOS if platform == "macos" else LINUX
-    return next((found for rule in rules if (found := rule(holder, uid))), None)
+    return next((found for rule in rules if (found := rule(owner, parents, uid))), None)
 
 
-# --- rules: (holder, uid of who asks) -> who looks after it --------------------------------------------------------
+# --- rules: (process, its parents, uid of who asks) -> who looks after it ------------------------------------------
 
 
-def _conmon(holder: Holder, _: int) -> Restarter | None:
+def _conmon(owner: Owner, _: Parents, __: int) -> Restarter | None:
     """Holds the ports that podman has published: of root's podman, whose conmon is believed what it was told."""
-    owner = holder.owner
     if _base(owner.exe) != "conmon" or owner.user != user_name(SYSTEM):
         return None
     arguments = owner.command_line or ()
@@ -87,9 +109,8 @@ def _conmon(holder: Holder, _: int) -> Restarter | None:
     return _container(Container("podman", number), 0) if container.is_id(number) else None
 
 
-def _docker_proxy(holder: Holder, _: int) -> Restarter | None:
+def _docker_proxy(owner: Owner, _: Parents, __: int) -> Restarter | None:
     """Relays a published port; docker has to be asked for whom."""
-    owner = holder.owner
     if _base(owner.exe) != "docker-proxy" or owner.user != user_name(SYSTEM):
         return None
     return Restarter(PUBLISHED, "", advice=f"find the container: {RELAYS['docker-proxy']}")
@@ -98,16 +119,15 @@ def _docker_proxy(holder: Holder, _: int) -> Restarter | None:
 PUBLISHED = "docker-proxy"  # the kind of a relay, until docker has named the container
 
 
-def _relay(holder: Holder, _: int) -> Restarter | None:
+def _relay(owner: Owner, _: Parents, __: int) -> Restarter | None:
     """The same of an ordinary user, who is not asked: what runs there may say anything."""
-    found = RELAYS.get(_base(holder.owner.exe))
-    who = holder.owner.user or "the user it belongs to"
+    found = RELAYS.get(_base(owner.exe))
+    who = owner.user or "the user it belongs to"
     return Restarter("relay", "", advice=f"find the container, as {who}: {found}") if found else None
 
 
-def _activator(holder: Holder, _: int) -> Restarter | None:
+def _activator(owner: Owner, _: Parents, __: int) -> Restarter | None:
     """A service manager holds sockets for services that are not running: systemd.socket(5)."""
-    owner = holder.owner
     if _base(owner.exe) != "systemd" and not (owner.pid == 1 and owner.name == "systemd"):
         return None
     user = systemd.user_of(owner.cgroup or "")
@@ -117,8 +137,8 @@ def _activator(holder: Holder, _: int) -> Restarter | None:
 ACTIVATION = "socket-activation"  # the kind, until systemd has named the unit
 
 
-def _unit(holder: Holder, uid: int) -> Restarter | None:
-    path = holder.owner.cgroup or ""
+def _unit(owner: Owner, _: Parents, uid: int) -> Restarter | None:
+    path = owner.cgroup or ""
     unit = systemd.exact_unit_of(path)
     if unit is None or container.identify(path[: path.rindex(unit)]) is not None:
         return None  # the unit of a systemd inside a container, which the one out here does not know
@@ -145,9 +165,9 @@ def _scope(user: int | None, uid: int) -> tuple[str, ...] | None:
     return ("--user", f"--machine={name}@.host") if uid == SYSTEM and USER.fullmatch(name) else None
 
 
-def _in_container(holder: Holder, uid: int) -> Restarter | None:
-    found = container.identify(holder.owner.cgroup or "")
-    return _container(found, uid, holder.owner.container) if found else None
+def _in_container(owner: Owner, _: Parents, uid: int) -> Restarter | None:
+    found = container.identify(owner.cgroup or "")
+    return _container(found, uid, owner.container) if found else None
 
 
 def _container(found: Container, uid: int, label: str | None = None) -> Restarter:
@@ -165,8 +185,8 @@ def _container(found: Container, uid: int, label: str | None = None) -> Restarte
     return Restarter(runtime, name, (*stop, name if CONTAINER.fullmatch(name) else number))
 
 
-def _windows_service(holder: Holder, _: int) -> Restarter | None:
-    name = holder.owner.service
+def _windows_service(owner: Owner, _: Parents, __: int) -> Restarter | None:
+    name = owner.service
     if not name:
         return None
     if ", " in name or not SERVICE.fullmatch(name):
@@ -174,20 +194,20 @@ def _windows_service(holder: Holder, _: int) -> Restarter | None:
     return Restarter("windows-service", name, ("Stop-Service", "-Name", name))
 
 
-def _supervised(holder: Holder, _: int) -> Restarter | None:
-    parent = holder.parents[0] if holder.parents else None
+def _supervised(_: Owner, parents: Parents, __: int) -> Restarter | None:
+    parent = parents[0] if parents else None
     name = (parent.name or "").split(" ")[0] if parent else ""
     if name not in SUPERVISORS:
         return None
     return Restarter("supervisor", name, None, None, f"{name} is its parent", SUPERVISORS[name])
 
 
-def _airplay(holder: Holder, _: int) -> Restarter | None:
-    found = holder.owner.name == "ControlCenter"
+def _airplay(owner: Owner, _: Parents, __: int) -> Restarter | None:
+    found = owner.name == "ControlCenter"
     return Restarter("macos", "AirPlay Receiver", None, True, "macOS starts it again", AIRPLAY) if found else None
 
 
-Rule = Callable[[Holder, int], Restarter | None]
+Rule = Callable[[Owner, Parents, int], Restarter | None]
 LINUX: tuple[Rule, ...] = (_conmon, _docker_proxy, _relay, _activator, _unit, _in_container, _supervised)
 MACOS: tuple[Rule, ...] = (_airplay, _supervised)
 WINDOWS: tuple[Rule, ...] = (_windows_service, _supervised)
@@ -195,37 +215,3 @@ WINDOWS: tuple[Rule, ...] = (_windows_service, _supervised)
 
 def _base(path: str | None) -> str:
     return (path or "").rpartition("/")[2]
-
-
-# --- what systemctl prints -----------------------------------------------------------------------------------------
-
-
-def properties(text: str) -> dict[str, str]:
-    """The lines of ``systemctl show``: Key=Value."""
-    return {key: value for key, equals, value in (line.partition("=") for line in text.splitlines()) if equals}
-
-
-def restarts(shown: Mapping[str, str]) -> tuple[bool | None, str]:
-    """Whether systemd would start the unit again after a gentle end, and why."""
-    if triggers := sockets_of(shown):
-        return True, f"{' '.join(triggers)} starts it with the next connection"
-    policy = shown.get("Restart", "")
-    return RESTART.get(policy), f"Restart={policy}"
-
-
-def sockets_of(shown: Mapping[str, str]) -> tuple[str, ...]:
-    """The socket units that start the unit."""
-    return tuple(name for name in shown.get("TriggeredBy", "").split() if name.endswith(".socket"))
-
-
-TYPES: dict[Protocol, str] = {"tcp": "Stream", "udp": "Datagram"}
-
-
-def listening_units(text: str, port: int, protocol: Protocol) -> tuple[str, str] | None:
-    """The socket unit and the unit it starts, from ``systemctl list-sockets --show-types --no-legend --full``."""
-    for line in text.splitlines():
-        fields = line.split()
-        if len(fields) >= 3 and fields[0].endswith(f":{port}") and fields[1] == TYPES[protocol]:
-            socket_unit, starts = fields[2], fields[3] if len(fields) > 3 else ""
-            return socket_unit, starts.rstrip(",")
-    return None

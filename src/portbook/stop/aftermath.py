@@ -11,22 +11,22 @@ from portbook.stop import handle
 from portbook.stop.outcome import Result, Target
 
 
-class Verdict(NamedTuple):
+class Aftermath(NamedTuple):
     """What a held port means."""
 
     result: Result
     restarted_by: Owner | None = None
 
 
-def judge(found: Sequence[Holder], targets: Sequence[Target], inodes: Collection[int]) -> Verdict:
+def judge(found: Sequence[Holder], targets: Sequence[Target], inodes: Collection[int]) -> Aftermath:
     """Tell the holders of now from those that were to end, whose sockets have ``inodes``."""
     if not any(s.state in LISTENING for h in found for s in h.sockets):
-        return Verdict("still-held")  # by connections of those that have ended or let go
+        return Aftermath("still-held")  # by connections of those that have ended or let go
     if any(inherited(h, inodes) or _is_one(h, targets) for h in found):
-        return Verdict("still-held")
+        return Aftermath("still-held")
     starters = [parent for h in found for parent in _starters(h, targets)]
     again = starters or any(_labels(h) & {label for t in targets for label in _labels(t.holder)} for h in found)
-    return Verdict("restarted", starters[0] if starters else None) if again else Verdict("taken")
+    return Aftermath("restarted", starters[0] if starters else None) if again else Aftermath("taken")
 
 
 def inherited(holder: Holder, inodes: Collection[int]) -> bool:
