@@ -28,5 +28,6 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    session.install("-e", ".")
-    session.run("python", "benchmarks/register.py", *session.posargs)
+    session.install("-e", ".[test]")
+    for program in ("register", "reach", "lease"):
+        session.run("python", f"benchmarks/{program}.py", *session.posargs)

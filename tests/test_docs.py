@@ -3,13 +3,21 @@
 import re
 import subprocess
 import sys
+from errno import errorcode
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
 
-from portbook import errors, query, records, sources
+from portbook import errors, query, records, resilience, sources
+from portbook.bind.findings import CODES, Finding
+from portbook.bind.judge import Verdict
 from portbook.cli import COMMANDS, portbook
+from portbook.probe import asked, datagrams, error_queue, outcome, tcp, udp
+from portbook.probe.outcome import Answer, Evidence
+from portbook.stop import outcome as stop_outcome
+from portbook.stop import protected, restarter
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -22,7 +30,9 @@ def first_cells(page: str) -> set[str]:
 
 
 def test_json_page_has_exactly_the_fields_of_the_records() -> None:
-    kinds = (records.Listing, records.Socket, records.Owner, records.Gap, records.Holding)
+    kinds = (records.Listing, records.Socket, records.Owner, records.Gap, records.Holding, Answer, Evidence)
+    kinds += (Verdict, Finding)
+    kinds += (stop_outcome.Stopping,)
     fields = {field for kind in kinds for field in kind.__struct_fields__}
     assert first_cells((DOCS / "json.md").read_text()) == fields
 
@@ -32,9 +42,29 @@ def test_json_page_has_the_fields_of_a_holder() -> None:
     assert all(f"`{field}`" in page for field in records.Holder.__struct_fields__)
 
 
+def test_json_page_has_the_fields_of_what_a_stop_says() -> None:
+    page = (DOCS / "json.md").read_text()
+    kinds = (stop_outcome.Target, stop_outcome.Refusal, stop_outcome.Restarter, stop_outcome.Ended)
+    assert all(f"`{field}`" in page for kind in kinds for field in kind.__struct_fields__)
+    words = (*get_args(stop_outcome.Result), *get_args(stop_outcome.Fate), *get_args(stop_outcome.Leave))
+    assert all(f"`{word}`" in page for word in words)
+
+
+def test_stop_page_names_every_protected_process_and_refusal() -> None:
+    page = (DOCS / "stop.md").read_text()
+    source = (ROOT / "src/portbook/stop/plan.py").read_text() + (ROOT / "src/portbook/stop/run.py").read_text()
+    codes = set(re.findall(r'Refusal\(\s*"([a-z-]+)"', source))
+    assert len(codes) > 8
+    assert all(f"`{name}`" in page for name in (*codes, *protected.UNIX, *protected.WINDOWS, *restarter.SUPERVISORS))
+
+
 def test_json_page_names_every_state() -> None:
     page = (DOCS / "json.md").read_text()
     assert all(f"`{state}`" in page for state in records.STATES)
+
+
+def test_why_page_has_exactly_the_codes() -> None:
+    assert first_cells((DOCS / "why.md").read_text()) == set(CODES)
 
 
 def test_query_page_has_exactly_the_fields_and_aliases() -> None:
@@ -79,3 +109,83 @@ def test_man_page_in_docs_is_the_generated_one() -> None:
     """In a process of its own: click keeps the help option that another test made first."""
     run = subprocess.run([sys.executable, "-m", "portbook", "man"], capture_output=True, timeout=60, check=True)
     assert (DOCS / "portbook.1").read_text() == run.stdout.decode(), "run: portbook man > docs/portbook.1"
+
+
+# --- what an answer means ------------------------------------------------------------------------------------------
+
+
+def reach(title: str) -> list[list[str]]:
+    """The rows of the tables in one chapter of the page about outcomes, without their headings."""
+    chapter = (DOCS / "reach.md").read_text().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    rows = [re.split(r" (?<!\\)\| ", line.strip("| ")) for line in chapter.splitlines() if line.startswith("| `")]
+    assert rows, title
+    return rows
+
+
+def names(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell.replace("\\|", "|"))
+
+
+def test_reach_page_has_exactly_the_outcomes() -> None:
+    assert [names(row[0])[0] for row in reach("Outcomes")] == list(get_args(outcome.Outcome)), "and in their order"
+
+
+def test_reach_page_has_exactly_the_kinds_of_evidence() -> None:
+    rows = reach("Kinds of evidence")
+    assert [names(row[0])[0] for row in rows] == list(get_args(outcome.Kind))
+    assert {name for row in rows for name in names(row[2]) if "…" not in name} == set(Evidence.__struct_fields__) - {
+        "kind"
+    }
+
+
+def icmp(version: int, number: int, code: int) -> list[object]:
+    """What the engines make of a message from the target itself, and from somebody else."""
+    target = "10.0.0.1" if version == 4 else "fd00::1"
+    found = tcp.icmp_finding(error_queue.Kept(version, number, code, target, 80, 0))
+    refusals = [
+        datagrams.judge(Evidence("icmp", icmp_type=number, icmp_code=code, sender=sender), target)
+        for sender in (target, "10.0.0.254")
+    ]
+    return [found.evidence.text, found.outcome, *dict.fromkeys(refusals)]
+
+
+def test_reach_page_has_exactly_the_icmp_messages_and_what_they_mean() -> None:
+    told = {
+        tuple(map(int, names(row[0])[0].split("/"))): [row[1], *names(row[2]), *names(row[3])]
+        for row in reach("ICMP messages")
+    }
+    known = {
+        (tcp.DESTINATION_UNREACHABLE[version], code): icmp(version, tcp.DESTINATION_UNREACHABLE[version], code)
+        for version, codes in tcp.UNREACHABLE.items()
+        for code in codes
+    }
+    assert told == known
+
+
+def test_reach_page_has_exactly_the_error_numbers_and_what_they_mean() -> None:
+    told = {
+        names(row[0])[0]: [re.findall(r"\d+", row[3]), *(names(cell) for cell in row[4:])]
+        for row in reach("Error numbers")
+    }
+    known = {
+        name: [
+            [str(number) for number, (_, posix) in resilience.WINDOWS.items() if posix == name],
+            [tcp.SENT.get(name, tcp.NOT_ASKED)[0]],
+            [tcp.AT_ONCE.get(name, tcp.NOT_ASKED)[0]],
+            [found] if (found := datagrams.OUTCOMES.get(name, "error")) else [],
+        ]
+        for name in (*tcp.SENT, "EMSGSIZE")
+    }
+    assert told == known
+    posix = {name for name in datagrams.OUTCOMES if name in errorcode.values()}
+    assert posix <= told.keys()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the numbers are those of Linux")
+def test_reach_page_has_the_error_numbers_of_linux() -> None:
+    assert all(errorcode[int(row[1])] == names(row[0])[0] for row in reach("Error numbers"))
+
+
+def test_reach_page_has_every_kind_of_silence() -> None:
+    told = {name for row in reach("Silence over UDP") for name in names(row[0])}
+    assert told == {asked.PROVEN, asked.MUTE, udp.LIMITED, udp.TIME_UP}

@@ -12,7 +12,15 @@ __version__ = "0.1.0"
 TYPE_CHECKING = False  # type checkers know the name; importing typing would double the time of "portbook --version"
 
 if TYPE_CHECKING:
+    from portbook import reach
+    from portbook.bind.findings import Finding
+    from portbook.bind.free import Free, free
+    from portbook.bind.handover import inherited
+    from portbook.bind.judge import Verdict
+    from portbook.bind.lease import Lease, lease
+    from portbook.bind.why import why
     from portbook.errors import (
+        LeaseError,
         PortbookError,
         RemoteError,
         SourceDenied,
@@ -25,26 +33,47 @@ if TYPE_CHECKING:
     )
     from portbook.holding import who
     from portbook.inventory import listeners, take
+    from portbook.probe.outcome import Answer
+    from portbook.probe.request import Limits
     from portbook.query import Query, parse
     from portbook.reach import Dial, dial, dial_async
     from portbook.records import Gap, Holder, Holding, Listing, Owner, Socket
+    from portbook.scan import Package
+
+    scan: Package  # to call
 
 # Where each public name lives; it is imported when first used, so that "portbook --version" need not import it all.
 _HOMES = {
+    "bind.free": "Free free",
+    "bind.handover": "inherited",
+    "bind.lease": "Lease lease",
+    "bind.findings": "Finding",
+    "bind.judge": "Verdict",
+    "bind.why": "why",
     "errors": "PortbookError UsageError SourceError SourceMissing SourceDenied SourceGarbled SourceTimeout "
-    "StoreError RemoteError",
+    "StoreError RemoteError LeaseError",
     "holding": "who",
     "inventory": "listeners take",
+    "probe.outcome": "Answer",
+    "probe.request": "Limits",
     "query": "Query parse",
     "reach": "Dial dial dial_async",
     "records": "Gap Holder Holding Listing Owner Socket",
 }
 
+_MODULES = ("reach", "scan")  # which are public themselves; scan can be called
+
 __all__ = [
+    "Answer",
     "Dial",
+    "Finding",
+    "Free",
     "Gap",
     "Holder",
     "Holding",
+    "Lease",
+    "LeaseError",
+    "Limits",
     "Listing",
     "Owner",
     "PortbookError",
@@ -58,18 +87,27 @@ __all__ = [
     "SourceTimeout",
     "StoreError",
     "UsageError",
+    "Verdict",
     "dial",
     "dial_async",
+    "free",
+    "inherited",
+    "lease",
     "listeners",
     "parse",
+    "reach",
+    "scan",
     "take",
     "who",
+    "why",
 ]
 
 
 def __getattr__(name: str) -> object:
     from importlib import import_module
 
+    if name in _MODULES:
+        return import_module(f"portbook.{name}")
     for module, names in _HOMES.items():
         if name in names.split():
             value = getattr(import_module(f"portbook.{module}"), name)

@@ -7,6 +7,7 @@
     │   ├── SourceDenied          5   more privilege is needed
     │   ├── SourceGarbled         5   its answer could not be understood
     │   └── SourceTimeout         5   no answer in time
+    ├── LeaseError                1   a port could not be had
     ├── StoreError                5   a file of portbook's own could not be read or written
     └── RemoteError               5   another machine could not be asked
 
@@ -54,6 +55,12 @@ class SourceGarbled(SourceError):
 
 class SourceTimeout(SourceError):
     """No answer within the time limit."""
+
+
+class LeaseError(PortbookError):
+    """A port could not be had, by number or by choice; ``__cause__`` has the system's error."""
+
+    exit_code = 1
 
 
 class StoreError(PortbookError):

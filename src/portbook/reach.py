@@ -17,11 +17,12 @@ from msgspec import Struct
 from portbook import query
 from portbook.errors import UsageError
 from portbook.probe import tcp
+from portbook.probe.endpoint import endpoint
 from portbook.probe.outcome import Evidence, Outcome
 from portbook.probe.tls import Tls, handshake
 from portbook.records import SCHEMA
 from portbook.resilience import classify, waits
-from portbook.scan.resolve import Place, resolve
+from portbook.scan.resolve import LIMIT_S, Place, resolve
 
 TIMEOUT_S = 3.0
 MOST_AT_ONCE = 64
@@ -83,17 +84,26 @@ def parse_target(text: str) -> Target:
     return Target(text, host.removeprefix("[").removesuffix("]"), ranges[0][0])
 
 
-def dial(target: str, *, timeout_s: float = TIMEOUT_S, retries: int = 0, times: int = 1, tls: bool = False) -> Dial:
+def dial(
+    target: str,
+    *,
+    timeout_s: float = TIMEOUT_S,
+    retries: int = 0,
+    times: int = 1,
+    tls: bool = False,
+    lookup_s: float = LIMIT_S,
+) -> Dial:
     """Connect to ``host:port`` at every address of the host, and hang up.
 
     :param timeout_s: of one attempt, in seconds; TLS has as long again
     :param retries: more attempts at an address that did not answer, with growing pauses
     :param times: how often to dial the first address that is open, for ``timing``
     :param tls: shake hands and read the certificate
+    :param lookup_s: how long the name lookup may take, in seconds
     :raises UsageError: the target is not ``host:port``
     """
     asked = parse_target(target)
-    places, failure, lookup_ms = _look_up(asked)
+    places, failure, lookup_ms = _look_up(asked, lookup_s)
     answers = _at_once(lambda place: _dial_place(asked, place, timeout_s, retries, tls), places)
     return _dialed(asked, answers, failure, lookup_ms, _timing(asked, answers, timeout_s, times))
 
@@ -117,9 +127,9 @@ def _dialed(
     return Dial(SCHEMA, asked.text, asked.host, asked.port, is_open, lookup_ms, tuple(answers), timing)
 
 
-def _look_up(asked: Target) -> tuple[Sequence[Place], Evidence | None, float]:
+def _look_up(asked: Target, limit_s: float = LIMIT_S) -> tuple[Sequence[Place], Evidence | None, float]:
     began = monotonic()
-    (resolved,) = resolve([asked.host])
+    (resolved,) = resolve([asked.host], limit_s)
     return resolved.places, resolved.failure, _ms(monotonic() - began)
 
 
@@ -178,14 +188,14 @@ async def _ask_async(port: int, place: Place, timeout_s: float) -> tcp.Asked:
     finding = tcp.UNHEARD
     try:
         sock = tcp.create(place.address)
-        connecting = asyncio.get_running_loop().sock_connect(sock, tcp.endpoint(place.address, port, place.zone))
+        connecting = asyncio.get_running_loop().sock_connect(sock, endpoint(place.address, port, place.zone))
         await asyncio.wait_for(connecting, timeout_s)
         finding = tcp.established(sock)
     except TimeoutError:
         finding = tcp.UNHEARD
     except OSError as error:
-        icmp = tcp.kept(sock, port) if sock is not None and tcp.LINUX else None
-        finding = tcp.icmp_finding(icmp) if icmp else tcp.weighed(classify(error), error.errno or 0)
+        icmp = tcp.icmp_kept(sock, port) if sock is not None else None
+        finding = icmp or tcp.weighed(classify(error), error.errno or 0)
     except asyncio.CancelledError:
         if sock is not None:
             tcp.abort(sock)
@@ -259,7 +269,7 @@ def wait_for(
 ) -> list[str]:
     """Ask again, with growing pauses, until everything is ready; return the names of what is still missing.
 
-    :param ready: a name, and what says whether it is ready, given the seconds it may take
+    :param ready: a name, and what says whether it is ready, given the seconds that are left
     :param timeout_s: for all together
     :param tell: called with the names of what is missing, after each round
     """
@@ -267,7 +277,7 @@ def wait_for(
     deadline = monotonic() + timeout_s
     pauses = waits(FIRST_PAUSE_S, LONGEST_PAUSE_S, deadline_s=timeout_s)
     while True:
-        left_s = min(max(deadline - monotonic(), FIRST_PAUSE_S), TIMEOUT_S)
+        left_s = max(deadline - monotonic(), FIRST_PAUSE_S)
         answers = _at_once(lambda item, left_s=left_s: item[1](left_s), missing)  # type: ignore[misc]
         missing = [item for item, is_ready in zip(missing, answers, strict=True) if not is_ready]
         names = [name for name, _ in missing]

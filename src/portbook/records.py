@@ -93,12 +93,14 @@ class Socket(Struct, frozen=True, gc=False):
     container: str | None = None  # Linux: container that the creator's cgroup names
     netns: int | None = None  # Linux: inode of the network namespace
     netns_name: str | None = None  # Linux: that of "ip netns", or the container that lives there
+    ends_in_ms: int | None = None  # Linux: until the kernel lets go of a closed connection: TIME_WAIT, FIN_WAIT2
 
 
 class Gap(Struct, frozen=True):
     """Something that could not be known, why, and what would help."""
 
-    what: str  # "owner", "socket", "source", "process", "service", "container"
+    # owner, socket, source, process, service, container, setting, address, interface, nat, reservation
+    what: str
     count: int | None  # how many are concerned; None: not countable
     why: str
     hint: str | None = None

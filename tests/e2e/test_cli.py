@@ -28,15 +28,12 @@ from portbook import sources, testing
 from portbook.testing import child, ports_of
 from tests.components import need
 from tests.conftest import unheld_port
+from tests.e2e import terminal
+from tests.e2e.terminal import ENVIRONMENT, assert_complaint, without_colour
 
 pytestmark = pytest.mark.usefixtures("own_network")
 
 COMMAND = [sys.executable, "-m", "portbook"]
-ENVIRONMENT = {
-    **{name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR", "TERM", "PYTHONUTF8")},
-    "LC_ALL": "C.UTF-8",
-    "TERM": "xterm-256color",
-}
 on_unix = pytest.mark.skipif(os.name != "posix", reason="pipes, signals and terminals of Unix")
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="process names that Linux lets a process choose")
 
@@ -143,13 +140,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("line", "wrong", "valid"), MISTAKES)
 def test_a_mistake_is_one_line_and_exit_code_2(line, wrong, valid):
-    done = run(*line.split(" ", 1 if '"' in line else -1))
-    assert (done.returncode, done.stdout) == (2, ""), done
-    (said,) = done.stderr.splitlines()
-    assert done.stderr.endswith("\n")
-    assert said.startswith("portbook: ")
-    assert wrong in said
-    assert valid in said
+    assert_complaint(run(*line.split(" ", 1 if '"' in line else -1)), wrong, valid)
 
 
 @pytest.mark.parametrize("name", [n for n in sources.SOURCES if sources.missing(n) is not None])
@@ -661,32 +652,9 @@ def test_a_complaint_can_be_written_in_any_encoding():
 
 
 def on_terminal(*arguments, columns=80, env=None):
-    """Run with a terminal of so many columns as standard output; return what it showed."""
-    import fcntl
-    import pty
-    import struct
-    import termios
-
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    with open(ours, "rb", buffering=0) as terminal:
-        process = subprocess.Popen(
-            [*COMMAND, *arguments], stdin=subprocess.DEVNULL, stdout=theirs, stderr=subprocess.DEVNULL,
-            env={**ENVIRONMENT, **(env or {})},
-        )  # fmt: skip
-        os.close(theirs)
-        parts = []
-        try:
-            while part := terminal.read(65536):
-                parts.append(part)
-        except OSError:
-            pass  # EIO: Linux says so when the last writer has closed (pty(7))
-        assert process.wait(30) == 0
-    return b"".join(parts).decode("utf-8").replace("\r\n", "\n")
-
-
-def without_colour(text):
-    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+    text, code = terminal.shown([*COMMAND, *arguments], columns, env=env)
+    assert code == 0
+    return text
 
 
 def width(line):
@@ -987,7 +955,7 @@ def test_completion_offers_commands_and_options(shell):
 def test_completion_in_a_real_bash():
     need(shutil.which("bash") is not None, "bash")
     script = (
-        'eval "$(_PORTBOOK_COMPLETE=bash_source portbook)"; COMP_WORDS=(portbook wh); COMP_CWORD=1; '
+        'eval "$(_PORTBOOK_COMPLETE=bash_source portbook)"; COMP_WORDS=(portbook who); COMP_CWORD=1; '
         '_portbook_completion portbook 2>/dev/null; echo "${COMPREPLY[@]}"'
     )
     path = os.path.dirname(console_script()) + os.pathsep + ENVIRONMENT.get("PATH", "")

@@ -13,7 +13,6 @@ import shlex
 import signal
 import socket
 import stat
-import struct
 import subprocess
 import sys
 import threading
@@ -25,17 +24,13 @@ import pytest
 
 from portbook.cli.progress import in_words
 from portbook.cli.replace import real_path
-from portbook.cli.scan import Interrupt
 from portbook.cli.scan import command as scan_command
+from portbook.cli.survey import Interrupt
 from portbook.errors import StoreError
 from tests.components import need
+from tests.e2e.terminal import ENVIRONMENT, assert_complaint, shown, without_colour
 
 COMMAND = [sys.executable, "-m", "portbook", "scan"]
-ENVIRONMENT = {
-    **{name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR", "TERM", "PYTHONUTF8")},
-    "LC_ALL": "C.UTF-8",
-    "TERM": "xterm-256color",
-}
 on_unix = pytest.mark.skipif(os.name != "posix", reason="signals, links and terminals of Unix")
 NO_NAME = "a" * 64 + ".invalid"  # too long for a label (RFC 1035 section 2.3.4): no resolver is asked
 
@@ -96,12 +91,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("line", "wrong", "valid"), MISTAKES)
 def test_a_mistake_is_one_line_and_exit_code_2(line, wrong, valid):
-    done = run(*line.split())
-    assert (done.returncode, done.stdout) == (2, ""), done
-    (said,) = done.stderr.splitlines()
-    assert said.startswith("portbook: ")
-    assert wrong in said
-    assert valid in said
+    assert_complaint(run(*line.split()), wrong, valid)
 
 
 def test_the_examples_of_the_help_are_understood():
@@ -244,6 +234,13 @@ def test_a_deadline_makes_it_partial(ports):
 def test_lines_are_known_to_be_partial_too():
     done = run(HOST, "-p", "1-1000", "--rate", 20, "--deadline", 0.3, "--jsonl")
     assert done.stderr.startswith("portbook: partial: the time was up; ")
+
+
+def test_that_the_time_was_up_is_said_once():
+    """Canaries sit on some of so many ports, which would be asked when they are gone."""
+    report = json.loads(run(HOST, "-p", "1-65535", "--rate", 50, "--deadline", 0.3, "--json").stdout)["report"]
+    assert [event["kind"] for event in report["events"]] == ["deadline"]
+    assert (report["partial"], report["skipped"]) == ("deadline", 65535 - report["asked"])
 
 
 # --- Ctrl-C --------------------------------------------------------------------------------------------------------
@@ -521,34 +518,12 @@ def test_a_full_disk_is_one_line_and_5():
     assert len(done.stderr.splitlines()) == 1
 
 
-def on_terminal(*arguments, columns, stream):
-    """Run with a terminal of so many columns as one of the outputs; return what it showed."""
-    import fcntl
-    import pty
-    import termios
-
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    outputs = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, stream: theirs}
-    process = subprocess.Popen([*COMMAND, *map(str, arguments)], env=ENVIRONMENT, **outputs)
-    os.close(theirs)
-    with open(ours, "rb", buffering=0) as terminal, process:
-        parts = []
-        try:
-            while part := terminal.read(65536):
-                parts.append(part)
-        except OSError:
-            pass  # EIO: Linux says so when the last writer has closed (pty(7))
-        process.wait(60)
-    return b"".join(parts).decode("utf-8").replace("\r\n", "\n")
-
-
 @on_unix
 @pytest.mark.parametrize("columns", [80, 200])
 def test_lines_fit_the_terminal(ports, columns):
-    text = on_terminal(HOST, "-p", listed(*ports), columns=columns, stream="stdout")
+    text = shown([*COMMAND, HOST, "-p", listed(*ports)], columns)[0]
     assert "\x1b[1m" in text
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
+    lines = without_colour(text).splitlines()
     assert lines[0] == HOST
     assert sum(" open " in line for line in lines) == 20
     assert max(map(len, lines)) <= columns
@@ -577,9 +552,9 @@ def test_progress_in_words(monkeypatch, total, elapsed_s, words):
 @on_unix
 def test_progress_is_on_a_terminal_only(ports):
     slow = [HOST, "-p", listed(*ports), "--rate", 60]
-    shown = on_terminal(*slow, "--jsonl", columns=120, stream="stderr")
-    assert " of 40, " in shown
-    assert "/s, 0:00:0" in shown
+    progress, _ = shown([*COMMAND, *slow, "--jsonl"], 120, "stderr")
+    assert " of 40, " in progress
+    assert "/s, 0:00:0" in progress
     assert run(*slow).stderr == ""
 
 

@@ -6,14 +6,12 @@ import asyncio
 import errno
 import os
 import socket
-import struct
 import sys
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from portbook.probe.datagrams import LoopWire, SelectorWire, Wire, judge, of_error, parse_extended_error, sockaddr
+from portbook.probe.datagrams import LoopWire, SelectorWire, Wire, judge, of_error, of_kept
+from portbook.probe.error_queue import Kept
 from portbook.probe.outcome import Evidence
 from portbook.probe.request import Probe
 
@@ -98,39 +96,12 @@ def test_windows_numbers_of_a_closed_port(number: int) -> None:
     assert judge(evidence, TARGET) == "closed"
 
 
-def extended(origin: int, kind: int, code: int, offender: bytes, number: int = errno.ECONNREFUSED) -> bytes:
-    return struct.pack("=IBBBBII", number, origin, kind, code, 0, 0, 0) + offender
-
-
-def test_the_error_queue_names_type_code_and_sender() -> None:
-    sockaddr_in = struct.pack("=HH4s8x", socket.AF_INET, 0, socket.inet_pton(socket.AF_INET, ROUTER))
-    evidence = parse_extended_error(extended(2, 3, 13, sockaddr_in))
-    assert (evidence.kind, evidence.icmp_type, evidence.icmp_code, evidence.sender) == ("icmp", 3, 13, ROUTER)
-    assert evidence.error == "ECONNREFUSED"
-
-
-def test_the_error_queue_of_ipv6() -> None:
-    sockaddr_in6 = struct.pack("=HHI16sI", socket.AF_INET6, 0, 0, socket.inet_pton(socket.AF_INET6, ROUTER6), 0)
-    evidence = parse_extended_error(extended(3, 1, 4, sockaddr_in6))
-    assert (evidence.icmp_type, evidence.icmp_code, evidence.sender) == (1, 4, ROUTER6)
-
-
-def test_an_error_of_this_machine_is_not_icmp() -> None:
-    evidence = parse_extended_error(extended(1, 0, 0, bytes(16), errno.EMSGSIZE))
-    assert (evidence.kind, evidence.error, evidence.sender) == ("errno", "EMSGSIZE", None)
-
-
-@given(st.binary(min_size=18, max_size=64))
-def test_any_extended_error_is_read(data: bytes) -> None:
-    assert parse_extended_error(data[:16] + b"\0\0" + data[18:]).sender is None
-
-
-def test_addresses() -> None:
-    assert sockaddr(Probe("x", TARGET, 53)) == (TARGET, 53)
-    assert sockaddr(Probe("x", "fe80::1", 53, "7")) == ("fe80::1", 53, 0, 7)
-    assert sockaddr(Probe("x", TARGET6, 53)) == (TARGET6, 53, 0, 0)
-    with pytest.raises(OSError, match=r".+"):
-        sockaddr(Probe("x", "fe80::1", 53, "nosuchinterface"))
+def test_what_linux_kept_is_evidence() -> None:
+    assert of_kept(Kept(4, 3, 13, ROUTER, 53, errno.EHOSTUNREACH)) == Evidence(
+        "icmp", errno.EHOSTUNREACH, "EHOSTUNREACH", 3, 13, ROUTER
+    )
+    own = of_kept(Kept(None, 0, 0, None, 53, errno.EMSGSIZE))
+    assert (own.kind, own.error, own.sender) == ("errno", "EMSGSIZE", None)
 
 
 # --- the three ways, against this machine --------------------------------------------------------------------------
@@ -143,7 +114,7 @@ def selector_loop() -> LoopWire:
 
 WIRES = [
     pytest.param(SelectorWire, marks=LINUX, id="error-queue"),
-    pytest.param(lambda: SelectorWire(error_queue=False), id="errno"),
+    pytest.param(lambda: SelectorWire(keeps_errors=False), id="errno"),
     pytest.param(selector_loop, id="loop"),
 ]
 LOOPBACK = pytest.mark.parametrize("address", ["127.0.0.1", "::1"])

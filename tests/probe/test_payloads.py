@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portbook.probe import payloads
 from portbook.probe.payloads import LONGEST, PAYLOADS, UNKNOWN, Payload, described, for_port, recognise
+from portbook.probe.questions import binary
 from portbook.query import read_ports
 
 REQUIRED = {
@@ -162,7 +162,7 @@ def ldap_entry(name: bytes, value: bytes) -> bytes:
 
 LDAP_DONE = tlv(0x30, tlv(2, b"\x01"), tlv(0x65, tlv(0x0A, b"\0"), tlv(4), tlv(4)))
 DOCUMENTATION = socket.inet_aton("192.0.2.7")  # RFC 5737
-RPC_DENIED = struct.pack("!5I", payloads.RPC_ID, 1, 1, 1, 1)
+RPC_DENIED = struct.pack("!5I", binary.RPC_ID, 1, 1, 1, 1)
 SQL_INSTANCE = b"ServerName;DB1;InstanceName;MAIN;IsClustered;No;Version;16.0.1000.6;;"
 
 

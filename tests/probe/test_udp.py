@@ -17,10 +17,12 @@ from typing import NamedTuple
 
 import pytest
 
-from portbook.probe import datagrams, pacing, payloads, udp
+from portbook.probe import datagrams, payloads, refusals, udp
+from portbook.probe.asked import MUTE, PROVEN
+from portbook.probe.descriptors import WINDOW
 from portbook.probe.outcome import Answer
 from portbook.probe.request import Event, Limits, Probe, Tally
-from portbook.probe.udp import LIMITED, MUTE, PROVEN, TIME_UP, scan_udp
+from portbook.probe.udp import LIMITED, TIME_UP, scan_udp
 from tests import netlab
 from tests.components import need
 from tests.netlab import FAR_TARGET, FAR_TARGET6, ROUTER, ROUTER6, TARGET, TARGET6, Lab
@@ -280,7 +282,7 @@ def test_an_unknown_reply_is_open_and_described(eager) -> None:
 
 def test_an_answer_to_another_question_is_not_taken_for_a_lost_packet(eager, monkeypatch) -> None:
     """An unknown port is asked with an empty datagram first. Silence of other ports needs no more attempts for it."""
-    monkeypatch.setattr(pacing, "VOUCH_S", 5.0)  # however slow this machine is
+    monkeypatch.setattr(refusals, "VOUCH_S", 5.0)  # however slow this machine is
     eager.target.nft("udp length 8 drop", "udp dport 2000 drop")  # 8: the header alone (RFC 768)
     with Responder(eager.target, [4000]), eager.client:
         answers = scan(TARGET, [4000, 2000, 161])
@@ -490,7 +492,7 @@ def test_the_deadline_of_a_silent_host(lab) -> None:
 
 
 def test_a_host_that_stops_refusing_is_not_waited_for_for_ever(lab, monkeypatch) -> None:
-    monkeypatch.setattr(pacing, "MUTE_AFTER", 2)  # groups, to save ten seconds
+    monkeypatch.setattr(refusals, "MUTE_AFTER", 2)  # groups, to save ten seconds
     lab.target.sysctl("net.ipv4.icmp_ratelimit", 20_000)  # ms; the first peer finds a minute's worth
     with lab.client:
         answers = scan(TARGET, range(3000, 3030))
@@ -606,7 +608,7 @@ def test_silent_ports_that_wait_do_not_pile_up(lab, monkeypatch) -> None:
     probes = (Probe("x", TARGET, 3000 + next(read) % 50000) for _ in itertools.count())
     with lab.client:
         answers = list(scan_udp(probes, Limits(deadline_s=3.0)))
-    assert 500 <= len(answers) <= next(read) < 500 + 2 * udp.MOST_IN_FLIGHT
+    assert 500 <= len(answers) <= next(read) < 500 + 2 * WINDOW
 
 
 def test_few_descriptors_are_enough(eager) -> None:
@@ -680,7 +682,7 @@ def test_without_an_error_queue(eager, tmp_path, monkeypatch, make) -> None:
     import asyncio
 
     ways = {
-        "errno": lambda: datagrams.SelectorWire(error_queue=False),
+        "errno": lambda: datagrams.SelectorWire(keeps_errors=False),
         "loop": lambda: datagrams.LoopWire(asyncio.SelectorEventLoop()),
     }
     monkeypatch.setattr(datagrams, "choose", ways[make])

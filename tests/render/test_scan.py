@@ -32,11 +32,17 @@ BEGAN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 PLAIN = Style()
 
 
-def answer(port, outcome="open", evidence=None, address="10.0.0.1", target=None, **more):
+def answer(port, outcome="open", evidence=None, address="10.0.0.1", target=None, zone=None, **more):
     natural = {"open": SYN_ACK, "closed": RST, "filtered": SILENCE, "open|filtered": SILENCE}
     more.setdefault("protocol", "tcp")
     return Answer(
-        target or address, address, port, outcome=outcome, evidence=evidence or natural.get(outcome, SILENCE), **more
+        target or address,
+        address,
+        zone,
+        port,
+        outcome=outcome,
+        evidence=evidence or natural.get(outcome, SILENCE),
+        **more,
     )
 
 
@@ -131,12 +137,16 @@ def test_a_name_is_shown_beside_its_address():
 
 
 def test_one_address_through_two_interfaces_is_two():
-    answers = [answer(1, address="fe80::1", target=f"fe80::1%eth{n}") for n in (0, 1)]
+    answers = [answer(1, address="fe80::1", target=f"fe80::1%eth{n}", zone=f"eth{n}") for n in (0, 1)]
     assert [line for line in shown(answers) if line.startswith("fe80")] == ["fe80::1%eth0", "fe80::1%eth1"]
+    answers = [answer(1, address=f"fe80::{n}", target="fe80::/120%eth0", zone="eth0") for n in (1, 2)]
+    assert [line for line in shown(answers) if line.startswith("fe80")] == ["fe80::1%eth0", "fe80::2%eth0"]
 
 
 def test_a_name_without_address():
-    missing = Answer("www.exmaple", None, 0, "tcp", "name-not-found", Evidence("resolver", -2, "EAI_NONAME", text="No"))
+    missing = Answer(
+        "www.exmaple", None, None, 0, "tcp", "name-not-found", Evidence("resolver", -2, "EAI_NONAME", text="No")
+    )
     assert shown([missing])[0] == "www.exmaple: EAI_NONAME: No"
 
 
@@ -168,7 +178,7 @@ def test_kinds_of_answers_are_limited():
     answers = [
         answer(p, "filtered", Evidence("icmp", None, None, 3, 13, f"10.9.{p >> 8}.{p & 255}")) for p in range(9000)
     ]
-    host = scan.Host("10.0.0.1", "10.0.0.1")
+    host = scan.Host("10.0.0.1", "10.0.0.1", None)
     for one in answers:
         host.add(one, True)
     assert len(host.counts) <= MOST_KINDS + 1
@@ -214,6 +224,21 @@ def test_misses_and_events_are_said():
     ]
 
 
+def test_a_host_that_came_back_was_asked_everything():
+    came_back = Event("breaker", "10.0.0.1", "half-open to closed: it has answered", 2.0)
+    events = tuple(Event("breaker", f"10.0.0.{n}", "closed to open: silence", 1.0) for n in (1, 2))
+    (said,) = scan.notes(report(events=(*events, came_back)))
+    assert said == "asked less, because nothing came back: 1 address"
+
+
+def test_what_hosts_without_an_answer_were_not_asked_can_be_asked_for():
+    events = (Event("breaker", "10.0.0.1", "closed to open", 1.0),)
+    (said,) = scan.notes(report(events=events, skipped=80))
+    assert said == "asked less, because nothing came back: 1 address; --no-breaker asks all their ports"
+    (said,) = scan.notes(report(events=events, skipped=80, partial="deadline"))  # that is another reason
+    assert "--no-breaker" not in said
+
+
 @given(st.sets(st.integers(1, 300)))
 def test_ranges_name_every_port(ports):
     text = ranges(sorted(ports))
@@ -231,9 +256,9 @@ ANSWERS = [
     answer(23, "closed", address="10.0.0.2", target="www.example"),
     answer(25, "filtered", PROHIBITED, attempts=2),
     answer(53, "open", Evidence("reply", text='say "no"\n, ü'), protocol="udp", service="domain"),
-    Answer("nonesuch", None, 0, "tcp", "name-not-found", Evidence("resolver"), attempts=0),
+    Answer("nonesuch", None, None, 0, "tcp", "name-not-found", Evidence("resolver"), attempts=0),
 ]
-FIELDS = ["target", "address", "port", "protocol", "outcome", "evidence", "rtt_ms", "attempts", "service"]
+FIELDS = ["target", "address", "zone", "port", "protocol", "outcome", "evidence", "rtt_ms", "attempts", "service"]
 
 
 def written(form, answers=ANSWERS):

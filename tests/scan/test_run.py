@@ -46,7 +46,7 @@ class FakeEngine:
                 tally.asked += 1
                 outcome, evidence = self.answer(probe)
                 tally.answered += 1
-                yield Answer(probe.target, probe.address, probe.port, "tcp", outcome, evidence)
+                yield Answer(probe.target, probe.address, probe.zone, probe.port, "tcp", outcome, evidence)
         finally:
             self.closed += 1
 
@@ -110,7 +110,9 @@ def test_a_recognised_service_is_kept():
     class Recognising(FakeEngine):
         def __call__(self, probes, limits, **more):
             for probe in probes:
-                yield Answer(probe.target, probe.address, probe.port, "tcp", "open", SYN_ACK, service="mine")
+                yield Answer(
+                    probe.target, probe.address, probe.zone, probe.port, "tcp", "open", SYN_ACK, service="mine"
+                )
 
     assert [a.service for a in scanned(REMOTE, [22], Recognising())] == ["mine"]
 
@@ -214,7 +216,7 @@ def test_a_deadline_that_the_engine_tells_of_makes_it_partial():
     class Late(FakeEngine):
         def __call__(self, probes, limits, *, tally=None, tell=None):
             self.limits.append(limits)
-            yield Answer(REMOTE, REMOTE, next(iter(probes)).port, "tcp", "closed", RST)
+            yield Answer(REMOTE, REMOTE, None, next(iter(probes)).port, "tcp", "closed", RST)
             tell(Event("deadline", None, "the time is up", 1.0))
 
     engine = Late()

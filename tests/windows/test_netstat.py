@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from portbook.errors import SourceError, SourceGarbled, SourceMissing, SourceTimeout
-from portbook.sources import netstat
+from portbook.sources import console, netstat
 from portbook.sources.base import Wanted
 from tests.sources.test_netstat import DATA, EXPECTED, SAMPLES
 from tests.windows.conftest import WINE
@@ -119,4 +119,4 @@ def test_a_directory_that_is_not_told():
             return 0
 
     with pytest.raises(SourceError):
-        netstat._system_directory(Kernel32())
+        console.system_directory(Kernel32())

@@ -23,6 +23,7 @@ from portbook.resilience import Fault, classify
 WINDOWS = sys.platform == "win32"
 BACKLOG = 128
 TYPES: dict[Protocol, socket.SocketKind] = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+MAPPED = "::ffff:"  # addresses of IPv4 as IPv6 writes them: RFC 4291 section 2.5.5.2
 # What an address family answers that this machine does not have, or has switched off (net.ipv6.conf.all.disable_ipv6
 # and no ::1). For one of several addresses that is no obstacle: a server goes without it.
 NO_FAMILY = frozenset(("EAFNOSUPPORT", "EADDRNOTAVAIL"))
@@ -72,9 +73,11 @@ class Tried(Struct, frozen=True):
 class BindError(OSError):
     """A bind that failed, and at which call; ``__cause__`` is the system's error."""
 
-    def __init__(self, step: str, error: OSError) -> None:
+    def __init__(self, step: str, error: OSError, endpoint: Endpoint, protocol: Protocol = "tcp") -> None:
         super().__init__(error.errno, error.strerror or str(error))
         self.step = step
+        self.endpoint = endpoint
+        self.protocol = protocol
         self.fault: Fault = classify(error)
         self.number: int = getattr(error, "winerror", None) or error.errno or 0
 
@@ -104,7 +107,7 @@ def bind(port: int, endpoint: Endpoint, options: Options = Options()) -> socket.
     except OSError as error:
         if sock is not None:
             sock.close()
-        raise BindError(step, error) from error
+        raise BindError(step, error, endpoint, options.protocol) from error
     return sock
 
 
@@ -112,7 +115,7 @@ def attempt(port: int, endpoints: Sequence[Endpoint], options: Options = Options
     """Bind every endpoint, all held at once, and let go.
 
     For the moment that takes the port is taken: who connects just then is refused. Nothing else can tell for sure.
-    A wildcard whose family this machine does not have is left out, unless it is the only one.
+    A wildcard or loopback whose family this machine does not have is left out, unless it is the only one.
     """
     with ExitStack() as held:
         tried = tuple(_tried(held, port, endpoints, options))
@@ -131,13 +134,14 @@ def _tried(held: ExitStack, port: int, endpoints: Iterable[Endpoint], options: O
 
 
 def _absent(tried: Tried) -> bool:
-    wildcard = tried.endpoint.address in ("0.0.0.0", "::")  # noqa: S104  compared
-    return wildcard and (tried.error_name or "").removeprefix("WSA") in NO_FAMILY
+    special = tried.endpoint.address in ("0.0.0.0", "::", "127.0.0.1", "::1")  # noqa: S104  compared
+    return special and (tried.error_name or "").removeprefix("WSA") in NO_FAMILY
 
 
 def _set(sock: socket.socket, endpoint: Endpoint, options: Options) -> None:
     if endpoint.family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not endpoint.dual))
+        alone = not endpoint.dual and not endpoint.address.startswith(MAPPED)  # with it those cannot be bound: ipv6(7)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(alone))
     reuse = options.reuse_address
     if sys.platform == "win32" and not reuse:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)

@@ -14,8 +14,12 @@ if TYPE_CHECKING:
 COMMANDS = {
     "list": "list_",
     "who": "who",
+    "why": "why",
     "dial": "dial",
     "wait": "wait",
+    "free": "free",
+    "lease": "lease",
+    "stop": "stop",
     "scan": "scan",
     "probe": "probe",
     "sources": "sources",
@@ -75,6 +79,7 @@ def portbook() -> None:
       portbook                          what is waiting on this machine
       portbook -p 8000-8100 --all       everything that happens on these ports
       portbook who 8080                 who has this port
+      portbook why 8080                 why I cannot have it
 
     \b
     Exit codes:

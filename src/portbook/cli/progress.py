@@ -38,6 +38,10 @@ class Silent:
         """Nothing is in the way."""
         return nullcontext()
 
+    def shown(self, counted: Counted) -> AbstractContextManager[None]:
+        """Nothing is shown."""
+        return nullcontext()
+
 
 class Meter:
     """A line on stderr: how much is done, what was found, the rate, the time left, what happened last."""
@@ -111,6 +115,6 @@ def in_words(counted: Counted, elapsed_s: float) -> str:
     return f"{words}, {done / elapsed_s:,.0f}/s, {clock} left"
 
 
-def wanted(streams_rows: bool) -> bool:
-    """Whether somebody looks, and rows on the same terminal would not get in between."""
-    return sys.stderr.isatty() and not (streams_rows and sys.stdout.isatty())
+def meter(streams_rows: bool) -> Meter | Silent:
+    """A line, if somebody looks and rows on the same terminal would not get in between."""
+    return Meter() if sys.stderr.isatty() and not (streams_rows and sys.stdout.isatty()) else Silent()

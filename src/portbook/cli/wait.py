@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
 import click
 
-from portbook.cli import exits
-from portbook.errors import UsageError
+from portbook.cli import exits, successor
 from portbook.records import Protocol
 
 Ready = Callable[[float], bool]
 
 
-class WaitCommand(click.Command):
-    """Takes everything behind "--" as a command to run."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Keep the command apart, whatever it looks like."""
-        end = args.index("--") if "--" in args else len(args)
-        ctx.meta["portbook.command"] = args[end + 1 :]
-        return super().parse_args(ctx, args[:end])
-
-
-@click.command("wait", cls=WaitCommand)
+@click.command("wait", cls=successor.Predecessor)
 @click.argument("targets", nargs=-1, required=True, metavar="HOST:PORT... [-- COMMAND...]")
 @click.option("--timeout", type=click.FloatRange(0.001), default=60.0, metavar="SECONDS", help="for all together")
 @click.option("--free", is_flag=True, help="wait until nobody holds the local ports any more: PORT is enough")
@@ -46,8 +32,8 @@ def command(ctx: click.Context, targets: tuple[str, ...], timeout: float, free: 
     """
     from portbook import reach
 
-    arguments: list[str] = ctx.meta["portbook.command"]
-    path = _executable(arguments[0]) if arguments else None  # what cannot be run is said before the wait
+    arguments = successor.arguments(ctx)
+    path = successor.executable(arguments[0]) if arguments else None  # what cannot be run is said before the wait
     protocol: Protocol = "udp" if udp else "tcp"
     ready = [(target, _free(target, protocol) if free else _answers(target, protocol)) for target in targets]
     missing = reach.wait_for(ready, timeout, _progress(len(ready)))
@@ -55,7 +41,7 @@ def command(ctx: click.Context, targets: tuple[str, ...], timeout: float, free: 
         what = "still held" if free else "no answer from"
         sys.stderr.write(f"portbook: after {timeout:g} s {what} {', '.join(missing)}\n")
         return exits.NO
-    return _run(path, arguments) if path else exits.YES
+    return successor.run(path, arguments) if path else exits.YES
 
 
 def _answers(target: str, protocol: Protocol) -> Ready:
@@ -63,18 +49,20 @@ def _answers(target: str, protocol: Protocol) -> Ready:
 
     asked = reach.parse_target(target)
     if protocol == "tcp":
-        return lambda timeout_s: reach.dial(target, timeout_s=timeout_s).open
-    return lambda timeout_s: _answers_udp(asked.host, asked.port, timeout_s)
+        return lambda left_s: reach.dial(target, timeout_s=min(left_s, reach.TIMEOUT_S), lookup_s=left_s).open
+    return lambda left_s: _answers_udp(asked.host, asked.port, left_s)
 
 
-def _answers_udp(host: str, port: int, timeout_s: float) -> bool:
+def _answers_udp(host: str, port: int, left_s: float) -> bool:
+    """Whether any address answers; each is asked twice, since the second time everything that fits the port is."""
     from portbook.probe.request import Limits, Probe
     from portbook.probe.udp import scan_udp
+    from portbook.reach import TIMEOUT_S
     from portbook.scan.resolve import resolve
 
-    (resolved,) = resolve([host])
+    (resolved,) = resolve([host], left_s)
     probes = [Probe(host, place.address, port, place.zone) for place in resolved.places]
-    limits = Limits(retries=0, deadline_s=timeout_s)
+    limits = Limits(retries=1, deadline_s=min(left_s, TIMEOUT_S))
     return any(answer.outcome == "open" for answer in scan_udp(probes, limits))
 
 
@@ -99,19 +87,3 @@ def _progress(total: int) -> Callable[[Sequence[str]], None] | None:
         sys.stderr.flush()
 
     return tell
-
-
-def _executable(name: str) -> str:
-    path = shutil.which(name)
-    if path is None:
-        raise UsageError(f"there is no command {name!r}", "what follows -- is run without a shell")
-    return path
-
-
-def _run(path: str, arguments: list[str]) -> int:
-    """Run the command in place of this process; on Windows, which cannot, as a child whose exit code is ours."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if sys.platform != "win32":
-        os.execv(path, arguments)  # noqa: S606  what the user asked for, and no shell
-    return subprocess.run([path, *arguments[1:]], check=False).returncode

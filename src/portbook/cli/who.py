@@ -32,7 +32,7 @@ def command(ports: tuple[str, ...], as_json: bool, source: str | None, strict: b
     from portbook.holding import who
     from portbook.render import holding as render
 
-    asked = [_read(port) for port in ports]
+    asked = [read_port(port) for port in ports]
     answers = [who(port, protocol, source=source) for port, protocol in asked]
     if as_json:
         output.write_bytes(render.json(answers))
@@ -47,11 +47,12 @@ def command(ports: tuple[str, ...], as_json: bool, source: str | None, strict: b
     return exits.YES if all(answer.held for answer in answers) else exits.NO
 
 
-def _read(text: str) -> tuple[int, Protocol | None]:
+def read_port(text: str) -> tuple[int, Protocol | None]:
+    """Read ``80``, ``80/tcp`` or ``53/udp``; raise UsageError."""
     number, slash, word = text.partition("/")
     ((low, high),) = read_ports(number) if "," not in number else ((0, 1),)
     if low != high:
-        raise UsageError(f"port {text!r} is more than one", "name each port: portbook who 80 443/tcp")
+        raise UsageError(f"port {text!r} is more than one", "name each port: 80 443/tcp")
     if not slash:
         return low, None
     protocol = next((p for p in PROTOCOLS if p == word.lower()), None)

@@ -90,7 +90,7 @@ def labels(cgroups: Iterable[str]) -> tuple[dict[str, str], list[Gap]]:
 def label(container: Container, names: Mapping[str, str] | None = None) -> str:
     """How a container is shown: ``docker:web``, ``podman:1f2e3d4c5b6a``, ``kubernetes:pod<uid>/1f2e3d4c5b6a``."""
     runtime, number, pod, _ = container
-    short = number[:SHORT] if _is_id(number) or _is_task(number) else number
+    short = number[:SHORT] if is_id(number) or _is_task(number) else number
     if pod is not None:
         return f"{POD}:pod{pod}/{short}" if short else f"{POD}:pod{pod}"
     return f"{runtime}:{(names or {}).get(number, short)}"
@@ -146,12 +146,12 @@ def _container(grandparent: str, parent: str, segment: str) -> tuple[str, str] |
 
 def _by(table: Mapping[str, str | None], key: str, number: str) -> tuple[str, str] | None:
     runtime = table.get(key, UNKNOWN)
-    return (runtime, number) if runtime and _is_id(number) else None
+    return (runtime, number) if runtime and is_id(number) else None
 
 
 def _by_task(number: str) -> tuple[str, str] | None:
     """Amazon ECS, ``/ecs/<task>/<container>``: docker on EC2, something of its own on Fargate."""
-    if _is_id(number):
+    if is_id(number):
         return "docker", number
     return ("ecs", number) if _is_task(number) else None
 
@@ -177,7 +177,8 @@ def _by_machine(name: str) -> tuple[str, str] | None:
     return "nspawn", name
 
 
-def _is_id(text: str) -> bool:
+def is_id(text: str) -> bool:
+    """Whether this is the whole id of a container of docker, podman, containerd or CRI-O."""
     return len(text) == 64 and not text.strip(HEX)
 
 

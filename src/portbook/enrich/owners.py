@@ -140,8 +140,9 @@ def _invisible(count: int, denied: bool, hidden: bool) -> Iterator[Gap]:
         reason = " (/proc is mounted with hidepid)" if hidden else ""
         yield Gap("owner", count, f"owners of {sockets} are not visible to uid {os.geteuid()}{reason}", _remedy())
     else:
-        why = f"no process of this pid namespace has a descriptor of {sockets}"
-        yield Gap("owner", count, why, "the kernel's own, in flight between processes, or of another pid namespace")
+        whose = "the kernel's own, in flight between processes, or another pid namespace's"
+        why = f"no process of this pid namespace has a descriptor of {sockets}: {whose}"
+        yield Gap("owner", count, why, "look from the host, if this is a container")
 
 
 def _remedy() -> str:

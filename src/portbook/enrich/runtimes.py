@@ -13,12 +13,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from portbook.records import Gap
 
+T = TypeVar("T")
 Which = tuple[str, int]  # a runtime, and whose daemon of it: a uid
 
 ROOT = 0
@@ -166,18 +167,29 @@ def _read(path: str) -> bytes | bytearray:
         return _check_size(stream.read(MOST_BYTES + 1))
 
 
+def apis(daemon: int = ROOT) -> dict[str, list[str]]:
+    """Where the APIs of a user's daemons are, by runtime."""
+    return {"docker": _docker_sockets(daemon), "podman": [_podman_socket(daemon)]}
+
+
+def listed(path: str, kind: type[T]) -> list[T]:
+    """The running containers, from the API at a Unix socket, each read as ``kind``; raises OSError, ValueError."""
+    return msgspec.json.decode(_body(_exchange(path)), type=list[kind])  # type: ignore[valid-type]
+
+
 def _api(path: str) -> Answer | None:
-    """The running containers, from the API at a Unix socket; None if nobody is there."""
+    """The names of the running containers; None if nobody is there."""
     try:
-        entries = msgspec.json.decode(_body(_exchange(path)), type=list[_Listed])
+        entries = listed(path, _Listed)
     except (FileNotFoundError, ConnectionRefusedError):
         return None
     except (OSError, ValueError, RecursionError) as error:
         return Answer({}, _why(path, error))
-    return Answer({entry.id: name for entry in entries if (name := _own_name(entry.names or []))})
+    return Answer({entry.id: name for entry in entries if (name := own_name(entry.names or []))})
 
 
-def _own_name(names: list[str]) -> str | None:
+def own_name(names: list[str]) -> str | None:
+    """The one of a container's names that is no link of another container to it."""
     return next((name.removeprefix("/") for name in names if "/" not in name.removeprefix("/")), None)
 
 

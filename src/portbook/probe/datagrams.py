@@ -3,8 +3,7 @@
 What comes back for a socket is a Signal: the bytes of a reply, or Evidence of a refusal. ``judge`` says what a refusal
 means. Three ways:
 
-- Linux tells everything: with IP_RECVERR or IPV6_RECVERR each ICMP message is put into the socket's error queue with
-  its type, code and sender (ip(7), ipv6(7)). This works for sockets that are not connected, too.
+- Linux tells everything: each ICMP message is put into the socket's error queue with its type, code and sender.
 - BSD and macOS report an error number on a connected socket, without a sender.
 - Windows does so as well, but reliably only to an overlapped receive that is under way, which is what the Proactor loop
   of asyncio has; a receive begun later may miss it.
@@ -15,12 +14,14 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import struct
 import sys
 from collections.abc import Iterable
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from portbook.probe import error_queue
+from portbook.probe.endpoint import Endpoint, endpoint, family_of
+from portbook.probe.error_queue import Kept
 from portbook.probe.outcome import Evidence, Outcome
 from portbook.probe.request import Probe
 from portbook.resilience import WINDOWS, classify
@@ -29,10 +30,6 @@ if TYPE_CHECKING:
     import asyncio
 
 LONGEST_DATAGRAM = 65535
-
-# linux/in.h, linux/in6.h; Python has no names for them.
-IP_RECVERR, IPV6_RECVERR = 11, 25
-HAS_ERROR_QUEUE = sys.platform == "linux"
 
 Signal = bytes | Evidence
 
@@ -82,6 +79,8 @@ PROHIBITED = {
     (4, 3, 9),  # network administratively prohibited
     (4, 3, 10),  # host administratively prohibited
     (4, 3, 13),  # communication administratively prohibited
+    (4, 3, 14),  # host precedence violation: a rule of a router, too
+    (4, 3, 15),  # precedence cutoff in effect
     (6, 1, 1),  # communication administratively prohibited
     (6, 1, 5),  # source address failed ingress or egress policy
     (6, 1, 6),  # reject route
@@ -123,32 +122,16 @@ def of_error(error: OSError) -> Evidence:
     return Evidence("errno", errno=number, error=classify(error).name, text=error.strerror or str(error))
 
 
-# struct sock_extended_err (linux/errqueue.h): errno, origin, type, code, padding, info, data; the offender follows.
-EXTENDED_ERROR = struct.Struct("=IBBBBII")
-ORIGIN_ICMP = (2, 3)  # SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6
-
-
-def parse_extended_error(data: bytes) -> Evidence:
-    """One control message IP_RECVERR or IPV6_RECVERR."""
-    number, origin, kind, code, _, _, _ = EXTENDED_ERROR.unpack_from(data)
-    name = errno.errorcode.get(number)
-    if origin not in ORIGIN_ICMP:
-        return Evidence("errno", errno=number, error=name, text=os.strerror(number) if name else None)
-    return Evidence("icmp", errno=number, error=name, icmp_type=kind, icmp_code=code, sender=_offender(data[16:]))
-
-
-def _offender(sockaddr: bytes) -> str | None:
-    """The address in a struct sockaddr_in or sockaddr_in6."""
-    (family,) = struct.unpack_from("=H", sockaddr)
-    if family == socket.AF_INET:
-        return socket.inet_ntop(socket.AF_INET, sockaddr[4:8])
-    return socket.inet_ntop(socket.AF_INET6, sockaddr[8:24]) if family == socket.AF_INET6 else None
+def of_kept(kept: Kept) -> Evidence:
+    """What Linux kept of an error as evidence."""
+    name = errno.errorcode.get(kept.errno)
+    if kept.version is None:
+        return Evidence("errno", errno=kept.errno, error=name, text=os.strerror(kept.errno) if name else None)
+    return Evidence("icmp", kept.errno, name, kept.type, kept.code, kept.sender)
 
 
 # --- Linux, BSD, macOS ---------------------------------------------------------------------------------------------
 
-
-Endpoint = tuple[str, int] | tuple[str, int, int, int]
 NONBLOCKING = getattr(socket, "SOCK_NONBLOCK", 0)  # Linux, BSD: saves a call
 
 
@@ -161,17 +144,17 @@ class _Open(NamedTuple):
 class SelectorWire:
     """Non-blocking sockets and a selector; with an error queue where there is one."""
 
-    def __init__(self, error_queue: bool = HAS_ERROR_QUEUE) -> None:
+    def __init__(self, keeps_errors: bool = error_queue.PRESENT) -> None:
         from selectors import DefaultSelector
 
         self._selector = DefaultSelector()
         self._open: dict[int, _Open] = {}
-        self._error_queue = error_queue
-        self.deaf_when_loose = not error_queue
+        self._keeps_errors = keeps_errors
+        self.deaf_when_loose = not keeps_errors
 
     def open(self, probe: Probe, loose: bool) -> int:
         """See Wire."""
-        to = sockaddr(probe)
+        to = endpoint(probe.address, probe.port, probe.zone)
         made = self._make(to)
         try:
             if not loose:
@@ -187,8 +170,8 @@ class SelectorWire:
         made = socket.socket(family_of(to[0]), socket.SOCK_DGRAM | NONBLOCKING)
         if not NONBLOCKING:
             made.setblocking(False)
-        if self._error_queue:
-            made.setsockopt(*_receive_errors(made.family), 1)
+        if self._keeps_errors:
+            error_queue.wanted(made)
         return made
 
     def _connected(self, made: socket.socket, to: Endpoint) -> socket.socket:
@@ -210,7 +193,7 @@ class SelectorWire:
             else:
                 entry.socket.sendto(data, entry.to)
         except ConnectionRefusedError:
-            if not self._error_queue:  # else the refusal of an earlier datagram, about to be heard in full
+            if not self._keeps_errors:  # else the refusal of an earlier datagram, about to be heard in full
                 raise
 
     def hear(self, wait_s: float) -> list[Heard]:
@@ -219,8 +202,8 @@ class SelectorWire:
         return [Heard(key.fd, signal) for key, _ in ready for signal in self._receive(self._open[key.fd])]
 
     def _receive(self, entry: _Open) -> Iterable[Signal]:
-        if self._error_queue:
-            yield from _errors(entry.socket)
+        if self._keeps_errors:
+            yield from map(of_kept, error_queue.drain(entry.socket))
         try:
             data, sender = entry.socket.recvfrom(LONGEST_DATAGRAM)
         except (BlockingIOError, InterruptedError):
@@ -244,44 +227,10 @@ class SelectorWire:
         self._selector.close()
 
 
-def family_of(address: str) -> socket.AddressFamily:
-    """Of an address in canonical text."""
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
-
-
-def sockaddr(probe: Probe) -> Endpoint:
-    """The port as the socket module has it; raise OSError when the zone is not an interface (RFC 4007 section 11.2)."""
-    if ":" not in probe.address:
-        return probe.address, probe.port
-    zone = probe.zone or "0"
-    return probe.address, probe.port, 0, int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)
-
-
 def _readable() -> int:
     from selectors import EVENT_READ
 
     return EVENT_READ
-
-
-def _receive_errors(family: int) -> tuple[int, int]:
-    if family == socket.AF_INET6:
-        return socket.IPPROTO_IPV6, IPV6_RECVERR
-    return socket.IPPROTO_IP, IP_RECVERR
-
-
-def _errors(sock: socket.socket) -> Iterable[Evidence]:
-    """Everything in the error queue."""
-    if sys.platform != "linux":
-        return
-    wanted = _receive_errors(sock.family)
-    while True:
-        try:
-            _, control, _, _ = sock.recvmsg(0, 512, socket.MSG_ERRQUEUE)
-        except OSError:  # EAGAIN: it is empty
-            return
-        for level, kind, data in control:
-            if (level, kind) == wanted:
-                yield parse_extended_error(data)
 
 
 # --- Windows -------------------------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ class Answer(Struct, frozen=True, gc=False):
 
     target: str  # as the user wrote it
     address: str | None  # None: the name has none
+    zone: str | None  # interface name or index of a link-local IPv6 address
     port: int
     protocol: Protocol
     outcome: Outcome

@@ -1,186 +1,115 @@
-"""How long to wait, how fast to ask, and what silence is worth. Pure: times come in as arguments, in seconds.
+"""How long to wait, how fast to ask, how often: the numbers that both engines steer by. Pure.
 
-The hard part of UDP is silence. A closed port is refused with an ICMP message, but hosts limit how many of those they
-send (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4 (f)): Linux by default 6 at once and then one a second to each
-peer over IPv4 (icmp(7), net.ipv4.icmp_ratelimit). So that a silent port is either silent itself or was refused too
-late. ``Refusals`` tells the two apart by a control: when a port that was asked after it, at almost the same moment,
-was refused, the host could have refused this one as well, and did not.
+Times come in as arguments, in seconds, of any clock that does not run backwards.
+
+Facts: RFC 6298 (retransmission timer), Karn and Partridge, "Improving Round-Trip Time Estimates in Reliable Transport
+Protocols", SIGCOMM 1987; RFC 7323 appendix G (many samples in one round trip).
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections import deque
+import sys
 from math import ceil, log
 
-# RFC 6298 (2.4) has a floor of a second, lest retransmissions congest the network; a probe too many is one packet. It
-# is the floor of the margin above the mean, since many samples in one round trip shrink the variation to nothing.
-FLOOR_S, CEILING_S = 0.1, 3.0
-INITIAL_S = 1.0  # RFC 6298 section 2.1
-
-MISSED = 0.001
-
-# A port is proven silent by a refusal of one asked at most so much later. It has to cover what is sent between two
-# controls, and be short against the time in which a limit allows one more refusal: Linux has 1 s for IPv4,
-# 0.1 s for IPv6.
-VOUCH_S = 0.01
-CONTROL_EVERY = 64
-LARGEST_GROUP = 1024
-SMALLEST_GROUP = 4
-FIRST_GROUP = 64
-PAUSE_S = 1.0  # between groups, once a limit is met: Linux allows one more refusal by then
-LONGEST_PAUSE_S = 4.0
-MUTE_AFTER = 5  # groups without any refusal, not even of a port known to be closed: the host refuses no more
-# It is a limit, not lost or slow packets, when so many ports were silent first and refused later, and in so many
-# groups one after the other even the control was silent.
-LIMIT_AFTER_LATE, LIMIT_AFTER_STARVED = 3, 2
+INITIAL_S = 1.0  # RFC 6298 (2.1): before the first measurement
+# RFC 6298 (2.4) asks for a floor of a second because a sender that repeats too early harms the network. A probe that
+# repeats too early costs one packet, so the floor is nmap's 100 ms. It is a floor of the margin above the mean, as
+# TCP_RTO_MIN is in Linux, not of the sum: with hundreds of samples in one round trip RTTVAR falls to nothing
+# (RFC 7323 appendix G), and a floor of the sum would leave a distant host no margin at all. It is above any clock
+# granularity G, so that G does not appear.
+FLOOR_S = 0.1
+CEILING_S = 3.0  # RFC 6298 (2.5) allows a ceiling. Satellites need 0.6 s; nobody waits longer for the 65,535th port
+MOST_DOUBLINGS = 8  # of the least timeout there is they are beyond the ceiling
 
 
 class RoundTrip:
-    """The retransmission timeout of RFC 6298: smoothed round trip and four times its variation."""
+    """The round trip to one host, estimated, and how long to wait for an answer.
+
+    By Karn's rule an answer that may belong to either of two packets says nothing: the engines leave those out.
+    """
+
+    __slots__ = ("rttvar_s", "srtt_s")
 
     def __init__(self) -> None:
-        self.smoothed_s: float | None = None
-        self._variation_s = 0.0
+        self.srtt_s: float | None = None
+        self.rttvar_s = 0.0
 
     def measured(self, rtt_s: float) -> None:
-        """Learn from one probe that was sent once (Karn's algorithm, RFC 6298 section 3)."""
-        if self.smoothed_s is None:
-            self.smoothed_s, self._variation_s = rtt_s, rtt_s / 2
-        else:
-            self._variation_s += (abs(self.smoothed_s - rtt_s) - self._variation_s) / 4
-            self.smoothed_s += (rtt_s - self.smoothed_s) / 8
+        """Take one measurement; RFC 6298 (2.2) and (2.3), with alpha 1/8 and beta 1/4."""
+        if self.srtt_s is None:
+            self.srtt_s, self.rttvar_s = rtt_s, rtt_s / 2
+            return
+        error = rtt_s - self.srtt_s
+        self.rttvar_s += (abs(error) - self.rttvar_s) / 4
+        self.srtt_s += error / 8
 
-    @property
-    def timeout_s(self) -> float:
-        """How long an answer may take."""
-        if self.smoothed_s is None:
-            return INITIAL_S
-        return min(self.smoothed_s + max(4 * self._variation_s, FLOOR_S), CEILING_S)
+    def timeout_s(self, doublings: int = 0) -> float:
+        """How long an answer may take; twice as long for each time that it did not come (RFC 6298 (5.5))."""
+        base_s = INITIAL_S if self.srtt_s is None else self.srtt_s + max(FLOOR_S, 4 * self.rttvar_s)
+        return min(CEILING_S, base_s * (1 << min(doublings, MOST_DOUBLINGS)))
+
+
+class TokenBucket:
+    """At most ``rate`` a second: in t seconds never more than ``rate * t + burst`` and the last group.
+
+    A group that cannot be parted, several datagrams for one port, may overdraw it: the debt is waited for before the
+    next begins.
+    """
+
+    __slots__ = ("at", "burst", "rate", "tokens")
+
+    def __init__(self, rate: float | None, now: float, burst: float | None = None) -> None:
+        self.rate = rate  # None: as fast as it goes
+        self.burst = max(1.0, (rate or 0.0) / 50) if burst is None else burst  # what 20 ms bring: a turn takes that
+        self.tokens = self.burst
+        self.at = now
+
+    def available(self, now: float) -> int:
+        """How many may begin now."""
+        if self.rate is None:
+            return sys.maxsize
+        self.tokens = min(self.burst, self.tokens + max(0.0, now - self.at) * self.rate)
+        self.at = max(now, self.at)
+        return max(0, int(self.tokens + 1e-9))  # three thirds make one
+
+    def take(self, count: int = 1) -> None:
+        """So many have begun."""
+        if self.rate is not None:
+            self.tokens -= count
+
+    def wait_s(self, now: float) -> float:
+        """How long until one may begin."""
+        if self.rate is None or self.available(now):
+            return 0.0
+        return (1 - self.tokens) / self.rate
+
+
+MISSED = 0.001  # how many of a host's answering ports may be lost in the end, expected
 
 
 class Losses:
     """How often packets of one host are lost, and how often to ask therefore.
 
-    An answer to a later attempt, when an earlier one was silent in its own right, shows that something was lost. So
-    many attempts are made that of all ports that answer less than MISSED are expected to be missed.
+    An answer to a later attempt shows that the earlier ones were lost, or that the host answers only so many a second.
     """
 
+    __slots__ = ("answers", "losses")
+
     def __init__(self) -> None:
-        self._first = 0
-        self._late = 0
+        self.answers = 0  # ports that answered
+        self.losses = 0  # attempts at them that had not been answered
 
     def answered(self, silences: int) -> None:
-        """A port has answered after so many silences that counted."""
-        if silences:
-            self._late += 1
-        else:
-            self._first += 1
+        """A port has answered, after so many attempts that were not."""
+        self.answers += 1
+        self.losses += silences
 
-    def retries(self, wanted: int, most: int) -> int:
-        """How many attempts to make beyond the first: as many as wanted, or as many as needed, up to ``most``."""
-        if not self._late:
-            return wanted
-        answering = self._first + self._late
-        lost = self._late / answering
-        needed = ceil(log(MISSED / answering) / log(lost)) - 1 if lost < 1 else most
-        return max(wanted, min(needed, most))
+    def attempts(self, retries: int, most: int) -> int:
+        """How often a silent port is asked before its silence counts: so often that MISSED are expected to be missed.
 
-
-class Bucket:
-    """A token bucket that may be overdrawn by a group, which is then waited for."""
-
-    def __init__(self, rate: float | None) -> None:
-        self._rate = rate
-        self._free_at = 0.0  # when the next token is there
-
-    def take(self, now: float, count: int = 1) -> None:
-        """Spend ``count`` tokens."""
-        if self._rate is not None:
-            self._free_at = max(self._free_at, now) + count / self._rate
-
-    def wait_s(self, now: float) -> float:
-        """How long until something may be sent."""
-        return max(0.0, self._free_at - now)
-
-
-class Refusals:
-    """What is known of the refusals of one host, and how many ports to ask at once therefore."""
-
-    def __init__(self) -> None:
-        self.control: tuple[int, str | None] | None = None  # a port that was refused, and who refused it
-        self.mute = False  # it did refuse, and does no more
-        self.limited = False
-        self.group = FIRST_GROUP
-        self.pause_s = 0.0
-        self.count = 0
-        self._late = 0
-        self._starved = 0  # groups, in a row
-        self._empty_groups = 0  # groups, in a row
-        self._sent: deque[float] = deque(maxlen=4096)  # when the refused ports were asked; rising, mostly
-
-    @property
-    def are_scarce(self) -> bool:
-        """Whether some were missing lately: then a further one may have come back between a port and its proof."""
-        return self.limited or self.pause_s > 0
-
-    @property
-    def known(self) -> bool:
-        """Whether the host refuses ports, so that silence can be compared with something."""
-        return self.control is not None and not self.mute
-
-    def heard(self, port: int, sender: str | None, by_target: bool, sent_at: float, was_silent: bool) -> None:
-        """A port, asked at ``sent_at``, was refused; ``was_silent``: it had been asked before, in vain."""
-        self.count += 1
-        self.mute = False
-        if by_target or self.control is None:
-            # The target's own refusals share one limit; a router's have another, and prove nothing about these.
-            if self.control is not None and self.control[1] != sender:
-                self._sent.clear()
-            self.control = (port, sender)
-        if self.control[1] == sender:
-            self._remember(sent_at)
-        self._late += was_silent
-        self._note_limit()
-
-    def prove(self, sent_at: float) -> bool:
-        """Whether a port asked at ``sent_at`` would have been refused, if the host wanted to."""
-        at = bisect_left(self._sent, sent_at)
-        return at < len(self._sent) and self._sent[at] <= sent_at + VOUCH_S
-
-    def group_done(self, size: int, refused: int, reach: int, unproven: int, any_refusal: bool) -> None:
-        """Adapt to what became of a group of ``size`` ports and a control.
-
-        ``refused``: how many, the control among them; ``reach``: how many were asked until the last of these;
-        ``unproven``: silent ports without a proof; ``any_refusal``: of whatever port since the group was asked.
+        Without losses ``retries`` more than one, and never more than ``most`` more.
         """
-        self._starved = self._starved + 1 if unproven and reach <= size else 0
-        self._note_limit()
-        self._empty_groups = 0 if any_refusal else self._empty_groups + 1
-        self.mute = self._empty_groups >= MUTE_AFTER
-        if not unproven:
-            self.group = min(2 * max(size, self.group // 2), LARGEST_GROUP)
-        elif refused:
-            self.group = max((size + reach) // 2, SMALLEST_GROUP)
-        self.pause_s = self._next_pause(refused, unproven)
-
-    def _note_limit(self) -> None:
-        if self._late >= LIMIT_AFTER_LATE and self._starved >= LIMIT_AFTER_STARVED:
-            self.limited = True
-
-    def _next_pause(self, refused: int, unproven: int) -> float:
-        """Neither so short that a group finds no refusal left, nor so long that some are left over."""
-        if not self.pause_s:
-            return PAUSE_S if unproven else 0.0
-        if not refused:
-            return min(1.5 * self.pause_s, LONGEST_PAUSE_S)
-        return max(0.75 * self.pause_s, FLOOR_S) if refused > 1 else self.pause_s
-
-    def _remember(self, sent_at: float) -> None:
-        """Keep the times in order; refusals may overtake one another."""
-        if self._sent and sent_at < self._sent[-1]:
-            if len(self._sent) == self._sent.maxlen:
-                self._sent.popleft()
-            self._sent.insert(bisect_left(self._sent, sent_at), sent_at)
-        else:
-            self._sent.append(sent_at)
+        if self.losses == 0 or most <= retries:
+            return 1 + retries
+        needed = log(MISSED / self.answers) / log(self.losses / (self.answers + self.losses))
+        return 1 + max(retries, min(most, ceil(needed) - 1))

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
+from portbook.resilience import BreakerSettings
+
 
 class Probe(NamedTuple):
     """One question: one port of one address. Streams of these may be millions long."""
@@ -22,10 +24,11 @@ class Limits(Struct, frozen=True):
 
     timeout_s: float | None = None  # of one attempt; None: adapted to the round trips measured (RFC 6298)
     retries: int = 1  # more attempts for a port that was silent
-    most_retries: int = 7  # when the host's answers to further attempts show that packets get lost; see scan/pacing.py
+    most_retries: int = 7  # when the host's answers to further attempts show that packets get lost; see probe/pacing.py
     rate: float | None = None  # probes started a second, at most
     concurrency: int | None = None  # probes in flight, at most; None: what the descriptor limit allows
     deadline_s: float | None = None  # for everything
+    breaker: BreakerSettings | None = BreakerSettings()  # when hosts that answer no TCP are left alone; None: never
 
 
 class Event(Struct, frozen=True):

@@ -4,9 +4,7 @@ The scan engine holds a thousand of these at once; ``ask`` holds one and waits f
 the kernel keeps: SO_ERROR, and on Linux the error queue of the socket with type, code and sender of an ICMP message.
 
 Facts: RFC 9293 sections 3.5 and 3.10.7.3 (RST in SYN-SENT, simultaneous open); RFC 1122 section 4.2.3.9; RFC 792,
-RFC 1812 section 5.2.7.1 and RFC 4443 section 3.1 (codes of unreachable); ip(7) IP_RECVERR, ipv6(7), connect(2),
-include/uapi/linux/errqueue.h. That TCP sockets have an error queue is not in ip(7), but tcp_recvmsg() serves it; IPv4
-fills it without IP_RECVERR, IPv6 only with it (both seen on Linux 6.18).
+RFC 1812 section 5.2.7.1 and RFC 4443 section 3.1 (codes of unreachable); connect(2).
 """
 
 from __future__ import annotations
@@ -20,12 +18,14 @@ from functools import cache
 from time import perf_counter
 from typing import NamedTuple
 
+from portbook.probe import error_queue
+from portbook.probe.endpoint import Endpoint, endpoint, family_of
+from portbook.probe.error_queue import Kept, drain
 from portbook.probe.outcome import SILENCE, Evidence, Kind, Outcome
 from portbook.records import reach_of
 from portbook.resilience import Fault, classify, of_errno
 
 LINUX = sys.platform == "linux"
-Endpoint = tuple[str, int] | tuple[str, int, int, int]
 
 
 class Finding(NamedTuple):
@@ -108,31 +108,10 @@ UNREACHABLE: dict[int, dict[int, tuple[Outcome, str]]] = {
 DESTINATION_UNREACHABLE = {4: 3, 6: 1}
 OTHER_ICMP: tuple[Outcome, str] = ("unreachable", "")  # time exceeded: a loop of routes; parameter problem
 
-# include/uapi/linux/in.h, in6.h, errqueue.h; Python has names for none of them
-IP_RECVERR, IPV6_RECVERR = 11, 25
-SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6 = 2, 3
-MSG_ERRQUEUE = 0x2000
-EXTENDED_ERROR = struct.Struct("=IBBBBII")  # sock_extended_err: errno, origin, type, code, pad, info, data
-OFFENDER = {4: (4, 8), 6: (8, 24)}  # where in the sockaddr after it the address lies
-QUEUE_ROOM = socket.CMSG_SPACE(EXTENDED_ERROR.size + 28) if hasattr(socket, "CMSG_SPACE") else 0
-MOST_QUEUED = 16
-RECVERR = {socket.AF_INET: (socket.IPPROTO_IP, IP_RECVERR), socket.AF_INET6: (socket.IPPROTO_IPV6, IPV6_RECVERR)}
-
 # SO_LINGER on with no time: close() sends RST and keeps no TIME_WAIT (RFC 9293 section 3.10.4, ABORT). Legitimate here:
 # no data was sent or will be, and a thousand TIME_WAITs a second would use up the local ports. nmap does the same.
 ABORT = struct.pack("=HH" if sys.platform == "win32" else "=ii", 1, 0)
 SELF_TRIES = 4  # the chance that the system chooses one port so often by accident is 1 in 10**17
-
-
-class Icmp(NamedTuple):
-    """An ICMP message that the kernel kept for a socket."""
-
-    version: int  # 4 or 6
-    type: int
-    code: int
-    sender: str
-    port: int  # the port that had been asked
-    errno: int
 
 
 class Asked(NamedTuple):
@@ -146,33 +125,13 @@ class Asked(NamedTuple):
 # --- the steps -----------------------------------------------------------------------------------------------------
 
 
-def endpoint(address: str, port: int, zone: str | None = None) -> Endpoint:
-    """What connect() wants; OSError when there is no such interface."""
-    if ":" not in address:
-        return (address, port)
-    return (address, port, 0, scope(zone))
-
-
-def scope(zone: str | None) -> int:
-    """The number of an interface (RFC 3493 section 4)."""
-    if not zone:
-        return 0
-    if zone.isdecimal():
-        return int(zone)
-    try:
-        return socket.if_nametoindex(zone)
-    except OSError as error:  # without a number
-        raise OSError(errno.ENODEV, f"no interface {zone!r}") from error
-
-
 def create(address: str) -> socket.socket:
     """A non-blocking socket of the address's family that keeps ICMP errors; OSError when there is none to be had."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock = socket.socket(family_of(address), socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
         if LINUX:
-            sock.setsockopt(*RECVERR[family], 1)
+            error_queue.wanted(sock)
         elif sys.platform == "win32" and reach_of(address) == "loopback":
             from portbook.probe.initial_rto import refuse_at_once
 
@@ -196,9 +155,8 @@ def finish(sock: socket.socket, port: int) -> Finding:
     error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if error == 0 and (ends := _ends(sock)) is not None:
         return SELF if ends[0] == ends[1] else OPEN
-    icmp = kept(sock, port) if LINUX else None
-    if icmp is not None:
-        return icmp_finding(icmp)
+    if (icmp := icmp_kept(sock, port)) is not None:
+        return icmp
     error = error or sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # a RST may have come in between
     return judged(error) if error else NOT_CONNECTED
 
@@ -240,43 +198,20 @@ def weighed(fault: Fault, number: int, *, sent: bool = True) -> Finding:
     return Finding(outcome, Evidence(kind, number, fault.name, text=text))
 
 
-def icmp_finding(icmp: Icmp) -> Finding:
+def icmp_finding(icmp: Kept) -> Finding:
     """What an ICMP message says about a port."""
     outcome, text = OTHER_ICMP
-    if icmp.type == DESTINATION_UNREACHABLE[icmp.version]:
+    if icmp.version is not None and icmp.type == DESTINATION_UNREACHABLE[icmp.version]:
         outcome, text = UNREACHABLE[icmp.version].get(icmp.code, OTHER_ICMP)
     name = errno.errorcode.get(icmp.errno)
     return Finding(outcome, Evidence("icmp", icmp.errno, name, icmp.type, icmp.code, icmp.sender, text or None))
 
 
-def kept(sock: socket.socket, port: int) -> Icmp | None:
-    """The ICMP message about a port that Linux kept for its socket."""
-    return next((icmp for icmp in drain(sock) if icmp.port == port), None)
-
-
-def drain(sock: socket.socket) -> list[Icmp]:
-    """Every ICMP message in the error queue of a socket. Linux only."""
-    found = []
-    for _ in range(MOST_QUEUED):
-        try:
-            _, controls, _, where = sock.recvmsg(0, QUEUE_ROOM, MSG_ERRQUEUE)  # type: ignore[attr-defined,unused-ignore]
-        except OSError:  # EAGAIN: the queue is empty
-            break
-        found += [icmp for level, kind, data in controls if (icmp := _icmp(kind, data, where)) is not None]
-    return found
-
-
-def _icmp(kind: int, data: bytes, where: Endpoint) -> Icmp | None:
-    if kind not in (IP_RECVERR, IPV6_RECVERR) or len(data) < EXTENDED_ERROR.size:
+def icmp_kept(sock: socket.socket, port: int) -> Finding | None:
+    """What an ICMP message about a port says, when the system kept one for its socket."""
+    if not LINUX:
         return None
-    number, origin, icmp_type, code, _, _, _ = EXTENDED_ERROR.unpack_from(data)
-    if origin not in (SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6):
-        return None
-    version, family = (4, socket.AF_INET) if origin == SO_EE_ORIGIN_ICMP else (6, socket.AF_INET6)
-    first, last = OFFENDER[version]
-    offender = data[EXTENDED_ERROR.size :][first:last]
-    sender = socket.inet_ntop(family, offender) if len(offender) == last - first else ""
-    return Icmp(version, icmp_type, code, sender, where[1], number)
+    return next((icmp_finding(kept) for kept in drain(sock) if kept.version and kept.port == port), None)
 
 
 # --- one at a time -------------------------------------------------------------------------------------------------

@@ -30,10 +30,10 @@ def lines(answers: Iterable[Holding], style: Style) -> list[str]:
         parts.append(f"{BOLD}{heading}{PLAIN}" if style.colour else heading)
         first, children = _families(answer.holders)
         for holder in first[:MOST_HOLDERS]:
-            facts = (*_facts(holder), ("shared with", _some([_name(h.owner) for h in children[holder.owner.pid]])))
-            parts += ["", *(f"  {name:<12}{text}" for name, text in facts if text)]
+            rows = (*facts(holder), ("shared with", _some([named(h.owner) for h in children[holder.owner.pid]])))
+            parts += ["", *(f"  {name:<12}{text}" for name, text in rows if text)]
         if more := first[MOST_HOLDERS:]:
-            parts += ["", f"  {'and':<12}" + _some([_name(h.owner) for h in more])]
+            parts += ["", f"  {'and':<12}" + _some([named(h.owner) for h in more])]
         parts += _ownerless(answer)
         parts += _elsewhere(answer)
     return parts
@@ -53,7 +53,7 @@ def _families(holders: Sequence[Holder]) -> tuple[list[Holder], dict[int, list[H
 def _heading(answer: Holding) -> str:
     port = f"port {answer.port}" + (f"/{answer.protocol}" if answer.protocol else "")
     if answer.holders:
-        names = [_name(h.owner) for h in answer.holders]
+        names = [named(h.owner) for h in answer.holders]
         more = f" and {len(names) - 2} more processes" if len(names) > 3 else ""
         return f"{port} is held by {', '.join(names[:2] if more else names)}{more}"
     if answer.held:
@@ -63,13 +63,15 @@ def _heading(answer: Holding) -> str:
     return f"nobody holds {port}{here}" + (f" ({waiting} closed connections in TIME_WAIT)" if waiting else "")
 
 
-def _name(owner: Owner) -> str:
+def named(owner: Owner) -> str:
+    """A process in a sentence."""
     return f"{safe(owner.name or '?')} (pid {owner.pid})"
 
 
-def _facts(holder: Holder) -> Iterator[tuple[str, str]]:
+def facts(holder: Holder) -> Iterator[tuple[str, str]]:
+    """What is known of a holder, as rows of a title and a text; an empty text is no row."""
     owner = holder.owner
-    yield "process", _name(owner) + (f", user {safe(owner.user)}" if owner.user else "")
+    yield "process", named(owner) + (f", user {safe(owner.user)}" if owner.user else "")
     yield "executable", safe(owner.exe or "")
     yield "command", safe(" ".join(owner.command_line or ()))
     yield "started", _started(holder)
@@ -130,7 +132,7 @@ def _elsewhere(answer: Holding) -> list[str]:
 
 
 def _names_of(s: Socket) -> str:
-    return _some([_name(owner) for owner in s.owners]) if s.owners else "nobody who is visible"
+    return _some([named(owner) for owner in s.owners]) if s.owners else "nobody who is visible"
 
 
 def _creator(s: Socket) -> str:

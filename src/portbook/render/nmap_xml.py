@@ -45,6 +45,7 @@ CODES_4 = {
 CODES_6 = {0: "no-route", 1: "admin-prohibited", 2: "beyond-scope", 3: "addr-unreach", 4: "port-unreach"}
 UNREACHABLE_4, UNREACHABLE_6 = 3, 1
 
+Key = tuple[str, str | None, str]  # address, zone, target
 State = tuple[str, str, str | None]  # state, reason, who said so when it was not the host
 
 
@@ -58,7 +59,7 @@ class NmapXml:
 
         self._write = write
         self._protocol = protocol
-        self._hosts: dict[tuple[str, str], _Host] = {}
+        self._hosts: dict[Key, _Host] = {}
         self._up = self._down = 0
         self._put('<?xml version="1.0" encoding="UTF-8"?>\n<!DOCTYPE nmaprun>\n')
         start = {"start": int(began.timestamp()), "startstr": _date(began)}
@@ -75,7 +76,7 @@ class NmapXml:
         if answer.address is None:
             self._put(_empty("target", {"specification": answer.target, "status": "skipped", "reason": "invalid"}))
             return
-        key = (answer.address, answer.target)
+        key = (answer.address, answer.zone, answer.target)
         host = self._hosts.get(key)
         if host is None:
             host = self._hosts[key] = _Host()
@@ -94,7 +95,7 @@ class NmapXml:
         self._put("<runstats>" + _empty("finished", {**end, "summary": summary, **outcome}))
         self._put(_empty("hosts", {"up": up, "down": down, "total": up + down}) + "</runstats>\n</nmaprun>\n")
 
-    def _flush(self, keys: list[tuple[str, str]]) -> None:
+    def _flush(self, keys: list[Key]) -> None:
         for key in keys:
             host = self._hosts.pop(key)
             self._up += host.up is not None
@@ -125,12 +126,14 @@ class _Host:
         if answer.outcome == "open" and answer.evidence.kind == "reply" and answer.service:
             self.services[answer.port] = answer.service
 
-    def xml(self, address: str, target: str, protocol: str) -> Iterator[str]:
+    def xml(self, address: str, zone: str | None, target: str, protocol: str) -> Iterator[str]:
         yield "<host>"
         up = {"state": "up", "reason": self.up} if self.up else {"state": "down", "reason": "no-response"}
         yield _empty("status", {**up, "reason_ttl": 0})
         yield _empty("address", {"addr": address, "addrtype": "ipv6" if ":" in address else "ipv4"})
-        name = _empty("hostname", {"name": target, "type": "user"}) if is_name(target) else ""
+        # An address has no place for its zone: as nmap, without. What the user called it has.
+        called = f"{address}%{zone}" if zone else target
+        name = _empty("hostname", {"name": called, "type": "user"}) if zone or is_name(target) else ""
         yield f"<hostnames>\n{name}</hostnames>\n<ports>"
         single = {s: p for s, p in self.ports.items() if s[0] == "open" or len(p) < MANY}
         yield from _extra({s: p for s, p in self.ports.items() if s not in single}, protocol)

@@ -45,7 +45,7 @@ WHY = {"cancelled": "interrupted", "deadline": "the time was up"}
 VARIOUS = Evidence("errno", text="various reasons")
 
 Group = tuple[Outcome, Evidence]
-Key = tuple[str, str]  # address and target: one address may be scanned through two interfaces
+Key = tuple[str, str | None]  # address and zone
 
 # --- for people ----------------------------------------------------------------------------------------------------
 
@@ -53,9 +53,10 @@ Key = tuple[str, str]  # address and target: one address may be scanned through 
 class Host:
     """What was heard of one address so far."""
 
-    def __init__(self, target: str, address: str) -> None:
+    def __init__(self, target: str, address: str, zone: str | None) -> None:
         self.target = target
         self.address = address
+        self.zone = zone
         self.open: list[Answer] = []
         self.more = array("H")  # open ports without details
         self.others: dict[Group, list[Answer]] = {}  # the first few of each kind
@@ -97,10 +98,10 @@ class Hosts:
 
     def add(self, answer: Answer) -> list[Host]:
         """Note an answer; return addresses that have to be written to make room."""
-        key = (answer.address or "", answer.target)
+        key = (answer.address or "", answer.zone)
         host = self.held.get(key)
         if host is None:
-            host = self.held[key] = Host(answer.target, answer.address or "")
+            host = self.held[key] = Host(answer.target, *key)
         self._rows += host.add(answer, self._rows < MOST_ROWS)
         return self._oldest() if len(self.held) > MOST_HELD else []
 
@@ -157,9 +158,10 @@ def notes(report: Report) -> list[str]:
     """What somebody should know who relies on the answers."""
     missed = report.self_check.missed if report.self_check is not None else ()
     lines = [f"missed on this machine itself: {', '.join(missed)}"] if missed else []
-    mute = {event.address for event in report.events if event.kind == "breaker"}
-    if mute:
-        lines.append(f"asked less, because nothing came back: {_count(len(mute), 'address', 'addresses')}")
+    last = {event.address: event.text for event in report.events if event.kind == "breaker"}
+    if mute := [address for address, text in last.items() if " to closed:" not in text]:
+        remedy = "; --no-breaker asks all their ports" if report.skipped and report.partial is None else ""
+        lines.append(f"asked less, because nothing came back: {_count(len(mute), 'address', 'addresses')}{remedy}")
     others = [event for event in report.events if event.kind != "breaker"]
     lines += [f"{event.address}: {event.text}" if event.address else event.text for event in others[:MOST_EVENTS]]
     if (more := len(others) - MOST_EVENTS) > 0:
@@ -223,9 +225,8 @@ def _follows(one: Host, other: Host) -> bool:
 
 def _heading(host: Host) -> str:
     """The address, and what the user called it; a network's name says nothing that the address does not."""
-    if "%" in host.target:
-        return host.target
-    return f"{host.address} ({host.target})" if is_name(host.target) else host.address
+    address = f"{host.address}%{host.zone}" if host.zone else host.address
+    return f"{address} ({host.target})" if is_name(host.target) else address
 
 
 def _because(evidence: Evidence) -> str:
@@ -273,7 +274,7 @@ def _by_address(host: Host) -> tuple[int, int, str]:
     from ipaddress import ip_address
 
     address = ip_address(host.address)
-    return address.version, int(address), host.target
+    return address.version, int(address), host.zone or ""
 
 
 def ranges(ports: Iterable[int]) -> str:

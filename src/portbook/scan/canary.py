@@ -12,6 +12,7 @@ from itertools import islice
 from threading import Thread
 from typing import NamedTuple
 
+from portbook.probe.endpoint import endpoint, family_of
 from portbook.probe.outcome import Answer, Outcome
 from portbook.probe.request import Probe
 from portbook.records import Protocol, Socket, reach_of
@@ -110,11 +111,11 @@ def is_ours(place: Place, protocol: Protocol) -> bool:
     """
     try:
         with _socket(place, socket.SOCK_DGRAM) as bound:
-            bound.bind(_endpoint(place, 0))
+            bound.bind(endpoint(place.address, 0, place.zone))
         if reach_of(place.address) == "loopback":
             return True
         with _socket(place, socket.SOCK_DGRAM) as connected:
-            connected.connect(_endpoint(place, 9))  # RFC 863: discard
+            connected.connect(endpoint(place.address, 9, place.zone))  # RFC 863: discard
             return str(connected.getsockname()[0]).partition("%")[0] == place.address
     except OSError:
         return False
@@ -164,7 +165,7 @@ def _open_one(protocol: Protocol, place: Place, asked: frozenset[int]) -> socket
     for last in (*[False] * (MOST_TRIES - 1), True):
         bird = _socket(place, TYPES[protocol])
         try:
-            bird.bind(_endpoint(place, 0))
+            bird.bind(endpoint(place.address, 0, place.zone))
             if last or bird.getsockname()[1] not in asked:
                 bird.setblocking(False)
                 if protocol == "tcp":
@@ -178,20 +179,7 @@ def _open_one(protocol: Protocol, place: Place, asked: frozenset[int]) -> socket
 
 
 def _socket(place: Place, kind: socket.SocketKind) -> socket.socket:
-    return socket.socket(socket.AF_INET6 if ":" in place.address else socket.AF_INET, kind)
-
-
-def _endpoint(place: Place, port: int) -> tuple[object, ...]:
-    if ":" not in place.address:
-        return (place.address, port)
-    return (place.address, port, 0, _scope(place.zone))
-
-
-def _scope(zone: str | None) -> int:
-    """The number of an interface (RFC 3493 section 4); OSError when there is none of that name."""
-    if not zone:
-        return 0
-    return int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)
+    return socket.socket(family_of(place.address), kind)
 
 
 # --- what this machine says itself ---------------------------------------------------------------------------------

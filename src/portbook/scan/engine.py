@@ -12,14 +12,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter
 
+from portbook.probe.descriptors import window_size
 from portbook.probe.outcome import Answer
 from portbook.probe.request import Limits, Listener, Probe, Tally
-from portbook.resilience import BreakerSettings
 from portbook.scan.attempt import Transport
-from portbook.scan.pacing import window_size
 from portbook.scan.schedule import Schedule
-
-BREAKER = BreakerSettings()
 
 
 def scan_tcp(
@@ -28,7 +25,6 @@ def scan_tcp(
     *,
     tally: Tally | None = None,
     tell: Listener | None = None,
-    breaker: BreakerSettings | None = BREAKER,
 ) -> Iterator[Answer]:
     """Ask every port; answers come as they are decided. Closing the iterator cancels, and leaves no socket.
 
@@ -38,12 +34,9 @@ def scan_tcp(
 
     :param tally: is updated while it runs
     :param tell: called with each Event, from within the iteration
-    :param breaker: None asks dead hosts too; never applied to a host that has answered, nor while all probes so far
-        were of one host
+    :param limits: its breaker is never applied to a host that has answered, nor while all probes so far were of one
     """
-    schedule = Schedule(
-        probes, limits, window_size(limits.concurrency), perf_counter(), tally=tally, tell=tell, breaker=breaker
-    )
+    schedule = Schedule(probes, limits, window_size(limits.concurrency), perf_counter(), tally=tally, tell=tell)
     transport = _transport()
     try:
         while not schedule.finished:

@@ -16,14 +16,16 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import NamedTuple
 
+from portbook.probe.pacing import Losses, RoundTrip
 from portbook.probe.request import Probe
 from portbook.records import reach_of
 from portbook.resilience import Breaker, BreakerSettings, Change
 from portbook.scan.attempt import Attempt
-from portbook.scan.pacing import RoundTrip
 
 CAUTION = 16  # ports of a host in flight before anything is heard from it
 MOST_HOSTS = 4096  # remembered when there is nothing left to do for them
+# Linux, macOS and Windows repeat a SYN after a second (RFC 6298 2.1). What took that long answers either of the two.
+SYN_REPEATED_S = 1.0
 
 # Ports that are likely to answer, the likeliest first: what a breaker's trial asks when it has the choice.
 LIKELY = (443, 80, 22, 445, 3389, 53, 8080, 8443, 135, 25, 139, 5985, 21, 23, 111, 587, 993, 3306, 5432, 1723)
@@ -38,7 +40,6 @@ class Host:
 
     __slots__ = (
         "address",
-        "answers",
         "breaker",
         "given_up",
         "heard",
@@ -61,7 +62,7 @@ class Host:
         self.heard = False  # it, or somebody for it, answers
         self.given_up = False  # its breaker's trials have failed: what is left of it is skipped
         self.silent = False  # something it was asked was not answered
-        self.answers = self.losses = 0  # ports that answered, and attempts at them that had not been
+        self.losses = Losses()
         self.in_flight = 0
         self.outstanding = 0  # attempts that are not answered for good
         self.waiting: deque[Attempt] = deque()  # read, and held back by caution or the breaker
@@ -83,10 +84,9 @@ class Host:
 
     def answered(self, attempt: Attempt) -> None:
         """Take note that there was an answer for a port."""
-        self.answers += 1
-        self.losses += attempt.number - 1
+        self.losses.answered(attempt.number - 1)
         finding, rtt_s = attempt.finding, attempt.rtt_s
-        if rtt_s is not None and finding is not None:
+        if rtt_s is not None and rtt_s < SYN_REPEATED_S and finding is not None:
             sender = finding.evidence.sender
             if sender is None or sender == self.address:  # a router is not the host
                 self.trip.measured(rtt_s)  # a new socket for each attempt: Karn's rule is kept

@@ -22,7 +22,7 @@ from queue import SimpleQueue
 from threading import Thread
 from time import perf_counter
 
-from portbook.probe import tcp
+from portbook.probe import error_queue, tcp
 from portbook.scan.attempt import Attempt
 
 MOST_WORKERS = 4
@@ -86,7 +86,7 @@ class Walker:
         try:
             sock = socket.socket(self.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             try:
-                sock.setsockopt(*tcp.RECVERR[self.family], 1)
+                error_queue.wanted(sock)
                 sock.bind(SOURCES[self.family])
             except OSError:
                 sock.close()
@@ -104,10 +104,10 @@ class Walker:
 
         The kernel mostly leaves those waiting, as it holds the socket when the message comes; not when it comes late.
         """
-        for icmp in tcp.drain(sock):
+        for kept in error_queue.drain(sock):
             for attempt in attempts:
-                if attempt.probe.port == icmp.port and attempt.finding is tcp.CLOSED:
-                    attempt.finding = tcp.icmp_finding(icmp)
+                if kept.version and attempt.probe.port == kept.port and attempt.finding is tcp.CLOSED:
+                    attempt.finding = tcp.icmp_finding(kept)
 
 
 class Worker:

@@ -11,6 +11,8 @@ from portbook.probe.tcp import SILENT
 from portbook.scan.attempt import Attempt
 from portbook.scan.hosts import Host
 
+MOST_DOUBLINGS = 2  # the next attempt comes later anyway, and waits for all that is in its way
+
 
 class Limit(NamedTuple):
     """When an attempt has been in flight for too long; the number keeps entries of one time apart."""
@@ -72,4 +74,6 @@ class Patience:
 
     def _end(self, attempt: Attempt) -> float:
         timeout_s = self._timeout_s
-        return attempt.begun + (attempt.host.trip.timeout_s(attempt.number) if timeout_s is None else timeout_s)
+        if timeout_s is None:
+            timeout_s = attempt.host.trip.timeout_s(min(attempt.number - 1, MOST_DOUBLINGS))
+        return attempt.begun + timeout_s

@@ -8,6 +8,7 @@ from socket import socket
 from time import perf_counter
 
 from portbook.probe import tcp
+from portbook.probe.endpoint import endpoint
 from portbook.scan.attempt import Attempt
 from portbook.scan.loopback import Loopback
 
@@ -77,7 +78,7 @@ class Poller:
             attempt.finding = tcp.judged(error.errno or 0, sent=False)
             return
         try:
-            where = tcp.endpoint(address, port, zone)
+            where = endpoint(address, port, zone)
         except OSError as error:  # no such interface
             sock.close()
             attempt.finding = tcp.judged(error.errno or 0, sent=False)

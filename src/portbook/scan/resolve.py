@@ -7,6 +7,7 @@ come back: a daemon, which keeps no interpreter from ending.
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -63,7 +64,15 @@ FAMILIES = (socket.AF_INET, socket.AF_INET6)
 def _place(family: int, sockaddr: tuple[object, ...]) -> Place:
     address = str(sockaddr[0]).partition("%")[0]
     scope = sockaddr[3] if family == socket.AF_INET6 else 0  # RFC 3493 section 3.3: sin6_scope_id
-    return Place(address, str(scope) if scope else None)
+    return Place(address, _zone(scope) if isinstance(scope, int) and scope else None)
+
+
+def _zone(scope: int) -> str:
+    """An interface by its name; by its number on Windows, where that is what people use, and when it is gone."""
+    try:
+        return str(scope) if sys.platform == "win32" else socket.if_indextoname(scope)
+    except OSError:
+        return str(scope)
 
 
 def _work(waiting: SimpleQueue[str], done: SimpleQueue[Resolved], lookup: Lookup) -> None:

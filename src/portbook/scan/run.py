@@ -16,9 +16,10 @@ from msgspec.structs import replace
 
 from portbook.enrich.names import service_name
 from portbook.errors import UsageError
-from portbook.probe.outcome import Answer
+from portbook.probe.outcome import Answer, Evidence
 from portbook.probe.request import Event, Limits, Listener, Probe, Tally
 from portbook.records import Protocol
+from portbook.scan import Package
 from portbook.scan import ports as port_lists
 from portbook.scan import targets as target_lists
 from portbook.scan.canary import SelfWatch
@@ -47,20 +48,22 @@ def scan(
     ports: str | Iterable[int],
     *,
     udp: bool = False,
-    limits: Limits = Limits(),  # noqa: B008  frozen
+    limits: Limits | None = None,
     allow_public: bool = False,
     only_open: bool = False,
     tell: Listener | None = None,
 ) -> Scan:
     """Ask every port of every target; iterate over the answers as they come.
 
-    >>> with scan("127.0.0.1", "22,8000-8100") as answers:            # doctest: +SKIP
+    >>> import portbook
+    >>> with portbook.scan("127.0.0.1", "22,8000-8100") as answers:     # doctest: +SKIP
     ...     for answer in answers:
     ...         print(answer.port, answer.outcome)
     >>> answers.report.outcomes                                         # doctest: +SKIP
 
     :param targets: names, addresses, ``10.0.0.0/24``, ``10.0.0.1-20``, ``fe80::1%eth0``, ``@file``; text is split
     :param ports: numbers, or text such as ``"22,8000-8100,@web"``
+    :param limits: how hard to try; None: as hard as is good for the network
     :param allow_public: ask globally routable addresses too
     :param only_open: give out open ports alone, and names that have no address; the report counts all
     :param tell: called with each Event, from within the iteration
@@ -72,10 +75,14 @@ def scan(
     if not asked:
         raise UsageError("no target to scan", target_lists.VALID)
     numbers = port_lists.read(ports, protocol) if isinstance(ports, str) else port_lists.check(ports)
+    limits = limits or Limits()
     _check(limits)
     if not allow_public:
         target_lists.refuse_public(item for item in asked if isinstance(item, Span))
     return Scan(asked, numbers, protocol, limits, allow_public, only_open, tell)
+
+
+Package.__call__.__doc__ = scan.__doc__
 
 
 class Scan:
@@ -181,7 +188,9 @@ class Scan:
             for name, places, failure in resolve(list(dict.fromkeys(names)), limit_s):
                 found[name] = [target_lists.span_of(name, *place) for place in places]
                 if failure is not None:
-                    failures.append(Answer(name, None, NO_PORT, self.protocol, "name-not-found", failure, attempts=0))
+                    failures.append(
+                        Answer(name, None, None, NO_PORT, self.protocol, "name-not-found", failure, attempts=0)
+                    )
         spans = [s for item in self._asked for s in ([item] if isinstance(item, Span) else found.get(item.target, []))]
         if not self._allow_public:
             target_lists.refuse_public(spans)
@@ -200,7 +209,7 @@ class Scan:
             stream = target_lists.weave(target_lists.probes(spans, self.ports), extras, every)
             yield from self._counted(_unless(watch, self._asking(stream)))
             watch.close()
-            if hidden := watch.hidden():
+            if (hidden := watch.hidden()) and not self._is_late:
                 yield from self._counted(self._asking(hidden))
 
     def _asking(self, probes: Iterable[Probe]) -> Iterator[Answer]:
@@ -266,10 +275,19 @@ class Scan:
             self_check=self._watch.judge(partial is not None) if self._watch is not None else None,
         )
 
+    @property
+    def _is_late(self) -> bool:
+        """Whether the time was up before everything was asked."""
+        return any(event.kind == "deadline" for event in self._events)
+
     def _partial(self) -> Literal["cancelled", "deadline"] | None:
         if not self._finished:
             return "cancelled"
-        return "deadline" if any(event.kind == "deadline" for event in self._events) else None
+        return "deadline" if self._is_late else None
+
+
+def _nameless(name: str, protocol: Protocol, why: Evidence) -> Answer:
+    return Answer(name, None, None, NO_PORT, protocol, "name-not-found", why, attempts=0)
 
 
 def _check(limits: Limits) -> None:

@@ -11,20 +11,19 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 
 from portbook.probe.outcome import SILENCE, Answer, Outcome
+from portbook.probe.pacing import TokenBucket
 from portbook.probe.request import Event, Limits, Listener, Probe, Tally
 from portbook.probe.tcp import SELF, SELF_TRIES, SILENT, Finding
-from portbook.resilience import SCARCE, BreakerSettings
+from portbook.resilience import SCARCE
 from portbook.scan.attempt import Attempt
 from portbook.scan.hosts import Host, Hosts
-from portbook.scan.pacing import TokenBucket, attempts_needed
 from portbook.scan.patience import Patience
+from portbook.scan.repeats import Repeats
 from portbook.scan.window import Window
 
 BUFFER = 1 << 16  # attempts held back or waiting for a later pass; about 15 MB
 READ_AT_ONCE = 4096  # probes of the stream in one turn: all of a dead network may be skipped without an end
 REMOTE_AT_ONCE = 128  # connects in one turn, before answers are looked at: they take 20 to 30 microseconds each
-PASS_PAUSE_S = 0.1  # before a silent port is asked again: what a short burst overran has recovered
-LEAST_REPEATED = 8
 MOST_WAIT_S = 1.0
 UNHEARD = frozenset(("unreachable", "error"))  # outcomes that say nothing of the host itself
 RAN_OUT = SCARCE | {f"WSA{name}" for name in SCARCE}
@@ -42,7 +41,6 @@ class Schedule:
         *,
         tally: Tally | None = None,
         tell: Listener | None = None,
-        breaker: BreakerSettings | None = None,
     ) -> None:
         self.tally = tally if tally is not None else Tally()
         self.answers: list[Answer] = []  # given out since the engine last took them
@@ -53,15 +51,14 @@ class Schedule:
         self._stream = iter(probes)
         self._exhausted = False
         self._quota = 0  # probes that may still be read in this turn
-        self._bucket = None if limits.rate is None else TokenBucket(limits.rate, now)
+        self._bucket = TokenBucket(limits.rate, now)
         self._window = Window(window, now)
-        self._hosts = Hosts(breaker, lambda address, text: self._say("breaker", address, text))
+        self._hosts = Hosts(limits.breaker, lambda address, text: self._say("breaker", address, text))
         self._in_flight = 0
-        self._repeating = 0  # of those in flight, attempts beyond the first
         self._buffered = 0  # held back by hosts, or waiting for a later pass
         self._again: deque[Attempt] = deque()  # to be begun once more, the attempt not counted
         self._ready: deque[Host] = deque()  # which may have something to begin of what was held back
-        self._repeats: deque[Attempt] = deque()  # by due time
+        self._repeats = Repeats(window, now)
         self._patience = Patience(limits.timeout_s)
 
     @property
@@ -79,9 +76,7 @@ class Schedule:
         """What is to be begun now; it counts as in flight from here on."""
         self._now = now
         self._window.recover(now)
-        room = self._window.size - self._in_flight
-        if self._bucket is not None:
-            room = min(room, self._bucket.available(now))
+        room = min(self._window.size - self._in_flight, self._bucket.available(now))
         if room <= 0 or now < self._window.resume_at:
             return []
         for host in self._hosts.due_for_trial(now):
@@ -90,8 +85,7 @@ class Schedule:
         batch = list(self._begun(room))
         self._in_flight += len(batch)
         self.tally.in_flight = self._in_flight
-        if self._bucket is not None:
-            self._bucket.take(len(batch))
+        self._bucket.take(len(batch))
         return batch
 
     def _begun(self, room: int) -> Iterator[Attempt]:
@@ -100,9 +94,9 @@ class Schedule:
             host = attempt.host
             if attempt.number:
                 self.tally.repeated += 1
-                self._repeating += 1
             elif not attempt.begun:
                 self.tally.asked += 1
+                self._repeats.first_asked(self._now)
             if not host.heard:
                 attempt.trial = host.on_trial
             attempt.number += 1
@@ -118,7 +112,7 @@ class Schedule:
             return self._again.popleft()
         if self._ready and (held := self._held()) is not None:
             return held
-        return self._read() or (self._repeat() if self._repeats else None)
+        return self._read() or self._repeat()
 
     def _held(self) -> Attempt | None:
         """What a host held back and now may begin."""
@@ -155,9 +149,8 @@ class Schedule:
         self._buffered += 1
 
     def _repeat(self) -> Attempt | None:
-        """A silent port whose later pass has come. Later passes are slower: half of the window."""
-        while self._repeats and self._repeats[0].due <= self._now and self._repeating < self._repeat_window:
-            attempt = self._repeats.popleft()
+        """A silent port whose later pass has come."""
+        while (attempt := self._repeats.next(self._now)) is not None:
             host = attempt.host
             self._buffered -= 1
             if self._hosts.allows(host, self._now):
@@ -168,10 +161,6 @@ class Schedule:
                 self._hold(attempt, host)
                 self._queue(host)
         return None
-
-    @property
-    def _repeat_window(self) -> int:
-        return max(LEAST_REPEATED, self._window.size // 2)
 
     def _queue(self, host: Host) -> None:
         if host.waiting and not host.queued:
@@ -204,14 +193,14 @@ class Schedule:
         if self.deadline is not None:
             yield self.deadline
         if self._in_flight < self._window.size:
-            token_at = self._now + (0.0 if self._bucket is None else self._bucket.wait_s())
+            token_at = self._now + self._bucket.wait_s(self._now)
             yield from (max(at, self._window.resume_at, token_at) for at in self._beginnings())
 
     def _beginnings(self) -> Iterator[float]:
         if self._again or self._ready or not (self._exhausted or self._buffered >= BUFFER):
             yield self._now
-        if self._repeats and self._repeating < self._repeat_window:
-            yield self._repeats[0].due
+        if (repeat_at := self._repeats.next_at()) is not None:
+            yield repeat_at
         if (trial_at := self._hosts.next_trial_at) is not None:
             yield trial_at
 
@@ -227,8 +216,6 @@ class Schedule:
             host.in_flight -= 1
             if host.unmeasured:
                 host.unmeasured.discard(attempt)
-            if attempt.number > 1:
-                self._repeating -= 1
             self._settle(attempt, host, attempt.finding or SILENT)
             if host.waiting:
                 self._queue(host)
@@ -259,14 +246,13 @@ class Schedule:
     def _silent(self, attempt: Attempt, host: Host) -> None:
         self._failed(attempt, host)
         limits = self._limits
-        if attempt.number >= attempts_needed(host.answers, host.losses, limits.retries, limits.most_retries):
+        if attempt.number >= host.losses.attempts(limits.retries, limits.most_retries):
             self._unheard(attempt, "filtered")
         elif host.given_up:
             self._unheard(attempt, "timeout")
         else:
             attempt.finding = None
-            attempt.due = self._now + PASS_PAUSE_S
-            self._repeats.append(attempt)
+            self._repeats.put(attempt, self._now)
             self._buffered += 1
 
     def _failed(self, attempt: Attempt, host: Host) -> None:
@@ -293,9 +279,9 @@ class Schedule:
 
     def _answer(self, attempt: Attempt, finding: Finding) -> None:
         outcome, evidence = finding
-        target, address, port, _ = attempt.probe
+        target, address, port, zone = attempt.probe
         rtt_ms = None if attempt.rtt_s is None else round(attempt.rtt_s * 1000, 3)
-        self.answers.append(Answer(target, address, port, "tcp", outcome, evidence, rtt_ms, attempt.number))
+        self.answers.append(Answer(target, address, zone, port, "tcp", outcome, evidence, rtt_ms, attempt.number))
         attempt.host.outstanding -= 1
         self.tally.answered += 1
         self.tally.open += outcome == "open"
@@ -323,10 +309,14 @@ class Schedule:
         """The time is up: what was asked has timed out, what was not is skipped, the stream is read no further."""
         self._now = now
         held = [attempt for host in self._hosts for attempt in host.waiting]
-        left = [*self.flying(), *self._again, *self._repeats, *held]
+        left = [*self.flying(), *self._again, *self._repeats.drain(), *held]
         self._exhausted = True
         self._in_flight = self._buffered = self.tally.in_flight = 0
-        for pending in (self._again, self._repeats, *(host.waiting for host in self._hosts)):
+        for pending in (self._again, *(host.waiting for host in self._hosts)):
             pending.clear()
         skipped = sum(self._leave(attempt) for attempt in left)
-        self._say("deadline", None, f"time is up: {skipped} ports that were next, and those that come later, not asked")
+        self._say(
+            "deadline",
+            None,
+            f"the time was up: {skipped} ports that were next, and those that come later, were not asked",
+        )

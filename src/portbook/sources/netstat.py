@@ -9,17 +9,17 @@ are bound and do not listen in rows of that same shape, so it is never used.
 from __future__ import annotations
 
 import csv
-import ctypes
 import subprocess
 import sys
 from collections.abc import Iterator
 from ipaddress import ip_address
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from portbook.errors import SourceDenied, SourceGarbled, SourceMissing, SourceTimeout
 from portbook.records import Family, Gap, Owner, Protocol, Socket, State, reach_of
 from portbook.sources.addresses import address_text, is_link_local
 from portbook.sources.base import Reading, Source, Wanted
+from portbook.sources.console import console, decode
 
 
 class Raw(NamedTuple):
@@ -67,23 +67,12 @@ def read(_: Wanted) -> Raw:  # netstat's own filter takes one protocol and famil
     """Run both commands; raise SourceMissing, SourceDenied or SourceTimeout if netstat gives no answer."""
     if sys.platform != "win32":
         raise SourceMissing("netstat -ano with these columns is a command of Windows")
-    kernel32 = ctypes.WinDLL("kernel32")
-    directory = _system_directory(kernel32)
-    codec = f"cp{kernel32.GetOEMCP()}"
+    directory, codec = console()
     answer = _run(directory, NETSTAT)
     try:
         return Raw(answer, _run(directory, TASKLIST), codec)
     except (SourceMissing, SourceDenied, SourceTimeout) as error:
         return Raw(answer, b"", codec, (Gap("process", None, f"names of processes are not known: {error}"),))
-
-
-def _system_directory(kernel32: Any) -> str:
-    """Where Windows keeps its commands. PATH could lead to another program of that name."""
-    buffer = ctypes.create_unicode_buffer(260)  # MAX_PATH
-    length = kernel32.GetSystemDirectoryW(buffer, len(buffer))
-    if not 0 < length < len(buffer):
-        raise SourceMissing("GetSystemDirectoryW does not say where the system's commands are")
-    return buffer.value
 
 
 def _run(directory: str, command: tuple[str, ...]) -> bytes:
@@ -113,9 +102,9 @@ def _run(directory: str, command: tuple[str, ...]) -> bytes:
 
 def parse(raw: Raw) -> Reading:
     """Read both answers; raise SourceGarbled, also when there is no row: a machine without sockets does not exist."""
-    names = dict(_names(_decode(raw.tasklist, raw.codec)))
+    names = dict(_names(decode(raw.tasklist, raw.codec)))
     sockets: list[Socket] = []
-    for line in _decode(raw.netstat, raw.codec).splitlines():
+    for line in decode(raw.netstat, raw.codec).splitlines():
         fields = line.split()
         if fields and fields[0] in PROTOCOLS:
             sockets.append(_socket(fields, names))
@@ -125,14 +114,6 @@ def parse(raw: Raw) -> Reading:
 
 
 PROTOCOLS: dict[str, Protocol] = {"TCP": "tcp", "UDP": "udp"}  # in every language
-
-
-def _decode(data: bytes, codec: str) -> str:
-    """Text of a command. A code page that Python lacks leaves ASCII, which is all that the rows need."""
-    try:
-        return data.decode(codec, "replace")
-    except (LookupError, ValueError):
-        return data.decode("ascii", "replace")
 
 
 def _socket(fields: list[str], names: dict[int, str]) -> Socket:

@@ -76,6 +76,9 @@ UDP_STATES: dict[int, State | None] = {1: "ESTABLISHED", 7: None}
 # fe80::/10 by the first two bytes (RFC 4291 section 2.5.6)
 LINK_LOCAL = frozenset(bytes((0xFE, second)) for second in range(0x80, 0xC0))
 MSG_TRUNC = 0x20
+# idiag_timer of sock_diag(7): idiag_expires is then the rest of a closed connection's life, in milliseconds. A
+# FIN_WAIT2 that no process has any more is kept in the same way (inet_twsk_diag_fill).
+TIMER_TIME_WAIT = 3
 
 BUFFER = 1 << 16  # the kernel sends at most 32 KiB a message: MAX_RECVMSG_LEN in af_netlink.c
 MOST_TRIES = 4
@@ -329,8 +332,8 @@ def _rows(dump: Dump, netns: int | None, interfaces: dict[int, str], known: Coll
             at += (length + 3) & ~3
             continue
         # fmt: off
-        (_, _, _, _, _, family, number, _, _, sport, dport, source, destination, interface, cookie,
-         _, rqueue, wqueue, uid, inode) = MESSAGE.unpack_from(data, at)
+        (_, _, _, _, _, family, number, timer, _, sport, dport, source, destination, interface, cookie,
+         expires, rqueue, wqueue, uid, inode) = MESSAGE.unpack_from(data, at)
         # fmt: on
         addresses = v4 if family == AF_INET else v6
         local, reach = addresses[source]
@@ -369,6 +372,8 @@ def _rows(dump: Dump, netns: int | None, interfaces: dict[int, str], known: Coll
                 None,  # service
                 None,  # container
                 netns,
+                None,  # netns_name
+                expires if timer == TIMER_TIME_WAIT else None,  # ends_in_ms
             )
         )
         at += (length + 3) & ~3

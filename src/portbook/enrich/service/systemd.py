@@ -25,13 +25,33 @@ def unit_of(cgroup: str) -> str | None:
     a user's service manager or a container runtime. A container that a unit runs as its main process (podman
     with ``--cgroups=split``, as Quadlet does) is that unit.
     """
+    unit = _innermost(cgroup)
+    return None if unit is None else unescape(unit)
+
+
+def exact_unit_of(cgroup: str) -> str | None:
+    """The same unit, spelt as systemctl(1) has to be told: with its escapes."""
+    unit = _innermost(cgroup)
+    return None if unit is None else unit.removeprefix("_")
+
+
+def user_of(cgroup: str) -> int | None:
+    """Whose service manager the unit belongs to, by uid; None for the system's."""
+    for segment in cgroup.split("/"):
+        uid = segment.removeprefix(MANAGER).removesuffix(".service")
+        if segment.startswith(MANAGER) and uid.isascii() and uid.isdecimal() and len(uid) <= 10:
+            return int(uid)
+    return None
+
+
+def _innermost(cgroup: str) -> str | None:
     unit = None
     for segment in cgroup.split("/"):
         if segment.endswith(KINDS):
             unit = segment
         elif unit is not None and segment != MANAGER_CGROUP and _is_another_matter(unit, segment):
             unit = None
-    return None if unit is None else unescape(unit)
+    return unit
 
 
 def _is_another_matter(unit: str, segment: str) -> bool:

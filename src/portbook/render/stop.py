@@ -1,0 +1,145 @@
+"""What would be done about a port, and what came of it, in words and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+from portbook.records import Owner
+from portbook.render.holding import facts, named
+from portbook.render.machine import ENCODER
+from portbook.render.text import BOLD, PLAIN, Style, safe
+from portbook.stop.outcome import Ended, Leave, Plan, Refusal, Restarter, Stopping, Target
+from portbook.stop.plan import remedy
+
+FATES = {
+    "ended": "ended",
+    "let-go": "has let go of the port and runs on",
+    "gone": "had ended already",
+    "replaced": "had ended already; its pid is another process's by now, which was not touched",
+    "not-holding": "did not hold the port any more, and was not touched",
+    "still-running": "still holds the port",
+    "untouched": "was not touched",
+}
+LEAVE = {"via-manager": "--via-manager runs that", "i-know": "--i-know ends it nevertheless"}
+SENTENCES = {
+    "free": "nobody holds {port}",
+    "stopped": "{port} is free",
+    "would-stop": "{port}: nothing stands in the way; a dry run ends nothing",
+    "refused": "{port}: nothing was ended",
+    "declined": "{port}: nothing was ended",
+    "still-held": "{port} is still held{by}",
+    "restarted": "{port} is held again{by}: it was started again{starter}",
+    "taken": "{port} was free, and is held{by} now",
+}
+
+
+def json(answers: Iterable[Stopping]) -> Iterator[bytes]:
+    """One object a port, one port a line."""
+    return (ENCODER.encode(answer) + b"\n" for answer in answers)
+
+
+# --- before --------------------------------------------------------------------------------------------------------
+
+
+def plan_lines(plan: Plan, leave: Collection[Leave], style: Style) -> list[str]:
+    """Who would be ended, all of them, with what else they do; then what forbids it."""
+    if not plan.held:
+        return []
+    heading = f"port {plan.port}/{plan.protocol} is held by {_many([t.holder.owner for t in plan.targets])}"
+    lines = [f"{BOLD}{heading}{PLAIN}" if style.colour else heading]
+    first = [t for t in plan.targets if t.wave == 0]
+    for target in first:
+        lines += ["", *_aligned(_rows(target, plan.targets))]
+    stands = dict.fromkeys(plan.forbidden(leave))  # of many workers the same is refused
+    return [*lines, "", *(line for r in stands for line in _aligned(_refusal(r, plan)))] if stands else lines
+
+
+def _aligned(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
+    return (f"  {title:<12}{text}" for title, text in rows if text)
+
+
+def _many(owners: Sequence[Owner]) -> str:
+    names = [named(owner) for owner in owners]
+    more = f" and {len(names) - 2} more processes" if len(names) > 3 else ""
+    return (", ".join(names[:2] if more else names) + more) or "somebody who is not visible"
+
+
+def _rows(target: Target, targets: Sequence[Target]) -> Iterator[tuple[str, str]]:
+    pid = target.holder.owner.pid
+    yield from facts(target.holder)
+    yield "shared with", ", ".join(named(t.holder.owner) for t in targets if t.wave and _is_above(pid, t))
+    yield "manager", _manager(target.restarter)
+
+
+def _is_above(pid: int, target: Target) -> bool:
+    return any(parent.pid == pid for parent in target.holder.parents)
+
+
+def _manager(restarter: Restarter | None) -> str:
+    if restarter is None:
+        return ""
+    parts = (f"{restarter.kind} {restarter.name}".strip(), restarter.why or "", remedy(restarter) or "")
+    return safe("; ".join(part for part in parts if part))
+
+
+def _refusal(refusal: Refusal, plan: Plan) -> Iterator[tuple[str, str]]:
+    """Why, of whom, and what would help."""
+    concerned = [t.holder.owner for t in plan.targets if refusal in t.refusals]
+    yield "refused", (f"{_many(concerned)}: " if concerned else "") + safe(refusal.why)
+    helps = [refusal.hint or "", *(text for option, text in LEAVE.items() if option in refusal.lifted_by)]
+    yield "helps", safe("; ".join(text for text in helps if text))
+
+
+def question(plans: Sequence[Plan], leave: Collection[Leave]) -> str:
+    """What is asked before anything is ended."""
+    targets = [t for plan in plans for t in plan.targets]
+    managed = [t.restarter for t in targets if "via-manager" in leave and t.restarter and t.restarter.command]
+    direct = {t.holder.owner.pid: t.holder.owner for t in targets if t.restarter not in managed}
+    commands = [safe(remedy(r) or "") for r in dict.fromkeys(managed)]
+    what = [f"run {', '.join(commands)}"] if commands else []
+    what += [f"end {_many(list(direct.values()))}"] if direct else []
+    text = " and ".join(what)
+    return f"{text[0].upper()}{text[1:]}? [y/N] "
+
+
+# --- after ---------------------------------------------------------------------------------------------------------
+
+
+def lines(answers: Iterable[Stopping]) -> list[str]:
+    """What became of each port, and of each process."""
+    found: list[str] = []
+    for answer in answers:
+        found.append(_sentence(answer))
+        found += [f"  {_ended(one)}" for one in answer.ended]
+        found += [f"  {safe(answer.note)}"] if answer.note else []
+        found += [f"  {_hint(answer)}"] if _hint(answer) else []
+    return found
+
+
+def _sentence(answer: Stopping) -> str:
+    port = f"port {answer.port}/{answer.protocol}"
+    by = f" by {_many(answer.held_by)}" if answer.held_by else ""
+    starter = f" by {named(answer.restarted_by)}" if answer.restarted_by else _label(answer)
+    return SENTENCES[answer.result].format(port=port, by=by, starter=starter)
+
+
+def _label(answer: Stopping) -> str:
+    """The service or container of whoever has it now."""
+    labels = [owner.container or owner.service for owner in answer.held_by]
+    return f" as {safe(labels[0])}" if labels and labels[0] else ""
+
+
+def _ended(one: Ended) -> str:
+    by = f" ({', then '.join(safe(what) for what in one.by)})" if one.by else ""
+    return f"{safe(one.name or '?')} (pid {one.pid}) {FATES[one.fate]}{by}"
+
+
+def _hint(answer: Stopping) -> str:
+    """What to do next."""
+    forced = any(what in ("SIGKILL", "TerminateProcess") for one in answer.ended for what in one.by)
+    if answer.result == "still-held" and not forced and any(one.fate == "still-running" for one in answer.ended):
+        return "it did not let go in time: a longer --timeout, or --force"
+    commands = [text for t in answer.targets if t.restarter and (text := remedy(t.restarter))]
+    if answer.result == "restarted" and commands:
+        return f"what really stops it: {safe(commands[0])}"
+    return "what started it has to be stopped" if answer.result == "restarted" else ""

@@ -1,0 +1,71 @@
+"""Linux: a pidfd, which refers to a process and to no other, whatever becomes of its pid.
+
+Facts: pidfd_open(2) (Linux 5.3), pidfd_send_signal(2) (5.1); "a PID file descriptor can be monitored using poll(2)":
+it is readable when the process terminates. A kernel without them is handled as any other Unix.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+from datetime import datetime
+
+from portbook.enrich import process
+from portbook.records import Owner
+from portbook.stop.handle import Handle, portable
+
+CHECK = 0  # no signal; errors are as if there were one: kill(2)
+NO_PIDFD = (errno.ENOSYS, errno.EINVAL)  # an older kernel; gVisor and some seccomp filters say EPERM or ENOSYS
+
+
+def hold(pid: int) -> Handle:
+    """Open a pidfd and see whether a signal may be sent through it."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno in NO_PIDFD:
+            return portable.hold(pid)
+        raise
+    try:
+        signal.pidfd_send_signal(descriptor, CHECK)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return Pidfd(pid, descriptor)
+
+
+class Pidfd:
+    """A process by its pidfd."""
+
+    def __init__(self, pid: int, descriptor: int) -> None:
+        self.pid = pid
+        self.descriptor = descriptor
+
+    def started(self) -> datetime | None:
+        """As enrichment tells it. Whether it was this process that was asked is known from ``ended`` afterwards."""
+        (owner,), _ = process.enrich([Owner(self.pid)])
+        return None if self.ended() else owner.started
+
+    def ask(self) -> str | None:
+        """SIGTERM."""
+        return self._send(signal.SIGTERM)
+
+    def force(self) -> str:
+        """SIGKILL."""
+        return self._send(signal.SIGKILL)
+
+    def ended(self) -> bool:
+        """Also of a zombie, which has no sockets any more."""
+        poll = select.poll()
+        poll.register(self.descriptor, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        os.close(self.descriptor)
+
+    def _send(self, number: signal.Signals) -> str:
+        signal.pidfd_send_signal(self.descriptor, number)
+        return number.name

@@ -1,0 +1,78 @@
+"""Any Unix: the pid, with its start time compared right before every signal.
+
+Between the comparison and kill(2) a process would have to end, be reaped, and all other pids be used up, for the
+signal to hit another one. macOS has no handle that can be signalled.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from datetime import datetime
+
+from portbook.enrich import process
+from portbook.records import Owner
+from portbook.stop import handle
+
+CHECK = 0
+
+
+def hold(pid: int) -> handle.Handle:
+    """Remember when the process started, and see whether a signal may be sent to it."""
+    os.kill(pid, CHECK)
+    started = _started(pid)
+    if started is None:
+        raise ProcessLookupError(f"there is no process {pid}, or when it started cannot be told")
+    return Numbered(pid, started)
+
+
+class Numbered:
+    """A process by its pid and start time."""
+
+    def __init__(self, pid: int, started: datetime) -> None:
+        self.pid = pid
+        self.first_started = started
+
+    def started(self) -> datetime | None:
+        """As enrichment tells it now."""
+        return _started(self.pid)
+
+    def ask(self) -> str | None:
+        """SIGTERM."""
+        return self._send(signal.SIGTERM)
+
+    def force(self) -> str:
+        """SIGKILL."""
+        return self._send(signal.Signals(9))  # the type checker reads this for Windows too, which has no SIGKILL
+
+    def ended(self) -> bool:
+        """A zombie counts as ended: it has no sockets any more."""
+        return not handle.is_same(self.first_started, _started(self.pid)) or _is_zombie(self.pid)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _send(self, number: signal.Signals) -> str:
+        if self.ended():
+            raise ProcessLookupError(f"process {self.pid} has ended")
+        os.kill(self.pid, number)
+        return number.name
+
+
+def _started(pid: int) -> datetime | None:
+    (owner,), _ = process.enrich([Owner(pid)])
+    return owner.started
+
+
+def _is_zombie(pid: int) -> bool:
+    import psutil
+
+    if sys.platform == "win32":
+        return False
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+    except (psutil.Error, OSError):
+        return False

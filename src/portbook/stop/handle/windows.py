@@ -1,0 +1,162 @@
+"""Windows: an open process handle. As long as it is open, nobody else gets the pid.
+
+There is no SIGTERM. What can be asked gently is a program with windows (WM_CLOSE, as a click on the cross sends it) and
+a program that has a console for itself (Ctrl+C, then Ctrl+Break). A program that shares its console, with the shell it
+was started from say, cannot be asked without asking all of them; a service is asked by the service control manager.
+What is left is TerminateProcess, which gives the program no chance to finish anything.
+
+Facts (learn.microsoft.com): Process Security and Access Rights; Process Handles and Identifiers; Closing a window
+(WM_CLOSE); GenerateConsoleCtrlEvent, AttachConsole, GetConsoleProcessList.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from ctypes import byref
+from datetime import datetime
+from typing import Any
+
+from portbook.enrich.process.windows import ERROR_ACCESS_DENIED, LOAD_LIBRARY_SEARCH_SYSTEM32, moment
+from portbook.stop.handle import Handle
+
+HANDLE, DWORD, BOOL = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int
+TERMINATE, QUERY, SYNCHRONIZE = 0x1, 0x1000, 0x100000
+WAIT_OBJECT_0 = 0
+WM_CLOSE = 0x10
+ENDED_BY_US = 1  # exit code of a process that was terminated
+DETACHED_PROCESS = 0x8
+CONSOLE_LIMIT_S = 10
+MOST_CLASS = 256
+# A console's window is shown by somebody else than the program in it; closing it ends all that share the console.
+CONSOLES = ("ConsoleWindowClass", "PseudoConsoleWindow")
+ASKED_BY_CODE = {10: "Ctrl+C", 11: "Ctrl+Break"}  # exit codes of console.py
+
+# (library, function, type of the result, types of the arguments)
+PROTOTYPES: tuple[tuple[str, str, Any, tuple[Any, ...]], ...] = (
+    ("kernel32", "OpenProcess", HANDLE, (DWORD, BOOL, DWORD)),
+    ("kernel32", "CloseHandle", BOOL, (HANDLE,)),
+    ("kernel32", "TerminateProcess", BOOL, (HANDLE, ctypes.c_uint)),
+    ("kernel32", "WaitForSingleObject", DWORD, (HANDLE, DWORD)),
+    ("kernel32", "GetProcessTimes", BOOL, (HANDLE, HANDLE, HANDLE, HANDLE, HANDLE)),
+    ("user32", "EnumWindows", BOOL, (HANDLE, ctypes.c_ssize_t)),
+    ("user32", "GetWindowThreadProcessId", DWORD, (HANDLE, HANDLE)),
+    ("user32", "IsWindowVisible", BOOL, (HANDLE,)),
+    ("user32", "GetClassNameW", ctypes.c_int, (HANDLE, HANDLE, ctypes.c_int)),
+    ("user32", "PostMessageW", BOOL, (HANDLE, ctypes.c_uint, ctypes.c_size_t, ctypes.c_ssize_t)),
+)
+
+
+def hold(pid: int) -> Handle:
+    """Open the process with the right to end it."""
+    call = _Functions()
+    process = call.OpenProcess(TERMINATE | QUERY | SYNCHRONIZE, 0, pid)
+    if not process:
+        _fail(pid)
+    return ProcessHandle(pid, process, call)
+
+
+def _fail(pid: int) -> None:
+    number = _last_error()
+    if number == ERROR_ACCESS_DENIED:
+        raise PermissionError(f"access to process {pid} is denied")
+    raise ProcessLookupError(f"there is no process {pid} (error {number})")
+
+
+class _Functions:
+    """The functions of PROTOTYPES as attributes, each looked up when it is first used."""
+
+    def __getattr__(self, name: str) -> Any:
+        if sys.platform != "win32":
+            raise OSError(f"{name} is a function of Windows")
+        library, _, result, arguments = next(p for p in PROTOTYPES if p[1] == name)
+        function = getattr(ctypes.WinDLL(library, use_last_error=True, winmode=LOAD_LIBRARY_SEARCH_SYSTEM32), name)
+        function.restype, function.argtypes = result, arguments
+        setattr(self, name, function)
+        return function
+
+
+class ProcessHandle:
+    """A process by its open handle."""
+
+    def __init__(self, pid: int, process: int, call: Any) -> None:
+        self.pid = pid
+        self.process = process
+        self.call = call
+
+    def started(self) -> datetime | None:
+        """Asked through the handle."""
+        times = [ctypes.c_int64(0) for _ in range(4)]
+        if self.ended() or not self.call.GetProcessTimes(self.process, *map(byref, times)):
+            return None
+        return moment(times[0].value)
+
+    def ask(self) -> str | None:
+        """Close its windows; without any, Ctrl+C in the console that it has for itself."""
+        posted = [self.call.PostMessageW(window, WM_CLOSE, 0, 0) for window in self._windows()]
+        return "WM_CLOSE" if any(posted) else self._ask_in_console()
+
+    def force(self) -> str:
+        """TerminateProcess."""
+        if not self.call.TerminateProcess(self.process, ENDED_BY_US) and not self.ended():
+            raise OSError(f"TerminateProcess failed with error {_last_error()}")
+        return "TerminateProcess"
+
+    def ended(self) -> bool:
+        """Whether the process object is signalled."""
+        return bool(self.call.WaitForSingleObject(self.process, 0) == WAIT_OBJECT_0)
+
+    def close(self) -> None:
+        """Close the handle; the pid may be used again from now on."""
+        self.call.CloseHandle(self.process)
+
+    def _windows(self) -> list[int]:
+        """The visible top-level windows of the process on this desktop."""
+        if sys.platform != "win32":
+            return []
+        found: list[int] = []
+
+        @ctypes.WINFUNCTYPE(BOOL, HANDLE, ctypes.c_ssize_t)
+        def look(window: int, _: int) -> int:
+            if self._owns(window) and self.call.IsWindowVisible(window) and not self._is_console(window):
+                found.append(window)
+            return 1  # go on
+
+        self.call.EnumWindows(look, 0)
+        return found
+
+    def _owns(self, window: int) -> bool:
+        pid = DWORD(0)
+        self.call.GetWindowThreadProcessId(window, byref(pid))
+        return pid.value == self.pid
+
+    def _is_console(self, window: int) -> bool:
+        name = ctypes.create_unicode_buffer(MOST_CLASS)
+        self.call.GetClassNameW(window, name, MOST_CLASS)
+        return name.value in CONSOLES
+
+    def _ask_in_console(self) -> str | None:
+        """A process has one console; to use another's we would lose ours. So a child without any does it."""
+        script = os.path.join(os.path.dirname(__file__), "console.py")
+        command = [sys.executable, "-I", "-S", script, str(self.pid)]
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                creationflags=DETACHED_PROCESS,
+                timeout=CONSOLE_LIMIT_S,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return ASKED_BY_CODE.get(done.returncode)
+
+
+def _last_error() -> int:
+    if sys.platform != "win32":
+        return 0
+    return ctypes.get_last_error()

@@ -1,0 +1,98 @@
+"""What a look at a port says about ending its holders, and what became of it: frozen, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from typing import Literal
+
+from msgspec import Struct
+
+from portbook.bind.attempt import Endpoint
+from portbook.records import Gap, Holder, Owner, Protocol
+
+# What became of a port. FREE: nobody held it; WOULD_STOP: a dry run, nothing stands in the way.
+Result = Literal["free", "stopped", "would-stop", "refused", "declined", "still-held", "restarted", "taken"]
+DONE: frozenset[Result] = frozenset(("free", "stopped", "would-stop"))
+# What became of a process. LET_GO: it runs on, without the port; REPLACED: another process has its pid by now.
+Leave = Literal["i-know", "via-manager"]  # options of the same name
+Fate = Literal["ended", "let-go", "gone", "replaced", "not-holding", "still-running", "untouched"]
+
+
+class Refusal(Struct, frozen=True):
+    """Why a process is not ended, and which options would have it ended nevertheless."""
+
+    code: str  # see docs/stop.md
+    why: str
+    hint: str | None = None
+    lifted_by: tuple[Leave, ...] = ()  # what has it done nevertheless; empty: nothing
+
+
+def forbidden(refusals: Iterable[Refusal], leave: Collection[Leave]) -> tuple[Refusal, ...]:
+    """Those that none of these options lifts."""
+    return tuple(r for r in refusals if not set(r.lifted_by) & set(leave))
+
+
+class Restarter(Struct, frozen=True):
+    """Who looks after a process and may start it again, and what really stops it."""
+
+    kind: str  # "systemd", "docker", "podman", "windows-service"; else a name from restarter.py's tables
+    name: str  # of the unit, container or service
+    command: tuple[str, ...] | None = None  # what stops it; None: only ``advice``
+    restarts: bool | None = None  # whether it would start it again; None: not known
+    why: str | None = None  # what ``restarts`` rests on: "Restart=always"
+    advice: str | None = None  # where there is no command
+
+
+class Target(Struct, frozen=True):
+    """A process that has to end for the port to be free."""
+
+    holder: Holder
+    wave: int  # 0: ended first; those it forked come after it
+    restarter: Restarter | None = None
+    refusals: tuple[Refusal, ...] = ()
+
+
+class Plan(Struct, frozen=True):
+    """What would be done about a port."""
+
+    port: int
+    protocol: Protocol
+    held: bool
+    endpoints: tuple[Endpoint, ...]  # where the holders had it: there it must be possible to bind
+    targets: tuple[Target, ...]  # in the order in which they are ended
+    refusals: tuple[Refusal, ...] = ()  # of the port as a whole
+    gaps: tuple[Gap, ...] = ()
+
+    def forbidden(self, leave: Collection[Leave] = ()) -> tuple[Refusal, ...]:
+        """The refusals that stand although these options were given."""
+        return forbidden(self._refusals(), leave)
+
+    def _refusals(self) -> Iterator[Refusal]:
+        yield from self.refusals
+        for target in self.targets:
+            yield from target.refusals
+
+
+class Ended(Struct, frozen=True):
+    """What became of one process."""
+
+    pid: int
+    name: str | None
+    fate: Fate
+    by: tuple[str, ...] = ()  # what was done, in order: "SIGTERM", "SIGKILL", "systemctl stop nginx.service"
+
+
+class Stopping(Struct, frozen=True):
+    """What became of a port."""
+
+    schema: int
+    port: int
+    protocol: Protocol
+    result: Result
+    targets: tuple[Target, ...]
+    refusals: tuple[Refusal, ...] = ()  # those that stood
+    ended: tuple[Ended, ...] = ()
+    held_by: tuple[Owner, ...] = ()  # who has it now
+    restarted_by: Owner | None = None  # the process that started those
+    note: str | None = None  # what else there is to know, in a sentence
+    gaps: tuple[Gap, ...] = ()

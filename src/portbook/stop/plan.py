@@ -1,0 +1,137 @@
+"""Who would have to end for a port to be free, in which order, and what forbids it. Pure.
+
+A holder is a process that waits on the port: it listens, or is bound. Connections are its consequence: a process that
+has only an accepted one is left alone as long as somebody waits, and a client, whose port is another one, always.
+Where nobody waits and the port can still not be bound, those that have connections from it are in the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from portbook.bind.attempt import EVERYWHERE, Endpoint
+from portbook.holding import PASSED
+from portbook.query import LISTENING
+from portbook.records import Gap, Holder, Holding, Protocol, Socket
+from portbook.stop import protected
+from portbook.stop.outcome import Leave, Plan, Refusal, Restarter, Target
+from portbook.stop.restarter import relays
+
+HTTP_SYS = "netsh http show servicestate names the service behind it"
+
+CONNECTED = "it does not wait on the port: it only has connections from it, as a client or a server that has closed"
+
+
+class Situation(NamedTuple):
+    """What has to be known of this process and of the system, besides who holds the port."""
+
+    platform: str
+    pid: int  # ours
+    ancestors: frozenset[int]
+    denied: frozenset[int] = frozenset()  # processes that this user may not end
+    restarters: Mapping[int, Restarter] = {}  # by pid
+
+
+def in_the_way(sockets: Sequence[Socket]) -> tuple[Socket, ...]:
+    """The sockets that hold their port: those that wait; without any, those that are connected."""
+    waiting = tuple(s for s in sockets if s.state in LISTENING)
+    return waiting or tuple(s for s in sockets if s.state not in PASSED)
+
+
+def endpoints(sockets: Sequence[Socket]) -> tuple[Endpoint, ...]:
+    """Where a successor would bind: at every address that is waited on. Connections say nothing of that."""
+    waiting = [s for s in sockets if s.state in LISTENING]
+    return tuple(dict.fromkeys(map(_endpoint, waiting))) or EVERYWHERE
+
+
+def _endpoint(s: Socket) -> Endpoint:
+    return Endpoint(s.local_address, s.zone, s.local_address == "::" and s.v6only is not True)
+
+
+def holders(holding: Holding) -> tuple[Holder, ...]:
+    """Those that hold one of the sockets in the way."""
+    blocking = set(map(id, in_the_way(holding.sockets)))
+    return tuple(h for h in holding.holders if any(id(s) in blocking for s in h.sockets))
+
+
+def make(holding: Holding, protocol: Protocol, held: bool, situation: Situation) -> Plan:
+    """What would be done; ``held`` is whether the port is in use: a socket waits on it, or it cannot be bound."""
+    where = endpoints(holding.sockets)
+    if not held:
+        return Plan(holding.port, protocol, False, where, (), (), holding.gaps)
+    targets = tuple(sorted(_targets(holders(holding), situation), key=lambda t: (t.wave, t.holder.owner.pid)))
+    unseen = tuple(_unseen(holding))
+    return Plan(holding.port, protocol, True, where, targets, unseen, holding.gaps)
+
+
+def _targets(found: Sequence[Holder], situation: Situation) -> Iterator[Target]:
+    pids = {h.owner.pid for h in found}
+    for holder in found:
+        wave = sum(parent.pid in pids for parent in holder.parents)
+        restarter = situation.restarters.get(holder.owner.pid)
+        yield Target(holder, wave, restarter, tuple(_refusals(holder, restarter, situation)))
+
+
+# --- refusals ------------------------------------------------------------------------------------------------------
+
+
+def _unseen(holding: Holding) -> Iterator[Refusal]:
+    blocking = in_the_way(holding.sockets)
+    if not blocking:
+        yield Refusal(
+            "not-found", "the port cannot be bound, and no socket is visible that has it", _hint(holding.gaps)
+        )
+    elif any(not s.owners for s in blocking):
+        reasons = [gap for gap in holding.gaps if gap.what == "owner"]
+        why = reasons[0].why if reasons else "the system does not say which process has it"
+        yield Refusal("not-visible", f"who holds it is not visible: {why}", _hint(reasons))
+
+
+def _hint(gaps: Sequence[Gap]) -> str | None:
+    return next((gap.hint for gap in gaps if gap.hint), None)
+
+
+def _refusals(holder: Holder, restarter: Restarter | None, situation: Situation) -> Iterator[Refusal]:
+    owner = holder.owner
+    if why := protected.kernel(owner, situation.platform):
+        yield Refusal("kernel", why, HTTP_SYS if situation.platform == "windows" else None)
+    elif owner.pid == situation.pid:
+        yield Refusal("self", "it is this very process")
+    elif restarter and restarter.command and protected.activates(owner):
+        yield Refusal("managed", f"it holds the port for {restarter.name}", remedy(restarter), ("via-manager",))
+    else:
+        yield from _against_ending(holder, restarter, situation)
+
+
+def _against_ending(holder: Holder, restarter: Restarter | None, situation: Situation) -> Iterator[Refusal]:
+    owner = holder.owner
+    if all(s.state not in LISTENING for s in holder.sockets):
+        yield Refusal("connected", CONNECTED, None, ("i-know",))
+    by_manager: tuple[Leave, ...] = ("via-manager",) if restarter and restarter.command else ()
+    if owner.pid in situation.ancestors:
+        yield Refusal("ancestor", "portbook runs below it, and would end with it", None, ("i-know",))
+    if why := protected.reason(owner, situation.platform):
+        yield Refusal("protected", why, None, ("i-know",))
+    if restarter and relays(owner):
+        why = f"it holds the port for container {restarter.name}".rstrip() + ", which would run on without"
+        yield Refusal("managed", why, remedy(restarter), (*by_manager, "i-know"))
+    elif restarter and restarter.restarts is not False:
+        yield _managed(restarter, (*by_manager, "i-know"))
+    if owner.pid in situation.denied:
+        hint = "run as administrator" if situation.platform == "windows" else "run with sudo"
+        yield Refusal("not-permitted", f"it belongs to {owner.user or 'another user'}", hint, by_manager)
+    elif owner.started is None:
+        why = "when it started is not known, so that it cannot be told from another process with its pid"
+        yield Refusal("unknown", why, None, by_manager)
+
+
+def _managed(restarter: Restarter, leave: tuple[Leave, ...]) -> Refusal:
+    again = "starts it again" if restarter.restarts else "may start it again"
+    why = f"{restarter.kind} {restarter.name}".strip() + f" {again}" + (f" ({restarter.why})" if restarter.why else "")
+    return Refusal("managed", why, remedy(restarter), leave)
+
+
+def remedy(restarter: Restarter) -> str | None:
+    """What really stops it, to be typed."""
+    return " ".join(restarter.command) if restarter.command else restarter.advice

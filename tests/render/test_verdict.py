@@ -1,0 +1,74 @@
+"""A verdict in words: what people see, at every width and with hostile names."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from portbook.bind.attempt import Endpoint, Options, Tried
+from portbook.bind.evidence import Evidence
+from portbook.bind.judge import judge
+from portbook.records import Owner, Socket
+from portbook.render import verdict as render
+from portbook.render.text import Style
+
+IN_USE = [Tried(Endpoint("0.0.0.0"), 80, 98, "EADDRINUSE", "bind"), Tried(Endpoint("::"), 80)]
+EVIL = Owner(7, "x\n\x1b[2J\u202e", command_line=("a\rb",))
+SOCKETS = (Socket("tcp", "ipv4", "127.0.0.1", 80, state="LISTEN", owners=(EVIL,)),)
+NO = judge(Evidence("linux", 80, sockets=SOCKETS, ephemeral=(1, 1000)), IN_USE)
+
+
+def test_the_answer_comes_first():
+    assert render.lines(NO, Style())[0] == "you cannot have port 80/tcp: 0.0.0.0 is not to be had, [::] is free"
+    yes = judge(Evidence("linux", 80), [Tried(Endpoint("0.0.0.0"), 80), Tried(Endpoint("::"), 80)])
+    assert render.lines(yes, Style())[0] == "you can have port 80/tcp: 0.0.0.0 and [::] are free"
+    unknown = judge(Evidence("linux", 80, "udp"), [Tried(Endpoint("::"), 80, 24, "EMFILE", "socket")])
+    assert render.lines(unknown, Style())[0] == "whether you can have port 80/udp could not be found out"
+
+
+def test_each_finding_has_its_remedy_and_each_bind_its_number():
+    text = "\n".join(render.lines(NO, Style()))
+    assert re.search(r"^  blocks   listener for 0\.0\.0\.0$", text, re.MULTILINE)
+    assert re.search(r"^  warns    ephemeral-port$", text, re.MULTILINE)
+    assert text.count("remedy: ") == 2
+    assert "bind and listen on 0.0.0.0:80 with SO_REUSEADDR: bind failed with EADDRINUSE (98)" in text
+    assert "bind and listen on [::]:80 with SO_REUSEADDR: could be had" in text
+
+
+@pytest.mark.parametrize("width", [None, 20, 80, 200])
+def test_nothing_a_process_chose_reaches_the_terminal(width):
+    for line in render.lines(NO, Style(width=width)):
+        assert line.isprintable()
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_lines_fit(width):
+    assert max(map(len, render.lines(NO, Style(width=width)))) <= width
+
+
+def test_colour_is_by_severity_and_text_is_the_same():
+    plain, coloured = render.lines(NO, Style(width=80)), render.lines(NO, Style(width=80, colour=True))
+    assert [re.sub(r"\x1b\[\d+m", "", line) for line in coloured] == plain
+    assert any("\x1b[31m  blocks" in line for line in coloured)
+
+
+@pytest.mark.parametrize(
+    ("platform", "options", "words"),
+    [
+        ("linux", Options(), "with SO_REUSEADDR:"),
+        ("linux", Options(reuse_address=False), "0.0.0.0:80:"),
+        ("linux", Options(reuse_port=True), "with SO_REUSEADDR and SO_REUSEPORT:"),
+        ("windows", Options(), "with SO_EXCLUSIVEADDRUSE:"),
+        ("windows", Options("tcp", reuse_address=True), "with SO_REUSEADDR:"),
+        ("linux", Options("udp"), "bind 0.0.0.0:80:"),
+    ],
+)
+def test_the_options_of_the_bind_are_told(platform, options, words):
+    verdict = judge(Evidence(platform, 80, options.protocol, options=options), [Tried(Endpoint("0.0.0.0"), 80)])
+    assert words in render.lines(verdict, Style())[-1]
+
+
+def test_json_keeps_what_was_found():
+    assert b'"name":"x\\n\\u001b[2J' in render.json(NO)
+    assert render.json(NO).endswith(b"}\n")

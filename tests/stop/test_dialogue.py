@@ -1,0 +1,161 @@
+"""The question, on a terminal; and names that want to be more than text."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from typing import NamedTuple
+
+import pytest
+
+from tests.stop.conftest import COMMAND, answers, portbook, until
+from tests.stop.test_stop import LISTEN
+
+pytestmark = [
+    pytest.mark.usefixtures("own_network"),
+    pytest.mark.skipif(sys.platform == "win32", reason="terminals of Unix"),
+]
+
+
+class Said(NamedTuple):
+    code: int
+    text: str
+
+
+def dialogue(*arguments: object, answer: bytes, columns: int = 80) -> Said:
+    """Run on a terminal of its own, answer when it asks, and return all that it showed."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+
+    def control() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl+C is a signal
+
+    process = subprocess.Popen(
+        [*COMMAND, "stop", *map(str, arguments)], stdin=theirs, stdout=theirs, stderr=theirs,
+        start_new_session=True, env={**os.environ, "TERM": "xterm-256color", "LC_ALL": "C.UTF-8"},
+        preexec_fn=control,  # noqa: PLW1509  no threads here
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    deadline = time.monotonic() + 30
+    try:
+        while time.monotonic() < deadline and select.select([ours], [], [], 30)[0]:
+            try:
+                part = os.read(ours, 65536)
+            except OSError:
+                break  # EIO: the last writer has closed (pty(7))
+            shown += part
+            if answer and b"[y/N]" in shown:
+                os.write(ours, answer)
+                answer = b""
+        return Said(process.wait(30), shown.decode("utf-8", "replace"))
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+@pytest.mark.parametrize("answer", [b"y\n", b"yes\n", b"Y\n"])
+def test_yes_ends_it(start, answer):
+    server = start(LISTEN)
+    said = dialogue(server.said, answer=answer)
+    assert said.code == 0, said
+    assert server.process.wait(5) == -signal.SIGTERM
+    assert f"(pid {server.pid})? [y/N]" in said.text
+    assert f"port {server.said}/tcp is free" in said.text
+
+
+@pytest.mark.parametrize("answer", [b"\n", b"n\n", b"yep\n", b"\x04"])
+def test_anything_else_leaves_it(start, answer):
+    server = start(LISTEN)
+    said = dialogue(server.said, answer=answer)
+    assert (said.code, server.alive) == (1, True), said
+    assert "nothing was ended" in said.text
+
+
+def test_ctrl_c_leaves_it_and_is_130(start):
+    server = start(LISTEN)
+    said = dialogue(server.said, answer=b"\x03")
+    assert (said.code, server.alive) == (130, True), said
+    assert "Traceback" not in said.text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_ctrl_c_while_it_waits_is_130(start):
+    """Who was asked by then has been asked; nothing more is done."""
+    server = start(LISTEN)
+    os.kill(server.pid, signal.SIGSTOP)
+    command = [*COMMAND, "stop", str(server.said), "--yes", "--force", "--timeout", "60"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while b"waits on" not in process.stdout.readline():
+            pass
+        until(lambda: is_pending(server.pid), "the signal")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        assert b"Traceback" not in process.stderr.read()
+    assert server.alive
+
+
+def is_pending(pid: int) -> bool:
+    """Stopped, it has to leave the signal pending: proc_pid_status(5), ShdPnd."""
+    with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+        pending = next(line for line in file if line.startswith("ShdPnd:"))
+    return bool(int(pending.split()[1], 16) & 1 << (signal.SIGTERM - 1))
+
+
+def test_yes_on_the_command_line_is_not_asked_again(start):
+    server = start(LISTEN)
+    said = dialogue(server.said, "--yes", answer=b"")
+    assert said.code == 0
+    assert "[y/N]" not in said.text
+
+
+def test_the_manager_s_command_is_what_is_asked_about(start):
+    """What would be run stands in the question."""
+    from msgspec.structs import replace
+
+    from portbook.render.stop import question
+    from portbook.stop.outcome import Restarter
+    from portbook.stop.run import look
+
+    server = start(LISTEN)
+    plan = look(server.said)
+    managed = replace(plan.targets[0], restarter=Restarter("systemd", "a.service", ("systemctl", "stop", "a.service")))
+    plan = replace(plan, targets=(managed,))
+    assert question([plan], ["via-manager"]) == "Run systemctl stop a.service? [y/N] "
+    assert question([plan], []).startswith("End ")
+
+
+HOSTILE = """
+import ctypes
+name = sys.argv[1].encode()
+ctypes.CDLL(None).prctl(15, name, 0, 0, 0)
+one = listen()
+say(port_of(one))
+sleep()
+"""
+NAMES = ["\x1b[2Jgone", "\x1b]0;t\x07x", "a\rport 1 free", "a\nb", "\u202egnp.exe", "y\n", "kill -9 1;", "日本語サーバ"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl(2)")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hostile_name_is_text(start, name):
+    server = start(HOSTILE, name)
+    said = dialogue(server.said, answer=b"\n")
+    assert (said.code, server.alive) == (1, True)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", said.text.replace("\r\n", "\n"))
+    for bad in ("\x1b", "\x07", "\r", "\u202e"):
+        assert bad not in plain
+    (answer,) = answers(portbook(server.said, "--yes", "--json"))
+    assert answer["result"] == "stopped"
+    assert "\x1b" not in portbook(server.said, "--yes").stdout

@@ -1,0 +1,397 @@
+"""What is judged from records alone: who looks after a process, what is refused, what a bind said. Any system's."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from portbook.bind.attempt import DUAL, EVERYWHERE, Endpoint, Tried
+from portbook.records import SCHEMA, Gap, Holder, Holding, Owner, Socket
+from portbook.stop import asked, plan, protected, restarter, successor
+from portbook.stop.freed import Bindable, judge
+from portbook.stop.outcome import Restarter, Target
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+ID = "0123456789abcdef" * 4
+ROOT_UID, USER_UID, NO_UID = 0, 1000, 4_000_000_001  # the last has no name anywhere
+
+
+def owner(pid=100, **more):
+    return Owner(
+        pid, **{"name": "server", "started": NOW, "exe": "/usr/bin/server", "command_line": ("server",), **more}
+    )
+
+
+def holder(one=None, *parents, sockets=()):
+    return Holder(one or owner(), 1.0, tuple(parents), tuple(sockets), ())
+
+
+def listening(*owners, address="127.0.0.1", state="LISTEN", **more):
+    family = "ipv6" if ":" in address else "ipv4"
+    return Socket("tcp", family, address, 8080, state=state, owners=tuple(owners), **more)
+
+
+# --- who looks after it --------------------------------------------------------------------------------------------
+
+SYSTEM = "/system.slice/web.service"
+USERS = f"/user.slice/user-{USER_UID}.slice/user@{USER_UID}.service/app.slice/web.service"
+UNNAMED = f"/user.slice/user-{NO_UID}.slice/user@{NO_UID}.service/app.slice/web.service"
+WITHIN = f"/docker/{ID}/system.slice/web.service"
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "uid", "command"),
+    [
+        (SYSTEM, ROOT_UID, "systemctl stop web.service"),
+        (SYSTEM, USER_UID, "systemctl stop web.service"),
+        (USERS, USER_UID, "systemctl --user stop web.service"),
+        (UNNAMED, USER_UID, None),
+        ("/system.slice/system-web.slice/web@a\\x2db.service", 0, "systemctl stop web@a\\x2db.service"),
+        ("/system.slice/_web.service", 0, "systemctl stop web.service"),
+        ("/system.slice/-.mount", 0, None),
+        ("/system.slice/a b.service", 0, None),
+        ("/system.slice/--now.service", 0, None),
+        ("/user.slice/user-0.slice/session-1.scope", 0, ""),
+        (f"/system.slice/docker-{ID}.scope", 0, f"docker stop {ID[:12]}"),
+        (f"/machine.slice/libpod-{ID}.scope", 0, f"podman stop {ID[:12]}"),
+        (WITHIN, 0, f"docker stop {ID[:12]}"),
+        (f"/docker/{ID}/docker/{ID}", 0, None),
+        (f"/kubepods/pod0123456789abcdef0123456789abcdef/{ID}", 0, None),
+        (f"/system.slice/crio-{ID}.scope", 0, None),
+        ("/lxc.payload.box", 0, None),
+        ("/", 0, ""),
+    ],
+)
+def test_a_cgroup_says_who_looks_after_a_process(cgroup, uid, command):
+    found = restarter.of(holder(owner(cgroup=cgroup)), "linux", uid)
+    if command == "":
+        assert found is None
+    else:
+        assert (" ".join(found.command) if found.command else None) == command
+        assert command is not None or found.advice or found.kind == "systemd"
+
+
+def test_a_user_is_told_whose_podman_it_is():
+    cgroup = f"/user.slice/user-{NO_UID}.slice/user@{NO_UID}.service/user.slice/libpod-{ID}.scope"
+    found = restarter.of(holder(owner(cgroup=cgroup)), "linux", ROOT_UID)
+    assert found.command is None
+    assert str(NO_UID) in found.advice
+
+
+CONMON = ("/usr/bin/conmon", "--api-version", "1", "-c", ID, "-n", "web")
+
+
+@pytest.mark.parametrize(
+    ("more", "command"),
+    [
+        ({}, ("podman", "stop", ID[:12])),
+        ({"user": "somebody"}, None),  # anybody may start conmon with anybody's id
+        ({"exe": "/tmp/x"}, None),
+        ({"command_line": ("conmon", "-c", "../../x")}, None),
+        ({"command_line": ("conmon", "-c")}, None),
+    ],
+)
+def test_conmon_is_believed_when_it_is_roots(more, command):
+    known = {"exe": "/usr/bin/conmon", "name": "conmon", "user": "root", "command_line": CONMON}
+    found = restarter.of(holder(owner(**{**known, **more})), "linux", ROOT_UID)
+    assert (found.command if found else None) == command
+
+
+@pytest.mark.parametrize("name", restarter.RELAYS)
+def test_what_holds_a_container_s_port_is_not_ended_for_it(name):
+    """Also an ordinary user's, whose service manager would be told to stop all of docker."""
+    one = owner(exe=f"/usr/bin/{name}", user="somebody", cgroup="/user@1000.service/app.slice/docker.service")
+    found = restarter.of(holder(one), "linux", ROOT_UID)
+    assert (found.command, "as somebody" in found.advice) == (None, True)
+    assert refused(one, found=found) == [("managed", ("i-know",))]
+
+
+def test_a_supervisor_is_known_by_its_name():
+    found = restarter.of(holder(None, owner(7, name="supervisord"), owner(1)), "linux", 0)
+    assert (found.kind, found.command, found.advice) == ("supervisor", None, "supervisorctl stop NAME")
+    assert restarter.of(holder(None, owner(7, name="bash"), owner(8, name="supervisord")), "linux", 0) is None
+    pm2 = restarter.of(holder(None, owner(7, name="PM2 v5.3.0: God")), "macos", 0)
+    assert pm2.advice == "pm2 stop NAME"
+
+
+@pytest.mark.parametrize(
+    ("service", "command"),
+    [
+        ("Spooler", ("Stop-Service", "-Name", "Spooler")),
+        ("MSSQL$SQLEXPRESS", ("Stop-Service", "-Name", "MSSQL$SQLEXPRESS")),
+        ("Dnscache, CryptSvc", None),
+        ('x" & calc', None),
+        ("-Force", None),
+        ("/x", None),
+    ],
+)
+def test_a_windows_service_is_stopped_by_name(service, command):
+    assert restarter.of(holder(owner(service=service)), "windows", 0).command == command
+
+
+def test_airplay_is_named():
+    found = restarter.of(holder(owner(name="ControlCenter")), "macos", 501)
+    assert "AirPlay Receiver" in found.advice
+
+
+# --- what systemctl prints -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("Restart=no\nTriggeredBy=\n", False),
+        ("Restart=on-watchdog\nTriggeredBy=a.timer\n", False),
+        ("Restart=always\n", True),
+        ("Restart=on-failure\n", None),
+        ("Restart=on-abnormal\n", None),
+        ("Restart=no\nTriggeredBy=a.timer a.socket\n", True),
+        ("", None),
+    ],
+)
+def test_whether_systemd_starts_it_again(text, answer):
+    assert restarter.restarts(restarter.properties(text))[0] is answer
+
+
+# systemctl list-sockets --show-types --no-legend --full of systemd 252, as the test with a real one has it.
+SOCKETS = """\
+/run/systemd/journal/stdout    Stream         systemd-journald.socket systemd-journald.service
+[::]:22                        Stream         ssh.socket              ssh.service
+0.0.0.0:123                    Datagram       ntp.socket              ntp.service
+127.0.0.1:8080                 Stream         web.socket
+[::]:2222                      Stream         a.socket                a.service, b.service
+"""
+
+
+@pytest.mark.parametrize(
+    ("port", "protocol", "units"),
+    [
+        (22, "tcp", ("ssh.socket", "ssh.service")),
+        (22, "udp", None),
+        (123, "udp", ("ntp.socket", "ntp.service")),
+        (8080, "tcp", ("web.socket", "")),
+        (80, "tcp", None),
+        (2222, "tcp", ("a.socket", "a.service")),
+    ],
+)
+def test_which_unit_a_socket_is_held_for(port, protocol, units):
+    assert restarter.listening_units(SOCKETS, port, protocol) == units
+
+
+@given(st.text(max_size=300))
+def test_whatever_a_command_prints_is_read_without_an_error(text):
+    restarter.restarts(restarter.properties(text))
+    restarter.listening_units(text, 80, "tcp")
+
+
+@given(st.text(max_size=80))
+def test_no_name_of_a_unit_can_be_an_option_or_two_arguments(name):
+    found = restarter.of_unit(name, None, 0)
+    if found.command is not None:
+        assert found.command == ("systemctl", "stop", name)
+        assert not name.startswith("-")
+        assert not set(name) & set(" \t\n;|&$`'\"/*?")
+
+
+def test_docker_names_the_container_behind_its_proxy(monkeypatch):
+    """Composed: docker is not run here. The relay's own command line has addresses, not the container."""
+    said = {"ps": asked.Done(0, ID), "inspect": asked.Done(0, "/web|always")}
+    monkeypatch.setattr(asked, "run", lambda command, _: said[command[1]])
+    proxy = owner(exe="/usr/bin/docker-proxy", name="docker-proxy", user="root", cgroup="/system.slice/docker.service")
+    found = asked.complete(restarter.of(holder(proxy), "linux", 0), 8080, "tcp")
+    assert (found.kind, found.command, found.restarts) == ("docker", ("docker", "stop", "web"), True)
+    said["ps"] = asked.Done(0, f"{ID}\n{ID}")
+    found = asked.complete(restarter.of(holder(proxy), "linux", 0), 8080, "tcp")
+    assert found.command is None
+    assert "docker ps" in found.advice
+
+
+# --- what is refused -----------------------------------------------------------------------------------------------
+
+
+def refused(one, platform="linux", found=None, **situation):
+    known = {"pid": 5, "ancestors": frozenset((4, 3)), **situation}
+    known["restarters"] = {one.pid: found} if found else {}
+    listing = listening(one)
+    made = plan.make(
+        Holding(SCHEMA, 8080, "tcp", True, (holder(one, sockets=[listing]),), (listing,)), "tcp", True,
+        plan.Situation(platform, **known),
+    )  # fmt: skip
+    return [(r.code, r.lifted_by) for r in made.targets[0].refusals]
+
+
+KNOW, VIA = ("i-know",), ("via-manager",)
+COMMAND = Restarter("systemd", "a.service", ("systemctl", "stop", "a.service"))
+
+
+@pytest.mark.parametrize(
+    ("one", "platform", "expected"),
+    [
+        (owner(), "linux", []),
+        (owner(0), "linux", [("kernel", ())]),
+        (owner(0, name="System Idle Process"), "windows", [("kernel", ())]),
+        (owner(4, name="System"), "windows", [("kernel", ())]),
+        (owner(2, name="kthreadd", exe=None, command_line=()), "linux", [("kernel", ())]),
+        (owner(9, name="nfsd", exe=None, command_line=(), ppid=2), "linux", [("kernel", ())]),
+        (owner(1, name="tini"), "linux", [("protected", KNOW)]),
+        (owner(1, name="launchd"), "macos", [("protected", KNOW)]),
+        (owner(5), "linux", [("self", ())]),
+        (owner(3), "linux", [("ancestor", KNOW)]),
+        (owner(name="x", exe="/usr/sbin/sshd"), "linux", [("protected", KNOW)]),
+        (owner(name="lsass.exe", exe=r"C:\Windows\System32\lsass.exe"), "windows", [("protected", KNOW)]),
+        (owner(name="LSASS.EXE", exe=None), "windows", [("protected", KNOW)]),
+        (owner(name="svchost.exe", exe=None), "windows", [("protected", KNOW)]),
+        (owner(name="lsass.exe"), "linux", []),
+        (owner(4), "macos", [("ancestor", KNOW)]),
+        (owner(started=None), "linux", [("unknown", ())]),
+    ],
+)
+def test_what_is_refused(one, platform, expected):
+    assert refused(one, platform) == expected
+
+
+@pytest.mark.parametrize(
+    ("one", "found", "expected"),
+    [
+        (owner(), COMMAND, [("managed", VIA + KNOW)]),
+        (owner(), Restarter("systemd", "a", ("x",), restarts=False), []),
+        (owner(), Restarter("kubernetes", "a"), [("managed", KNOW)]),
+        (owner(1, name="systemd"), COMMAND, [("managed", VIA)]),
+        (owner(70, name="systemd"), COMMAND, [("managed", VIA)]),
+        (owner(1, name="systemd"), Restarter(restarter.ACTIVATION, ""), [("protected", KNOW), ("managed", KNOW)]),
+        (owner(name="sshd"), COMMAND, [("protected", KNOW), ("managed", VIA + KNOW)]),
+        (
+            owner(exe="/usr/bin/conmon"),
+            Restarter("podman", "a", ("podman", "stop", "a"), restarts=False),
+            [("managed", VIA + KNOW)],
+        ),
+    ],
+)
+def test_what_a_manager_looks_after_is_its_business(one, found, expected):
+    assert refused(one, found=found) == expected
+
+
+def test_what_may_not_be_signalled_may_still_be_stopped_by_its_manager():
+    denied = frozenset((100,))
+    assert refused(owner(), denied=denied) == [("not-permitted", ())]
+    found = Restarter("systemd", "a", ("x",), restarts=False)
+    assert refused(owner(), found=found, denied=denied) == [("not-permitted", VIA)]
+
+
+def test_every_reason_says_what_ends():
+    assert all(len(why) > 10 for table in (protected.UNIX, protected.WINDOWS) for why in table.values())
+    assert all(name == name.lower() for name in protected.WINDOWS)
+
+
+# --- who has it then -----------------------------------------------------------------------------------------------
+
+SHELL, SUPERVISOR, FIRST = owner(50, name="bash"), owner(60, name="loop"), owner(1, name="init")
+
+
+def then(found, *, inodes=frozenset((7,)), **more):
+    """What is said when ``found`` has the port, and a process with pid 10 below a supervisor was to end."""
+    old = holder(owner(10, **more), SUPERVISOR, SHELL, FIRST, sockets=[listening(inode=7)])
+    return successor.judge([found], [Target(old, 0)], inodes)
+
+
+@pytest.mark.parametrize(
+    ("found", "result", "by"),
+    [
+        (holder(owner(10), SUPERVISOR, sockets=[listening(inode=7)]), "still-held", None),
+        (holder(owner(10), SUPERVISOR, sockets=[listening(inode=8)]), "still-held", None),  # it has opened it anew
+        (holder(owner(11), SUPERVISOR, SHELL, sockets=[listening(inode=7)]), "still-held", None),
+        (holder(owner(11), SUPERVISOR, SHELL, sockets=[listening(inode=8)]), "restarted", SUPERVISOR),
+        (holder(owner(11), owner(61), SHELL, sockets=[listening(inode=8)]), "restarted", SHELL),
+        (holder(owner(11, service="a.service"), FIRST, sockets=[listening(inode=8)]), "restarted", None),
+        (holder(owner(11, service="b.service"), FIRST, sockets=[listening(inode=8)]), "taken", None),
+        (holder(owner(11), FIRST, sockets=[listening(inode=8)]), "taken", None),
+        (holder(owner(10, started=NOW.replace(day=3)), FIRST, sockets=[listening(inode=8)]), "taken", None),
+        (holder(owner(11), FIRST, sockets=[listening(inode=8, state="ESTABLISHED")]), "still-held", None),
+        (holder(owner(11), FIRST, sockets=[listening(inode=None)]), "taken", None),
+    ],
+)
+def test_who_has_it_then(found, result, by):
+    assert then(found, service="a.service") == (result, by)
+
+
+def test_without_inodes_nothing_is_inherited():
+    found = holder(owner(11), FIRST, sockets=[listening(inode=None)])
+    assert then(found, inodes=frozenset()).result == "taken"
+
+
+# --- who is in the way ---------------------------------------------------------------------------------------------
+
+
+def made(*sockets, held=True, gaps=()):
+    owners = {o.pid: o for s in sockets for o in s.owners}
+    holders = tuple(holder(o, sockets=[s for s in sockets if o in s.owners]) for o in owners.values())
+    return plan.make(
+        Holding(SCHEMA, 8080, "tcp", True, holders, tuple(sockets), tuple(gaps)), "tcp", held,
+        plan.Situation("linux", 5, frozenset()),
+    )  # fmt: skip
+
+
+SERVER, CHILD, CLIENT = owner(10), owner(11), owner(12)
+
+
+def pids(one):
+    return [t.holder.owner.pid for t in one.targets]
+
+
+def test_who_only_has_a_connection_is_not_in_the_way_of_a_listener():
+    accepted = listening(CHILD, state="ESTABLISHED")
+    assert pids(made(listening(SERVER), accepted)) == [10]
+    alone = made(accepted)
+    assert (pids(alone), [(r.code, r.lifted_by) for r in alone.forbidden()]) == ([11], [("connected", KNOW)])
+    assert pids(made(listening(SERVER, state="TIME_WAIT"), held=False)) == []
+
+
+def test_nobody_visible_is_a_refusal_with_the_remedy():
+    gap = Gap("owner", 1, "owners of 1 socket are not visible to uid 1000", "run with sudo")
+    (refusal,) = made(listening(), gaps=[gap]).refusals
+    assert (refusal.code, refusal.hint) == ("not-visible", "run with sudo")
+    assert "uid 1000" in refusal.why
+    (refusal,) = made().refusals
+    assert refusal.code == "not-found"
+
+
+@pytest.mark.parametrize(
+    ("sockets", "expected"),
+    [
+        ([], EVERYWHERE),
+        ([listening(address="0.0.0.0")], EVERYWHERE[:1]),
+        ([listening(address="::", v6only=True)], EVERYWHERE[1:]),
+        ([listening(address="::", v6only=False)], DUAL),
+        ([listening(address="::", v6only=None)], DUAL),  # a source that cannot tell: the stricter bind
+        ([listening(), listening(), listening(address="::1")], (Endpoint("127.0.0.1"), Endpoint("::1"))),
+        ([listening(address="fe80::1", zone="eth0")], (Endpoint("fe80::1", "eth0"),)),
+        ([listening(), listening(address="10.0.0.1", state="ESTABLISHED")], (Endpoint("127.0.0.1"),)),
+    ],
+)
+def test_the_port_is_bound_where_it_was_held(sockets, expected):
+    assert plan.endpoints(sockets) == expected
+
+
+HERE = Endpoint("127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("names", "free", "noted"),
+    [
+        ([None], True, False),
+        (["EADDRINUSE"], False, False),
+        ([None, "EADDRINUSE"], False, False),
+        (["WSAEADDRINUSE"], False, False),
+        (["WSAEACCES"], False, False),
+        (["EACCES"], True, True),
+        (["EADDRNOTAVAIL", None], True, True),
+        (["EACCES", "EADDRINUSE"], False, False),
+    ],
+)
+def test_what_a_bind_says_of_the_port(names, free, noted):
+    said = judge(Tried(HERE, 80, name and 1, name, name and "bind") for name in names)
+    assert (said.free, said.note is not None) == (free, noted)
+    assert noted or said == Bindable(free)
