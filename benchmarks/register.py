@@ -81,10 +81,10 @@ TARGETS = (
     Target(("large",), JSONL, 200, unit="MB"),
     Target(AS_ROOT, TAKE, 1 / 3, PSUTIL),
     Target(("medium",), TAKE, 0.6, SS),
+    Target(("fds",), SOMEBODY, 0.1, SS_PORT),
     Target(ALL, NOBODY, 0.005),
     Target(("small", "medium"), WHY, 9, BARE),
     Target(("medium",), CAN_HAVE, 0.005),
-    Target(("fds",), SOMEBODY, 0.1, SS_PORT),
 )
 
 
@@ -102,13 +102,7 @@ def measure(repeat: int, patience_s: float) -> dict[str, Any]:
     me = [sys.executable, os.path.abspath(__file__), "--calls", "--repeat", str(repeat), "--patience", str(patience_s)]
     calls = json.loads(subprocess.run(me, check=True, stdout=subprocess.PIPE).stdout)
     busy = contest.others(neighbours.wall_s + calls["wall_s"], neighbours.others_s + calls["others_s"])
-    return {
-        "commands": runs,
-        "calls": calls["runs"],
-        "source": calls["source"],
-        "floor_mb": floor,
-        "others": busy,
-    }
+    return {"commands": runs, "calls": calls["runs"], "source": calls["source"], "floor_mb": floor, "others": busy}
 
 
 def measure_calls(repeat: int, patience_s: float) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def test_the_columns_of_csv_are_the_fields_of_a_socket():
 def test_the_public_names_are_there():
     for name in portbook.__all__:
         assert getattr(portbook, name) is not None
-    assert sorted(portbook.__all__) == sorted(" ".join(portbook._HOMES.values()).split())
+    assert sorted(portbook.__all__) == sorted([*" ".join(portbook._HOMES.values()).split(), *portbook._MODULES])
 
 
 def test_the_version_is_that_of_the_package():

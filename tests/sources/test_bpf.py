@@ -625,6 +625,8 @@ def test_nobody_is_asked_about_a_port_that_is_free(own_network, monkeypatch):
         port = free.getsockname()[1]
     monkeypatch.setattr(bpf_calls, "read_files", lambda *_: pytest.fail("files were read"))
     assert not who(port, source="bpf").held
+    listing = take(f"port:{port}", source="bpf")
+    assert (listing.sockets, listing.listeners_elsewhere) == ((), None)
 
 
 @pytest.mark.usefixtures("works")

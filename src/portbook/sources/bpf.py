@@ -27,9 +27,7 @@ from portbook.sources.base import Elsewhere, Reading, Source, Wanted
 from portbook.sources.sockdiag import AF, FAMILY, LINK_LOCAL, TCP_STATES, UDP_STATES, Addresses
 from portbook.sources.socket_record import FOR_IPV6_ONLY, FORMAT, OF_MPTCP
 
-if (
-    TYPE_CHECKING
-):  # what reads is imported when it is known that we may: this module is loaded before every other source
+if TYPE_CHECKING:  # what reads is imported when it is known that we may: this module is loaded before the others
     from portbook.sources import fileless
     from portbook.sources.fileless import Inside, Seen
     from portbook.sources.socket_program import Choice
@@ -45,14 +43,14 @@ NEGATIVE = 1 << 31  # of 32 bits: a queue that TCP computes may be below zero wh
 class Raw(NamedTuple):
     """What the program wrote, and what sock_diag added."""
 
-    records: bytes
+    records: bytes | None  # None: no file had to be looked at
     netns: int  # ours
     everywhere: bool  # whether other namespaces were asked for
     inside: Mapping[int, Inside] = {}
     gaps: tuple[Gap, ...] = ()
 
 
-Both = tuple[bytes, "dict[int, Seen]", "fileless.Answers"]  # records, what they show, what sock_diag says
+Both = tuple[bytes | None, "dict[int, Seen]", "fileless.Answers"]  # records, what they show, what sock_diag says
 
 
 # --- whether it can ------------------------------------------------------------------------------------------------
@@ -117,8 +115,8 @@ def read(wanted: Wanted) -> Raw:
     run = partial(bpf_calls.read_files, *program)
     own = namespaces.own() or 0
     if wanted.pids is not None:  # what nobody holds is not theirs
-        records = run(wanted.pids if len(wanted.pids) <= MOST_PIDS else None)
-        return Raw(records, own, wanted.everywhere, {own: fileless.nothing()})
+        of_them = run(wanted.pids if len(wanted.pids) <= MOST_PIDS else None)
+        return Raw(of_them, own, wanted.everywhere, {own: fileless.nothing()})
     read_both = _files_first if fileless.is_whole(wanted) else _tables_first
     records, seen, answers = read_both(wanted, own, run)
     return Raw(records, own, wanted.everywhere, *fileless.sort_out(answers, seen if wanted.everywhere else ()))
@@ -142,8 +140,8 @@ def _tables_first(wanted: Wanted, own: int, run: Callable[[], bytes]) -> Both:
     from portbook.sources import fileless
 
     answers = fileless.ask(wanted, own)
-    if wanted.ports and wanted.everywhere and sockdiag.shows_bound() and not fileless.have_files(answers):
-        return b"", {}, answers
+    if wanted.ports and sockdiag.shows_bound() and not fileless.have_files(answers):
+        return None, {}, answers
     records = run()
     seen, known, named = fileless.look_through(records)
     if fileless.have_files(answers, known | named):  # closed meanwhile, or nobody has it
@@ -176,7 +174,7 @@ def parse(raw: Raw) -> Reading:
     try:
         rows, above, elsewhere = _rows(raw)
     except (struct.error, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise SourceGarbled(f"bpf: {len(raw.records)} bytes of records: {error}") from error
+        raise SourceGarbled(f"bpf: {len(raw.records or b'')} bytes of records: {error}") from error
     gaps = list(raw.gaps)
     added: list[Socket] = []
     for dump in (dump for inside in raw.inside.values() for dump in inside.dumps):
@@ -185,11 +183,10 @@ def parse(raw: Raw) -> Reading:
         gaps += reading.gaps
     added = list({s.inode or -i: s for i, s in enumerate(added, 1)}.values())  # a table may show one twice
     added = [replace(s, owners=above[s.inode].owners) if s.inode in above else s for s in added] if above else added
-    if not any(
-        inside.dumps for inside in raw.inside.values()
-    ):  # the sockets below were not asked for: then it is shown
+    if not any(inside.dumps for inside in raw.inside.values()):  # no sockets below were asked for: then it is shown
         added += [s for s in above.values() if s.state == "LISTEN"]
-    return Reading(_once(list(rows.values()), added), gaps, None if raw.everywhere else elsewhere)
+    told = None if raw.everywhere or raw.records is None else elsewhere
+    return Reading(_once(list(rows.values()), added), gaps, told)
 
 
 def _once(rows: list[Socket], added: list[Socket]) -> list[Socket]:
@@ -237,7 +234,7 @@ def _rows(raw: Raw) -> tuple[dict[int, Socket], dict[int, Socket], Elsewhere]:
     own, everywhere = raw.netns, raw.everywhere
     # fmt: off
     for (inode, cookie, cgroup, source, destination, pid, _fd, netns, uid, received, sent, interface, _pending,
-         port, dport, family, number, state_number, flags) in FORMAT.iter_unpack(raw.records):
+         port, dport, family, number, state_number, flags) in FORMAT.iter_unpack(raw.records or b""):
         # fmt: on
         owner = pid << 1 | flags >> 1 & 1
         if inode in rows:
