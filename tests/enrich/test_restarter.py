@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from portbook.enrich import restarter
+from portbook.enrich.users import user_name
 from portbook.records import Holder, Owner
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -89,7 +90,7 @@ CONMON = ("/usr/bin/conmon", "--api-version", "1", "-c", ID, "-n", "web")
     ],
 )
 def test_conmon_is_believed_when_it_is_roots(more, command):
-    known = {"exe": "/usr/bin/conmon", "name": "conmon", "user": "root", "command_line": CONMON}
+    known = {"exe": "/usr/bin/conmon", "name": "conmon", "user": user_name(0), "command_line": CONMON}
     found = looked_after(holder(owner(**{**known, **more})), "linux", ROOT_UID)
     assert (found.command if found else None) == command
 
