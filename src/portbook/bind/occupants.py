@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from portbook.bind.evidence import Asked
+from portbook.bind.evidence import Asked, Evidence
 from portbook.enrich import process
 from portbook.enrich.restarter import Restarter
 from portbook.errors import SourceError
@@ -13,6 +13,23 @@ from portbook.records import Gap, Owner, Socket
 from portbook.sources import PLATFORM
 
 MOST_OWNERS = 8  # whose parents are looked up
+
+
+def evidence(asked: Asked) -> Evidence:
+    """The evidence so far; what only one system has is added by its ``gather``."""
+    sockets, gaps = on_port(asked)
+    parents = parents_of(sockets)
+    return Evidence(
+        PLATFORM,
+        asked.port,
+        asked.protocol,
+        asked.endpoints,
+        asked.options,
+        sockets=sockets,
+        parents=parents,
+        restarters=restarters_of(sockets, parents),
+        gaps=tuple(gaps),
+    )
 
 
 def on_port(asked: Asked) -> tuple[tuple[Socket, ...], list[Gap]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from msgspec.structs import replace
+
 from portbook.bind import ephemeral, occupants
 from portbook.bind.attempt import MAPPED, Endpoint
 from portbook.bind.evidence import Asked, Caller, Evidence, Link, LocalAddress, NatRule, Publication
@@ -15,24 +17,17 @@ WILDCARDS = frozenset(("0.0.0.0", "::"))  # noqa: S104  compared
 
 def gather(asked: Asked) -> Evidence:
     """Fill the evidence. A free port costs one question about its sockets and a handful of small files."""
-    sockets, gaps = occupants.on_port(asked)
+    found = occupants.evidence(asked)
+    sockets, gaps = found.sockets, list(found.gaps)
     caller = sysctl.read_caller()
     settings = sysctl.parse(sysctl.read())
     automatic = ephemeral.take()
     specific = [e for e in asked.endpoints if e.address not in WILDCARDS]
     addresses = _addresses(gaps) if sockets or specific else None
     nat, publications = _nat(asked, caller, gaps)
-    parents = occupants.parents_of(sockets)
-    return Evidence(
-        platform="linux",
-        port=asked.port,
-        protocol=asked.protocol,
-        endpoints=asked.endpoints,
-        options=asked.options,
+    return replace(
+        found,
         caller=caller,
-        sockets=sockets,
-        parents=parents,
-        restarters=occupants.restarters_of(sockets, parents),
         activated=_activated(sockets),
         privileged_below=settings.privileged_below,
         ephemeral=(automatic.low, automatic.high),

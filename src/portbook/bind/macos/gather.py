@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import os
 
+from msgspec.structs import replace
+
 from portbook.bind import ephemeral, occupants
 from portbook.bind.evidence import Asked, Caller, Evidence
 
 
 def gather(asked: Asked) -> Evidence:
     """Fill the evidence."""
-    sockets, gaps = occupants.on_port(asked)
+    found = occupants.evidence(asked)
     automatic = ephemeral.take()
-    parents = occupants.parents_of(sockets)
-    return Evidence(
-        platform="macos",
-        port=asked.port,
-        protocol=asked.protocol,
-        endpoints=asked.endpoints,
-        options=asked.options,
+    return replace(
+        found,
         caller=Caller(os.geteuid() if hasattr(os, "geteuid") else None),
-        sockets=sockets,
-        parents=parents,
-        restarters=occupants.restarters_of(sockets, parents),
         ephemeral=(automatic.low, automatic.high),
         reserved=automatic.reserved,
-        gaps=(*gaps, *automatic.gaps, *automatic.reserved_gaps),
+        gaps=(*found.gaps, *automatic.gaps, *automatic.reserved_gaps),
     )

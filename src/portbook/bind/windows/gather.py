@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from portbook.bind import occupants
-from portbook.bind.evidence import Asked, Caller, Evidence, HttpQueue
+from portbook.bind.evidence import Asked, Evidence, HttpQueue
 from portbook.bind.windows.httpsys import SYSTEM_PID, queues_of
 from portbook.bind.windows.reservations import Reservations, take
 from portbook.records import FAMILIES, Owner, Socket
@@ -11,25 +13,16 @@ from portbook.records import FAMILIES, Owner, Socket
 
 def gather(asked: Asked) -> Evidence:
     """Fill the evidence."""
-    sockets, gaps = occupants.on_port(asked)
-    kept = read_reservations(asked, sockets)
-    parents = occupants.parents_of(sockets)
-    return Evidence(
-        platform="windows",
-        port=asked.port,
-        protocol=asked.protocol,
-        endpoints=asked.endpoints,
-        options=asked.options,
-        caller=Caller(),
-        sockets=sockets,
-        parents=parents,
-        restarters=occupants.restarters_of(sockets, parents),
+    found = occupants.evidence(asked)
+    kept = read_reservations(asked, found.sockets)
+    return replace(
+        found,
         excluded=kept.excluded or (),
         dynamic=kept.dynamic or (),
         proxies=kept.proxies or (),
         queues=kept.queues or (),
         behind=_behind(kept.queues or (), asked.port),
-        gaps=(*gaps, *kept.gaps),
+        gaps=(*found.gaps, *kept.gaps),
     )
 
 
