@@ -11,14 +11,17 @@ import click
 import pytest
 
 from portbook import errors, query, records, resilience, sources
-from portbook.bind.findings import CODES, Finding
-from portbook.bind.judge import Verdict
 from portbook.cli import COMMANDS, portbook
-from portbook.enrich import restarter
-from portbook.probe import asked, datagrams, error_queue, outcome, tcp, udp
+from portbook.managers import supervisor as restarter
+from portbook.probe import error_queue, outcome, tcp
 from portbook.probe.outcome import Answer, Evidence
+from portbook.scanner.udp import engine as udp
+from portbook.scanner.udp import state as asked
+from portbook.scanner.udp import wire as datagrams
 from portbook.stop import outcome as stop_outcome
 from portbook.stop import protected
+from portbook.verdict.findings import CODES, Finding
+from portbook.verdict.judge import Verdict
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

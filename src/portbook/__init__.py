@@ -12,13 +12,10 @@ __version__ = "0.1.0"
 TYPE_CHECKING = False  # type checkers know the name; importing typing would double the time of "portbook --version"
 
 if TYPE_CHECKING:
-    from portbook import reach
-    from portbook.bind.findings import Finding
     from portbook.bind.free import Free, free
     from portbook.bind.handover import inherited
-    from portbook.bind.judge import Verdict
     from portbook.bind.lease import Lease, lease
-    from portbook.bind.why import why
+    from portbook.dialing import Dial, dial, dial_async
     from portbook.errors import (
         LeaseError,
         PortbookError,
@@ -36,20 +33,20 @@ if TYPE_CHECKING:
     from portbook.probe.outcome import Answer
     from portbook.probe.request import Limits
     from portbook.query import Query, parse
-    from portbook.reach import Dial, dial, dial_async
     from portbook.records import Gap, Holder, Holding, Listing, Owner, Socket
-    from portbook.scan import Package
-
-    scan: Package  # to call
+    from portbook.scanner.run import Scan, scan
+    from portbook.verdict.findings import Finding
+    from portbook.verdict.judge import Verdict
+    from portbook.verdict.why import why
 
 # Where each public name lives; it is imported when first used, so that "portbook --version" need not import it all.
 _HOMES = {
     "bind.free": "Free free",
     "bind.handover": "inherited",
     "bind.lease": "Lease lease",
-    "bind.findings": "Finding",
-    "bind.judge": "Verdict",
-    "bind.why": "why",
+    "verdict.findings": "Finding",
+    "verdict.judge": "Verdict",
+    "verdict.why": "why",
     "errors": "PortbookError UsageError SourceError SourceMissing SourceDenied SourceGarbled SourceTimeout "
     "StoreError RemoteError LeaseError",
     "holding": "who",
@@ -57,11 +54,10 @@ _HOMES = {
     "probe.outcome": "Answer",
     "probe.request": "Limits",
     "query": "Query parse",
-    "reach": "Dial dial dial_async",
+    "dialing": "Dial dial dial_async",
+    "scanner.run": "Scan scan",
     "records": "Gap Holder Holding Listing Owner Socket",
 }
-
-_MODULES = ("reach", "scan")  # which are public themselves; scan can be called
 
 __all__ = [
     "Answer",
@@ -79,6 +75,7 @@ __all__ = [
     "PortbookError",
     "Query",
     "RemoteError",
+    "Scan",
     "Socket",
     "SourceDenied",
     "SourceError",
@@ -95,7 +92,6 @@ __all__ = [
     "lease",
     "listeners",
     "parse",
-    "reach",
     "scan",
     "take",
     "who",
@@ -106,8 +102,6 @@ __all__ = [
 def __getattr__(name: str) -> object:
     from importlib import import_module
 
-    if name in _MODULES:
-        return import_module(f"portbook.{name}")
     for module, names in _HOMES.items():
         if name in names.split():
             value = getattr(import_module(f"portbook.{module}"), name)

@@ -10,7 +10,7 @@ from portbook import inventory, query
 from portbook.enrich import owners, process
 from portbook.query import LISTENING, Query, Term
 from portbook.records import SCHEMA, Holder, Holding, Protocol, Socket
-from portbook.sources import namespaces
+from portbook.system import namespaces
 
 PASSED = frozenset(("TIME_WAIT",))  # nobody holds the port any more: RFC 9293 section 3.6.1
 

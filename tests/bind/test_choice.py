@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portbook.bind import choice, ephemeral
-from portbook.bind.ephemeral import Ephemeral
+from portbook.bind import choice
 from portbook.enrich.names import service_name
 from portbook.errors import UsageError
-from portbook.scan import ports
+from portbook.netconfig import ephemeral
+from portbook.netconfig.ephemeral import Ephemeral
+from portbook.scanner import ports
 
 
 @given(st.lists(st.integers(1, 65535), unique=True, max_size=300))

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from portbook.bind import ephemeral
 from portbook.bind.free import Free, free
 from portbook.errors import PortbookError, UsageError
+from portbook.netconfig import ephemeral
 from tests import netlab
 from tests.bind.sockets import forget_ipv6, nothing_left_open, only_descriptors, opened, refusal
 

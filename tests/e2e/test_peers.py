@@ -18,7 +18,7 @@ import pytest
 
 from tests import netlab
 from tests.components import need
-from tests.probe.test_udp import Responder
+from tests.scanner.udp.test_engine import Responder
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="network namespaces are Linux's")
 

@@ -23,10 +23,10 @@ from xml.etree import ElementTree
 import pytest
 
 from portbook.cli.progress import in_words
-from portbook.cli.replace import real_path
 from portbook.cli.scan import command as scan_command
 from portbook.cli.survey import Interrupt
 from portbook.errors import StoreError
+from portbook.system.files import real_path
 from tests.components import need
 from tests.e2e.terminal import ENVIRONMENT, assert_complaint, shown, without_colour
 
@@ -565,5 +565,5 @@ def test_without_a_terminal_nothing_heavy_is_imported(ports):
     )  # fmt: skip
     assert done.returncode == 0
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "|" in line}
-    assert "portbook.scan.run" in imported
+    assert "portbook.scanner.run" in imported
     assert not {name for name in imported if name.partition(".")[0] in ("rich", "asyncio", "psutil", "xml")}

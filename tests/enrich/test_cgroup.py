@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from portbook.enrich import cgroup
-from portbook.enrich.service.systemd import unit_of
+from portbook.managers.systemd import unit_of
 from portbook.sources import sockdiag
 from portbook.sources.base import Wanted
 from tests.components import need

@@ -9,7 +9,7 @@ import pytest
 
 from portbook.enrich import namespaces
 from portbook.records import Owner, Socket
-from portbook.sources import namespaces as system
+from portbook.system import namespaces as system
 from tests.components import need
 
 OURS, WEB, POD, BARE = 4026531833, 4026532000, 4026532001, 4026532002

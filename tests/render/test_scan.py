@@ -23,7 +23,7 @@ from portbook.render import nmap_xml, scan
 from portbook.render.nmap_xml import MANY, NmapXml
 from portbook.render.scan import FEW, MOST_KINDS, ranges
 from portbook.render.text import Style
-from portbook.scan.report import Report, SelfCheck
+from portbook.scanner.report import Report, SelfCheck
 from tests.components import need
 
 SYN_ACK, RST = Evidence("syn-ack"), Evidence("rst", 111, "ECONNREFUSED")

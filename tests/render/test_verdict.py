@@ -7,11 +7,11 @@ import re
 import pytest
 
 from portbook.bind.attempt import Endpoint, Options, Tried
-from portbook.bind.evidence import Evidence
-from portbook.bind.judge import judge
 from portbook.records import Owner, Socket
 from portbook.render import verdict as render
 from portbook.render.text import Style
+from portbook.verdict.evidence import Evidence
+from portbook.verdict.judge import judge
 
 IN_USE = [Tried(Endpoint("0.0.0.0"), 80, 98, "EADDRINUSE", "bind"), Tried(Endpoint("::"), 80)]
 EVIL = Owner(7, "x\n\x1b[2J\u202e", command_line=("a\rb",))

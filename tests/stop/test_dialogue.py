@@ -124,7 +124,7 @@ def test_the_manager_s_command_is_what_is_asked_about(start):
     """What would be run stands in the question."""
     from msgspec.structs import replace
 
-    from portbook.enrich.restarter import Restarter
+    from portbook.managers.supervisor import Restarter
     from portbook.render.stop import question
     from portbook.stop.run import look
 

@@ -11,7 +11,7 @@ import pytest
 from portbook.stop.run import carry_out, look
 from tests.components import need
 from tests.conftest import unheld_port
-from tests.enrich.test_podman import IMAGE, LIMITS, NAME, image, podman, run
+from tests.managers.test_podman import IMAGE, LIMITS, NAME, image, podman, run
 from tests.stop.conftest import answers, portbook, runs, until
 
 __all__ = ["IMAGE", "image", "run"]  # fixtures
@@ -46,7 +46,7 @@ def test_a_container_that_podman_leaves_alone_is_ended_as_anything_else(run):
 
 def test_without_podman_where_it_belongs_nothing_is_run(run, monkeypatch, tmp_path):
     """A program of that name elsewhere is not the system's."""
-    from portbook.enrich import program
+    from portbook.system import program
 
     running = run("--network", "host", "--restart", "always")
     monkeypatch.setattr(program, "PLACES", (str(tmp_path),))

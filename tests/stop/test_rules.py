@@ -7,13 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from portbook.bind.attempt import DUAL, EVERYWHERE, Endpoint, Tried
-from portbook.enrich import restarter
-from portbook.enrich.restarter import Restarter
+from portbook.managers import control as asked
+from portbook.managers import supervisor as restarter
+from portbook.managers.supervisor import Restarter
 from portbook.records import SCHEMA, Gap, Holding, Socket
-from portbook.stop import aftermath, asked, plan, protected
+from portbook.stop import aftermath, plan, protected
 from portbook.stop.freed import Bindable, judge
 from portbook.stop.outcome import Target
-from tests.enrich.test_restarter import ID, NOW, holder, looked_after, owner
+from tests.managers.test_supervisor import ID, NOW, holder, looked_after, owner
 
 
 def listening(*owners, address="127.0.0.1", state="LISTEN", **more):

@@ -1,4 +1,4 @@
-"""The TCP engine on Windows: the Proactor loop and its error numbers. All else is in tests/scan/test_engine.py."""
+"""The TCP engine on Windows: the Proactor loop and its error numbers. The rest: tests/scanner/tcp/test_engine.py."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 from portbook.probe import tcp
 from portbook.probe.initial_rto import refuse_at_once
 from portbook.probe.request import Event, Limits, Probe, Tally
-from portbook.scan import engine
-from portbook.scan.engine import scan_tcp
-from portbook.scan.proactor import Proactor
+from portbook.scanner.tcp import engine
+from portbook.scanner.tcp.engine import scan_tcp
+from portbook.scanner.tcp.proactor import Proactor
 from tests.listeners import deaf, listening, refusing
-from tests.scan.test_engine import of, scanned
+from tests.scanner.tcp.test_engine import of, scanned
 from tests.windows.conftest import WINE
 
 CONNECTION_REFUSED = (1225, 10061)  # winerror.h: from a completion port, from a call

@@ -12,10 +12,10 @@ import threading
 import pytest
 
 import portbook
-from portbook.bind import ephemeral
 from portbook.bind.free import free
 from portbook.bind.lease import lease
 from portbook.errors import LeaseError
+from portbook.netconfig import ephemeral
 
 START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from portbook.__main__ import main; sys.exit(main())"
 SRC = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..", "src"))

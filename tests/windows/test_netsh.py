@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from portbook import why
-from portbook.bind.evidence import DynamicRange, PortProxy
-from portbook.bind.windows import httpsys, netsh, portproxy, reservations
 from portbook.errors import SourceDenied, SourceError, SourceGarbled, SourceMissing, SourceTimeout
-from tests.bind.windows import test_httpsys
-from tests.bind.windows.test_netsh import DATA, DYNAMIC, EXCLUDED, shown
+from portbook.netconfig.facts import DynamicRange, PortProxy
+from portbook.netconfig.windows import httpsys, netsh, portproxy, reservations
+from tests.netconfig.windows import test_httpsys
+from tests.netconfig.windows.test_netsh import DATA, DYNAMIC, EXCLUDED, shown
 from tests.windows.conftest import WINE
 
 if sys.platform == "win32":

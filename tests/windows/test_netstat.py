@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from portbook.errors import SourceError, SourceGarbled, SourceMissing, SourceTimeout
-from portbook.sources import console, netstat
+from portbook.sources import netstat
 from portbook.sources.base import Wanted
+from portbook.system import console
 from tests.sources.test_netstat import DATA, EXPECTED, SAMPLES
 from tests.windows.conftest import WINE
 

@@ -12,11 +12,13 @@ import time
 import pytest
 from msgspec.structs import replace
 
-from portbook.enrich import process, program, restarter
+from portbook.enrich import process
+from portbook.managers import control as asked
+from portbook.managers import supervisor as restarter
 from portbook.records import Owner
-from portbook.stop import asked
 from portbook.stop.handle import hold, is_same, windows
 from portbook.stop.run import carry_out, look
+from portbook.system import program
 from tests.windows.conftest import WINE, lacks
 from tests.windows.test_process import DENYING
 

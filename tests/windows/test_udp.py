@@ -10,11 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from portbook.probe import datagrams
-from portbook.probe.asked import PROVEN
 from portbook.probe.outcome import Answer
 from portbook.probe.request import Limits, Probe, Tally
-from portbook.probe.udp import scan_udp
+from portbook.scanner.udp import wire as datagrams
+from portbook.scanner.udp.engine import scan_udp
+from portbook.scanner.udp.state import PROVEN
 
 ADDRESSES = pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 QUICK = Limits(timeout_s=0.5)

@@ -14,10 +14,10 @@ import sys
 import pytest
 
 from portbook import UsageError, why
-from portbook.bind.evidence import DynamicRange, ExcludedRange, HttpQueue
-from portbook.bind.windows import gather
-from portbook.bind.windows.reservations import Reservations
-from tests.bind.verdicts import codes, finding
+from portbook.netconfig.facts import DynamicRange, ExcludedRange, HttpQueue
+from portbook.netconfig.windows.reservations import Reservations
+from portbook.verdict import windows as gather
+from tests.verdict.verdicts import codes, finding
 from tests.windows.test_iphlpapi import touch
 
 NOTHING_KEPT = Reservations((), (), (), (), ())

@@ -16,16 +16,16 @@ from pathlib import Path
 import pytest
 
 from tests.components import need
-from tests.test_reach import MADE_BEFORE, make_certificate
+from tests.test_dialing import MADE_BEFORE, make_certificate
 
 ROOT = Path(__file__).parents[2]
 LAB = Path(os.environ.get("PORTBOOK_WINLAB") or ROOT / ".winlab")
 # The pure halves too: what is parsed must not depend on the platform.
 EVERYWHERE = [f"tests/sources/test_{name}.py" for name in ("iphlpapi", "netstat", "psutil_")]
-EVERYWHERE += [f"tests/bind/windows/test_{name}.py" for name in ("netsh", "httpsys", "portproxy")]
-EVERYWHERE += ["tests/scan/test_engine.py", "tests/test_reach.py"]
-EVERYWHERE += ["tests/bind/test_choice.py", "tests/bind/test_endpoints.py"]
-EVERYWHERE += [f"tests/bind/test_{name}.py" for name in ("judge", "relay", "rules")]
+EVERYWHERE += [f"tests/netconfig/windows/test_{name}.py" for name in ("netsh", "httpsys", "portproxy")]
+EVERYWHERE += ["tests/scanner/tcp/test_engine.py", "tests/test_dialing.py"]
+EVERYWHERE += ["tests/bind/test_choice.py", "tests/bind/test_endpoints.py", "tests/managers/test_relay.py"]
+EVERYWHERE += [f"tests/verdict/test_{name}.py" for name in ("judge", "rules")]
 LIMIT_S = 240
 REPLAYED = ("netstat", "tasklist", "netsh")
 # What winrun and winns say when the tests were not run to their end.

@@ -17,13 +17,13 @@ from contextlib import ExitStack
 
 from msgspec import Struct
 
+from portbook.addresses import MAPPED_PREFIX
 from portbook.records import Protocol
 from portbook.resilience import Fault, classify
 
 WINDOWS = sys.platform == "win32"
 BACKLOG = 128
 TYPES: dict[Protocol, socket.SocketKind] = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
-MAPPED = "::ffff:"  # addresses of IPv4 as IPv6 writes them: RFC 4291 section 2.5.5.2
 # What an address family answers that this machine does not have, or has switched off (net.ipv6.conf.all.disable_ipv6
 # and no ::1). For one of several addresses that is no obstacle: a server goes without it.
 NO_FAMILY = frozenset(("EAFNOSUPPORT", "EADDRNOTAVAIL"))
@@ -140,7 +140,9 @@ def _absent(tried: Tried) -> bool:
 
 def _set(sock: socket.socket, endpoint: Endpoint, options: Options) -> None:
     if endpoint.family == socket.AF_INET6:
-        alone = not endpoint.dual and not endpoint.address.startswith(MAPPED)  # with it those cannot be bound: ipv6(7)
+        alone = not endpoint.dual and not endpoint.address.startswith(
+            MAPPED_PREFIX
+        )  # with it those cannot be bound: ipv6(7)
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(alone))
     reuse = options.reuse_address
     if sys.platform == "win32" and not reuse:

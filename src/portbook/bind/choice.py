@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from random import SystemRandom
 from typing import Literal, NamedTuple
 
-from portbook.bind import ephemeral
 from portbook.enrich import names
 from portbook.errors import UsageError
+from portbook.netconfig import ephemeral
 from portbook.records import PROTOCOLS, Gap
 
 # Below are the system ports of RFC 6335 section 6, which Unix keeps for root.

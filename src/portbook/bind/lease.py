@@ -24,10 +24,11 @@ from contextlib import ExitStack
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from portbook.bind import choice, endpoints, ephemeral, handover
+from portbook.bind import choice, endpoints, handover
 from portbook.bind.attempt import EVERYWHERE, NO_FAMILY, BindError, Endpoint, Options, bind
 from portbook.bind.free import check
 from portbook.errors import LeaseError, PortbookError, UsageError
+from portbook.netconfig import ephemeral
 from portbook.records import Protocol
 
 if TYPE_CHECKING:

@@ -28,15 +28,15 @@ def command(targets: tuple[str, ...], timeout: float, retries: int, times: int, 
       portbook dial example.org:443 --tls
       portbook dial '[::1]:8080' --count 20 --json
     """
-    from portbook import reach
-    from portbook.render import reach as render
+    from portbook import dialing
+    from portbook.render import dial as render
     from portbook.render.text import style_of
 
     for target in targets:
-        reach.parse_target(target)  # what makes no sense is said before anything is dialed
+        dialing.parse_target(target)  # what makes no sense is said before anything is dialed
     every = True
     for target in targets:
-        found = reach.dial(target, timeout_s=timeout, retries=retries, times=times, tls=tls)
+        found = dialing.dial(target, timeout_s=timeout, retries=retries, times=times, tls=tls)
         every = every and found.open
         if as_json:
             output.write_bytes(render.json([found]))

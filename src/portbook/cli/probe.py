@@ -11,7 +11,7 @@ from portbook.cli import progress, survey
 from portbook.probe.outcome import Answer, in_words
 
 if TYPE_CHECKING:
-    from portbook.scan.report import Report
+    from portbook.scanner.report import Report
 
 
 @click.command("probe")
@@ -37,7 +37,7 @@ def command(
       portbook probe printer.local 1-1024 --open --deadline 60
       portbook probe fe80::1%eth0 53 --json
     """
-    from portbook.scan.run import scan
+    from portbook.scanner.run import scan
 
     limits = survey.limits(timeout, retries, rate, concurrency, deadline)
     meter = progress.meter(streams_rows=form is not None)

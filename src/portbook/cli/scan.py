@@ -15,8 +15,8 @@ from portbook.errors import UsageError
 from portbook.probe.outcome import Answer
 
 if TYPE_CHECKING:
-    from portbook.scan.report import Report
-    from portbook.scan.run import Scan
+    from portbook.scanner.report import Report
+    from portbook.scanner.run import Scan
 
 NOTHING = "nothing"  # to write, but the XML
 
@@ -53,7 +53,7 @@ def command(
       portbook scan 192.168.1.0/24 -p @web,22 --jsonl
       portbook scan 10.0.0.1-20 --udp --nmap-xml udp.xml
     """
-    from portbook.scan.run import scan
+    from portbook.scanner.run import scan
 
     if xml_path == "-":
         if form is not None:
@@ -78,8 +78,8 @@ def command(
 def _with_xml(answers: Iterator[Answer], running: Scan, path: str, stack: ExitStack) -> Iterator[Answer]:
     from datetime import UTC, datetime
 
-    from portbook.cli.replace import new_file
     from portbook.render.nmap_xml import NmapXml, add_all
+    from portbook.system.files import new_file
 
     write = sys.stdout.buffer.write if path == "-" else stack.enter_context(new_file(path)).write
     xml = NmapXml(write, running.protocol, running.ports, _arguments(), datetime.now(UTC))

@@ -18,8 +18,8 @@ from portbook.probe.outcome import Answer
 from portbook.probe.request import Limits
 
 if TYPE_CHECKING:
-    from portbook.scan.report import Report
-    from portbook.scan.run import Scan
+    from portbook.scanner.report import Report
+    from portbook.scanner.run import Scan
 
 INTERRUPTED = 130  # as a run that Ctrl-C ends anywhere else; what is known by then is shown all the same
 FORMATS = {

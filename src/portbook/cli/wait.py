@@ -30,13 +30,13 @@ def command(ctx: click.Context, targets: tuple[str, ...], timeout: float, free: 
       portbook wait --free 8080 --timeout 10
       portbook wait --udp ns.example.org:53
     """
-    from portbook import reach
+    from portbook.waiting import wait_for
 
     arguments = successor.arguments(ctx)
     path = successor.executable(arguments[0]) if arguments else None  # what cannot be run is said before the wait
     protocol: Protocol = "udp" if udp else "tcp"
     ready = [(target, _free(target, protocol) if free else _answers(target, protocol)) for target in targets]
-    missing = reach.wait_for(ready, timeout, _progress(len(ready)))
+    missing = wait_for(ready, timeout, _progress(len(ready)))
     if missing:
         what = "still held" if free else "no answer from"
         sys.stderr.write(f"portbook: after {timeout:g} s {what} {', '.join(missing)}\n")
@@ -45,20 +45,20 @@ def command(ctx: click.Context, targets: tuple[str, ...], timeout: float, free: 
 
 
 def _answers(target: str, protocol: Protocol) -> Ready:
-    from portbook import reach
+    from portbook import dialing
 
-    asked = reach.parse_target(target)
+    asked = dialing.parse_target(target)
     if protocol == "tcp":
-        return lambda left_s: reach.dial(target, timeout_s=min(left_s, reach.TIMEOUT_S), lookup_s=left_s).open
+        return lambda left_s: dialing.dial(target, timeout_s=min(left_s, dialing.TIMEOUT_S), lookup_s=left_s).open
     return lambda left_s: _answers_udp(asked.host, asked.port, left_s)
 
 
 def _answers_udp(host: str, port: int, left_s: float) -> bool:
     """Whether any address answers; each is asked twice, since the second time everything that fits the port is."""
+    from portbook.dialing import TIMEOUT_S
     from portbook.probe.request import Limits, Probe
-    from portbook.probe.udp import scan_udp
-    from portbook.reach import TIMEOUT_S
-    from portbook.scan.resolve import resolve
+    from portbook.probe.resolve import resolve
+    from portbook.scanner.udp.engine import scan_udp
 
     (resolved,) = resolve([host], left_s)
     probes = [Probe(host, place.address, port, place.zone) for place in resolved.places]

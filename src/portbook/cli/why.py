@@ -35,8 +35,8 @@ def command(
       portbook why 53/udp --address 127.0.0.1
       portbook why 8080 --dual --json
     """
-    from portbook.bind.why import why
     from portbook.render import verdict as render
+    from portbook.verdict.why import why
 
     number, protocol = read_port(port)
     answer = why(

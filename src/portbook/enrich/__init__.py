@@ -15,6 +15,7 @@ Enricher = Callable[[list[Owner]], tuple[list[Owner], list[Gap]]]
 
 def enrichers() -> tuple[Enricher, ...]:
     """The enrichers of this machine, in the order they run; each may use what earlier ones found."""
-    from portbook.enrich import container, process, service
+    from portbook.enrich import process, service
+    from portbook.managers import container
 
     return (process.enrich, service.enrich, container.enrich)

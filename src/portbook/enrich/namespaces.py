@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from portbook.records import Owner, Socket
-from portbook.sources import namespaces
+from portbook.system import namespaces
 
 
 def names(sockets: Sequence[Socket], owners: Sequence[tuple[Owner, ...]]) -> dict[int | None, str]:

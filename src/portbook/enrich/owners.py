@@ -11,8 +11,8 @@ from msgspec.structs import replace
 
 from portbook.enrich import enrichers, namespaces
 from portbook.enrich.names import service_name
-from portbook.enrich.users import user_name
 from portbook.records import Gap, Owner, Socket
+from portbook.system.users import user_name
 
 if TYPE_CHECKING:
     from portbook.enrich.descriptors import Search
@@ -187,8 +187,9 @@ def _named_by_creator(sockets: list[Socket], bereft: list[Socket]) -> tuple[list
     ids = {s.cgroup_id for s in bereft if s.cgroup_id}
     if not ids:
         return sockets, []
-    from portbook.enrich import cgroup, container
-    from portbook.enrich.service.systemd import unit_of
+    from portbook.enrich import cgroup
+    from portbook.managers import container
+    from portbook.managers.systemd import unit_of
 
     paths = cgroup.paths_by_id(ids)
     labels, gaps = container.labels(paths.values())

@@ -15,8 +15,8 @@ from time import asctime, localtime
 from portbook.enrich.names import service_name
 from portbook.probe.outcome import Answer, Evidence, Outcome
 from portbook.render.scan import ranges
-from portbook.scan.report import Report
-from portbook.scan.targets import is_name
+from portbook.scanner.report import Report
+from portbook.scanner.targets import is_name
 
 MANY = 25  # ports of one state and reason that are written together from here on
 MOST_HELD = 1024  # hosts, until the older half is written

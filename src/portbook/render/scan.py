@@ -11,8 +11,8 @@ from operator import attrgetter
 from portbook.probe.outcome import Answer, Evidence, Outcome, in_words
 from portbook.render.machine import ENCODER
 from portbook.render.text import BOLD, PLAIN, Column, Style, safe, table
-from portbook.scan.report import SCHEMA, Report, SelfCheck
-from portbook.scan.targets import is_name
+from portbook.scanner.report import SCHEMA, Report, SelfCheck
+from portbook.scanner.targets import is_name
 
 FEW = 20  # answers of one kind on one address are shown one by one, more are counted
 MOST_ROWS = 20_000  # open ports held for tables; the ports beyond are named without details

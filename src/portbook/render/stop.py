@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from portbook.enrich.restarter import Restarter, typed
+from portbook.managers.supervisor import Restarter, typed
 from portbook.records import Owner
 from portbook.render.holding import facts, named
 from portbook.render.machine import ENCODER

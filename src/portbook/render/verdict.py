@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from portbook.bind.attempt import Tried
 from portbook.bind.endpoints import show
-from portbook.bind.findings import Finding, Severity
-from portbook.bind.judge import Verdict
 from portbook.render.machine import ENCODER
 from portbook.render.text import BOLD, DIM, PLAIN, RED, YELLOW, Style, safe
+from portbook.verdict.findings import Finding, Severity
+from portbook.verdict.judge import Verdict
 
 INDENT = 11  # the words beside it are severities
 COLOURS: dict[Severity, str] = {"blocks": RED, "shadows": YELLOW, "warns": DIM}

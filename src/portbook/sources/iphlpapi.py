@@ -17,9 +17,9 @@ from datetime import UTC, datetime, timedelta
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
+from portbook.addresses import address_text, is_link_local
 from portbook.errors import SourceDenied, SourceError, SourceGarbled, SourceMissing
 from portbook.records import FAMILIES, Family, Gap, Owner, Protocol, Reach, Socket, State, reach_of
-from portbook.sources.addresses import address_text, is_link_local
 from portbook.sources.base import Reading, Source, Wanted
 
 Kind = Literal["module", "pid", "bound"]

@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import NamedTuple
 
+from portbook.addresses import address_text, is_link_local
 from portbook.errors import SourceDenied, SourceGarbled, SourceMissing, SourceTimeout
 from portbook.records import Family, Gap, Owner, Protocol, Socket, State, reach_of
-from portbook.sources.addresses import address_text, is_link_local
 from portbook.sources.base import Reading, Source, Wanted
-from portbook.sources.console import console, decode
+from portbook.system.console import console, decode
 
 
 class Raw(NamedTuple):

@@ -10,9 +10,9 @@ from importlib.util import find_spec
 from ipaddress import ip_address
 from typing import NamedTuple
 
+from portbook.addresses import address_text, is_link_local
 from portbook.errors import SourceDenied, SourceGarbled, SourceMissing
 from portbook.records import PROTOCOLS, STATES, Family, Owner, Protocol, Reach, Socket, State, reach_of
-from portbook.sources.addresses import address_text, is_link_local
 from portbook.sources.base import Reading, Source, Wanted
 
 Address = tuple[str, int] | tuple[()]

@@ -8,7 +8,7 @@ from typing import Literal
 from msgspec import Struct
 
 from portbook.bind.attempt import Endpoint
-from portbook.enrich.restarter import Restarter
+from portbook.managers.supervisor import Restarter
 from portbook.records import Gap, Holder, Owner, Protocol
 
 # What became of a port. FREE: nobody held it; WOULD_STOP: a dry run, nothing stands in the way.

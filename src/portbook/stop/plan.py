@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from portbook.bind.attempt import EVERYWHERE, Endpoint
-from portbook.enrich.restarter import Restarter, relays, typed
 from portbook.holding import PASSED
+from portbook.managers.supervisor import Restarter, relays, typed
 from portbook.query import LISTENING
 from portbook.records import Gap, Holder, Holding, Protocol, Socket
 from portbook.stop import protected

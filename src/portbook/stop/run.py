@@ -10,14 +10,16 @@ from time import monotonic, sleep
 from msgspec.structs import replace
 
 from portbook import inventory, query
-from portbook.enrich import owners, process, restarter
-from portbook.enrich.restarter import Restarter, typed
+from portbook.enrich import owners, process
 from portbook.errors import UsageError
 from portbook.holding import who
+from portbook.managers import control as asked
+from portbook.managers import supervisor as restarter
+from portbook.managers.supervisor import Restarter, typed
 from portbook.query import LISTENING, Query
 from portbook.records import PROTOCOLS, SCHEMA, Holder, Protocol, Socket
 from portbook.sources import PLATFORM
-from portbook.stop import aftermath, asked, handle, plan
+from portbook.stop import aftermath, handle, plan
 from portbook.stop.aftermath import Aftermath, inherited
 from portbook.stop.ending import Ending, Event, Grasped, grasp
 from portbook.stop.freed import Bindable, bindable

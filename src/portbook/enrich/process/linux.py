@@ -7,8 +7,8 @@ import time
 from datetime import UTC, datetime, timedelta
 
 from portbook.enrich import cgroup
-from portbook.enrich.users import user_name
 from portbook.records import Gap, Owner
+from portbook.system.users import user_name
 
 TICKS = os.sysconf("SC_CLK_TCK")
 COMM_LENGTH = 15  # TASK_COMM_LEN - 1 in include/linux/sched.h: longer names are cut

@@ -6,7 +6,7 @@ import sys
 
 from msgspec.structs import replace
 
-from portbook.enrich.service.systemd import unit_of
+from portbook.managers.systemd import unit_of
 from portbook.records import Gap, Owner
 
 

@@ -1,0 +1,196 @@
+"""Which container a process runs in: Linux, from its cgroup path. Finding it is pure; its name is asked for.
+
+Facts: the cgroup drivers of runc and crun, systemd (``<prefix>-<id>.scope``) and cgroupfs (``<parent>/<id>``);
+https://kubernetes.io/docs/concepts/architecture/cgroups; lxc.container.conf(5), lxc.cgroup.dir; systemd-nspawn(1),
+systemd-machined(8); podman-run(1), --cgroups. Where a shape is known from a public thread only, the tests name it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from portbook.managers.systemd import unescape
+from portbook.records import Gap, Owner
+
+SYSTEM = 0  # whose daemon: root's
+SHORT = 12  # digits of an id, as docker ps and podman ps print it
+HEX = "0123456789abcdef"
+
+# "<prefix>-<64 hex digits>", as a scope or bare. None: what watches over a container, not what runs in it.
+PREFIXES: dict[str, str | None] = {
+    "docker": "docker",
+    "libpod": "podman",
+    "libpod-payload": "podman",  # --cgroups=split: below the unit that runs it
+    "libpod-conmon": None,
+    "cri-containerd": "containerd",
+    "containerd": "containerd",
+    "nerdctl": "containerd",
+    "crio": "crio",
+    "crio-conmon": None,
+}
+# "<parent>/<64 hex digits>", as the cgroupfs driver makes them. Below any other parent the runtime is not known.
+PARENTS: dict[str, str | None] = {
+    "docker": "docker",
+    "actions_job": "docker",  # GitHub's runner passes --cgroup-parent
+    "default": "containerd",  # containerd's namespaces
+    "k8s.io": "containerd",
+    "libpod_parent": None,  # a pod of podman's: its containers lie below
+}
+UNKNOWN = "container"
+POD = "kubernetes"
+LXC_PARENTS = ("lxc", "lxc.payload")  # "<parent>/<name>": before LXC 4, and Proxmox
+LXC = "lxc.payload."  # LXC 4, LXD, Incus
+MACHINE_SLICE, MACHINE = "machine.slice", "machine-"
+VIRTUAL_MACHINES = ("qemu-", "ch-", "xen-", "libxl-")  # libvirt registers them with systemd-machined too
+LIBVIRT_LXC = "lxc-"  # lxc-<number>-<name>
+NSPAWN_UNIT = "systemd-nspawn@"
+NSPAWN_SUPERVISOR = "supervisor"  # systemd-nspawn itself; what it runs is in "payload"
+
+
+class Container(NamedTuple):
+    """What a cgroup path says of a container."""
+
+    runtime: str
+    id: str  # 64 hex digits; the name for lxc and nspawn; empty for a process of a pod outside its containers
+    pod: str | None = None  # uid of the Kubernetes pod
+    # Whose daemon made it, by uid. None inside another container: the daemons out here do not know it, and whoever
+    # runs in there may have chosen the id.
+    daemon: int | None = SYSTEM
+
+
+# --- what the chain of enrichers and the pipeline call -------------------------------------------------------------
+
+
+def enrich(owners: list[Owner]) -> tuple[list[Owner], list[Gap]]:
+    """Label the container of each owner that runs in one."""
+    found, gaps = labels({owner.cgroup for owner in owners if owner.cgroup})
+    return [_labelled(owner, found) for owner in owners] if found else owners, gaps
+
+
+def _labelled(owner: Owner, found: Mapping[str, str]) -> Owner:
+    known = found.get(owner.cgroup or "")
+    return replace(owner, container=known) if known else owner
+
+
+def labels(cgroups: Iterable[str]) -> tuple[dict[str, str], list[Gap]]:
+    """The label of every cgroup that is a container's, and why names are missing."""
+    containers = {cgroup: container for cgroup in set(cgroups) if (container := identify(cgroup))}
+    if not containers:
+        return {}, []
+    from portbook.managers import runtimes
+
+    wanted = {(c.runtime, c.daemon, c.id) for c in containers.values() if c.pod is None and c.daemon is not None}
+    names, gaps = runtimes.names_of(wanted)
+    return {cgroup: label(container, names) for cgroup, container in containers.items()}, gaps
+
+
+def label(container: Container, names: Mapping[str, str] | None = None) -> str:
+    """How a container is shown: ``docker:web``, ``podman:1f2e3d4c5b6a``, ``kubernetes:pod<uid>/1f2e3d4c5b6a``."""
+    runtime, number, pod, _ = container
+    short = number[:SHORT] if is_id(number) or _is_task(number) else number
+    if pod is not None:
+        return f"{POD}:pod{pod}/{short}" if short else f"{POD}:pod{pod}"
+    return f"{runtime}:{(names or {}).get(number, short)}"
+
+
+# --- from path to container ----------------------------------------------------------------------------------------
+
+
+def identify(cgroup: str) -> Container | None:
+    """The container that a process in ``cgroup`` runs in, the innermost one; None for none."""
+    found: Container | None = None
+    pod: str | None = None
+    daemon: int | None = SYSTEM
+    grandparent = parent = ""
+    for segment in cgroup.split("/"):
+        pod = pod_of(segment) or pod
+        if segment.startswith("user@"):
+            daemon = _user(segment, daemon)
+        elif segment == NSPAWN_SUPERVISOR and found and found.runtime == "nspawn":
+            found = None
+        elif named := _container(grandparent, parent, segment):
+            found = Container(POD if pod and named[0] == UNKNOWN else named[0], named[1], pod, daemon)
+            pod, daemon = None, None  # what follows lies inside
+        grandparent, parent = parent, segment
+    return Container(POD, "", pod, None) if pod else found
+
+
+def pod_of(segment: str) -> str | None:
+    """The uid in ``pod<uid>`` or ``kubepods-burstable-pod<uid>.slice``, which may have ``_`` for ``-``.
+
+    The uid of a static pod, one from a file on the node, is a hash without dashes.
+    """
+    before, pod, uid = segment.partition(":")[0].removesuffix(".slice").rpartition("pod")
+    uid = uid.replace("_", "-")
+    if not pod or before[-1:] not in ("", "-") or len(uid) not in (32, 36):
+        return None
+    return uid if uid[0] in HEX and not uid.strip(HEX + "-") else None
+
+
+def _container(grandparent: str, parent: str, segment: str) -> tuple[str, str] | None:
+    """Runtime and id, if this segment of a path is a container's."""
+    # A runtime that is told a systemd path and uses cgroupfs makes "<slice>:<prefix>:<id>" one directory.
+    above, colon, number = segment.rpartition(":")
+    if colon:
+        return _by(PREFIXES, above.rpartition(":")[2], number)
+    if grandparent == "ecs":
+        return _by_task(segment)
+    prefix, dash, number = segment.removesuffix(".scope").rpartition("-")
+    if dash:
+        return _by(PREFIXES, prefix, number) or _by_name(parent, segment)
+    return _by(PARENTS, parent, segment) or _by_name(parent, segment)
+
+
+def _by(table: Mapping[str, str | None], key: str, number: str) -> tuple[str, str] | None:
+    runtime = table.get(key, UNKNOWN)
+    return (runtime, number) if runtime and is_id(number) else None
+
+
+def _by_task(number: str) -> tuple[str, str] | None:
+    """Amazon ECS, ``/ecs/<task>/<container>``: docker on EC2, something of its own on Fargate."""
+    if is_id(number):
+        return "docker", number
+    return ("ecs", number) if _is_task(number) else None
+
+
+def _by_name(parent: str, segment: str) -> tuple[str, str] | None:
+    """Containers that carry a name instead of an id."""
+    if segment.startswith(LXC):
+        return "lxc", segment.removeprefix(LXC)
+    if parent in LXC_PARENTS and segment:
+        return "lxc", segment
+    if segment.startswith(NSPAWN_UNIT) and segment.endswith(".service"):
+        return "nspawn", unescape(segment.removeprefix(NSPAWN_UNIT).removesuffix(".service"))
+    if parent == MACHINE_SLICE and segment.startswith(MACHINE) and segment.endswith(".scope"):
+        return _by_machine(unescape(segment.removeprefix(MACHINE).removesuffix(".scope")))
+    return None
+
+
+def _by_machine(name: str) -> tuple[str, str] | None:
+    if name.startswith(VIRTUAL_MACHINES):
+        return None
+    if name.startswith(LIBVIRT_LXC):
+        return "lxc", name.split("-", 2)[-1]
+    return "nspawn", name
+
+
+def is_id(text: str) -> bool:
+    """Whether this is the whole id of a container of docker, podman, containerd or CRI-O."""
+    return len(text) == 64 and not text.strip(HEX)
+
+
+def _is_task(text: str) -> bool:
+    """An id of ECS on Fargate: 32 hex digits, a dash, a number."""
+    task, _, number = text.partition("-")
+    return len(task) == 32 and not task.strip(HEX) and number.isdecimal()
+
+
+def _user(segment: str, otherwise: int | None) -> int | None:
+    """The uid of ``user@1000.service``: that user's own docker or podman made what follows."""
+    uid = segment.removeprefix("user@").removesuffix(".service")
+    if otherwise != SYSTEM or not (uid.isascii() and uid.isdecimal() and len(uid) <= 10):
+        return otherwise
+    return int(uid)

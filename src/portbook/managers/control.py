@@ -1,0 +1,187 @@
+"""What only the service manager or the container runtime can say, and having it stop something.
+
+Commands are run by absolute path, from directories that belong to the system, without a shell, with an environment of
+our own and a time limit. Their arguments are names that ``enrich/restarter.py`` has
+checked.
+
+Facts: systemd.service(5), Restart= and the table below it; systemctl(1), show and list-sockets.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from portbook.managers import container
+from portbook.managers import supervisor as restarter
+from portbook.managers.supervisor import Restarter
+from portbook.records import Protocol
+from portbook.system import program
+
+KEPT = ("HOME", "USER", "LOGNAME", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS")  # of ordinary users
+ROOTS = {"HOME": "/root", "XDG_RUNTIME_DIR": "/run/user/0"}
+BOOTED = "/run/systemd/system"  # sd_booted(3)
+ASK_LIMIT_S = 3.0
+
+
+class Done(NamedTuple):
+    """How a command ended."""
+
+    code: int | None  # None: it could not be run, or not to its end
+    text: str  # what it printed; in a sentence what went wrong
+
+
+def run(command: Sequence[str], limit_s: float) -> Done:
+    """Run a command to its end; what it prints is kept within bounds."""
+    path = program.find(command[0])
+    if path is None:
+        return Done(None, f"{command[0]} is not installed in {', '.join(program.places())}")
+    try:
+        output = program.run([path, *command[1:]], environment(), limit_s)
+    except TimeoutError:
+        return Done(None, f"{command[0]} did not end within {limit_s:g} s")
+    except ValueError as error:
+        return Done(None, f"{command[0]} was ended: {error}")
+    except OSError as error:
+        return Done(None, f"{command[0]} could not be run: {error.strerror or error}")
+    text = output.stdout if output.code == 0 else output.stderr or output.stdout
+    return Done(output.code, text.decode("utf-8", "replace").strip())
+
+
+def environment() -> dict[str, str]:
+    """Nothing that leads a command elsewhere: DOCKER_HOST, SYSTEMD_*, a PATH of somebody's."""
+    if sys.platform == "win32":
+        return {name: os.environ[name] for name in ("SYSTEMROOT", "PATH", "TEMP") if name in os.environ}
+    ours = ROOTS if os.geteuid() == 0 else {name: os.environ[name] for name in KEPT if name in os.environ}
+    return {"PATH": program.PATH, "LC_ALL": "C.UTF-8", **ours}
+
+
+# --- asking --------------------------------------------------------------------------------------------------------
+
+
+def complete(found: Restarter, port: int, protocol: Protocol) -> Restarter:
+    """What the manager itself says of a process it looks after; as it was where it cannot be asked."""
+    ask = ASK.get(found.kind)
+    return ask(found, port, protocol) if ask else found
+
+
+def _unit(found: Restarter, _: int, __: Protocol) -> Restarter:
+    if found.command is None or not os.path.isdir(BOOTED):
+        return found
+    scope = [word for word in found.command if word.startswith("--")]
+    names = "--property=LoadState,Restart,TriggeredBy"
+    shown = properties(run([restarter.SYSTEMCTL, *scope, "show", names, found.name], ASK_LIMIT_S).text)
+    if shown.get("LoadState") != "loaded":
+        return found
+    again, why = restarts(shown)
+    stop = (*found.command[: found.command.index("stop") + 1], *_safe_units(shown), found.name)
+    return replace(found, restarts=again, why=why, command=stop)
+
+
+def _safe_units(shown: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(name for name in sockets_of(shown) if restarter.UNIT.fullmatch(name))
+
+
+def _activation(found: Restarter, port: int, protocol: Protocol) -> Restarter:
+    """Which socket unit systemd, the system's or a user's, holds the port for."""
+    user = int(found.name) if found.name else None
+    uid = os.geteuid()
+    probe = restarter.of_unit("any.socket", user, uid)
+    if probe.command is None or not os.path.isdir(BOOTED):
+        return found
+    scope = [word for word in probe.command if word.startswith("--")]
+    options = ["list-sockets", "--show-types", "--no-legend", "--full", "--no-pager"]
+    text = run([restarter.SYSTEMCTL, *scope, *options], ASK_LIMIT_S).text
+    units = listening_units(text, port, protocol)
+    if units is None:
+        return found
+    socket_unit, starts = units
+    named = restarter.of_unit(starts or socket_unit, user, uid, *([socket_unit] if starts else []))
+    return replace(named, name=socket_unit, restarts=True)
+
+
+def _docker_published(found: Restarter, port: int, protocol: Protocol) -> Restarter:
+    """Which container docker has published the port for."""
+    question = ["docker", "ps", "--quiet", "--no-trunc", "--filter", f"publish={port}/{protocol}"]
+    numbers = run(question, ASK_LIMIT_S).text.split()
+    if len(numbers) != 1 or not container.is_id(numbers[0]):
+        return found
+    number = numbers[0]
+    return _policy(Restarter("docker", number[: container.SHORT], ("docker", "stop", number)), port, protocol)
+
+
+def _policy(found: Restarter, _: int, __: Protocol) -> Restarter:
+    """Name and restart policy of a container, which docker and podman keep in the same places."""
+    if found.command is None:
+        return found
+    *stop, number = found.command
+    question = "{{.Name}}|{{.HostConfig.RestartPolicy.Name}}"
+    done = run([stop[0], "inspect", "--format", question, number], ASK_LIMIT_S)
+    name, bar, policy = done.text.removeprefix("/").partition("|")
+    if done.code != 0 or not bar or policy not in POLICIES or not restarter.CONTAINER.fullmatch(name):
+        return found
+    again = POLICIES[policy]
+    return replace(found, name=name, command=(*stop, name), restarts=again, why=f"restart policy {policy or 'no'}")
+
+
+# docker-run(1), podman-run(1), --restart: whether the container is started again when its process ends by a signal.
+POLICIES = {"": False, "no": False, "always": True, "unless-stopped": True, "on-failure": True}
+ASK: Mapping[str, Callable[[Restarter, int, Protocol], Restarter]] = {
+    "systemd": _unit,
+    restarter.ACTIVATION: _activation,
+    restarter.PUBLISHED: _docker_published,
+    "docker": _policy,
+    "podman": _policy,
+}
+
+
+# --- what systemctl prints -----------------------------------------------------------------------------------------
+
+
+def properties(text: str) -> dict[str, str]:
+    """The lines of ``systemctl show``: Key=Value."""
+    return {key: value for key, equals, value in (line.partition("=") for line in text.splitlines()) if equals}
+
+
+def restarts(shown: Mapping[str, str]) -> tuple[bool | None, str]:
+    """Whether systemd would start the unit again after a gentle end, and why."""
+    if triggers := sockets_of(shown):
+        return True, f"{' '.join(triggers)} starts it with the next connection"
+    policy = shown.get("Restart", "")
+    return RESTART.get(policy), f"Restart={policy}"
+
+
+def sockets_of(shown: Mapping[str, str]) -> tuple[str, ...]:
+    """The socket units that start the unit."""
+    return tuple(name for name in shown.get("TriggeredBy", "").split() if name.endswith(".socket"))
+
+
+# Whether systemd starts a service again that ends after SIGTERM. Not in here: it depends on how it exits.
+RESTART: Mapping[str, bool] = {"no": False, "on-watchdog": False, "always": True, "on-success": True}
+TYPES: dict[Protocol, str] = {"tcp": "Stream", "udp": "Datagram"}
+
+
+def listening_units(text: str, port: int, protocol: Protocol) -> tuple[str, str] | None:
+    """The socket unit and the unit it starts, from ``systemctl list-sockets --show-types --no-legend --full``."""
+    for line in text.splitlines():
+        fields = line.split()
+        if len(fields) >= 3 and fields[0].endswith(f":{port}") and fields[1] == TYPES[protocol]:
+            socket_unit, starts = fields[2], fields[3] if len(fields) > 3 else ""
+            return socket_unit, starts.rstrip(",")
+    return None
+
+
+# --- stopping ------------------------------------------------------------------------------------------------------
+
+
+def stop(found: Restarter, limit_s: float) -> Done:
+    """Run the command that stops it."""
+    if found.command is None:
+        return Done(None, f"there is no command that stops {found.name}")
+    if found.kind == "windows-service":  # what Stop-Service asks of the service control manager, without PowerShell
+        return run(("sc.exe", "stop", found.name), limit_s)
+    return run(found.command, limit_s)

@@ -1,0 +1,247 @@
+"""Who is really behind a relay, from its command line. Pure; the command line is what its process chose: hostile text.
+
+Sources: docker-proxy's flags (cmd/docker-proxy in github.com/moby/moby), ssh(1) and ssh_config(5), "kubectl
+port-forward" on kubernetes.io, socat(1), conmon(8); "Accessing network applications with WSL" on learn.microsoft.com.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from msgspec import Struct
+
+from portbook.managers.supervisor import RELAYS
+
+MOST_ARGUMENTS = 2_000
+MOST_LENGTH = 4_096  # of one argument
+
+Arguments = Sequence[str]
+
+
+class Relay(Struct, frozen=True):
+    """What a relay passes on, and to whom."""
+
+    program: str
+    to: str  # "172.17.0.2:80", "web in namespace shop, port 80", "db:5432 through bastion"
+    remedy: str | None = None
+    address: str | None = None  # of a container
+    container: str | None = None
+    port: int | None = None
+
+
+def read(command_line: Arguments | None, name: str | None, exe: str | None, port: int) -> Relay | None:
+    """What the process passes on that holds ``port``; None if it is no relay that is known."""
+    arguments = [word[:MOST_LENGTH] for word in (command_line or ())[:MOST_ARGUMENTS]]
+    for program in _programs(arguments, name, exe):
+        if program in READERS and (found := READERS[program](arguments[1:], port)) is not None:
+            return found
+        if program in BY_NAME:
+            to, remedy = BY_NAME[program]
+            return Relay(program, to, remedy.replace("publish=PORT", f"publish={port}"))
+    return _sshd(arguments)
+
+
+def _programs(arguments: Arguments, name: str | None, exe: str | None) -> Iterator[str]:
+    for text in (name, exe, *arguments[:1]):
+        if text:
+            yield text.replace("\\", "/").rpartition("/")[2].lower().removesuffix(".exe")
+
+
+def _option(arguments: Arguments, *names: str) -> str | None:
+    """The value of an option as Go's flag package and pflag take it: ``-a v``, ``-a=v``, ``--a v``, ``--a=v``."""
+    for at, word in enumerate(arguments):
+        left, equals, right = word.partition("=")
+        if left in names:
+            if equals:
+                return right
+            return arguments[at + 1] if at + 1 < len(arguments) else None
+    return None
+
+
+def _number(text: str | None) -> int | None:
+    """A port; None for anything else."""
+    return int(text) if text and len(text) <= 5 and text.isascii() and text.isdecimal() else None
+
+
+# --- container runtimes --------------------------------------------------------------------------------------------
+
+
+def _docker_proxy(arguments: Arguments, port: int) -> Relay | None:
+    if _number(_option(arguments, "-host-port", "--host-port")) != port:
+        return None
+    address = _option(arguments, "-container-ip", "--container-ip")
+    inner = _number(_option(arguments, "-container-port", "--container-port"))
+    if address is None or inner is None:
+        return None
+    remedy = f"docker ps --filter publish={port} names the container; docker stop lets go of the port"
+    return Relay("docker-proxy", f"the container at {address}, port {inner}", remedy, address=address, port=inner)
+
+
+def _conmon(arguments: Arguments, port: int) -> Relay | None:
+    number, name = _option(arguments, "-c", "--cid"), _option(arguments, "-n", "--name")
+    if number is None:
+        return None
+    label = name or number[:12]
+    return Relay("conmon", f"the container {label}", f"podman stop {label}", container=f"podman:{label}")
+
+
+# --- ssh -----------------------------------------------------------------------------------------------------------
+
+SSH_TAKES_VALUE = frozenset("BbcDEeFIiJLlmOoPpQRSWw")
+
+
+def _ssh(arguments: Arguments, port: int) -> Relay | None:
+    forwards, host = _ssh_line(arguments)
+    for kind, spec in forwards:
+        fields = _ssh_fields(spec)
+        to = _ssh_target(kind, fields, port)
+        if to is not None:
+            return Relay("ssh", f"{to} through {host or 'a host'}", "end that ssh, or its -L or -D")
+    return None
+
+
+def _ssh_line(arguments: Arguments) -> tuple[list[tuple[str, str]], str | None]:
+    """Forwards as (kind, specification), and the host. Options may stand together (-NL …) and after the host."""
+    forwards: list[tuple[str, str]] = []
+    host: str | None = None
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith("-") or word == "-":
+            if host is not None:
+                break  # the command that runs there
+            host = word
+            continue
+        for at, letter in enumerate(word[1:], 2):
+            if letter in SSH_TAKES_VALUE:
+                value = word[at:] or next(words, "")
+                forwards += _ssh_option(letter, value)
+                break
+    return forwards, host
+
+
+def _ssh_option(letter: str, value: str) -> Iterator[tuple[str, str]]:
+    if letter in "LD":
+        yield letter, value
+    elif letter == "o":
+        key, _, rest = value.strip().replace("=", " ", 1).partition(" ")
+        kind = {"localforward": "L", "dynamicforward": "D"}.get(key.lower())
+        if kind:
+            yield kind, ":".join(rest.split())
+
+
+def _ssh_fields(spec: str) -> list[str]:
+    """Split at colons (or slashes) outside of brackets."""
+    fields, inside = [""], False
+    separator = "/" if "/" in spec and ":" not in spec else ":"
+    for c in spec:
+        if c in "[]":
+            inside = c == "["
+        elif c == separator and not inside:
+            fields.append("")
+        else:
+            fields[-1] += c
+    return fields
+
+
+def _ssh_target(kind: str, fields: list[str], port: int) -> str | None:
+    """``[bind:]port:host:hostport``, ``[bind:]port:/socket``, and for -D ``[bind:]port``."""
+    if kind == "D":
+        return "wherever its SOCKS clients ask" if _number(fields[-1]) == port else None
+    if len(fields) >= 2 and fields[-1].startswith("/"):
+        return f"the socket {fields[-1]}" if _number(fields[-2]) == port else None
+    if len(fields) in (3, 4) and _number(fields[-3]) == port:
+        host = f"[{fields[-2]}]" if ":" in fields[-2] else fields[-2]
+        return f"{host}:{fields[-1]}"
+    return None
+
+
+def _sshd(arguments: Arguments) -> Relay | None:
+    """A session of sshd holds ports of -R and of X11; it writes who it serves over its arguments (setproctitle(3))."""
+    title = arguments[0] if len(arguments) == 1 else ""
+    daemon, colon, session = title.partition(": ")
+    if not colon or daemon not in ("sshd", "sshd-session") or "[listener]" in session:
+        return None
+    return Relay("sshd", f"the ssh client of {session.strip()}: ssh -R, or X11", "end that session, or its ssh -R")
+
+
+# --- others --------------------------------------------------------------------------------------------------------
+
+KUBECTL_TAKES_VALUE = frozenset(
+    [
+        "-n",
+        "--namespace",
+        "--context",
+        "--cluster",
+        "--user",
+        "--kubeconfig",
+        "--address",
+        "--pod-running-timeout",
+        "-s",
+        "--server",
+        "--token",
+        "--as",
+        "--as-group",
+        "--cache-dir",
+        "--certificate-authority",
+        "--client-certificate",
+        "--client-key",
+        "--request-timeout",
+        "-v",
+        "--v",
+    ]
+)
+
+
+def _kubectl(arguments: Arguments, port: int) -> Relay | None:
+    words = list(_positional(arguments))
+    if "port-forward" not in words:
+        return None
+    what, *specs = words[words.index("port-forward") + 1 :] or [""]
+    for spec in specs:
+        local, colon, remote = spec.partition(":")
+        if local == "" or _number(local) == port:  # ":80" lets kubectl choose
+            namespace = _option(arguments, "-n", "--namespace")
+            inside = f" in namespace {namespace}" if namespace else ""
+            inner = remote if colon else local
+            return Relay("kubectl", f"{what}{inside}, port {inner}", "end that kubectl", port=_number(inner))
+    return None
+
+
+def _positional(arguments: Arguments) -> Iterator[str]:
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith("-"):
+            yield word
+        elif word in KUBECTL_TAKES_VALUE:
+            next(words, None)
+
+
+def _socat(arguments: Arguments, port: int) -> Relay | None:
+    ends = [word for word in arguments if ":" in word and not word.startswith("-")]
+    for one, other in (ends[:2], ends[1::-1]) if len(ends) >= 2 else ():
+        kind, _, rest = one.partition(":")
+        if "LISTEN" in kind.upper() and _number(rest.partition(",")[0].rpartition(":")[2]) == port:
+            return Relay("socat", other.partition(",")[0], "end that socat")
+    return None
+
+
+READERS: dict[str, Callable[[Arguments, int], Relay | None]] = {
+    "docker-proxy": _docker_proxy,
+    "conmon": _conmon,
+    "ssh": _ssh,
+    "kubectl": _kubectl,
+    "socat": _socat,
+}
+# Those that do not say on their command line for whom.
+BY_NAME: dict[str, tuple[str, str]] = {
+    "rootlessport": ("a container of rootless podman", RELAYS["rootlessport"]),
+    "rootlessport-child": ("a container of rootless podman", RELAYS["rootlessport"]),
+    "rootlesskit": ("a container of rootless docker", RELAYS["rootlesskit"]),
+    "slirp4netns": ("a rootless container", RELAYS["slirp4netns"]),
+    "pasta": ("a rootless container", RELAYS["pasta"]),
+    "gvproxy": ("a container in podman machine", "podman ps names it; podman machine stop ends all"),
+    "com.docker.backend": ("a container of Docker Desktop", "docker ps --format '{{.Names}} {{.Ports}}' names it"),
+    "vpnkit": ("a container of Docker Desktop", "docker ps --format '{{.Names}} {{.Ports}}' names it"),
+    "wslrelay": ("a program inside WSL that listens on the same port", "end it there: wsl -- ss -ltnp; wsl --shutdown"),
+    "wslhost": ("a program inside WSL that listens on the same port", "end it there: wsl -- ss -ltnp; wsl --shutdown"),
+}

@@ -1,0 +1,97 @@
+"""What a machine's settings say about its ports: one frozen record for each kind of fact, no I/O here."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+from portbook.records import Family, Protocol
+
+PortRange = tuple[int, int]  # first and last
+ProxyKind = Literal["v4tov4", "v4tov6", "v6tov4", "v6tov6"]  # families listened on and connected to
+
+
+class ExcludedRange(Struct, frozen=True):
+    """Windows: ports that no socket gets by asking for them; the bind fails with WSAEACCES (10013)."""
+
+    family: Family
+    protocol: Protocol
+    start: int
+    end: int  # inclusive
+    administered: bool  # somebody reserved it (netsh's asterisk); else a service did, until the next start
+
+
+class DynamicRange(Struct, frozen=True):
+    """Windows: where the system takes ports for outgoing connections, and where it puts reservations of its own."""
+
+    family: Family
+    protocol: Protocol
+    start: int
+    count: int
+
+
+class PortProxy(Struct, frozen=True):
+    """Windows: a port that the service iphlpsvc listens on, to pass connections on."""
+
+    kind: ProxyKind
+    listen_address: str  # "*": every address
+    listen_port: int
+    connect_address: str  # an address or a host name
+    connect_port: int
+
+
+class HttpQueue(Struct, frozen=True):
+    """Windows: a request queue of http.sys, behind whose ports stands pid 4 while these processes answer."""
+
+    name: str | None  # None: it has none
+    urls: tuple[str, ...]  # as registered: "HTTP://+:5985/WSMAN/"
+    pids: tuple[int, ...]  # attached to it; if none is, the one that controls it; empty: not told
+
+
+class Caller(Struct, frozen=True):
+    """Who asks."""
+
+    uid: int | None = None  # effective; None on Windows
+    may_bind_low: bool | None = None  # Linux: CAP_NET_BIND_SERVICE; None: not known
+    may_read_nat: bool | None = None  # Linux: CAP_NET_ADMIN
+
+
+class LocalAddress(Struct, frozen=True):
+    """An address that an interface of this machine has."""
+
+    address: str
+    interface: str
+    tentative: bool = False  # IPv6: it may be somebody else's, and cannot be bound until that is known (RFC 4862)
+
+
+class Link(Struct, frozen=True):
+    """A network interface that a socket is bound to."""
+
+    name: str
+    kind: str | None = None  # "vrf", "bridge", "veth"
+    vrf: str | None = None  # the VRF it is, or belongs to
+
+
+class Publication(Struct, frozen=True):
+    """A port of a container that its runtime has published."""
+
+    container: str  # "docker:web"
+    protocol: str
+    host_address: str
+    host_port: int
+    container_port: int
+    container_addresses: tuple[str, ...] = ()
+
+
+class NatRule(Struct, frozen=True):
+    """A rule by which packets to the port never come to a socket of this machine, or to another port of it."""
+
+    family: str  # "ipv4", "ipv6", "both"
+    hook: str  # "prerouting": what comes in; "output": what this machine sends itself
+    to_address: str | None  # None: this machine
+    to_port: int | None  # None: the same
+    destination: str | None = None  # for packets to this address or network alone
+    conditions: tuple[str, ...] = ()  # what else the packet must be, in the tool's words
+    chain: str = ""
+    tool: str = ""  # that told it: "nft", "iptables-save"

@@ -1,0 +1,314 @@
+"""``scan``: targets and ports in, a stream of answers out, a report when it is over."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from importlib import import_module
+from math import isfinite
+from time import monotonic
+from types import TracebackType
+from typing import Literal
+from typing import Protocol as Interface
+
+from msgspec.structs import replace
+
+from portbook.enrich.names import service_name
+from portbook.errors import UsageError
+from portbook.probe.outcome import Answer, Evidence
+from portbook.probe.request import Event, Limits, Listener, Probe, Tally
+from portbook.records import Protocol
+from portbook.scanner import ports as port_lists
+from portbook.scanner import targets as target_lists
+from portbook.scanner.canary import SelfWatch
+from portbook.scanner.report import SCHEMA, Report
+from portbook.scanner.targets import Name, Span
+
+ENGINES: dict[Protocol, tuple[str, str]] = {
+    "tcp": ("portbook.scanner.tcp.engine", "scan_tcp"),
+    "udp": ("portbook.scanner.udp.engine", "scan_udp"),
+}
+MOST_EVENTS = 10_000  # kept for the report; a breaker has a few for each dead host
+ALWAYS = ("open", "name-not-found")  # what is given out of a scan for open ports: a misspelt name is no port
+NO_PORT = 0  # of the one answer for a name that has no address: RFC 6335 section 6 reserves it
+
+
+class Engine(Interface):
+    """What asks: probes in, one answer for each out, in whatever order they come."""
+
+    def __call__(  # noqa: D102  the class says it
+        self, probes: Iterable[Probe], limits: Limits, *, tally: Tally | None = None, tell: Listener | None = None
+    ) -> Iterator[Answer]: ...
+
+
+def scan(
+    targets: str | Iterable[str],
+    ports: str | Iterable[int],
+    *,
+    udp: bool = False,
+    limits: Limits | None = None,
+    allow_public: bool = False,
+    only_open: bool = False,
+    tell: Listener | None = None,
+) -> Scan:
+    """Ask every port of every target; iterate over the answers as they come.
+
+    >>> import portbook
+    >>> with portbook.scan("127.0.0.1", "22,8000-8100") as answers:     # doctest: +SKIP
+    ...     for answer in answers:
+    ...         print(answer.port, answer.outcome)
+    >>> answers.report.outcomes                                         # doctest: +SKIP
+
+    :param targets: names, addresses, ``10.0.0.0/24``, ``10.0.0.1-20``, ``fe80::1%eth0``, ``@file``; text is split
+    :param ports: numbers, or text such as ``"22,8000-8100,@web"``
+    :param limits: how hard to try; None: as hard as is good for the network
+    :param allow_public: ask globally routable addresses too
+    :param only_open: give out open ports alone, and names that have no address; the report counts all
+    :param tell: called with each Event, from within the iteration
+    :raises UsageError: what was asked makes no sense, or a target is public and may not be asked; for what a
+        name was resolved to, when the iteration begins
+    """
+    protocol: Protocol = "udp" if udp else "tcp"
+    asked = list(target_lists.parse_all(targets.split() if isinstance(targets, str) else targets))
+    if not asked:
+        raise UsageError("no target to scan", target_lists.VALID)
+    numbers = port_lists.read(ports, protocol) if isinstance(ports, str) else port_lists.check(ports)
+    limits = limits or Limits()
+    _check(limits)
+    if not allow_public:
+        target_lists.refuse_public(item for item in asked if isinstance(item, Span))
+    return Scan(asked, numbers, protocol, limits, allow_public, only_open, tell)
+
+
+class Scan:
+    """The answers of a running scan, and its report, which can be read at any time."""
+
+    def __init__(
+        self,
+        asked: list[Span | Name],
+        ports: list[int],
+        protocol: Protocol,
+        limits: Limits,
+        allow_public: bool = True,
+        only_open: bool = False,
+        tell: Listener | None = None,
+        engine: Engine | None = None,
+    ) -> None:
+        self.ports = ports
+        self.protocol = protocol
+        self.tally = Tally()
+        self.total: int | None = None  # how many answers there will be; None: names are still being resolved
+        # The last answer given out. When a signal's exception comes between an answer and whoever waits for it, it has
+        # been counted and is found here. Python runs a signal's handler after calls and between rounds of a loop.
+        self.latest: Answer | None = None
+        self._asked = asked
+        self._limits = limits
+        self._allow_public = allow_public
+        self._only_open = only_open
+        self._tell = tell
+        self._engine = engine
+        self._addresses = 0
+        self._outcomes: dict[str, int] = {}
+        self._silent = 0
+        self._events: list[Event] = []
+        self._dropped = 0
+        self._watch: SelfWatch | None = None
+        self._started_at: datetime | None = None
+        self._began = self._ended = 0.0
+        self._finished = self._cancelled = False
+        self._report: Report | None = None
+        self._answers = self._run()
+
+    def __iter__(self) -> Iterator[Answer]:
+        return self
+
+    def __next__(self) -> Answer:
+        return next(self._answers)
+
+    def __enter__(self) -> Scan:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancel: no socket is left open. From another thread, no further port is begun and what is asked ends."""
+        self._cancelled = True
+        try:
+            self._answers.close()
+        except ValueError:  # the generator is running, in the thread that iterates
+            return
+
+    @property
+    def done(self) -> int:
+        """How many ports are answered, or will not be asked: of ``total``."""
+        return sum(self._outcomes.values()) + self.tally.skipped
+
+    @property
+    def found(self) -> int:
+        """How many ports are open so far."""
+        return self._outcomes.get("open", 0)
+
+    @property
+    def report(self) -> Report:
+        """What has been done: final when the scan is over, so far while it runs."""
+        return self._report or self._reported()
+
+    # --- asking ----------------------------------------------------------------------------------------------------
+
+    def _run(self) -> Generator[Answer, None, None]:
+        self._started_at = datetime.now(UTC)
+        self._began = monotonic()
+        try:
+            spans, failures = self._resolved()
+            yield from self._counted(iter(failures))
+            if spans:
+                yield from self._watched(spans)
+            self._finished = not self._cancelled
+        finally:
+            self._ended = monotonic()
+            self._report = self._reported()
+
+    def _resolved(self) -> tuple[list[Span], list[Answer]]:
+        """Spans of all targets, and one answer for each name that has no address."""
+        names = [item.target for item in self._asked if isinstance(item, Name)]
+        found: dict[str, list[Span]] = {}
+        failures: list[Answer] = []
+        if names:
+            from portbook.probe.resolve import LIMIT_S, resolve
+
+            limit_s = min(LIMIT_S, self._limits.deadline_s or LIMIT_S)
+            for name, places, failure in resolve(list(dict.fromkeys(names)), limit_s):
+                found[name] = [target_lists.span_of(name, *place) for place in places]
+                if failure is not None:
+                    failures.append(
+                        Answer(name, None, None, NO_PORT, self.protocol, "name-not-found", failure, attempts=0)
+                    )
+        spans = [s for item in self._asked for s in ([item] if isinstance(item, Span) else found.get(item.target, []))]
+        if not self._allow_public:
+            target_lists.refuse_public(spans)
+        spans = list(target_lists.disjoint(spans))
+        self._addresses = sum(span.size for span in spans)
+        self.total = self._addresses * len(self.ports) + len(failures)
+        return spans, failures
+
+    def _watched(self, spans: list[Span]) -> Iterator[Answer]:
+        """All answers but those of canaries; the ports that canaries sat on are asked when they are gone."""
+        with ExitStack() as stack:
+            self._watch = watch = SelfWatch(self.protocol, spans, self.ports)
+            stack.callback(watch.close)
+            extras = watch.extras()
+            every = max(1, (self.total or 0) // (len(extras) + 1))
+            stream = target_lists.weave(target_lists.probes(spans, self.ports), extras, every)
+            yield from self._counted(_unless(watch, self._asking(stream)))
+            watch.close()
+            if (hidden := watch.hidden()) and not self._is_late:
+                yield from self._counted(self._asking(hidden))
+
+    def _asking(self, probes: Iterable[Probe]) -> Iterator[Answer]:
+        limits = self._limits
+        if limits.deadline_s is not None:
+            limits = replace(limits, deadline_s=max(0.001, limits.deadline_s - (monotonic() - self._began)))
+        engine = self._engine or _load(self.protocol)
+        answers = engine(self._until_cancelled(probes), limits, tally=self.tally, tell=self._heard)
+        with ExitStack() as stack:
+            stack.callback(getattr(answers, "close", _nothing))
+            yield from answers
+
+    def _until_cancelled(self, probes: Iterable[Probe]) -> Iterator[Probe]:
+        for probe in probes:
+            if self._cancelled:
+                return
+            yield probe
+
+    # --- counting --------------------------------------------------------------------------------------------------
+
+    def _counted(self, answers: Iterator[Answer]) -> Iterator[Answer]:
+        """Give out answers and count them. Between the count and ``latest`` nothing is called: see ``latest``."""
+        outcomes, only_open, protocol = self._outcomes, self._only_open, self.protocol
+        for answer in answers:
+            outcome, silent = answer.outcome, answer.evidence.kind == "silence"
+            if answer.service is None and (name := service_name(answer.port, protocol)) is not None:
+                answer = replace(answer, service=name)  # noqa: PLW2901  the same answer, named
+            count = outcomes.get(outcome, 0)
+            outcomes[outcome] = count + 1
+            self._silent += silent
+            if not only_open or outcome in ALWAYS:
+                self.latest = answer
+                yield answer
+
+    def _heard(self, event: Event) -> None:
+        if len(self._events) < MOST_EVENTS:
+            self._events.append(event)
+        else:
+            self._dropped += 1
+        if self._tell is not None:
+            self._tell(event)
+
+    def _reported(self) -> Report:
+        asked = sum(self._outcomes.values())
+        elapsed_s = (self._ended or monotonic()) - self._began if self._began else 0.0
+        partial = self._partial()
+        return Report(
+            schema=SCHEMA,
+            protocol=self.protocol,
+            started_at=self._started_at,
+            elapsed_s=elapsed_s,
+            addresses=self._addresses,
+            ports=len(self.ports),
+            asked=asked,
+            outcomes=dict(self._outcomes),
+            silent=self._silent,
+            repeated=self.tally.repeated,
+            skipped=max(0, (self.total or 0) - asked),
+            rate=asked / elapsed_s if elapsed_s > 0 else None,
+            partial=partial,
+            events=tuple(self._events),
+            events_dropped=self._dropped,
+            self_check=self._watch.judge(partial is not None) if self._watch is not None else None,
+        )
+
+    @property
+    def _is_late(self) -> bool:
+        """Whether the time was up before everything was asked."""
+        return any(event.kind == "deadline" for event in self._events)
+
+    def _partial(self) -> Literal["cancelled", "deadline"] | None:
+        if not self._finished:
+            return "cancelled"
+        return "deadline" if self._is_late else None
+
+
+def _nameless(name: str, protocol: Protocol, why: Evidence) -> Answer:
+    return Answer(name, None, None, NO_PORT, protocol, "name-not-found", why, attempts=0)
+
+
+def _check(limits: Limits) -> None:
+    for name, value in (("timeout", limits.timeout_s), ("rate", limits.rate), ("deadline", limits.deadline_s)):
+        if value is not None and not (isfinite(value) and value > 0):
+            raise UsageError(f"{name} {value:g} makes no sense", "give a number above 0")
+    if limits.retries < 0:
+        raise UsageError(f"retries {limits.retries} makes no sense", "give 0 or more")
+    if limits.concurrency is not None and limits.concurrency < 1:
+        raise UsageError(f"concurrency {limits.concurrency} makes no sense", "give 1 or more")
+
+
+def _load(protocol: Protocol) -> Engine:
+    module, name = ENGINES[protocol]
+    engine: Engine = getattr(import_module(module), name)
+    return engine
+
+
+def _unless(watch: SelfWatch, answers: Iterator[Answer]) -> Iterator[Answer]:
+    """The answers without those of canaries."""
+    watched = watch.watched
+    for answer in answers:
+        if (answer.address, answer.port) not in watched or not watch.takes(answer):
+            yield answer
+
+
+def _nothing() -> None:
+    """For an iterator that has no close()."""

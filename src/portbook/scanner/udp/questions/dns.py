@@ -1,0 +1,92 @@
+"""DNS, and what is built like it: multicast DNS, the NetBIOS name service."""
+
+from __future__ import annotations
+
+import struct
+
+from portbook.scanner.udp.questions import as_text
+
+# --- DNS: RFC 1035, RFC 6762, RFC 4892 -----------------------------------------------------------------------------
+
+DNS_ID = 0x7062
+DNS_PTR, DNS_TXT, DNS_IN, DNS_CHAOS = 12, 16, 1, 3
+DNS_RCODES = ("no error", "format error", "server failure", "no such name", "not implemented", "refused")
+MOST_RECORDS = 64
+
+
+def question(name: str, kind: int, zone: int) -> bytes:
+    """A query for one name."""
+    labels = b"".join(bytes([len(label)]) + label.encode("ascii") for label in name.split("."))
+    return struct.pack("!6H", DNS_ID, 0, 1, 0, 0, 0) + labels + b"\0" + struct.pack("!HH", kind, zone)
+
+
+def _dns_name(data: bytes, at: int) -> tuple[str, int]:
+    """A name and where it ends; compression pointers are followed backwards only (RFC 1035 section 4.1.4)."""
+    labels: list[str] = []
+    end = 0
+    limit = at
+    while data[at]:
+        if data[at] >= 0xC0:
+            end = end or at + 2
+            at = (data[at] & 0x3F) << 8 | data[at + 1]
+            if at >= limit:
+                raise ValueError("a pointer that does not lead backwards")
+            limit = at
+            continue
+        labels.append(as_text(data[at + 1 : at + 1 + data[at]]))
+        at += 1 + data[at]
+    return ".".join(labels), end or at + 1
+
+
+def _dns_records(data: bytes) -> tuple[int, list[tuple[int, int, int]]]:
+    """The response code, and of each answer its type and where its data lies."""
+    number, flags, questions, answers = struct.unpack_from("!4H", data)
+    if number not in (DNS_ID, 0) or not flags & 0x8000:
+        raise ValueError("not a response to this question")
+    at = 12
+    for _ in range(min(questions, MOST_RECORDS)):
+        at = _dns_name(data, at)[1] + 4
+    records = []
+    for _ in range(min(answers, MOST_RECORDS)):
+        at = _dns_name(data, at)[1]
+        kind, _, _, length = struct.unpack_from("!HHIH", data, at)
+        records.append((kind, at + 10, at + 10 + length))
+        at += 10 + length
+    return flags & 15, records
+
+
+def read_dns(reply: bytes) -> str | None:
+    """The version, or how the question was refused."""
+    if reply[:2] != struct.pack("!H", DNS_ID):
+        return None
+    rcode, records = _dns_records(reply)
+    versions = [as_text(reply[start + 1 : end]) for kind, start, end in records if kind == DNS_TXT]
+    if versions:
+        return f"version {versions[0]}"
+    return DNS_RCODES[rcode] if rcode < len(DNS_RCODES) else f"response code {rcode}"
+
+
+def read_mdns(reply: bytes) -> str:
+    """The kinds of services."""
+    _, records = _dns_records(reply)
+    names = [_dns_name(reply, start)[0].removesuffix(".local") for kind, start, _ in records if kind == DNS_PTR]
+    return "services: " + ", ".join(dict.fromkeys(names)) if names else "no services"
+
+
+# --- NetBIOS name service: RFC 1002 sections 4.2.17 and 4.2.18 -----------------------------------------------------
+
+NBSTAT = 0x21
+# The name "*", each half byte as a letter (RFC 1001 section 14.1).
+NETBIOS_ANYBODY = b"\x20CK" + b"A" * 30 + b"\0"
+NETBIOS_STATUS = struct.pack("!6H", DNS_ID, 0, 1, 0, 0, 0) + NETBIOS_ANYBODY + struct.pack("!HH", NBSTAT, DNS_IN)
+
+
+def read_netbios(reply: bytes) -> str | None:
+    """The names of a machine."""
+    _, records = _dns_records(reply)
+    ((kind, start, _),) = records
+    if kind != NBSTAT:
+        return None
+    entries = [reply[at : at + 18] for at in range(start + 1, start + 1 + 18 * reply[start], 18)]
+    names = dict.fromkeys(as_text(entry[:15].rstrip(b" \0")) for entry in entries)
+    return "names: " + ", ".join(names)

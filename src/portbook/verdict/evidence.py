@@ -1,0 +1,64 @@
+"""What is known about a port before it is judged: frozen facts, no I/O here."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+from portbook.bind.attempt import EVERYWHERE, Endpoint, Options
+from portbook.managers.supervisor import Restarter
+from portbook.netconfig.facts import (
+    Caller,
+    DynamicRange,
+    ExcludedRange,
+    HttpQueue,
+    Link,
+    LocalAddress,
+    NatRule,
+    PortProxy,
+    PortRange,
+    Publication,
+)
+from portbook.records import Family, Gap, Owner, Protocol, Socket
+
+
+class Asked(Struct, frozen=True):
+    """What is asked for."""
+
+    port: int
+    protocol: Protocol = "tcp"
+    endpoints: tuple[Endpoint, ...] = EVERYWHERE
+    options: Options = Options()
+
+
+class Evidence(Struct, frozen=True):
+    """Everything that rules may look at. What could not be found out is None or empty, with a gap that says why."""
+
+    platform: str  # "linux", "windows", "macos"
+    port: int
+    protocol: Protocol = "tcp"
+    endpoints: tuple[Endpoint, ...] = EVERYWHERE
+    options: Options = Options()
+    caller: Caller = Caller()
+    sockets: tuple[Socket, ...] = ()  # on the port, with their owners
+    parents: dict[int, tuple[Owner, ...]] = {}  # of owners, by pid, nearest first
+    restarters: dict[int, Restarter] = {}  # who looks after an owner, by its pid
+    activated: dict[int, str] = {}  # Linux: inode of a socket that a service manager holds, and the unit it is for
+    privileged_below: int | None = None  # Linux: ip_unprivileged_port_start
+    ephemeral: PortRange | None = None  # where the system takes ports for outgoing connections
+    reserved: tuple[PortRange, ...] = ()  # Linux: ip_local_reserved_ports
+    nonlocal_bind: frozenset[Family] = frozenset()  # Linux: families with ip_nonlocal_bind
+    ipv6: Literal["on", "disabled", "absent"] | None = None  # disabled: no address, "::" can be bound all the same
+    vrf_accepts_all: bool = False  # Linux: tcp_l3mdev_accept, for TCP
+    addresses: tuple[LocalAddress, ...] | None = None  # None: not looked for
+    foreign: tuple[str, ...] = ()  # asked addresses that this machine does not have
+    links: tuple[Link, ...] = ()  # interfaces that sockets on the port are bound to
+    publications: tuple[Publication, ...] = ()
+    nat: tuple[NatRule, ...] = ()
+    excluded: tuple[ExcludedRange, ...] = ()
+    dynamic: tuple[DynamicRange, ...] = ()
+    proxies: tuple[PortProxy, ...] = ()
+    queues: tuple[HttpQueue, ...] = ()
+    behind: dict[int, Owner] = {}  # Windows: the processes behind queues with the port, by pid
+    gaps: tuple[Gap, ...] = ()

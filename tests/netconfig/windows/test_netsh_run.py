@@ -1,0 +1,170 @@
+"""Running netsh, a shell script in its place: real processes, pipes, time limits. The real one is in tests/windows."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from portbook.errors import SourceDenied, SourceError, SourceGarbled, SourceMissing, SourceTimeout
+from portbook.netconfig.facts import DynamicRange, ExcludedRange, PortProxy
+from portbook.netconfig.windows import netsh, portproxy, reservations
+from portbook.netconfig.windows.netsh import Question
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there netsh itself is run, in tests/windows")
+
+
+class Scripted:
+    """Stands in for Windows: a program of this machine is run in the place of netsh, with real processes."""
+
+    def __init__(self, monkeypatch, directory: Path) -> None:
+        self.directory = directory
+        monkeypatch.setattr(netsh.console, "console", lambda: (str(directory), "cp850"))
+        # The separator of Windows is part of the name of the program here.
+        self.program = directory.parent / f"{directory.name}\\netsh.exe"
+
+    def says(self, script: str) -> None:
+        self.program.write_text(f"#!/bin/sh\n{script}\n")
+        self.program.chmod(0o755)
+
+
+@pytest.fixture
+def scripted(monkeypatch, tmp_path):
+    return Scripted(monkeypatch, tmp_path / "system32")
+
+
+def test_all_four_lists_are_asked_for_at_once(scripted, tmp_path):
+    # Each waits until all four have begun: one after the other they would never end.
+    scripted.says(f'echo "$@" >>{tmp_path}/log; until [ $(wc -l <{tmp_path}/log) -eq 4 ]; do sleep 0.01; done\n' + ROWS)
+    found = netsh.excluded_ranges()
+    assert [(r.family, r.protocol) for r in found] == [
+        ("ipv4", "tcp"),
+        ("ipv4", "udp"),
+        ("ipv6", "tcp"),
+        ("ipv6", "udp"),
+    ]
+    assert sorted((tmp_path / "log").read_text().splitlines()) == [
+        f"interface {family} show excludedportrange protocol={protocol}"
+        for family in ("ipv4", "ipv6")
+        for protocol in ("tcp", "udp")
+    ]
+
+
+ROWS = "printf '%s\\r\\n' '----------    --------' '      5357        5357'"
+
+
+def test_only_what_is_wanted_is_asked_for(scripted, tmp_path):
+    scripted.says(f'echo "$@" >>{tmp_path}/log\nprintf "a: 1024\\nb: 5\\n"')
+    assert netsh.dynamic_ranges(["udp"], ["ipv6"]) == (DynamicRange("ipv6", "udp", 1024, 5),)
+    assert (tmp_path / "log").read_text() == "interface ipv6 show dynamicport udp\n"
+
+
+def test_what_an_empty_answer_is_of_is_said(scripted):
+    scripted.says("exit 0")
+    with pytest.raises(SourceGarbled, match=r"^netsh interface ipv4 show excludedportrange protocol=tcp: neither"):
+        netsh.excluded_ranges()
+
+
+def test_a_failure_of_one_list_does_not_hide_the_others(scripted):
+    scripted.says(f'[ "$2" = ipv6 ] && exit 1\n{ROWS}')
+    answers = netsh.ask(netsh.excluded_questions(["tcp"], ["ipv4", "ipv6"]))
+    assert answers[0] == (ExcludedRange("ipv4", "tcp", 5357, 5357, administered=False),)
+    assert isinstance(answers[1], SourceMissing)
+    assert "ended with 1" in str(answers[1])
+    with pytest.raises(SourceMissing):
+        netsh.excluded_ranges()
+
+
+def test_a_program_that_is_not_there(scripted):
+    with pytest.raises(SourceMissing, match="cannot be run"):
+        netsh.excluded_ranges()
+
+
+def test_no_answer_in_time_and_nothing_is_left_running(scripted, monkeypatch, tmp_path):
+    scripted.says(f"echo $$ >{tmp_path}/pid.$5; exec sleep 60")
+    monkeypatch.setattr(netsh, "TIMEOUT_S", 1.0)
+    with pytest.raises(SourceTimeout, match="no answer within 1 s"):
+        netsh.excluded_ranges(families=["ipv4"])
+    pids = [path.read_text().strip() for path in tmp_path.glob("pid.*")]
+    assert len(pids) == 2
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_an_interrupt_leaves_nothing_running(scripted, tmp_path):
+    scripted.says(f"echo $$ >{tmp_path}/pid; sleep 0.5; kill -INT $PPID; exec sleep 60")
+    with pytest.raises(KeyboardInterrupt):
+        netsh.excluded_ranges(["tcp"], ["ipv4"])
+    assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
+
+
+def test_nothing_is_kept_open(scripted):
+    scripted.says(f'[ "$2" = ipv6 ] && exit 1\n{ROWS}')
+    before, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+    for _ in range(20):
+        netsh.ask(netsh.excluded_questions(["tcp", "udp"], ["ipv4", "ipv6"]))
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert threading.active_count() == threads
+
+
+def test_output_that_somebody_else_keeps_open(scripted, monkeypatch):
+    scripted.says("sleep 3 & exit 0")
+    monkeypatch.setattr(netsh, "TIMEOUT_S", 1.0)
+    with pytest.raises(SourceTimeout, match="output does not end"):
+        netsh.excluded_ranges(["tcp"], ["ipv4"])
+
+
+def test_output_without_end(scripted):
+    scripted.says("exec yes 80")
+    with pytest.raises(SourceGarbled, match="printed more than"):
+        netsh.excluded_ranges(["tcp"], ["ipv4"])
+
+
+def test_what_netsh_reads_is_closed(scripted):
+    scripted.says(f"cat\n{ROWS}")
+    assert len(netsh.excluded_ranges(["tcp"], ["ipv4"])) == 1
+
+
+def test_a_question_of_its_own(scripted):
+    scripted.says('printf "%s" "$*"')
+    (answer,) = netsh.ask([Question(("a b", 'c"d'), lambda raw: (raw.data,))])
+    assert answer == (b'a b c"d',)
+
+
+# --- all of it -----------------------------------------------------------------------------------------------------
+
+
+def test_everything_at_once_with_what_is_missing(scripted, monkeypatch):
+    monkeypatch.setattr(portproxy, "read", lambda: (portproxy.Value("v4tov4", "*/80", "192.0.2.1/8080"),))
+    scripted.says(
+        f'case "$*" in http*) exit 0;; *ipv6*) exit 1;; *dynamic*) printf "a: 1024\\nb: 5\\n";; *) {ROWS};; esac'
+    )
+    found = reservations.take()
+    assert [len(part) if part is not None else None for part in found[:4]] == [2, 2, 1, None]
+    assert len(found.gaps) == 5
+    assert {gap.what for gap in found.gaps} == {"reservation"}
+    assert any("http show servicestate" in gap.why for gap in found.gaps)
+
+
+def test_for_udp_neither_queues_nor_proxies_are_looked_at(scripted, tmp_path):
+    scripted.says(f'echo "$*" >>{tmp_path}/log; exit 1')
+    found = reservations.take(["udp"], ["ipv4"])
+    assert found[:4] == (None, None, (), ())
+    assert len(found.gaps) == 2
+    assert len((tmp_path / "log").read_text().splitlines()) == 2
+
+
+def test_the_registry_may_not_be_read(scripted, monkeypatch):
+    def refuse():
+        raise SourceDenied("HKLM cannot be read", "run as administrator")
+
+    monkeypatch.setattr(portproxy, "read", refuse)
+    row = "'--------------- ----------  --------------- ----------' '* 80 192.0.2.1 8080'"
+    scripted.says(f'[ "$4" = v4tov4 ] && printf "%s\\r\\n" {row}; exit 0')
+    answers = portproxy.answers()
+    assert answers[0] == (PortProxy("v4tov4", "*", 80, "192.0.2.1", 8080),)
+    assert all(isinstance(answer, SourceError) for answer in answers[1:])
+    with pytest.raises(SourceError):
+        portproxy.port_proxies()

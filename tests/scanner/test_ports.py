@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from portbook.enrich.names import OURS, parse
+from portbook.errors import UsageError
+from portbook.scanner.ports import GROUPS, TCP, UDP, check, read
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("22", [22]),
+        ("22,80", [22, 80]),
+        ("80,22,22", [22, 80]),
+        ("8000-8003", [8000, 8001, 8002, 8003]),
+        ("1-3,2-4,65535", [1, 2, 3, 4, 65535]),
+        ("00022", [22]),
+    ],
+)
+def test_lists_and_ranges(text, expected):
+    assert read(text) == expected
+
+
+def test_every_port():
+    assert read("1-65535") == list(range(1, 65536))
+
+
+@given(st.sets(st.integers(1, 65535), min_size=1, max_size=50))
+def test_what_is_written_is_read(ports):
+    assert read(",".join(map(str, ports))) == sorted(ports) == check(ports)
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong", "valid"),
+    [
+        ("0", "port '0' is out of range", "1 to 65535"),
+        ("65536", "port '65536' is out of range", "1 to 65535"),
+        ("1-65536", "port '1-65536' is out of range", "1 to 65535"),
+        ("80-70", "port '80-70' runs backwards", "70-80"),
+        ("http", "port 'http' is not a number", "80"),
+        ("", "port '' is not a number", "80"),
+        ("80,", "port '' is not a number", "80"),
+        ("-1", "port '-1' is not a number", "80"),
+        ("22 80", "port '22 80' is not a number", "80"),
+        ("9" * 5000, "is out of range", "1 to 65535"),
+        ("@nonesuch", "unknown group of ports '@nonesuch'", "@common"),
+        ("@", "unknown group of ports '@'", "@web"),
+        ("22,@wbe", "unknown group of ports '@wbe'", "@web"),
+    ],
+)
+def test_a_mistake_is_one_line_that_says_what_is_valid(text, wrong, valid):
+    with pytest.raises(UsageError) as caught:
+        read(text)
+    assert wrong in str(caught.value)
+    assert valid in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("numbers", [[0], [65536], [-1], []])
+def test_numbers_are_checked_too(numbers):
+    with pytest.raises(UsageError, match="1 to 65535"):
+        check(numbers)
+
+
+def test_a_group_among_others():
+    assert read("@MAIL,22,25") == sorted({22, *read("@mail")})
+
+
+def test_a_group_that_udp_does_not_have_says_so():
+    with pytest.raises(UsageError, match="unknown group of ports '@mail' over UDP; valid are @web"):
+        read("@mail", "udp")
+
+
+@pytest.mark.parametrize(("protocol", "group"), [(p, g) for p in GROUPS for g in GROUPS[p]])
+def test_every_port_of_a_group_has_a_name_in_our_table_and_stands_once(protocol, group):
+    with open(OURS, encoding="utf-8") as file:
+        names = parse(file.read())
+    listed = [int(n) for n in GROUPS[protocol][group][1].split(",")]
+    assert [p for p in listed if (p, protocol) not in names] == []
+    assert listed == sorted(set(listed)) == read(f"@{group}", protocol)
+
+
+def test_the_groups_have_what_their_names_promise():
+    assert {80, 443, 8080, 8443} <= set(read("@web"))
+    assert {1433, 1521, 3306, 5432, 6379, 27017} <= set(read("@db"))
+    assert {25, 110, 143, 465, 587, 993, 995} <= set(read("@mail"))
+    assert {22, 23, 3389, 5900, 5985} <= set(read("@remote"))
+    assert {88, 135, 139, 389, 445, 3389, 5985} <= set(read("@windows"))
+    assert {1883, 5672, 61616, 9092} <= set(read("@queue"))
+    assert {22, 53, 80, 443, 445, 3306, 3389} <= set(read("@common"))
+    assert {53, 67, 69, 123, 137, 161, 500, 1900, 5353} <= set(read("@common", "udp"))
+    assert 95 <= len(read("@common")) <= 105
+    assert set(UDP) < set(TCP)
