@@ -12,12 +12,10 @@ import pytest
 
 from portbook import errors, query, records, resilience, sources
 from portbook.cli import COMMANDS, portbook
-from portbook.managers import supervisor as restarter
+from portbook.managers import supervisor
 from portbook.probe import error_queue, outcome, tcp
 from portbook.probe.outcome import Answer, Evidence
-from portbook.scanner.udp import engine as udp
-from portbook.scanner.udp import state as asked
-from portbook.scanner.udp import wire as datagrams
+from portbook.scanner.udp import engine, state, wire
 from portbook.stop import outcome as stop_outcome
 from portbook.stop import protected
 from portbook.verdict.findings import CODES, Finding
@@ -48,9 +46,9 @@ def test_json_page_has_the_fields_of_a_holder() -> None:
 
 def test_json_page_has_the_fields_of_what_a_stop_says() -> None:
     page = (DOCS / "json.md").read_text()
-    kinds = (stop_outcome.Target, stop_outcome.Refusal, restarter.Restarter, stop_outcome.Ended)
+    kinds = (stop_outcome.Target, stop_outcome.Refusal, supervisor.Supervisor, stop_outcome.Ended)
     assert all(f"`{field}`" in page for kind in kinds for field in kind.__struct_fields__)
-    words = (*get_args(stop_outcome.Result), *get_args(stop_outcome.Fate), *get_args(stop_outcome.Leave))
+    words = (*get_args(stop_outcome.Result), *get_args(stop_outcome.Fate), *get_args(stop_outcome.Override))
     assert all(f"`{word}`" in page for word in words)
 
 
@@ -59,7 +57,7 @@ def test_stop_page_names_every_protected_process_and_refusal() -> None:
     source = (ROOT / "src/portbook/stop/plan.py").read_text() + (ROOT / "src/portbook/stop/run.py").read_text()
     codes = set(re.findall(r'Refusal\(\s*"([a-z-]+)"', source))
     assert len(codes) > 8
-    assert all(f"`{name}`" in page for name in (*codes, *protected.UNIX, *protected.WINDOWS, *restarter.SUPERVISORS))
+    assert all(f"`{name}`" in page for name in (*codes, *protected.UNIX, *protected.WINDOWS, *supervisor.SUPERVISORS))
 
 
 def test_json_page_names_every_state() -> None:
@@ -147,7 +145,7 @@ def icmp(version: int, number: int, code: int) -> list[object]:
     target = "10.0.0.1" if version == 4 else "fd00::1"
     found = tcp.icmp_finding(error_queue.Kept(version, number, code, target, 80, 0))
     refusals = [
-        datagrams.judge(Evidence("icmp", icmp_type=number, icmp_code=code, sender=sender), target)
+        wire.judge(Evidence("icmp", icmp_type=number, icmp_code=code, sender=sender), target)
         for sender in (target, "10.0.0.254")
     ]
     return [found.evidence.text, found.outcome, *dict.fromkeys(refusals)]
@@ -176,12 +174,12 @@ def test_reach_page_has_exactly_the_error_numbers_and_what_they_mean() -> None:
             [str(number) for number, (_, posix) in resilience.WINDOWS.items() if posix == name],
             [tcp.SENT.get(name, tcp.NOT_ASKED)[0]],
             [tcp.AT_ONCE.get(name, tcp.NOT_ASKED)[0]],
-            [found] if (found := datagrams.OUTCOMES.get(name, "error")) else [],
+            [found] if (found := wire.OUTCOMES.get(name, "error")) else [],
         ]
         for name in (*tcp.SENT, "EMSGSIZE")
     }
     assert told == known
-    posix = {name for name in datagrams.OUTCOMES if name in errorcode.values()}
+    posix = {name for name in wire.OUTCOMES if name in errorcode.values()}
     assert posix <= told.keys()
 
 
@@ -192,4 +190,4 @@ def test_reach_page_has_the_error_numbers_of_linux() -> None:
 
 def test_reach_page_has_every_kind_of_silence() -> None:
     told = {name for row in reach("Silence over UDP") for name in names(row[0])}
-    assert told == {asked.PROVEN, asked.MUTE, udp.LIMITED, udp.TIME_UP}
+    assert told == {state.PROVEN, state.MUTE, engine.LIMITED, engine.TIME_UP}

@@ -157,7 +157,7 @@ def test_the_other_ports_of_the_holder(source):
         first, second, third, udp, bound = one.said
         (holder,) = who(first, source=source).holders
     expected = {f"{second}/tcp", f"{third}/tcp", f"{udp}/udp"}
-    if "bound" in sources.load(source).promises:
+    if "bound" in sources.load(source).capabilities:
         expected.add(f"{bound}/tcp")
     assert set(holder.other_ports) == expected
     assert len(holder.other_ports) == len(expected)

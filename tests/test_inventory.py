@@ -411,7 +411,7 @@ def test_a_socket_that_a_table_shows_twice_is_listed_once_as_seen_last():
     last = Socket("tcp", "ipv4", "127.0.0.1", 9, state="CLOSE_WAIT", inode=5)
     gone = Socket("tcp", "ipv4", "127.0.0.1", 9, "127.0.0.1", 8, state="TIME_WAIT", inode=0)
     table = FakeSource([first, gone, gone, last])
-    table.source = table.source._replace(promises=frozenset(("tcp", "inode")))
+    table.source = table.source._replace(capabilities=frozenset(("tcp", "inode")))
     with only_sources(table):
         _, found, _ = portbook.inventory.select(portbook.Query())
     assert [s.state for s in found] == ["TIME_WAIT", "TIME_WAIT", "CLOSE_WAIT"]

@@ -70,6 +70,6 @@ def _waiting(pids: list[int], source: str) -> dict[int, list[tuple[int, str]]]:
     found = inventory.held(Query((Term("state", ("LISTENING",)),)), source, tuple(pids))
     waiting: dict[int, list[tuple[int, str]]] = {}
     for pid in pids:
-        mine, _ = owners.held_by(found.sockets, ((pid, pid),), found.promises("holders"))
+        mine, _ = owners.held_by(found.sockets, ((pid, pid),), found.has("holders"))
         waiting[pid] = [(s.local_port, f"{s.local_port}/{s.protocol}") for s in mine]
     return waiting

@@ -30,9 +30,9 @@ class Found(NamedTuple):
     elsewhere: Elsewhere | None = None
     passed_over: tuple[str, ...] = ()  # why better sources could not be used, where that is nothing to complain of
 
-    def promises(self, what: str) -> bool:
-        """Whether the source that was read promises this."""
-        return what in sources.load(self.source).promises
+    def has(self, what: str) -> bool:
+        """Whether the source that was read has this capability."""
+        return what in sources.load(self.source).capabilities
 
 
 def take(wanted: Query | str = "", *, source: str | None = None) -> Listing:
@@ -54,7 +54,7 @@ def look(asked: Query, *, source: str | None = None, everywhere: bool = False) -
     taken_at = datetime.now(UTC)
     with _Ahead(asked.is_broad()) as ahead:
         found = find(asked, source, everywhere, ahead)
-        completed, more = owners.complete(found.sockets, asked.pids(), ahead.search, found.promises("holders"))
+        completed, more = owners.complete(found.sockets, asked.pids(), ahead.search, found.has("holders"))
     gaps = [*found.gaps, *more, *(_unseen_namespaces(found) if asked.everywhere() else ())]
     kept = _keep(completed, asked.owner_test())
     return Listing(
@@ -78,12 +78,12 @@ class _Ahead:
         self._begun.close()
 
     def begin(self, source: Source) -> None:
-        if self.broad and self.search is None and "owner" not in source.promises:
+        if self.broad and self.search is None and "owner" not in source.capabilities:
             self.search = self._begun.enter_context(owners.search_ahead())
 
 
 def _unseen_namespaces(found: Found) -> list[Gap]:
-    if found.promises("namespaces") or sources.PLATFORM != "linux":
+    if found.has("namespaces") or sources.PLATFORM != "linux":
         return []
     why = "; ".join(found.passed_over) or f"{found.source} sees no other"
     return [Gap("socket", None, f"only this network namespace was looked at: {why}")]
@@ -115,7 +115,7 @@ def _find(
     name, reading, failures, passed_over = (
         _read(wanted, ahead, owners_too) if source is None else (source, _reading(source, wanted, ahead), [], ())
     )
-    sockets = reading.sockets if "holders" in sources.load(name).promises else _distinct(reading.sockets)
+    sockets = reading.sockets if "holders" in sources.load(name).capabilities else _distinct(reading.sockets)
     kept = _keep(sockets, asked.socket_test())
     return Found(name, kept, [*failures, *reading.gaps], reading.elsewhere, passed_over)
 

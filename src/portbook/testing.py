@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from portbook import sources
 from portbook.errors import SourceError
 from portbook.records import Family, Gap, Protocol, Socket, State
-from portbook.sources.base import PROMISES, Reading, Source, Wanted
+from portbook.sources.base import CAPABILITIES, Reading, Source, Wanted
 
 Identity = tuple[Protocol, Family, str, int, str | None, int | None, State | None]
 
@@ -59,7 +59,7 @@ class FakeSource:
             name=name,
             sees="what a test gave it",
             needs="nothing",
-            promises=frozenset(PROMISES),
+            capabilities=frozenset(CAPABILITIES),
             missing=lambda: str(fails) if fails else None,
             read=self._read,
             parse=lambda reading: Reading(list(reading.sockets), list(reading.gaps)),
@@ -136,7 +136,7 @@ def child(script: str, *arguments: str, pass_fds: Sequence[int] = (), python: st
 
 
 class Expected(NamedTuple):
-    """A socket that was opened, as every source that promises ``needs`` has to show it."""
+    """A socket that was opened, as every source that has ``needs`` has to show it."""
 
     protocol: Protocol
     family: Family
@@ -145,7 +145,7 @@ class Expected(NamedTuple):
     remote_address: str | None
     remote_port: int | None
     state: State | None
-    needs: frozenset[str]  # of sources.base.PROMISES
+    needs: frozenset[str]  # of sources.base.CAPABILITIES
     pids: tuple[int, ...]  # every holder; empty: no descriptor refers to it
     inode: int | None = None  # Linux; 0: none
     v6only: bool | None = None

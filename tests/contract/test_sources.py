@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("own_network")
 
 LINUX = sys.platform == "linux"
 WORKING = [name for name in sources.names() if sources.missing(name) is None]
-PROMISED = {name: sources.load(name).promises for name in WORKING}
+PROMISED = {name: sources.load(name).capabilities for name in WORKING}
 BY_INODE = [name for name in WORKING if "inode" in PROMISED[name]]
 EVERY_OWNER = BY_INODE if LINUX else []  # portbook finds all holders of an inode
 

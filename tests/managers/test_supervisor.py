@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portbook.managers import supervisor as restarter
+from portbook.managers import supervisor
 from portbook.records import Holder, Owner
 from portbook.system.users import user_name
 
@@ -28,7 +28,7 @@ def holder(one=None, *parents, sockets=()):
 
 
 def looked_after(one, platform, uid):
-    return restarter.of(one.owner, one.parents, platform, uid)
+    return supervisor.of(one.owner, one.parents, platform, uid)
 
 
 SYSTEM = "/system.slice/web.service"
@@ -125,7 +125,7 @@ def test_airplay_is_named():
 
 @given(st.text(max_size=80))
 def test_no_name_of_a_unit_can_be_an_option_or_two_arguments(name):
-    found = restarter.of_unit(name, None, 0)
+    found = supervisor.of_unit(name, None, 0)
     if found.command is not None:
         assert found.command == ("systemctl", "stop", name)
         assert not name.startswith("-")

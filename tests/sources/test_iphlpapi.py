@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from portbook.errors import SourceGarbled, SourceMissing
 from portbook.records import Gap, Owner, Socket
 from portbook.sources import iphlpapi
-from portbook.sources.base import PROMISES, Wanted
+from portbook.sources.base import CAPABILITIES, Wanted
 from portbook.sources.iphlpapi import LAYOUTS, STATES, Raw, Table, address_text, parse
 from tests.sources.mib_encode import Row, encode
 
@@ -202,7 +202,7 @@ def test_elsewhere_the_source_is_missing():
 
 
 def test_what_is_promised_exists():
-    assert iphlpapi.SOURCE.promises <= PROMISES.keys()
+    assert iphlpapi.SOURCE.capabilities <= CAPABILITIES.keys()
 
 
 # --- any -----------------------------------------------------------------------------------------------------------

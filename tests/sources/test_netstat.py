@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from portbook.errors import SourceGarbled, SourceMissing
 from portbook.records import Gap, Owner, Socket
 from portbook.sources import netstat
-from portbook.sources.base import PROMISES, Wanted
+from portbook.sources.base import CAPABILITIES, Wanted
 from portbook.sources.netstat import STATES, Raw, parse
 
 DATA = Path(__file__).parents[1] / "data" / "netstat" / "windows"
@@ -210,7 +210,7 @@ def test_elsewhere_the_source_is_missing():
 
 
 def test_what_is_promised_exists():
-    assert netstat.SOURCE.promises <= PROMISES.keys()
+    assert netstat.SOURCE.capabilities <= CAPABILITIES.keys()
 
 
 # --- any -----------------------------------------------------------------------------------------------------------

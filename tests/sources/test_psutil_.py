@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from portbook.errors import SourceDenied, SourceGarbled, SourceMissing
 from portbook.records import Owner, Socket
 from portbook.sources import psutil_
-from portbook.sources.base import PROMISES, Wanted
+from portbook.sources.base import CAPABILITIES, Wanted
 from portbook.sources.psutil_ import Raw, parse
 
 TCP, UDP = 1, 2
@@ -188,4 +188,4 @@ def test_rows_are_plain(monkeypatch):
 
 def test_it_can_be_used_here():
     assert psutil_.SOURCE.missing() is None
-    assert psutil_.SOURCE.promises <= PROMISES.keys()
+    assert psutil_.SOURCE.capabilities <= CAPABILITIES.keys()

@@ -124,13 +124,15 @@ def test_the_manager_s_command_is_what_is_asked_about(start):
     """What would be run stands in the question."""
     from msgspec.structs import replace
 
-    from portbook.managers.supervisor import Restarter
+    from portbook.managers.supervisor import Supervisor
     from portbook.render.stop import question
     from portbook.stop.run import look
 
     server = start(LISTEN)
     plan = look(server.said)
-    managed = replace(plan.targets[0], restarter=Restarter("systemd", "a.service", ("systemctl", "stop", "a.service")))
+    managed = replace(
+        plan.targets[0], supervisor=Supervisor("systemd", "a.service", ("systemctl", "stop", "a.service"))
+    )
     plan = replace(plan, targets=(managed,))
     assert question([plan], ["via-manager"]) == "Run systemctl stop a.service? [y/N] "
     assert question([plan], []).startswith("End ")

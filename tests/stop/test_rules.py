@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from portbook.bind.attempt import DUAL, EVERYWHERE, Endpoint, Tried
-from portbook.managers import control as asked
-from portbook.managers import supervisor as restarter
-from portbook.managers.supervisor import Restarter
+from portbook.managers import control, supervisor
+from portbook.managers.supervisor import Supervisor
 from portbook.records import SCHEMA, Gap, Holding, Socket
 from portbook.stop import aftermath, plan, protected
 from portbook.stop.freed import Bindable, judge
@@ -38,7 +37,7 @@ def listening(*owners, address="127.0.0.1", state="LISTEN", **more):
     ],
 )
 def test_whether_systemd_starts_it_again(text, answer):
-    assert asked.restarts(asked.properties(text))[0] is answer
+    assert control.restarts(control.properties(text))[0] is answer
 
 
 # systemctl list-sockets --show-types --no-legend --full of systemd 252, as the test with a real one has it.
@@ -63,24 +62,24 @@ SOCKETS = """\
     ],
 )
 def test_which_unit_a_socket_is_held_for(port, protocol, units):
-    assert asked.listening_units(SOCKETS, port, protocol) == units
+    assert control.listening_units(SOCKETS, port, protocol) == units
 
 
 @given(st.text(max_size=300))
 def test_whatever_a_command_prints_is_read_without_an_error(text):
-    asked.restarts(asked.properties(text))
-    asked.listening_units(text, 80, "tcp")
+    control.restarts(control.properties(text))
+    control.listening_units(text, 80, "tcp")
 
 
 def test_docker_names_the_container_behind_its_proxy(monkeypatch):
     """Composed: docker is not run here. The relay's own command line has addresses, not the container."""
-    said = {"ps": asked.Done(0, ID), "inspect": asked.Done(0, "/web|always")}
-    monkeypatch.setattr(asked, "run", lambda command, _: said[command[1]])
+    said = {"ps": control.Done(0, ID), "inspect": control.Done(0, "/web|always")}
+    monkeypatch.setattr(control, "run", lambda command, _: said[command[1]])
     proxy = owner(exe="/usr/bin/docker-proxy", name="docker-proxy", user="root", cgroup="/system.slice/docker.service")
-    found = asked.complete(looked_after(holder(proxy), "linux", 0), 8080, "tcp")
+    found = control.complete(looked_after(holder(proxy), "linux", 0), 8080, "tcp")
     assert (found.kind, found.command, found.restarts) == ("docker", ("docker", "stop", "web"), True)
-    said["ps"] = asked.Done(0, f"{ID}\n{ID}")
-    found = asked.complete(looked_after(holder(proxy), "linux", 0), 8080, "tcp")
+    said["ps"] = control.Done(0, f"{ID}\n{ID}")
+    found = control.complete(looked_after(holder(proxy), "linux", 0), 8080, "tcp")
     assert found.command is None
     assert "docker ps" in found.advice
 
@@ -90,17 +89,17 @@ def test_docker_names_the_container_behind_its_proxy(monkeypatch):
 
 def refused(one, platform="linux", found=None, **situation):
     known = {"pid": 5, "ancestors": frozenset((4, 3)), **situation}
-    known["restarters"] = {one.pid: found} if found else {}
+    known["supervisors"] = {one.pid: found} if found else {}
     listing = listening(one)
     made = plan.make(
         Holding(SCHEMA, 8080, "tcp", True, (holder(one, sockets=[listing]),), (listing,)), "tcp", True,
         plan.Situation(platform, **known),
     )  # fmt: skip
-    return [(r.code, r.lifted_by) for r in made.targets[0].refusals]
+    return [(r.code, r.overridden_by) for r in made.targets[0].refusals]
 
 
-KNOW, VIA = ("i-know",), ("via-manager",)
-COMMAND = Restarter("systemd", "a.service", ("systemctl", "stop", "a.service"))
+KNOW, VIA = ("override",), ("via-manager",)
+COMMAND = Supervisor("systemd", "a.service", ("systemctl", "stop", "a.service"))
 
 
 @pytest.mark.parametrize(
@@ -133,15 +132,15 @@ def test_what_is_refused(one, platform, expected):
     ("one", "found", "expected"),
     [
         (owner(), COMMAND, [("managed", VIA + KNOW)]),
-        (owner(), Restarter("systemd", "a", ("x",), restarts=False), []),
-        (owner(), Restarter("kubernetes", "a"), [("managed", KNOW)]),
+        (owner(), Supervisor("systemd", "a", ("x",), restarts=False), []),
+        (owner(), Supervisor("kubernetes", "a"), [("managed", KNOW)]),
         (owner(1, name="systemd"), COMMAND, [("managed", VIA)]),
         (owner(70, name="systemd"), COMMAND, [("managed", VIA)]),
-        (owner(1, name="systemd"), Restarter(restarter.ACTIVATION, ""), [("protected", KNOW), ("managed", KNOW)]),
+        (owner(1, name="systemd"), Supervisor(supervisor.ACTIVATION, ""), [("protected", KNOW), ("managed", KNOW)]),
         (owner(name="sshd"), COMMAND, [("protected", KNOW), ("managed", VIA + KNOW)]),
         (
             owner(exe="/usr/bin/conmon"),
-            Restarter("podman", "a", ("podman", "stop", "a"), restarts=False),
+            Supervisor("podman", "a", ("podman", "stop", "a"), restarts=False),
             [("managed", VIA + KNOW)],
         ),
     ],
@@ -150,19 +149,19 @@ def test_what_a_manager_looks_after_is_its_business(one, found, expected):
     assert refused(one, found=found) == expected
 
 
-@pytest.mark.parametrize("name", restarter.RELAYS)
+@pytest.mark.parametrize("name", supervisor.RELAYS)
 def test_what_holds_a_container_s_port_is_not_ended_for_it(name):
     """Also an ordinary user's, whose service manager would be told to stop all of docker."""
     one = owner(exe=f"/usr/bin/{name}", user="somebody", cgroup="/user@1000.service/app.slice/docker.service")
     found = looked_after(holder(one), "linux", 0)
     assert (found.command, "as somebody" in found.advice) == (None, True)
-    assert refused(one, found=found) == [("managed", ("i-know",))]
+    assert refused(one, found=found) == [("managed", ("override",))]
 
 
 def test_what_may_not_be_signalled_may_still_be_stopped_by_its_manager():
     denied = frozenset((100,))
     assert refused(owner(), denied=denied) == [("not-permitted", ())]
-    found = Restarter("systemd", "a", ("x",), restarts=False)
+    found = Supervisor("systemd", "a", ("x",), restarts=False)
     assert refused(owner(), found=found, denied=denied) == [("not-permitted", VIA)]
 
 
@@ -230,7 +229,7 @@ def test_who_only_has_a_connection_is_not_in_the_way_of_a_listener():
     accepted = listening(CHILD, state="ESTABLISHED")
     assert pids(made(listening(SERVER), accepted)) == [10]
     alone = made(accepted)
-    assert (pids(alone), [(r.code, r.lifted_by) for r in alone.forbidden()]) == ([11], [("connected", KNOW)])
+    assert (pids(alone), [(r.code, r.overridden_by) for r in alone.forbidden()]) == ([11], [("connected", KNOW)])
     assert pids(made(listening(SERVER, state="TIME_WAIT"), held=False)) == []
 
 

@@ -141,7 +141,7 @@ def test_connections_that_stop_a_bind_are_in_the_way_when_nobody_waits(start):
     assert not can_be_bound(server.said)
     (answer,) = answers(portbook(server.said, "--yes", "--json"))
     assert ([r["code"] for r in answer["refusals"]], server.alive) == (["connected"], True)
-    (answer,) = answers(portbook(server.said, "--yes", "--i-know", "--timeout", 0.3, "--json"))
+    (answer,) = answers(portbook(server.said, "--yes", "--override", "--timeout", 0.3, "--json"))
     assert [e["pid"] for e in answer["ended"]] == [server.pid]
     assert server.process.wait(5) == -signal.SIGTERM
     assert client.alive
@@ -255,7 +255,7 @@ def test_a_known_supervisor_is_named_before_anything_is_ended(start):
     assert (answer["result"], [r["code"] for r in answer["refusals"]]) == ("refused", ["managed"])
     assert "sv stop" in answer["refusals"][0]["hint"]
     assert runs(supervisor.said)
-    (answer,) = answers(portbook(port, "--yes", "--i-know", "--json"))
+    (answer,) = answers(portbook(port, "--yes", "--override", "--json"))
     assert answer["result"] == "restarted"
 
 
@@ -416,7 +416,7 @@ def test_an_ancestor_is_refused():
         done = portbook(ours.getsockname()[1], "--yes", "--json")
     (answer,) = answers(done)
     (refusal,) = answer["refusals"]
-    assert (done.returncode, refusal["code"], refusal["lifted_by"]) == (1, "ancestor", ["i-know"])
+    assert (done.returncode, refusal["code"], refusal["overridden_by"]) == (1, "ancestor", ["override"])
 
 
 BELOW = """
@@ -426,7 +426,7 @@ def end(*_):
     ended.append(True)
 signal.signal(signal.SIGTERM, end)
 one = listen()
-done = subprocess.run([*sys.argv[1:], str(port_of(one)), "--yes", "--i-know", "--json"], capture_output=True)
+done = subprocess.run([*sys.argv[1:], str(port_of(one)), "--yes", "--override", "--json"], capture_output=True)
 say([ended, done.returncode, done.stdout.decode()])
 sleep()
 """
@@ -442,8 +442,8 @@ def test_an_ancestor_that_is_known_to_be_one_is_ended(start):
 def test_this_process_is_never_ended():
     with socket.create_server(("127.0.0.1", 0)) as ours:
         plan = look(ours.getsockname()[1])
-        assert [(r.code, r.lifted_by) for r in plan.targets[0].refusals] == [("self", ())]
-        answer = carry_out(plan, leave=("i-know", "via-manager"))
+        assert [(r.code, r.overridden_by) for r in plan.targets[0].refusals] == [("self", ())]
+        answer = carry_out(plan, overrides=("override", "via-manager"))
     assert (answer.result, answer.ended) == ("refused", ())
 
 
@@ -453,7 +453,7 @@ def test_a_protected_name_is_refused_until_it_is_known(start):
     (answer,) = answers(portbook(server.said, "--yes", "--force", "--json"))
     assert ([r["code"] for r in answer["refusals"]], server.alive) == (["protected"], True)
     assert "reachable" in answer["refusals"][0]["why"]
-    assert portbook(server.said, "--yes", "--i-know").returncode == 0
+    assert portbook(server.said, "--yes", "--override").returncode == 0
     assert server.process.wait(5) == -signal.SIGTERM
 
 

@@ -175,7 +175,7 @@ def test_ended_in_spite_of_systemd_it_is_back_and_that_is_said(lab):
     lab.systemctl("start", "back.service")
     wait_for(lab, 8002)
     pid = lab.main_pid("back.service")
-    code, answer = lab.stop(8002, "--yes", "--i-know")
+    code, answer = lab.stop(8002, "--yes", "--override")
     assert (code, answer["result"], answer["ended"][0]["fate"]) == (1, "restarted", "ended")
     assert answer["held_by"][0]["service"] == "back.service"
     assert answer["held_by"][0]["pid"] == lab.main_pid("back.service") != pid
@@ -188,7 +188,7 @@ def test_what_systemd_leaves_alone_is_ended_as_anything_else(lab):
     wait_for(lab, 8003)
     code, answer = lab.stop(8003, "--yes")
     assert (code, answer["result"], answer["ended"][0]["by"]) == (0, "stopped", ["SIGTERM"])
-    assert answer["targets"][0]["restarter"]["restarts"] is False
+    assert answer["targets"][0]["supervisor"]["restarts"] is False
 
 
 def test_an_escaped_name_reaches_systemd_as_it_is(lab):
@@ -199,7 +199,7 @@ def test_an_escaped_name_reaches_systemd_as_it_is(lab):
     wait_for(lab, 8004)
     code, answer = lab.stop(8004, "--yes", "--via-manager")
     assert (code, answer["result"]) == (0, "stopped")
-    assert answer["targets"][0]["restarter"]["command"] == ["systemctl", "stop", name]
+    assert answer["targets"][0]["supervisor"]["command"] == ["systemctl", "stop", name]
     assert lab.systemctl("is-active", name, check=False) == "inactive"
 
 
@@ -213,10 +213,10 @@ def activated(lab) -> Iterator[Lab]:
 
 
 def test_a_socket_that_systemd_holds_for_a_unit_is_stopped_by_its_unit(activated):
-    code, answer = activated.stop(8005, "--yes", "--i-know")
+    code, answer = activated.stop(8005, "--yes", "--override")
     (refusal,) = answer["refusals"]
     assert [t["holder"]["owner"]["pid"] for t in answer["targets"]] == [1]
-    assert (code, refusal["code"], refusal["lifted_by"]) == (1, "managed", ["via-manager"])
+    assert (code, refusal["code"], refusal["overridden_by"]) == (1, "managed", ["via-manager"])
     assert refusal["hint"] == "systemctl stop late.socket late.service"
     code, answer = activated.stop(8005, "--yes", "--via-manager")
     assert (code, answer["result"]) == (0, "stopped")

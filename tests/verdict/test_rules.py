@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from portbook.bind.attempt import Endpoint, Options
-from portbook.managers import publications
-from portbook.managers import supervisor as restarter
+from portbook.managers import publications, supervisor
 from portbook.netconfig.facts import (
     Caller,
     DynamicRange,
@@ -44,8 +43,8 @@ def listener(*owners: Owner, address: str = "0.0.0.0", port: int = 80, **more) -
 
 def looked_after(owner: Owner, platform: str) -> Evidence:
     """What is gathered of a listener that somebody may start again."""
-    one = restarter.of(owner, (), platform, 0)
-    return Evidence(platform, 80, sockets=(listener(owner),), restarters={owner.pid: one} if one else {})
+    one = supervisor.of(owner, (), platform, 0)
+    return Evidence(platform, 80, sockets=(listener(owner),), supervisors={owner.pid: one} if one else {})
 
 
 def found(evidence: Evidence) -> dict:

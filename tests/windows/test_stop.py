@@ -13,8 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from portbook.enrich import process
-from portbook.managers import control as asked
-from portbook.managers import supervisor as restarter
+from portbook.managers import control, supervisor
 from portbook.records import Owner
 from portbook.stop.handle import hold, is_same, windows
 from portbook.stop.run import carry_out, look
@@ -199,9 +198,9 @@ def denying():
 def test_a_process_that_may_not_be_opened_is_refused(start, denying):
     child, _, port = start(denying + LISTEN)
     plan = look(port)
-    (refusal,) = plan.forbidden(("i-know",))
+    (refusal,) = plan.forbidden(("override",))
     assert (refusal.code, refusal.hint) == ("not-permitted", "run as administrator")
-    assert carry_out(plan, force=True, leave=("i-know",)).result == "refused"
+    assert carry_out(plan, force=True, leave=("override",)).result == "refused"
     assert child.poll() is None
 
 
@@ -209,7 +208,7 @@ def test_this_process_is_never_ended():
     with socket.create_server(("127.0.0.1", 0)) as ours:
         ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         plan = look(ours.getsockname()[1])
-        assert [r.code for r in plan.forbidden(("i-know", "via-manager"))] == ["self"]
+        assert [r.code for r in plan.forbidden(("override", "via-manager"))] == ["self"]
 
 
 # --- the command ---------------------------------------------------------------------------------------------------
@@ -243,6 +242,6 @@ def test_an_ancestor_is_refused():
 def test_the_service_control_manager_is_asked_by_the_systems_own_program():
     path = program.find("sc.exe")
     assert path.lower().startswith(os.environ["SYSTEMROOT"].lower() + "\\system32")
-    assert asked.run(("sc.exe", "query", "eventlog"), 20).code == 0
-    nobody = restarter.Restarter("windows-service", "portbook-test-nobody", ("Stop-Service",))
-    assert asked.stop(nobody, 20).code not in (0, None)
+    assert control.run(("sc.exe", "query", "eventlog"), 20).code == 0
+    nobody = supervisor.Supervisor("windows-service", "portbook-test-nobody", ("Stop-Service",))
+    assert control.stop(nobody, 20).code not in (0, None)

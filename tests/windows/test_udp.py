@@ -12,7 +12,7 @@ import pytest
 
 from portbook.probe.outcome import Answer
 from portbook.probe.request import Limits, Probe, Tally
-from portbook.scanner.udp import wire as datagrams
+from portbook.scanner.udp import wire
 from portbook.scanner.udp.engine import scan_udp
 from portbook.scanner.udp.state import PROVEN
 
@@ -62,10 +62,10 @@ def echo(request) -> Iterator[int]:
 
 
 def test_the_proactor_loop_is_what_is_used() -> None:
-    wire = datagrams.choose()
-    assert isinstance(wire, datagrams.LoopWire)
-    assert isinstance(wire._loop, asyncio.ProactorEventLoop)
-    wire.shut()
+    chosen = wire.choose()
+    assert isinstance(chosen, wire.LoopWire)
+    assert isinstance(chosen._loop, asyncio.ProactorEventLoop)
+    chosen.shut()
 
 
 @ADDRESSES
@@ -94,10 +94,10 @@ def test_an_open_a_silent_and_a_closed_port(echo, address) -> None:
 def test_an_empty_datagram_is_sent() -> None:
     with bound("127.0.0.1") as peer:
         peer.settimeout(10)
-        wire = datagrams.choose()
-        wire.send(wire.open(Probe("x", "127.0.0.1", peer.getsockname()[1]), loose=False), b"")
+        chosen = wire.choose()
+        chosen.send(chosen.open(Probe("x", "127.0.0.1", peer.getsockname()[1]), loose=False), b"")
         assert peer.recvfrom(100)[0] == b""
-        wire.shut()
+        chosen.shut()
 
 
 def test_more_sockets_than_select_takes() -> None:

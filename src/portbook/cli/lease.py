@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from portbook.cli import successor
+from portbook.cli import exec_command
 from portbook.cli.free import ASKED, address_option, both_option, read_ports, udp_option
 from portbook.errors import PortbookError, UsageError
 from portbook.records import Protocol
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PLACEHOLDER = "{port}"
 
 
-@click.command("lease", cls=successor.Predecessor)
+@click.command("lease", cls=exec_command.CommandWithTail)
 @click.argument("port", type=click.IntRange(0, 65535), default=0, metavar="[PORT] -- COMMAND...")
 @click.option("--range", "among", metavar="A-B", help="any of these ports")
 @udp_option
@@ -56,10 +56,10 @@ def command(
     """
     from portbook.bind.lease import lease
 
-    given = successor.arguments(ctx)
+    given = exec_command.arguments(ctx)
     if not given:
         raise UsageError("no command to run", "portbook lease [PORT] -- COMMAND...")
-    path = successor.executable(given[0])  # what cannot be run is said before anything is bound
+    path = exec_command.executable(given[0])  # what cannot be run is said before anything is bound
     ports: Sequence[int] | None = read_ports(among) if among is not None else None
     if number_only and not port and ports is None:
         ports = _quiet_ports(ASKED[which], address)
@@ -89,7 +89,7 @@ def _told(held: Lease, number_only: bool) -> str:
 def _run_alone(path: str, filled: list[str], held: Lease) -> int:
     held.close()
     os.environ["PORT"] = str(held.port)
-    return successor.run(path, filled)
+    return exec_command.run(path, filled)
 
 
 def _run_with(path: str, filled: list[str], held: Lease) -> int:
@@ -98,13 +98,13 @@ def _run_with(path: str, filled: list[str], held: Lease) -> int:
 
     with held:
         if sys.platform == "win32":
-            return successor.run(path, filled, beside=lambda command: _handed_over(command, held))
+            return exec_command.run(path, filled, beside=lambda command: _handed_over(command, held))
         try:
             handover.place([sock.fileno() for sock in held.sockets])
         except OSError as error:
             raise PortbookError(f"cannot pass the sockets on: {error.strerror}", "raise the limit") from error
         os.environ.update(held.environment())
-        return successor.run(path, filled)
+        return exec_command.run(path, filled)
 
 
 def _handed_over(command: Sequence[str], held: Lease) -> Popen[bytes]:

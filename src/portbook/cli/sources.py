@@ -35,7 +35,7 @@ def command(as_json: bool) -> int:
                     "why_not": reason,
                     "sees": source.sees,
                     "needs": source.needs,
-                    "promises": sorted(source.promises),
+                    "capabilities": sorted(source.capabilities),
                 }
             )
             + b"\n"

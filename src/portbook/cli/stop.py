@@ -12,7 +12,7 @@ from portbook.cli import exits, output
 from portbook.cli.who import read_port
 
 if TYPE_CHECKING:
-    from portbook.stop.outcome import Leave, Plan, Stopping
+    from portbook.stop.outcome import Override, Plan, Stopping
 
 ALL_OR_NONE = "nothing is ended unless everything that was asked for can be"
 NO_TERMINAL = "there is no terminal to ask on: --yes ends without asking"
@@ -28,7 +28,7 @@ ANSWERED_NO = "the answer was no"
 @click.option("--yes", is_flag=True, help="do not ask")
 @click.option("--dry-run", is_flag=True, help="show what would be ended, and end nothing")
 @click.option("--via-manager", is_flag=True, help="have the service manager or container runtime stop it")
-@click.option("--i-know", is_flag=True, help="also what would be started again, is protected, or portbook runs below")
+@click.option("--override", is_flag=True, help="also what would be started again, is protected, or portbook runs below")
 @output.json_option
 def command(
     ports: tuple[str, ...],
@@ -37,7 +37,7 @@ def command(
     yes: bool,
     dry_run: bool,
     via_manager: bool,
-    i_know: bool,
+    override: bool,
     as_json: bool,
 ) -> int:
     """End the processes that hold a port, and wait until it can be bound.
@@ -56,24 +56,24 @@ def command(
     """
     from portbook.stop.run import look
 
-    chosen = {"via-manager": via_manager, "i-know": i_know}
-    leave: list[Leave] = [option for option, given in chosen.items() if given]  # type: ignore[misc]  # the keys are
+    chosen = {"via-manager": via_manager, "override": override}
+    overrides: list[Override] = [option for option, given in chosen.items() if given]  # type: ignore[misc]  # the keys are
     asked = dict.fromkeys(map(read_port, ports))
     plans = [look(number, protocol or "tcp") for number, protocol in asked]
-    _show(plans, leave, as_json)
+    _show(plans, overrides, as_json)
     _tell_of_udp([number for (number, protocol), plan in zip(asked, plans, strict=True) if not (protocol or plan.held)])
-    answers = _without_ending(plans, leave, dry_run) or _asked(plans, leave, yes)
-    return _report(answers or _carry_out(plans, leave, timeout, force), as_json)
+    answers = _without_ending(plans, overrides, dry_run) or _asked(plans, overrides, yes)
+    return _report(answers or _carry_out(plans, overrides, timeout, force), as_json)
 
 
-def _show(plans: Sequence[Plan], leave: Collection[Leave], as_json: bool) -> None:
+def _show(plans: Sequence[Plan], overrides: Collection[Override], as_json: bool) -> None:
     """On standard error where standard output is for a program."""
     from portbook.render import stop as render
     from portbook.render.text import style_of
 
     stream = sys.stderr if as_json else sys.stdout
     for plan in plans:
-        if lines := render.plan_lines(plan, leave, style_of(stream)):
+        if lines := render.plan_lines(plan, overrides, style_of(stream)):
             stream.write("\n".join([*lines, "", ""]))
     stream.flush()
     output.write_gaps(dict.fromkeys(gap for plan in plans for gap in plan.gaps if not plan.tells(gap)))
@@ -89,24 +89,24 @@ def _tell_of_udp(ports: Sequence[int]) -> None:
             sys.stderr.write(f"portbook: {port}/udp is held: portbook stop {port}/udp\n")
 
 
-def _without_ending(plans: Sequence[Plan], leave: Collection[Leave], dry_run: bool) -> list[Stopping]:
+def _without_ending(plans: Sequence[Plan], overrides: Collection[Override], dry_run: bool) -> list[Stopping]:
     """The answers when something is refused, or only a look was wanted; none when it may go on."""
     from portbook.stop.run import stopping
 
-    refused = any(plan.held and plan.forbidden(leave) for plan in plans)
+    refused = any(plan.held and plan.forbidden(overrides) for plan in plans)
     if not refused and not dry_run:
         return []
     return [
         stopping(plan, "free")
         if not plan.held
         else stopping(plan, "refused", stands)
-        if (stands := plan.forbidden(leave))
+        if (stands := plan.forbidden(overrides))
         else stopping(plan, "would-stop" if dry_run else "refused", note=None if dry_run else ALL_OR_NONE)
         for plan in plans
     ]
 
 
-def _asked(plans: Sequence[Plan], leave: Collection[Leave], yes: bool) -> list[Stopping]:
+def _asked(plans: Sequence[Plan], overrides: Collection[Override], yes: bool) -> list[Stopping]:
     """The answers when nobody says yes; none when somebody does, or nothing has to be asked."""
     from portbook.render.stop import question
     from portbook.stop.run import stopping
@@ -117,7 +117,7 @@ def _asked(plans: Sequence[Plan], leave: Collection[Leave], yes: bool) -> list[S
     if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         note = NO_TERMINAL
     else:
-        sys.stderr.write(question(held, leave))
+        sys.stderr.write(question(held, overrides))
         sys.stderr.flush()
         if sys.stdin.readline().strip().lower() in ("y", "yes"):
             return []
@@ -125,10 +125,10 @@ def _asked(plans: Sequence[Plan], leave: Collection[Leave], yes: bool) -> list[S
     return [stopping(plan, "declined", note=note) if plan.held else stopping(plan, "free") for plan in plans]
 
 
-def _carry_out(plans: Sequence[Plan], leave: Collection[Leave], timeout_s: float, force: bool) -> list[Stopping]:
+def _carry_out(plans: Sequence[Plan], overrides: Collection[Override], timeout_s: float, force: bool) -> list[Stopping]:
     from portbook.stop.run import carry_out
 
-    return [carry_out(plan, timeout_s=timeout_s, force=force, leave=leave, tell=_tell) for plan in plans]
+    return [carry_out(plan, timeout_s=timeout_s, force=force, overrides=overrides, tell=_tell) for plan in plans]
 
 
 def _tell(what: str) -> None:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 
 import click
 
-from portbook.cli import exits, successor
+from portbook.cli import exec_command, exits
 from portbook.records import Protocol
 
 Ready = Callable[[float], bool]
 
 
-@click.command("wait", cls=successor.Predecessor)
+@click.command("wait", cls=exec_command.CommandWithTail)
 @click.argument("targets", nargs=-1, required=True, metavar="HOST:PORT... [-- COMMAND...]")
 @click.option("--timeout", type=click.FloatRange(0.001), default=60.0, metavar="SECONDS", help="for all together")
 @click.option("--free", is_flag=True, help="wait until nobody holds the local ports any more: PORT is enough")
@@ -32,8 +32,8 @@ def command(ctx: click.Context, targets: tuple[str, ...], timeout: float, free: 
     """
     from portbook.waiting import wait_for
 
-    arguments = successor.arguments(ctx)
-    path = successor.executable(arguments[0]) if arguments else None  # what cannot be run is said before the wait
+    arguments = exec_command.arguments(ctx)
+    path = exec_command.executable(arguments[0]) if arguments else None  # what cannot be run is said before the wait
     protocol: Protocol = "udp" if udp else "tcp"
     ready = [(target, _free(target, protocol) if free else _answers(target, protocol)) for target in targets]
     missing = wait_for(ready, timeout, _progress(len(ready)))
@@ -41,7 +41,7 @@ def command(ctx: click.Context, targets: tuple[str, ...], timeout: float, free: 
         what = "still held" if free else "no answer from"
         sys.stderr.write(f"portbook: after {timeout:g} s {what} {', '.join(missing)}\n")
         return exits.NO
-    return successor.run(path, arguments) if path else exits.YES
+    return exec_command.run(path, arguments) if path else exits.YES
 
 
 def _answers(target: str, protocol: Protocol) -> Ready:

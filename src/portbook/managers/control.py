@@ -1,7 +1,7 @@
 """What only the service manager or the container runtime can say, and having it stop something.
 
 Commands are run by absolute path, from directories that belong to the system, without a shell, with an environment of
-our own and a time limit. Their arguments are names that ``enrich/restarter.py`` has
+our own and a time limit. Their arguments are names that ``enrich/supervisor.py`` has
 checked.
 
 Facts: systemd.service(5), Restart= and the table below it; systemctl(1), show and list-sockets.
@@ -16,9 +16,8 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from portbook.managers import container
-from portbook.managers import supervisor as restarter
-from portbook.managers.supervisor import Restarter
+from portbook.managers import container, supervisor
+from portbook.managers.supervisor import Supervisor
 from portbook.records import Protocol
 from portbook.system import program
 
@@ -63,18 +62,18 @@ def environment() -> dict[str, str]:
 # --- asking --------------------------------------------------------------------------------------------------------
 
 
-def complete(found: Restarter, port: int, protocol: Protocol) -> Restarter:
+def complete(found: Supervisor, port: int, protocol: Protocol) -> Supervisor:
     """What the manager itself says of a process it looks after; as it was where it cannot be asked."""
     ask = ASK.get(found.kind)
     return ask(found, port, protocol) if ask else found
 
 
-def _unit(found: Restarter, _: int, __: Protocol) -> Restarter:
+def _unit(found: Supervisor, _: int, __: Protocol) -> Supervisor:
     if found.command is None or not os.path.isdir(BOOTED):
         return found
     scope = [word for word in found.command if word.startswith("--")]
     names = "--property=LoadState,Restart,TriggeredBy"
-    shown = properties(run([restarter.SYSTEMCTL, *scope, "show", names, found.name], ASK_LIMIT_S).text)
+    shown = properties(run([supervisor.SYSTEMCTL, *scope, "show", names, found.name], ASK_LIMIT_S).text)
     if shown.get("LoadState") != "loaded":
         return found
     again, why = restarts(shown)
@@ -83,38 +82,38 @@ def _unit(found: Restarter, _: int, __: Protocol) -> Restarter:
 
 
 def _safe_units(shown: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(name for name in sockets_of(shown) if restarter.UNIT.fullmatch(name))
+    return tuple(name for name in sockets_of(shown) if supervisor.UNIT.fullmatch(name))
 
 
-def _activation(found: Restarter, port: int, protocol: Protocol) -> Restarter:
+def _activation(found: Supervisor, port: int, protocol: Protocol) -> Supervisor:
     """Which socket unit systemd, the system's or a user's, holds the port for."""
     user = int(found.name) if found.name else None
     uid = os.geteuid()
-    probe = restarter.of_unit("any.socket", user, uid)
+    probe = supervisor.of_unit("any.socket", user, uid)
     if probe.command is None or not os.path.isdir(BOOTED):
         return found
     scope = [word for word in probe.command if word.startswith("--")]
     options = ["list-sockets", "--show-types", "--no-legend", "--full", "--no-pager"]
-    text = run([restarter.SYSTEMCTL, *scope, *options], ASK_LIMIT_S).text
+    text = run([supervisor.SYSTEMCTL, *scope, *options], ASK_LIMIT_S).text
     units = listening_units(text, port, protocol)
     if units is None:
         return found
     socket_unit, starts = units
-    named = restarter.of_unit(starts or socket_unit, user, uid, *([socket_unit] if starts else []))
+    named = supervisor.of_unit(starts or socket_unit, user, uid, *([socket_unit] if starts else []))
     return replace(named, name=socket_unit, restarts=True)
 
 
-def _docker_published(found: Restarter, port: int, protocol: Protocol) -> Restarter:
+def _docker_published(found: Supervisor, port: int, protocol: Protocol) -> Supervisor:
     """Which container docker has published the port for."""
     question = ["docker", "ps", "--quiet", "--no-trunc", "--filter", f"publish={port}/{protocol}"]
     numbers = run(question, ASK_LIMIT_S).text.split()
     if len(numbers) != 1 or not container.is_id(numbers[0]):
         return found
     number = numbers[0]
-    return _policy(Restarter("docker", number[: container.SHORT], ("docker", "stop", number)), port, protocol)
+    return _policy(Supervisor("docker", number[: container.SHORT], ("docker", "stop", number)), port, protocol)
 
 
-def _policy(found: Restarter, _: int, __: Protocol) -> Restarter:
+def _policy(found: Supervisor, _: int, __: Protocol) -> Supervisor:
     """Name and restart policy of a container, which docker and podman keep in the same places."""
     if found.command is None:
         return found
@@ -122,7 +121,7 @@ def _policy(found: Restarter, _: int, __: Protocol) -> Restarter:
     question = "{{.Name}}|{{.HostConfig.RestartPolicy.Name}}"
     done = run([stop[0], "inspect", "--format", question, number], ASK_LIMIT_S)
     name, bar, policy = done.text.removeprefix("/").partition("|")
-    if done.code != 0 or not bar or policy not in POLICIES or not restarter.CONTAINER.fullmatch(name):
+    if done.code != 0 or not bar or policy not in POLICIES or not supervisor.CONTAINER.fullmatch(name):
         return found
     again = POLICIES[policy]
     return replace(found, name=name, command=(*stop, name), restarts=again, why=f"restart policy {policy or 'no'}")
@@ -130,10 +129,10 @@ def _policy(found: Restarter, _: int, __: Protocol) -> Restarter:
 
 # docker-run(1), podman-run(1), --restart: whether the container is started again when its process ends by a signal.
 POLICIES = {"": False, "no": False, "always": True, "unless-stopped": True, "on-failure": True}
-ASK: Mapping[str, Callable[[Restarter, int, Protocol], Restarter]] = {
+ASK: Mapping[str, Callable[[Supervisor, int, Protocol], Supervisor]] = {
     "systemd": _unit,
-    restarter.ACTIVATION: _activation,
-    restarter.PUBLISHED: _docker_published,
+    supervisor.ACTIVATION: _activation,
+    supervisor.PUBLISHED: _docker_published,
     "docker": _policy,
     "podman": _policy,
 }
@@ -178,7 +177,7 @@ def listening_units(text: str, port: int, protocol: Protocol) -> tuple[str, str]
 # --- stopping ------------------------------------------------------------------------------------------------------
 
 
-def stop(found: Restarter, limit_s: float) -> Done:
+def stop(found: Supervisor, limit_s: float) -> Done:
     """Run the command that stops it."""
     if found.command is None:
         return Done(None, f"there is no command that stops {found.name}")

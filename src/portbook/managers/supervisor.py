@@ -63,7 +63,7 @@ SUPERVISORS: Mapping[str, str] = {
 AIRPLAY = "switch AirPlay Receiver off in System Settings, General, AirDrop & Handoff"
 
 
-class Restarter(Struct, frozen=True):
+class Supervisor(Struct, frozen=True):
     """Who looks after a process and may start it again, and what really stops it."""
 
     kind: str  # "systemd", "docker", "podman", "windows-service"; else a name from the tables here
@@ -79,9 +79,9 @@ def relays(owner: Owner) -> bool:
     return _base(owner.exe) in RELAYS
 
 
-def typed(restarter: Restarter) -> str | None:
+def typed(supervisor: Supervisor) -> str | None:
     """What really stops it, to be typed."""
-    return " ".join(restarter.command) if restarter.command else restarter.advice
+    return " ".join(supervisor.command) if supervisor.command else supervisor.advice
 
 
 def stop_container(label: str) -> str | None:
@@ -90,7 +90,7 @@ def stop_container(label: str) -> str | None:
     return " ".join((*STOP[runtime], name)) if runtime in STOP and CONTAINER.fullmatch(name) else None
 
 
-def of(owner: Owner, parents: Parents, platform: str, uid: int) -> Restarter | None:
+def of(owner: Owner, parents: Parents, platform: str, uid: int) -> Supervisor | None:
     """Who looks after a process, as far as its record says; ``uid`` is the user who asks (0 on Windows)."""
     rules = WINDOWS if platform == "windows" else MACOS if platform == "macos" else LINUX
     return next((found for rule in rules if (found := rule(owner, parents, uid))), None)
@@ -99,7 +99,7 @@ def of(owner: Owner, parents: Parents, platform: str, uid: int) -> Restarter | N
 # --- rules: (process, its parents, uid of who asks) -> who looks after it ------------------------------------------
 
 
-def _conmon(owner: Owner, _: Parents, __: int) -> Restarter | None:
+def _conmon(owner: Owner, _: Parents, __: int) -> Supervisor | None:
     """Holds the ports that podman has published: of root's podman, whose conmon is believed what it was told."""
     if _base(owner.exe) != "conmon" or owner.user != user_name(SYSTEM):
         return None
@@ -108,35 +108,35 @@ def _conmon(owner: Owner, _: Parents, __: int) -> Restarter | None:
     return _container(Container("podman", number), 0) if container.is_id(number) else None
 
 
-def _docker_proxy(owner: Owner, _: Parents, __: int) -> Restarter | None:
+def _docker_proxy(owner: Owner, _: Parents, __: int) -> Supervisor | None:
     """Relays a published port; docker has to be asked for whom."""
     if _base(owner.exe) != "docker-proxy" or owner.user != user_name(SYSTEM):
         return None
-    return Restarter(PUBLISHED, "", advice=f"find the container: {RELAYS['docker-proxy']}")
+    return Supervisor(PUBLISHED, "", advice=f"find the container: {RELAYS['docker-proxy']}")
 
 
 PUBLISHED = "docker-proxy"  # the kind of a relay, until docker has named the container
 
 
-def _relay(owner: Owner, _: Parents, __: int) -> Restarter | None:
+def _relay(owner: Owner, _: Parents, __: int) -> Supervisor | None:
     """The same of an ordinary user, who is not asked: what runs there may say anything."""
     found = RELAYS.get(_base(owner.exe))
     who = owner.user or "the user it belongs to"
-    return Restarter("relay", "", advice=f"find the container, as {who}: {found}") if found else None
+    return Supervisor("relay", "", advice=f"find the container, as {who}: {found}") if found else None
 
 
-def _activator(owner: Owner, _: Parents, __: int) -> Restarter | None:
+def _activator(owner: Owner, _: Parents, __: int) -> Supervisor | None:
     """A service manager holds sockets for services that are not running: systemd.socket(5)."""
     if _base(owner.exe) != "systemd" and not (owner.pid == 1 and owner.name == "systemd"):
         return None
     user = systemd.user_of(owner.cgroup or "")
-    return Restarter(ACTIVATION, "" if user is None else str(user), None, True, "systemd holds it for a socket unit")
+    return Supervisor(ACTIVATION, "" if user is None else str(user), None, True, "systemd holds it for a socket unit")
 
 
 ACTIVATION = "socket-activation"  # the kind, until systemd has named the unit
 
 
-def _unit(owner: Owner, _: Parents, uid: int) -> Restarter | None:
+def _unit(owner: Owner, _: Parents, uid: int) -> Supervisor | None:
     path = owner.cgroup or ""
     unit = systemd.exact_unit_of(path)
     if unit is None or container.identify(path[: path.rindex(unit)]) is not None:
@@ -144,14 +144,14 @@ def _unit(owner: Owner, _: Parents, uid: int) -> Restarter | None:
     return of_unit(unit, systemd.user_of(path), uid)
 
 
-def of_unit(unit: str, user: int | None, uid: int, *sockets: str) -> Restarter:
+def of_unit(unit: str, user: int | None, uid: int, *sockets: str) -> Supervisor:
     """A unit of the system's service manager, or of a user's."""
     names = (*sockets, unit)
     scope = _scope(user, uid)
     if scope is None or not all(UNIT.fullmatch(name) for name in names):
         advice = f"as that user: systemctl --user stop {' '.join(names)}" if scope is None else None
-        return Restarter("systemd", unit, None, None, None, advice)
-    return Restarter("systemd", unit, (SYSTEMCTL, *scope, "stop", *names))
+        return Supervisor("systemd", unit, None, None, None, advice)
+    return Supervisor("systemd", unit, (SYSTEMCTL, *scope, "stop", *names))
 
 
 def _scope(user: int | None, uid: int) -> tuple[str, ...] | None:
@@ -164,49 +164,49 @@ def _scope(user: int | None, uid: int) -> tuple[str, ...] | None:
     return ("--user", f"--machine={name}@.host") if uid == SYSTEM and USER.fullmatch(name) else None
 
 
-def _in_container(owner: Owner, _: Parents, uid: int) -> Restarter | None:
+def _in_container(owner: Owner, _: Parents, uid: int) -> Supervisor | None:
     found = container.identify(owner.cgroup or "")
     return _container(found, uid, owner.container) if found else None
 
 
-def _container(found: Container, uid: int, label: str | None = None) -> Restarter:
+def _container(found: Container, uid: int, label: str | None = None) -> Supervisor:
     runtime, _, name = (label or container.label(found)).partition(":")
     stop = STOP.get(found.runtime)
     if found.pod is not None:
-        return Restarter("kubernetes", name, advice=ELSEWHERE["kubernetes"])
+        return Supervisor("kubernetes", name, advice=ELSEWHERE["kubernetes"])
     if stop is None or found.daemon is None:
         advice = ELSEWHERE.get(found.runtime) if found.daemon is not None else "stop the container around it"
-        return Restarter(runtime, name, advice=advice)
+        return Supervisor(runtime, name, advice=advice)
     number = found.id if container.is_id(found.id) else name
     if found.daemon != uid or not CONTAINER.fullmatch(number):
         who = user_name(found.daemon)
-        return Restarter(runtime, name, advice=f"as user {who}: {' '.join(stop)} {name}")
-    return Restarter(runtime, name, (*stop, name if CONTAINER.fullmatch(name) else number))
+        return Supervisor(runtime, name, advice=f"as user {who}: {' '.join(stop)} {name}")
+    return Supervisor(runtime, name, (*stop, name if CONTAINER.fullmatch(name) else number))
 
 
-def _windows_service(owner: Owner, _: Parents, __: int) -> Restarter | None:
+def _windows_service(owner: Owner, _: Parents, __: int) -> Supervisor | None:
     name = owner.service
     if not name:
         return None
     if ", " in name or not SERVICE.fullmatch(name):
-        return Restarter("windows-service", name, advice="several services live in it: Stop-Service -Name ONE")
-    return Restarter("windows-service", name, ("Stop-Service", "-Name", name))
+        return Supervisor("windows-service", name, advice="several services live in it: Stop-Service -Name ONE")
+    return Supervisor("windows-service", name, ("Stop-Service", "-Name", name))
 
 
-def _supervised(_: Owner, parents: Parents, __: int) -> Restarter | None:
+def _supervised(_: Owner, parents: Parents, __: int) -> Supervisor | None:
     parent = parents[0] if parents else None
     name = (parent.name or "").split(" ")[0] if parent else ""
     if name not in SUPERVISORS:
         return None
-    return Restarter("supervisor", name, None, None, f"{name} is its parent", SUPERVISORS[name])
+    return Supervisor("supervisor", name, None, None, f"{name} is its parent", SUPERVISORS[name])
 
 
-def _airplay(owner: Owner, _: Parents, __: int) -> Restarter | None:
+def _airplay(owner: Owner, _: Parents, __: int) -> Supervisor | None:
     found = owner.name == "ControlCenter"
-    return Restarter("macos", "AirPlay Receiver", None, True, "macOS starts it again", AIRPLAY) if found else None
+    return Supervisor("macos", "AirPlay Receiver", None, True, "macOS starts it again", AIRPLAY) if found else None
 
 
-Rule = Callable[[Owner, Parents, int], Restarter | None]
+Rule = Callable[[Owner, Parents, int], Supervisor | None]
 LINUX: tuple[Rule, ...] = (_conmon, _docker_proxy, _relay, _activator, _unit, _in_container, _supervised)
 MACOS: tuple[Rule, ...] = (_airplay, _supervised)
 WINDOWS: tuple[Rule, ...] = (_windows_service, _supervised)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from portbook.managers.supervisor import Restarter, typed
+from portbook.managers.supervisor import Supervisor, typed
 from portbook.records import Owner
 from portbook.render.holding import facts, named
 from portbook.render.machine import ENCODER
 from portbook.render.text import BOLD, PLAIN, Style, safe
-from portbook.stop.outcome import Ended, Leave, Plan, Refusal, Stopping, Target
+from portbook.stop.outcome import Ended, Override, Plan, Refusal, Stopping, Target
 
 FATES = {
     "ended": "ended",
@@ -20,7 +20,7 @@ FATES = {
     "still-running": "still holds the port",
     "untouched": "was not touched",
 }
-LEAVE = {"via-manager": "--via-manager runs that", "i-know": "--i-know ends it nevertheless"}
+LEAVE = {"via-manager": "--via-manager runs that", "override": "--override ends it nevertheless"}
 SENTENCES = {
     "free": "nobody holds {port}",
     "stopped": "{port} is free",
@@ -41,7 +41,7 @@ def json(answers: Iterable[Stopping]) -> Iterator[bytes]:
 # --- before --------------------------------------------------------------------------------------------------------
 
 
-def plan_lines(plan: Plan, leave: Collection[Leave], style: Style) -> list[str]:
+def plan_lines(plan: Plan, overrides: Collection[Override], style: Style) -> list[str]:
     """Who would be ended, all of them, with what else they do; then what forbids it."""
     if not plan.held:
         return []
@@ -50,7 +50,7 @@ def plan_lines(plan: Plan, leave: Collection[Leave], style: Style) -> list[str]:
     first = [t for t in plan.targets if t.wave == 0]
     for target in first:
         lines += ["", *_aligned(_rows(target, plan.targets))]
-    stands = dict.fromkeys(plan.forbidden(leave))  # of many workers the same is refused
+    stands = dict.fromkeys(plan.forbidden(overrides))  # of many workers the same is refused
     return [*lines, "", *(line for r in stands for line in _aligned(_refusal(r, plan)))] if stands else lines
 
 
@@ -68,17 +68,17 @@ def _rows(target: Target, targets: Sequence[Target]) -> Iterator[tuple[str, str]
     pid = target.holder.owner.pid
     yield from facts(target.holder)
     yield "shared with", ", ".join(named(t.holder.owner) for t in targets if t.wave and _is_above(pid, t))
-    yield "manager", _manager(target.restarter)
+    yield "manager", _manager(target.supervisor)
 
 
 def _is_above(pid: int, target: Target) -> bool:
     return any(parent.pid == pid for parent in target.holder.parents)
 
 
-def _manager(restarter: Restarter | None) -> str:
-    if restarter is None:
+def _manager(supervisor: Supervisor | None) -> str:
+    if supervisor is None:
         return ""
-    parts = (f"{restarter.kind} {restarter.name}".strip(), restarter.why or "", typed(restarter) or "")
+    parts = (f"{supervisor.kind} {supervisor.name}".strip(), supervisor.why or "", typed(supervisor) or "")
     return safe("; ".join(part for part in parts if part))
 
 
@@ -86,15 +86,15 @@ def _refusal(refusal: Refusal, plan: Plan) -> Iterator[tuple[str, str]]:
     """Why, of whom, and what would help."""
     concerned = [t.holder.owner for t in plan.targets if refusal in t.refusals]
     yield "refused", (f"{_many(concerned)}: " if concerned else "") + safe(refusal.why)
-    helps = [refusal.hint or "", *(text for option, text in LEAVE.items() if option in refusal.lifted_by)]
+    helps = [refusal.hint or "", *(text for option, text in LEAVE.items() if option in refusal.overridden_by)]
     yield "helps", safe("; ".join(text for text in helps if text))
 
 
-def question(plans: Sequence[Plan], leave: Collection[Leave]) -> str:
+def question(plans: Sequence[Plan], overrides: Collection[Override]) -> str:
     """What is asked before anything is ended."""
     targets = [t for plan in plans for t in plan.targets]
-    managed = [t.restarter for t in targets if "via-manager" in leave and t.restarter and t.restarter.command]
-    direct = {t.holder.owner.pid: t.holder.owner for t in targets if t.restarter not in managed}
+    managed = [t.supervisor for t in targets if "via-manager" in overrides and t.supervisor and t.supervisor.command]
+    direct = {t.holder.owner.pid: t.holder.owner for t in targets if t.supervisor not in managed}
     commands = [safe(typed(r) or "") for r in dict.fromkeys(managed)]
     what = [f"run {', '.join(commands)}"] if commands else []
     what += [f"end {_many(list(direct.values()))}"] if direct else []
@@ -139,7 +139,7 @@ def _hint(answer: Stopping) -> str:
     forced = any(what in ("SIGKILL", "TerminateProcess") for one in answer.ended for what in one.by)
     if answer.result == "still-held" and not forced and any(one.fate == "still-running" for one in answer.ended):
         return "it did not let go in time: a longer --timeout, or --force"
-    commands = [text for t in answer.targets if t.restarter and (text := typed(t.restarter))]
+    commands = [text for t in answer.targets if t.supervisor and (text := typed(t.supervisor))]
     if answer.result == "restarted" and commands:
         return f"what really stops it: {safe(commands[0])}"
     return "what started it has to be stopped" if answer.result == "restarted" else ""

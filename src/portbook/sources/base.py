@@ -51,14 +51,14 @@ class Source(NamedTuple):
     name: str
     sees: str
     needs: str
-    promises: frozenset[str]  # of PROMISES: what the contract suite holds it to
+    capabilities: frozenset[str]  # of CAPABILITIES: what the contract suite holds it to
     missing: Callable[[], str | None]  # why it does not work here, None if it does
     read: Callable[[Wanted], Any]
     parse: Callable[[Any], Reading]
     optional: bool = False  # where it does not work, the next one answers as well: nobody need be told
 
 
-PROMISES = {
+CAPABILITIES = {
     "tcp": "listening and connected TCP sockets",
     "udp": "UDP sockets",
     "ipv6": "IPv6 beside IPv4",

@@ -57,7 +57,7 @@ class Layout:
         self.pick = itemgetter(*(order.index(name) if name in order else -1 for name in FIELDS))
 
     def rows(self, data: bytes) -> Iterator[tuple[Any, ...]]:
-        """The rows, each with the values of ``FIELDS``; raise ValueError if the count promises more than there is."""
+        """The rows, each with the values of ``FIELDS``; ValueError if the count exceeds the data."""
         if len(data) < self.header:
             raise ValueError("no header")
         count = int.from_bytes(data[:4], "little")
@@ -356,7 +356,7 @@ class _Moments(dict[int, datetime | None]):
 
 
 def _without_consumed(sockets: list[Socket]) -> list[Socket]:
-    """Leave out bound endpoints that went on to listen or to connect: the same port and process has another row then.
+    """Omit bound endpoints that went on to listen or to connect: the same port and process has another row then.
 
     Windows keeps the endpoint of a connected socket in its list of bound ones, mostly as 0.0.0.0.
     """
@@ -374,7 +374,7 @@ SOURCE = Source(
     name="iphlpapi",
     sees="every TCP and UDP endpoint, the pid that made it, when, and for which service",
     needs="nothing",
-    promises=frozenset(("tcp", "udp", "ipv6", "bound", "time_wait", "owner", "created")),
+    capabilities=frozenset(("tcp", "udp", "ipv6", "bound", "time_wait", "owner", "created")),
     missing=missing,
     read=read,
     parse=parse,

@@ -1,4 +1,4 @@
-"""Who has a port after its holders were to end: they themselves, a successor of theirs, or somebody else. Pure."""
+"""Who has a port after its holders were to end: they themselves, a exec_command of theirs, or somebody else. Pure."""
 
 from __future__ import annotations
 

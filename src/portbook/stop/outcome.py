@@ -8,14 +8,14 @@ from typing import Literal
 from msgspec import Struct
 
 from portbook.bind.attempt import Endpoint
-from portbook.managers.supervisor import Restarter
+from portbook.managers.supervisor import Supervisor
 from portbook.records import Gap, Holder, Owner, Protocol
 
 # What became of a port. FREE: nobody held it; WOULD_STOP: a dry run, nothing stands in the way.
 Result = Literal["free", "stopped", "would-stop", "refused", "declined", "still-held", "restarted", "taken"]
 DONE: frozenset[Result] = frozenset(("free", "stopped", "would-stop"))
 # What became of a process. LET_GO: it runs on, without the port; REPLACED: another process has its pid by now.
-Leave = Literal["i-know", "via-manager"]  # options of the same name
+Override = Literal["override", "via-manager"]  # options of the same name
 Fate = Literal["ended", "let-go", "gone", "replaced", "not-holding", "still-running", "untouched"]
 
 
@@ -25,12 +25,12 @@ class Refusal(Struct, frozen=True):
     code: str  # see docs/stop.md
     why: str
     hint: str | None = None
-    lifted_by: tuple[Leave, ...] = ()  # what has it done nevertheless; empty: nothing
+    overridden_by: tuple[Override, ...] = ()  # what has it done nevertheless; empty: nothing
 
 
-def forbidden(refusals: Iterable[Refusal], leave: Collection[Leave]) -> tuple[Refusal, ...]:
+def forbidden(refusals: Iterable[Refusal], overrides: Collection[Override]) -> tuple[Refusal, ...]:
     """Those that none of these options lifts."""
-    return tuple(r for r in refusals if not set(r.lifted_by) & set(leave))
+    return tuple(r for r in refusals if not set(r.overridden_by) & set(overrides))
 
 
 class Target(Struct, frozen=True):
@@ -38,7 +38,7 @@ class Target(Struct, frozen=True):
 
     holder: Holder
     wave: int  # 0: ended first; those it forked come after it
-    restarter: Restarter | None = None
+    supervisor: Supervisor | None = None
     refusals: tuple[Refusal, ...] = ()
 
 
@@ -53,9 +53,9 @@ class Plan(Struct, frozen=True):
     refusals: tuple[Refusal, ...] = ()  # of the port as a whole
     gaps: tuple[Gap, ...] = ()
 
-    def forbidden(self, leave: Collection[Leave] = ()) -> tuple[Refusal, ...]:
+    def forbidden(self, overrides: Collection[Override] = ()) -> tuple[Refusal, ...]:
         """The refusals that stand although these options were given."""
-        return forbidden(self._refusals(), leave)
+        return forbidden(self._refusals(), overrides)
 
     def tells(self, gap: Gap) -> bool:
         """Whether a refusal says already what could not be known."""

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 from portbook.bind.attempt import EVERYWHERE, Endpoint
 from portbook.holding import PASSED
-from portbook.managers.supervisor import Restarter, relays, typed
+from portbook.managers.supervisor import Supervisor, relays, typed
 from portbook.query import LISTENING
 from portbook.records import Gap, Holder, Holding, Protocol, Socket
 from portbook.stop import protected
-from portbook.stop.outcome import Leave, Plan, Refusal, Target
+from portbook.stop.outcome import Override, Plan, Refusal, Target
 
 HTTP_SYS = "netsh http show servicestate names the service behind it"
 
@@ -30,7 +30,7 @@ class Situation(NamedTuple):
     pid: int  # ours
     ancestors: frozenset[int]
     denied: frozenset[int] = frozenset()  # processes that this user may not end
-    restarters: Mapping[int, Restarter] = {}  # by pid
+    supervisors: Mapping[int, Supervisor] = {}  # by pid
 
 
 def in_the_way(sockets: Sequence[Socket]) -> tuple[Socket, ...]:
@@ -40,7 +40,7 @@ def in_the_way(sockets: Sequence[Socket]) -> tuple[Socket, ...]:
 
 
 def endpoints(sockets: Sequence[Socket]) -> tuple[Endpoint, ...]:
-    """Where a successor would bind: at every address that is waited on. Connections say nothing of that."""
+    """Where a exec_command would bind: at every address that is waited on. Connections say nothing of that."""
     waiting = [s for s in sockets if s.state in LISTENING]
     return tuple(dict.fromkeys(map(_endpoint, waiting))) or EVERYWHERE
 
@@ -69,8 +69,8 @@ def _targets(found: Sequence[Holder], situation: Situation) -> Iterator[Target]:
     pids = {h.owner.pid for h in found}
     for holder in found:
         wave = sum(parent.pid in pids for parent in holder.parents)
-        restarter = situation.restarters.get(holder.owner.pid)
-        yield Target(holder, wave, restarter, tuple(_refusals(holder, restarter, situation)))
+        supervisor = situation.supervisors.get(holder.owner.pid)
+        yield Target(holder, wave, supervisor, tuple(_refusals(holder, supervisor, situation)))
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------
@@ -92,32 +92,32 @@ def _hint(gaps: Sequence[Gap]) -> str | None:
     return next((gap.hint for gap in gaps if gap.hint), None)
 
 
-def _refusals(holder: Holder, restarter: Restarter | None, situation: Situation) -> Iterator[Refusal]:
+def _refusals(holder: Holder, supervisor: Supervisor | None, situation: Situation) -> Iterator[Refusal]:
     owner = holder.owner
     if why := protected.kernel(owner, situation.platform):
         yield Refusal("kernel", why, HTTP_SYS if situation.platform == "windows" else None)
     elif owner.pid == situation.pid:
         yield Refusal("self", "it is this very process")
-    elif restarter and restarter.command and protected.activates(owner):
-        yield Refusal("managed", f"it holds the port for {restarter.name}", typed(restarter), ("via-manager",))
+    elif supervisor and supervisor.command and protected.activates(owner):
+        yield Refusal("managed", f"it holds the port for {supervisor.name}", typed(supervisor), ("via-manager",))
     else:
-        yield from _against_ending(holder, restarter, situation)
+        yield from _against_ending(holder, supervisor, situation)
 
 
-def _against_ending(holder: Holder, restarter: Restarter | None, situation: Situation) -> Iterator[Refusal]:
+def _against_ending(holder: Holder, supervisor: Supervisor | None, situation: Situation) -> Iterator[Refusal]:
     owner = holder.owner
     if all(s.state not in LISTENING for s in holder.sockets):
-        yield Refusal("connected", CONNECTED, None, ("i-know",))
-    by_manager: tuple[Leave, ...] = ("via-manager",) if restarter and restarter.command else ()
+        yield Refusal("connected", CONNECTED, None, ("override",))
+    by_manager: tuple[Override, ...] = ("via-manager",) if supervisor and supervisor.command else ()
     if owner.pid in situation.ancestors:
-        yield Refusal("ancestor", "portbook runs below it, and would end with it", None, ("i-know",))
+        yield Refusal("ancestor", "portbook runs below it, and would end with it", None, ("override",))
     if why := protected.reason(owner, situation.platform):
-        yield Refusal("protected", why, None, ("i-know",))
-    if restarter and relays(owner):
-        why = f"it holds the port for container {restarter.name}".rstrip() + ", which would run on without"
-        yield Refusal("managed", why, typed(restarter), (*by_manager, "i-know"))
-    elif restarter and restarter.restarts is not False:
-        yield _managed(restarter, (*by_manager, "i-know"))
+        yield Refusal("protected", why, None, ("override",))
+    if supervisor and relays(owner):
+        why = f"it holds the port for container {supervisor.name}".rstrip() + ", which would run on without"
+        yield Refusal("managed", why, typed(supervisor), (*by_manager, "override"))
+    elif supervisor and supervisor.restarts is not False:
+        yield _managed(supervisor, (*by_manager, "override"))
     if owner.pid in situation.denied:
         hint = "run as administrator" if situation.platform == "windows" else "run with sudo"
         yield Refusal("not-permitted", f"it belongs to {owner.user or 'another user'}", hint, by_manager)
@@ -126,7 +126,11 @@ def _against_ending(holder: Holder, restarter: Restarter | None, situation: Situ
         yield Refusal("unknown", why, None, by_manager)
 
 
-def _managed(restarter: Restarter, leave: tuple[Leave, ...]) -> Refusal:
-    again = "starts it again" if restarter.restarts else "may start it again"
-    why = f"{restarter.kind} {restarter.name}".strip() + f" {again}" + (f" ({restarter.why})" if restarter.why else "")
-    return Refusal("managed", why, typed(restarter), leave)
+def _managed(supervisor: Supervisor, overrides: tuple[Override, ...]) -> Refusal:
+    again = "starts it again" if supervisor.restarts else "may start it again"
+    why = (
+        f"{supervisor.kind} {supervisor.name}".strip()
+        + f" {again}"
+        + (f" ({supervisor.why})" if supervisor.why else "")
+    )
+    return Refusal("managed", why, typed(supervisor), overrides)

@@ -1,4 +1,4 @@
-"""Processes that are not ended without --i-know, each with the reason. Tables; pure.
+"""Processes that are not ended without --override, each with the reason. Tables; pure.
 
 A name says what a process calls itself, so that a name can protect too much, and never too little by itself: what a
 person is shown before the question is the whole process.

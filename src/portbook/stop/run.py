@@ -13,9 +13,8 @@ from portbook import inventory, query
 from portbook.enrich import owners, process
 from portbook.errors import UsageError
 from portbook.holding import who
-from portbook.managers import control as asked
-from portbook.managers import supervisor as restarter
-from portbook.managers.supervisor import Restarter, typed
+from portbook.managers import control, supervisor
+from portbook.managers.supervisor import Supervisor, typed
 from portbook.query import LISTENING, Query
 from portbook.records import PROTOCOLS, SCHEMA, Holder, Protocol, Socket
 from portbook.sources import PLATFORM
@@ -23,7 +22,7 @@ from portbook.stop import aftermath, handle, plan
 from portbook.stop.aftermath import Aftermath, inherited
 from portbook.stop.ending import Ending, Event, Grasped, grasp
 from portbook.stop.freed import Bindable, bindable
-from portbook.stop.outcome import Ended, Fate, Leave, Plan, Refusal, Result, Stopping, Target, forbidden
+from portbook.stop.outcome import Ended, Fate, Override, Plan, Refusal, Result, Stopping, Target, forbidden
 
 TIMEOUT_S = 10.0
 MANAGER_LIMIT_S = 100.0  # systemd gives a unit 90 s before it kills: DefaultTimeoutStopSec in systemd-system.conf(5)
@@ -54,8 +53,8 @@ def look(port: int, protocol: Protocol = "tcp") -> Plan:
 def _situation(holders: Sequence[Holder], port: int, protocol: Protocol) -> plan.Situation:
     ours = os.getpid()
     pids = [h.owner.pid for h in holders]
-    found = {h.owner.pid: r for h in holders if (r := restarter.of(h.owner, h.parents, PLATFORM, uid()))}
-    completed: dict[Restarter, Restarter] = {r: asked.complete(r, port, protocol) for r in set(found.values())}
+    found = {h.owner.pid: r for h in holders if (r := supervisor.of(h.owner, h.parents, PLATFORM, uid()))}
+    completed: dict[Supervisor, Supervisor] = {r: control.complete(r, port, protocol) for r in set(found.values())}
     return plan.Situation(
         PLATFORM,
         ours,
@@ -85,7 +84,7 @@ def carry_out(
     *,
     timeout_s: float = TIMEOUT_S,
     force: bool = False,
-    leave: Collection[Leave] = (),
+    overrides: Collection[Override] = (),
     tell: Event = lambda _: None,
 ) -> Stopping:
     """End the processes of a plan, wait until the port can be bound, and look who has it then.
@@ -95,15 +94,16 @@ def carry_out(
 
     :param timeout_s: how long the processes have after they were asked
     :param force: end what is left when the time is up: SIGKILL, TerminateProcess
-    :param leave: which refusals do not count: "i-know"; "via-manager" also has service managers stop what they started
+    :param overrides: which refusals do not count: "override"; with "via-manager" service managers stop what they
+        started
     :param tell: called with a line about each thing that is done
     :raises SourceError: this machine could not be read
     """
     if not planned.held:
         return stopping(planned, "free", note=_bindable(planned).note)
-    if stands := planned.forbidden(leave):
+    if stands := planned.forbidden(overrides):
         return stopping(planned, "refused", stands)
-    return _Stop(planned, timeout_s, force, leave, tell).run()
+    return _Stop(planned, timeout_s, force, overrides, tell).run()
 
 
 def stopping(planned: Plan, result: Result, refusals: tuple[Refusal, ...] = (), note: str | None = None) -> Stopping:
@@ -116,11 +116,13 @@ def stopping(planned: Plan, result: Result, refusals: tuple[Refusal, ...] = (), 
 class _Stop:
     """One port being freed."""
 
-    def __init__(self, planned: Plan, timeout_s: float, force: bool, leave: Collection[Leave], tell: Event) -> None:
+    def __init__(
+        self, planned: Plan, timeout_s: float, force: bool, overrides: Collection[Override], tell: Event
+    ) -> None:
         self.plan = planned
         self.timeout_s = timeout_s
         self.force = force
-        self.leave = leave
+        self.overrides = overrides
         self.tell = tell
         self.old = {t.holder.owner.pid: t for t in planned.targets}
         self.began = monotonic()
@@ -138,7 +140,7 @@ class _Stop:
         return self._answer()
 
     def _is_managed(self, target: Target) -> bool:
-        return "via-manager" in self.leave and bool(_command(target))
+        return "via-manager" in self.overrides and bool(_command(target))
 
     # --- by a manager ---
 
@@ -150,11 +152,11 @@ class _Stop:
         return all(self._stop_by(targets) for targets in by_command.values())
 
     def _stop_by(self, targets: Sequence[Target]) -> bool:
-        found = targets[0].restarter
+        found = targets[0].supervisor
         assert found is not None  # noqa: S101  that is what managed means
         command = typed(found) or ""
         self.tell(command)
-        done = asked.stop(found, max(self.timeout_s, MANAGER_LIMIT_S))
+        done = control.stop(found, max(self.timeout_s, MANAGER_LIMIT_S))
         if done.code != 0:
             said = " ".join(done.text.split())[:500]
             self.notes.append(f"{command} failed" + (f" with {done.code}" if done.code else "") + f": {said}")
@@ -198,7 +200,7 @@ class _Stop:
                 return
             targets = [t for t in look(self.plan.port, self.plan.protocol).targets if t.holder.owner.pid in heirs]
             self.old.update((t.holder.owner.pid, t) for t in targets)
-            if any(forbidden(t.refusals, self.leave) for t in targets) or self._end(targets):
+            if any(forbidden(t.refusals, self.overrides) for t in targets) or self._end(targets):
                 return
 
     # --- what is there now ---
@@ -233,7 +235,7 @@ class _Stop:
 
     def _promises(self) -> Iterator[str]:
         """Managers may wait longer than we watch: RestartSec= in systemd.service(5)."""
-        for found in dict.fromkeys(t.restarter for t in self.plan.targets if not self._is_managed(t)):
+        for found in dict.fromkeys(t.supervisor for t in self.plan.targets if not self._is_managed(t)):
             if found and found.restarts is not False:
                 yield f"{found.kind} {found.name} may start it again later; what really stops it: {typed(found)}"
 
@@ -278,7 +280,7 @@ class _Stop:
 
 def _command(target: Target) -> tuple[str, ...]:
     """What stops it, if somebody looks after it."""
-    return (target.restarter.command if target.restarter else None) or ()
+    return (target.supervisor.command if target.supervisor else None) or ()
 
 
 def _bindable(planned: Plan) -> Bindable:

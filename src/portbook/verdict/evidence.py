@@ -7,7 +7,7 @@ from typing import Literal
 from msgspec import Struct
 
 from portbook.bind.attempt import EVERYWHERE, Endpoint, Options
-from portbook.managers.supervisor import Restarter
+from portbook.managers.supervisor import Supervisor
 from portbook.netconfig.facts import (
     Caller,
     DynamicRange,
@@ -43,7 +43,7 @@ class Evidence(Struct, frozen=True):
     caller: Caller = Caller()
     sockets: tuple[Socket, ...] = ()  # on the port, with their owners
     parents: dict[int, tuple[Owner, ...]] = {}  # of owners, by pid, nearest first
-    restarters: dict[int, Restarter] = {}  # who looks after an owner, by its pid
+    supervisors: dict[int, Supervisor] = {}  # who looks after an owner, by its pid
     activated: dict[int, str] = {}  # Linux: inode of a socket that a service manager holds, and the unit it is for
     privileged_below: int | None = None  # Linux: ip_unprivileged_port_start
     ephemeral: PortRange | None = None  # where the system takes ports for outgoing connections

@@ -113,7 +113,7 @@ def remedy(evidence: Evidence, sockets: Sequence[Socket]) -> str | None:
         return None
     other = "or take another port: portbook free"
     for owner in owners:
-        found = evidence.restarters.get(owner.pid)
+        found = evidence.supervisors.get(owner.pid)
         if found and (command := typed(found)):
             return f"{command.replace('publish=PORT', f'publish={evidence.port}')}, {other}"
     asked = f"{evidence.port}/udp" if evidence.protocol == "udp" else str(evidence.port)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from portbook.enrich import process
 from portbook.errors import SourceError
-from portbook.managers.supervisor import Restarter
+from portbook.managers.supervisor import Supervisor
 from portbook.records import Gap, Owner, Socket
 from portbook.sources import PLATFORM
 from portbook.verdict.evidence import Asked, Evidence
@@ -27,7 +27,7 @@ def evidence(asked: Asked) -> Evidence:
         asked.options,
         sockets=sockets,
         parents=parents,
-        restarters=restarters_of(sockets, parents),
+        supervisors=restarters_of(sockets, parents),
         gaps=tuple(gaps),
     )
 
@@ -58,13 +58,13 @@ def parents_of(sockets: Iterable[Socket]) -> Parents:
     return {pid: process.parents(pid) for pid in list(pids)[:MOST_OWNERS]}
 
 
-def restarters_of(sockets: Iterable[Socket], parents: Parents) -> dict[int, Restarter]:
+def restarters_of(sockets: Iterable[Socket], parents: Parents) -> dict[int, Supervisor]:
     """Who would start those owners again, as far as their records say: nobody is asked."""
     owners = {owner.pid: owner for s in sockets for owner in s.owners if owner.pid in parents}
     if not owners:
         return {}
-    from portbook.managers import supervisor as restarter
+    from portbook.managers import supervisor
 
     uid = os.geteuid() if hasattr(os, "geteuid") else 0
-    found = {pid: restarter.of(owner, parents[pid], PLATFORM, uid) for pid, owner in owners.items()}
+    found = {pid: supervisor.of(owner, parents[pid], PLATFORM, uid) for pid, owner in owners.items()}
     return {pid: one for pid, one in found.items() if one is not None}

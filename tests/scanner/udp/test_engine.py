@@ -21,8 +21,7 @@ from portbook.probe.descriptors import WINDOW
 from portbook.probe.outcome import Answer
 from portbook.probe.request import Event, Limits, Probe, Tally
 from portbook.scanner.udp import engine as udp
-from portbook.scanner.udp import payloads, refusals
-from portbook.scanner.udp import wire as datagrams
+from portbook.scanner.udp import payloads, refusals, wire
 from portbook.scanner.udp.engine import LIMITED, TIME_UP, scan_udp
 from portbook.scanner.udp.state import MUTE, PROVEN
 from tests import netlab
@@ -684,10 +683,10 @@ def test_without_an_error_queue(eager, tmp_path, monkeypatch, make) -> None:
     import asyncio
 
     ways = {
-        "errno": lambda: datagrams.SelectorWire(keeps_errors=False),
-        "loop": lambda: datagrams.LoopWire(asyncio.SelectorEventLoop()),
+        "errno": lambda: wire.SelectorWire(keeps_errors=False),
+        "loop": lambda: wire.LoopWire(asyncio.SelectorEventLoop()),
     }
-    monkeypatch.setattr(datagrams, "choose", ways[make])
+    monkeypatch.setattr(wire, "choose", ways[make])
     serve(eager.target, "dnsmasq", tmp_path)
     eager.target.nft("udp dport 2000 drop")
     other_port = Responder(eager.target, [69], lambda data, mine, other: other)

@@ -22,11 +22,9 @@ from portbook.errors import SourceDenied, SourceGarbled, SourceMissing
 from portbook.records import Owner, Socket
 from portbook.sources import bpf, sockdiag
 from portbook.sources.base import Elsewhere, Wanted
-from portbook.sources.bpf import Raw, btf, fileless, offsets
-from portbook.sources.bpf import calls as bpf_calls
-from portbook.sources.bpf import program as socket_program
-from portbook.sources.bpf import record as socket_record
+from portbook.sources.bpf import Raw, btf, calls, fileless, offsets, program
 from portbook.sources.bpf.fileless import Counts, Inside, Seen
+from portbook.sources.bpf.record import FORMAT, SIZE
 from portbook.system import namespaces
 from portbook.testing import child
 from tests.components import need
@@ -42,7 +40,7 @@ OWN, OTHER = 4026531833, 4026532000
 
 
 def record(s, pid, flags=0):
-    """A socket as socket_program.RECORD says, field by field."""
+    """A socket as program.RECORD says, field by field."""
     packed = [ipaddress.ip_address(a).packed.ljust(16, b"\0") for a in (s.local_address, s.remote_address or "0.0.0.0")]
     number = NUMBERS[s.state] if s.protocol == "tcp" else {None: 7, "ESTABLISHED": 1}[s.state]
     queues = (s.accept_queue, s.backlog) if s.state == "LISTEN" else (s.recv_queue, s.send_queue)
@@ -172,7 +170,7 @@ def test_any_bytes_are_sockets_or_garbled(data, more):
     except SourceGarbled as error:
         assert "bpf" in str(error)  # noqa: PT017
     else:
-        assert len(reading.sockets) <= len(damaged) // socket_record.SIZE
+        assert len(reading.sockets) <= len(damaged) // SIZE
 
 
 @given(st.lists(held(), max_size=8).map(unique))
@@ -272,21 +270,21 @@ def layout(without=()):
     """Members at places that tell them apart."""
     return {
         path: None if path in without else btf.Place(8 * i, 2 if path.endswith(("type", "protocol")) else 4, 0x20)
-        for i, path in enumerate(socket_program.PATHS)
+        for i, path in enumerate(program.PATHS)
     }
 
 
-@pytest.mark.parametrize("without", [(), socket_program.V6, socket_program.CGROUP])
+@pytest.mark.parametrize("without", [(), program.V6, program.CGROUP])
 @pytest.mark.parametrize(
     "choice",
     [
-        socket_program.Choice(),
-        socket_program.Choice((2,), 1 << 10, 0, ((80, 80), (8000, 8100))),
-        socket_program.Choice(netns=OWN),
+        program.Choice(),
+        program.Choice((2,), 1 << 10, 0, ((80, 80), (8000, 8100))),
+        program.Choice(netns=OWN),
     ],
 )
 def test_every_program_assembles_and_ends(without, choice):
-    code = socket_program.build(layout(without), choice)
+    code = program.build(layout(without), choice)
     assert code.assemble()[-8] == 0x95  # exit
     assert len(code.steps) < 512
     text = code.listing()
@@ -297,9 +295,9 @@ def test_every_program_assembles_and_ends(without, choice):
 
 
 def test_a_kernel_that_lacks_something():
-    assert socket_program.missing(layout()) is None
-    assert socket_program.missing(layout(socket_program.CGROUP + socket_program.V6)) is None
-    assert socket_program.missing(layout(("sock.sk_uid",))) == "sock.sk_uid"
+    assert program.missing(layout()) is None
+    assert program.missing(layout(program.CGROUP + program.V6)) is None
+    assert program.missing(layout(("sock.sk_uid",))) == "sock.sk_uid"
 
 
 # --- the kernel ----------------------------------------------------------------------------------------------------
@@ -579,11 +577,11 @@ def test_a_port_is_compared_in_the_kernel(own_network):
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
         port, other = one.getsockname()[1], two.getsockname()[1]
         raw = bpf.read(Wanted(ports=((port, port),)))
-        assert len(raw.records) % socket_record.SIZE == 0
-        ports = {r[13] for r in socket_record.FORMAT.iter_unpack(raw.records)}
+        assert len(raw.records) % SIZE == 0
+        ports = {r[13] for r in FORMAT.iter_unpack(raw.records)}
         assert ports == {port}
         both = bpf.read(Wanted(ports=((port, port), (other, other))))
-        assert {r[13] for r in socket_record.FORMAT.iter_unpack(both.records)} == {port, other}
+        assert {r[13] for r in FORMAT.iter_unpack(both.records)} == {port, other}
 
 
 MANY = """
@@ -627,7 +625,7 @@ def test_nobody_is_asked_about_a_port_that_is_free(own_network, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    monkeypatch.setattr(bpf_calls, "read_files", lambda *_: pytest.fail("files were read"))
+    monkeypatch.setattr(calls, "read_files", lambda *_: pytest.fail("files were read"))
     assert not who(port, source="bpf").held
     listing = take(f"port:{port}", source="bpf")
     assert (listing.sockets, listing.listeners_elsewhere) == ((), None)
@@ -702,7 +700,7 @@ def test_a_cache_that_is_spoiled_or_cannot_be_written_costs_time_only(monkeypatc
 
 @pytest.mark.usefixtures("works", "unremembered")
 def test_a_kernel_without_the_iterator(monkeypatch, own_network):
-    monkeypatch.setattr(socket_program, "FUNCTION", "bpf_iter_nothing")
+    monkeypatch.setattr(program, "FUNCTION", "bpf_iter_nothing")
     with pytest.raises(SourceMissing, match=r"kernel .* has no bpf_iter_nothing; Linux 5\.12"):
         bpf.read(Wanted())
     assert falls_back()
@@ -710,7 +708,7 @@ def test_a_kernel_without_the_iterator(monkeypatch, own_network):
 
 @pytest.mark.usefixtures("works")
 def test_a_program_that_the_kernel_refuses_says_what_the_verifier_said(monkeypatch, own_network):
-    known = offsets.offsets(socket_program.PATHS, (socket_program.FUNCTION,))
+    known = offsets.offsets(program.PATHS, (program.FUNCTION,))
     wrong = {**known.places, "socket.sk": btf.Place(9000, 8)}
     monkeypatch.setattr(offsets, "offsets", lambda *_: known._replace(places=wrong))
     with pytest.raises(SourceMissing, match=r"does not load the program: .*access beyond struct socket.*\(Permission"):
@@ -723,8 +721,8 @@ def test_the_end_of_a_log():
     log = (
         "0: R1=ctx()\n; int x\n5: (79) r1 = *(u64 *)(r1 +9)\ninvalid bpf_context access\nprocessed 6 insns (limit 1)\n"
     )
-    assert bpf_calls._end_of(log) == "; int x / 5: (79) r1 = *(u64 *)(r1 +9) / invalid bpf_context access"
-    assert bpf_calls._end_of("") == ""
+    assert calls._end_of(log) == "; int x / 5: (79) r1 = *(u64 *)(r1 +9) / invalid bpf_context access"
+    assert calls._end_of("") == ""
 
 
 @pytest.mark.parametrize(
@@ -739,10 +737,10 @@ def test_the_end_of_a_log():
     ],
 )
 def test_a_kernel_that_is_locked_down(monkeypatch, tmp_path, content, code, kind, hint):
-    monkeypatch.setattr(bpf_calls, "LOCKDOWN", str(tmp_path / "lockdown"))
+    monkeypatch.setattr(calls, "LOCKDOWN", str(tmp_path / "lockdown"))
     if content is not None:
         (tmp_path / "lockdown").write_text(content)
-    error = bpf_calls._refused(code, "bpf: no")
+    error = calls._refused(code, "bpf: no")
     assert type(error) is kind
     assert hint in str(error)
 

@@ -30,8 +30,7 @@ from portbook.probe.outcome import Answer, Evidence, Outcome
 from portbook.probe.pacing import TokenBucket
 from portbook.probe.request import Event, Limits, Listener, Probe, Tally
 from portbook.resilience import classify
-from portbook.scanner.udp import payloads
-from portbook.scanner.udp import wire as datagrams
+from portbook.scanner.udp import payloads, wire
 from portbook.scanner.udp.refusals import CONTROL_EVERY, VOUCH_S
 from portbook.scanner.udp.sockets import Sockets
 from portbook.scanner.udp.state import Group, Host, Port
@@ -57,7 +56,7 @@ def scan_udp(
     ``deadline_s`` what was silent until then is given out as such, and what was not asked is counted in
     ``tally.skipped``.
     """
-    scan = _Scan(iter(probes), limits, datagrams.choose(), tally or Tally(), tell)
+    scan = _Scan(iter(probes), limits, wire.choose(), tally or Tally(), tell)
     try:
         yield from scan.run()
     finally:
@@ -254,8 +253,8 @@ class _Scan:
             self._shelve(port)
             self._settle(port)
             return
-        evidence = datagrams.of_error(error)
-        self._finish(port, datagrams.judge(evidence, port.probe.address) or "error", evidence)
+        evidence = wire.of_error(error)
+        self._finish(port, wire.judge(evidence, port.probe.address) or "error", evidence)
 
     # --- time ------------------------------------------------------------------------------------------------------
 
@@ -338,14 +337,14 @@ class _Scan:
 
     # --- what is heard ---------------------------------------------------------------------------------------------
 
-    def _hear(self, handle: int, signal: datagrams.Signal) -> None:
+    def _hear(self, handle: int, signal: wire.Signal) -> None:
         port = self._sockets.port(handle)
         if port is None:
             return
         now = perf_counter()
         if isinstance(signal, bytes):
             self._hear_reply(port, signal, now)
-        elif (outcome := datagrams.judge(signal, port.probe.address)) is not None:
+        elif (outcome := wire.judge(signal, port.probe.address)) is not None:
             self._hear_refusal(port, outcome, signal, now)
 
     def _hear_reply(self, port: Port, reply: bytes, now: float) -> None:

@@ -1,6 +1,6 @@
 """Linux: every socket of every process and every network namespace in one pass over all open files, in the kernel.
 
-A small BPF program (socket_program.py) looks at each descriptor where it lies and writes a record for those that are
+A small BPF program (program.py) looks at each descriptor where it lies and writes a record for those that are
 wanted: the socket, and who holds it. What has no descriptor comes from sock_diag (fileless.py). Needs CAP_BPF
 and CAP_PERFMON, or root, and a kernel that describes its structures (btf.py).
 
@@ -58,10 +58,10 @@ Both = tuple[bytes | None, "dict[int, Seen]", "fileless.Answers"]  # records, wh
 
 def missing() -> str | None:
     """Why this source does not work here."""
-    from portbook.sources.bpf import calls as bpf_calls
+    from portbook.sources.bpf import calls
 
     try:
-        bpf_calls.try_to_load(*_program(Wanted()))
+        calls.try_to_load(*_program(Wanted()))
     except SourceError as error:
         return str(error)
     return None
@@ -71,15 +71,14 @@ def _program(wanted: Wanted) -> tuple[bytes, int]:
     """The program and what it is attached to; raises SourceDenied, SourceMissing, SourceGarbled."""
     _check_privilege()
     _check_processes()
-    from portbook.sources.bpf import offsets
-    from portbook.sources.bpf import program as socket_program
+    from portbook.sources.bpf import offsets, program
 
-    known = offsets.offsets(socket_program.PATHS, (socket_program.FUNCTION,))
-    function = known.functions[socket_program.FUNCTION]
-    lacking = socket_program.FUNCTION if function is None else socket_program.missing(known.places)
+    known = offsets.offsets(program.PATHS, (program.FUNCTION,))
+    function = known.functions[program.FUNCTION]
+    lacking = program.FUNCTION if function is None else program.missing(known.places)
     if lacking or function is None:
         raise SourceMissing(f"bpf: kernel {os.uname().release} has no {lacking}", SINCE)
-    return socket_program.build(known.places, _choice(wanted)).assemble(), function
+    return program.build(known.places, _choice(wanted)).assemble(), function
 
 
 def _check_privilege() -> None:
@@ -111,11 +110,10 @@ def _check_processes() -> None:
 def read(wanted: Wanted) -> Raw:
     """Let the program look at all files, and ask sock_diag for what has none."""
     program = _program(wanted)
-    from portbook.sources.bpf import calls as bpf_calls
-    from portbook.sources.bpf import fileless
+    from portbook.sources.bpf import calls, fileless
     from portbook.system import namespaces
 
-    run = partial(bpf_calls.read_files, *program)
+    run = partial(calls.read_files, *program)
     own = namespaces.own() or 0
     if wanted.pids is not None:  # what nobody holds is not theirs
         of_them = run(wanted.pids if len(wanted.pids) <= MOST_PIDS else None)
@@ -305,7 +303,7 @@ SOURCE = Source(
     name="bpf",
     sees="every TCP and UDP socket of every process and every network namespace, with all who hold it",
     needs="root, or CAP_BPF and CAP_PERFMON; Linux 5.12 with BTF (CONFIG_DEBUG_INFO_BTF)",
-    promises=frozenset(
+    capabilities=frozenset(
         (
             "tcp",
             "udp",

@@ -25,7 +25,7 @@ IGNORED = ("SIGPIPE", "SIGXFSZ")
 HINTS = {ENOEXEC: "a script begins with #! and its interpreter"}
 
 
-class Predecessor(click.Command):
+class CommandWithTail(click.Command):
     """Takes everything behind "--" as a command to run."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
