@@ -7,28 +7,29 @@ from typing import TYPE_CHECKING
 
 import click
 
-from portbook.cli import exits, output
+from portbook.cli import base, exits, output
+from portbook.cli.base import option
 from portbook.records import PROTOCOLS, Protocol
 
 if TYPE_CHECKING:
     from portbook.bind.free import Free
 
 ASKED: dict[str | None, tuple[Protocol, ...]] = {None: ("tcp",), "udp": ("udp",), "both": PROTOCOLS}
-udp_option = click.option("--udp", "which", flag_value="udp", default=None, help="UDP instead of TCP")
-both_option = click.option("--both", "which", flag_value="both", default=None, help="TCP and UDP, the same number")
-address_option = click.option(
+udp_option = option("--udp", "which", flag_value="udp", default=None, help="UDP instead of TCP")
+both_option = option("--both", "which", flag_value="both", default=None, help="TCP and UDP, the same number")
+address_option = option(
     "--address", metavar="A", help="this address only; localhost: both loopbacks (default: 0.0.0.0 and ::)"
 )
 
 
-@click.command("free")
-@click.option("-n", "count", type=click.IntRange(1, 65535), default=1, metavar="N", help="how many (default: 1)")
-@click.option("--range", "among", metavar="A-B", help="choose among these ports")
+@base.command("free")
+@option("-n", "count", type=click.IntRange(1, 65535), default=1, metavar="N", help="how many (default: 1)")
+@option("--range", "among", metavar="A-B", help="choose among these ports")
 @udp_option
 @both_option
 @address_option
-@click.option("--avoid-ephemeral", is_flag=True, help="none that an outgoing connection may take")
-@click.option("-q", "--quiet", is_flag=True, help="do not say that nothing reserves them")
+@option("--avoid-ephemeral", is_flag=True, help="none that an outgoing connection may take")
+@option("-q", "--quiet", is_flag=True, help="do not say that nothing reserves them")
 @output.json_option
 def command(
     count: int,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from portbook.cli import exec_command
+from portbook.cli import base, exec_command
+from portbook.cli.base import option
 from portbook.cli.free import ASKED, address_option, both_option, read_ports, udp_option
 from portbook.errors import PortbookError, UsageError
 from portbook.records import Protocol
@@ -22,15 +23,15 @@ if TYPE_CHECKING:
 PLACEHOLDER = "{port}"
 
 
-@click.command("lease", cls=exec_command.CommandWithTail)
+@base.command("lease", cls=exec_command.CommandWithTail)
 @click.argument("port", type=click.IntRange(0, 65535), default=0, metavar="[PORT] -- COMMAND...")
-@click.option("--range", "among", metavar="A-B", help="any of these ports")
+@option("--range", "among", metavar="A-B", help="any of these ports")
 @udp_option
 @both_option
 @address_option
-@click.option("--dual", is_flag=True, help="one dual-stack socket instead of one for each family")
-@click.option("--number-only", is_flag=True, help="let go just before the command starts: for one that binds itself")
-@click.option("-q", "--quiet", is_flag=True, help="do not say which port it is")
+@option("--dual", is_flag=True, help="one dual-stack socket instead of one for each family")
+@option("--number-only", is_flag=True, help="let go just before the command starts: for one that binds itself")
+@option("-q", "--quiet", is_flag=True, help="do not say which port it is")
 @click.pass_context
 def command(
     ctx: click.Context,

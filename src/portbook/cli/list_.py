@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from portbook import query
-from portbook.cli import exits, output
+from portbook.cli import base, exits, output
+from portbook.cli.base import option
 from portbook.errors import UsageError
 from portbook.query import Query
 from portbook.records import Socket
@@ -54,10 +55,10 @@ SORTS: dict[str, Callable[[Socket], Any]] = {
 
 
 def _filters(command: Callable[..., int]) -> Callable[..., int]:
-    for option, (_, metavar, text) in reversed(FILTERS.items()):
-        command = click.option(*_spelling(option), multiple=True, metavar=metavar, help=text)(command)
-    for option, (_, _, text) in reversed(FLAGS.items()):
-        command = click.option(*_spelling(option), is_flag=True, help=text)(command)
+    for name, (_, metavar, text) in reversed(FILTERS.items()):
+        command = option(*_spelling(name), multiple=True, metavar=metavar, help=text)(command)
+    for name, (_, _, text) in reversed(FLAGS.items()):
+        command = option(*_spelling(name), is_flag=True, help=text)(command)
     return command
 
 
@@ -68,7 +69,7 @@ def _spelling(option: str) -> list[str]:
 NEGATED_TERM = r"-[a-z-]+:"  # "-reach:loopback": a term of the query, though it begins like an option
 
 
-class QueryCommand(click.Command):
+class QueryCommand(base.Command):
     """Takes excluding terms of a query as arguments."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -79,14 +80,14 @@ class QueryCommand(click.Command):
         return super().parse_args(ctx, [*options, "--", *terms, *args[end + 1 :]] if terms else args)
 
 
-@click.command("list", cls=QueryCommand)
+@base.command("list", cls=QueryCommand)
 @click.argument("query", nargs=-1, metavar="[QUERY]...")
-@click.option("-a", "--all", "every", is_flag=True, help="every state, not only what is waiting")
+@option("-a", "--all", "every", is_flag=True, help="every state, not only what is waiting")
 @_filters
-@click.option("-w", "--wide", is_flag=True, help="executable, command line, every pid, inode, queues, creation time")
+@option("-w", "--wide", is_flag=True, help="executable, command line, every pid, inode, queues, creation time")
 @output.format_options
-@click.option("--sort", metavar="FIELD", help=f"{', '.join(SORTS)}; a - in front turns it round")
-@click.option("--source", metavar="NAME", help="the way to read the machine: see portbook sources")
+@option("--sort", metavar="FIELD", help=f"{', '.join(SORTS)}; a - in front turns it round")
+@option("--source", metavar="NAME", help="the way to read the machine: see portbook sources")
 @output.strict_option
 def command(
     query: tuple[str, ...], every: bool, wide: bool, form: str | None, sort: str | None, source: str | None,
@@ -121,11 +122,11 @@ def command(
 def build(texts: tuple[str, ...], every: bool, filters: dict[str, Any]) -> Query:
     """The query that options and text ask for together."""
     asked = query.parse(" ".join(texts))
-    for option, (field, value, _) in FLAGS.items():
-        if filters[_parameter(option)]:
+    for name, (field, value, _) in FLAGS.items():
+        if filters[_parameter(name)]:
             asked &= Query((query.term(field, [value]),))
-    for option, (field, _, _) in FILTERS.items():
-        for text in filters[_parameter(option)]:
+    for name, (field, _, _) in FILTERS.items():
+        for text in filters[_parameter(name)]:
             asked &= Query((query.term(field, text.split(",")),))
     return asked if every else asked.with_default_state()
 

@@ -6,8 +6,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-import click
-
+from portbook.cli.base import option
 from portbook.records import Gap, Listing, Socket
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -23,12 +22,12 @@ FORMATS = {
 def format_options(command: Command) -> Command:
     """--json, --jsonl, --csv: the last one counts."""
     for name, text in reversed(FORMATS.items()):
-        command = click.option(f"--{name}", "form", flag_value=name, default=None, help=text)(command)
+        command = option(f"--{name}", "form", flag_value=name, default=None, help=text)(command)
     return command
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="JSON, one object a line")
-strict_option = click.option("--strict", is_flag=True, help="exit with 3 when something could not be known")
+json_option = option("--json", "as_json", is_flag=True, help="JSON, one object a line")
+strict_option = option("--strict", is_flag=True, help="exit with 3 when something could not be known")
 
 
 def write_machine(listing: Listing, form: str, key: Key | None) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from portbook.cli import exits, output
+from portbook.cli import base, exits, output
+from portbook.cli.base import option
 from portbook.cli.who import read_port
 
 if TYPE_CHECKING:
@@ -19,16 +20,14 @@ NO_TERMINAL = "there is no terminal to ask on: --yes ends without asking"
 ANSWERED_NO = "the answer was no"
 
 
-@click.command("stop")
+@base.command("stop")
 @click.argument("ports", nargs=-1, required=True, metavar="PORT[/udp]...")
-@click.option("--force", is_flag=True, help="end what is left when the time is up (SIGKILL, TerminateProcess)")
-@click.option(
-    "--timeout", type=click.FloatRange(0), default=10.0, metavar="SECONDS", show_default=True, help="to end in"
-)
-@click.option("--yes", is_flag=True, help="do not ask")
-@click.option("--dry-run", is_flag=True, help="show what would be ended, and end nothing")
-@click.option("--via-manager", is_flag=True, help="have the service manager or container runtime stop it")
-@click.option("--override", is_flag=True, help="also what would be started again, is protected, or portbook runs below")
+@option("--force", is_flag=True, help="end what is left when the time is up (SIGKILL, TerminateProcess)")
+@option("--timeout", type=click.FloatRange(0), default=10.0, metavar="SECONDS", show_default=True, help="to end in")
+@option("--yes", is_flag=True, help="do not ask")
+@option("--dry-run", is_flag=True, help="show what would be ended, and end nothing")
+@option("--via-manager", is_flag=True, help="have the service manager or container runtime stop it")
+@option("--override", is_flag=True, help="also what would be started again, is protected, or portbook runs below")
 @output.json_option
 def command(
     ports: tuple[str, ...],

@@ -7,17 +7,18 @@ from collections.abc import Callable, Sequence
 
 import click
 
-from portbook.cli import exec_command, exits
+from portbook.cli import base, exec_command, exits
+from portbook.cli.base import option
 from portbook.records import Protocol
 
 Ready = Callable[[float], bool]
 
 
-@click.command("wait", cls=exec_command.CommandWithTail)
+@base.command("wait", cls=exec_command.CommandWithTail)
 @click.argument("targets", nargs=-1, required=True, metavar="HOST:PORT... [-- COMMAND...]")
-@click.option("--timeout", type=click.FloatRange(0.001), default=60.0, metavar="SECONDS", help="for all together")
-@click.option("--free", is_flag=True, help="wait until nobody holds the local ports any more: PORT is enough")
-@click.option("--udp", is_flag=True, help="UDP: an answer counts, silence does not")
+@option("--timeout", type=click.FloatRange(0.001), default=60.0, metavar="SECONDS", help="for all together")
+@option("--free", is_flag=True, help="wait until nobody holds the local ports any more: PORT is enough")
+@option("--udp", is_flag=True, help="UDP: an answer counts, silence does not")
 @click.pass_context
 def command(ctx: click.Context, targets: tuple[str, ...], timeout: float, free: bool, udp: bool) -> int:
     """Wait until every port answers, then run a command in place of this one.

@@ -6,16 +6,17 @@ import sys
 
 import click
 
-from portbook.cli import exits, output
+from portbook.cli import base, exits, output
+from portbook.cli.base import option
 from portbook.errors import UsageError
 from portbook.query import read_ports
 from portbook.records import PROTOCOLS, Protocol
 
 
-@click.command("who")
+@base.command("who")
 @click.argument("ports", nargs=-1, required=True, metavar="PORT[/tcp|/udp]...")
 @output.json_option
-@click.option("--source", metavar="NAME", help="the way to read the machine: see portbook sources")
+@option("--source", metavar="NAME", help="the way to read the machine: see portbook sources")
 @output.strict_option
 def command(ports: tuple[str, ...], as_json: bool, source: str | None, strict: bool) -> int:
     """Say who holds a port of this machine.

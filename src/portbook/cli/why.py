@@ -6,18 +6,19 @@ import sys
 
 import click
 
-from portbook.cli import exits, output
+from portbook.cli import base, exits, output
+from portbook.cli.base import option
 from portbook.cli.who import read_port
 
 CODES = {True: exits.YES, False: exits.NO, None: exits.UNKNOWN}
 
 
-@click.command("why")
+@base.command("why")
 @click.argument("port", metavar="PORT[/tcp|/udp]")
-@click.option("--address", metavar="A", help="ask for one address; IPv6 without IPv4")
-@click.option("--dual", is_flag=True, help="ask for one socket of both families, [::] without V6ONLY")
-@click.option("--no-reuse", is_flag=True, help="without SO_REUSEADDR, as a careless server")
-@click.option("--reuseport", is_flag=True, help="with SO_REUSEPORT")
+@option("--address", metavar="A", help="ask for one address; IPv6 without IPv4")
+@option("--dual", is_flag=True, help="ask for one socket of both families, [::] without V6ONLY")
+@option("--no-reuse", is_flag=True, help="without SO_REUSEADDR, as a careless server")
+@option("--reuseport", is_flag=True, help="with SO_REUSEPORT")
 @output.json_option
 @output.strict_option
 def command(
