@@ -21,7 +21,7 @@ from typing import NamedTuple
 from portbook.addresses import SocketAddress, family_of, reach_of, socket_address
 from portbook.probe import error_queue
 from portbook.probe.error_queue import Kept, drain
-from portbook.probe.outcome import SILENCE, Evidence, Kind, Outcome
+from portbook.probe.outcome import SILENCE, Evidence, EvidenceKind, Outcome
 from portbook.resilience import Fault, classify, of_errno
 
 LINUX = sys.platform == "linux"
@@ -46,7 +46,7 @@ NOT_CONNECTED = Finding("error", Evidence("errno", errno.ENOTCONN, "ENOTCONN", t
 # What an error says about the port when the question had been sent. ECONNRESET and EPIPE come after the handshake:
 # before it a RST is ECONNREFUSED (RFC 9293 section 3.10.7.3), so somebody accepted and hung up at once. EACCES comes
 # from the network too: Linux makes it of ICMPv6 "administratively prohibited".
-SENT: dict[str, tuple[Outcome, Kind]] = {
+SENT: dict[str, tuple[Outcome, EvidenceKind]] = {
     "ECONNREFUSED": ("closed", "rst"),
     "ECONNRESET": ("open", "syn-ack"),
     "EPIPE": ("open", "syn-ack"),
@@ -66,7 +66,7 @@ AT_ONCE = {
     name: SENT[name]
     for name in ("ECONNREFUSED", "ECONNRESET", "EHOSTUNREACH", "EHOSTDOWN", "ENETUNREACH", "ENETDOWN", "ETIMEDOUT")
 }
-NOT_ASKED: tuple[Outcome, Kind] = ("error", "errno")
+NOT_ASKED: tuple[Outcome, EvidenceKind] = ("error", "errno")
 
 IN_PROGRESS = frozenset(
     (errno.EWOULDBLOCK, errno.EINPROGRESS, errno.EALREADY)

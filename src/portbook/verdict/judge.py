@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from portbook.bind.attempt import Options, Tried
-from portbook.records import SCHEMA, Gap, Protocol
+from portbook.records import SCHEMA, Gap, Platform, Protocol
 from portbook.resilience import SCARCE
 from portbook.verdict.evidence import Evidence
 from portbook.verdict.findings import SEVERITIES, Finding, Severity
@@ -38,7 +38,7 @@ class Verdict(Struct, frozen=True):
     """The answer to "can I have this port, and if not, why not?"."""
 
     schema: int
-    platform: str
+    platform: Platform
     port: int
     protocol: Protocol
     options: Options

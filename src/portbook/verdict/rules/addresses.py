@@ -10,7 +10,7 @@ from portbook.verdict import naming
 from portbook.verdict.conflict import elsewhere as in_another_vrf
 from portbook.verdict.conflict import joins, obstacle
 from portbook.verdict.evidence import Evidence
-from portbook.verdict.findings import Finding, Severity
+from portbook.verdict.findings import Finding, FindingCode, Severity
 from portbook.verdict.overlap import ANY, Claim, of_endpoint, of_socket
 
 MOST_NAMED = 4  # addresses in words
@@ -81,7 +81,7 @@ def _is_ipv6(address: str) -> bool:
     return ":" in address and not is_mapped(address)
 
 
-def _shadow(evidence: Evidence, code: str, text: str, endpoint: Endpoint, found: list[Socket]) -> Finding:
+def _shadow(evidence: Evidence, code: FindingCode, text: str, endpoint: Endpoint, found: list[Socket]) -> Finding:
     free, taken = _by_address(evidence, of_endpoint(endpoint))
     remedy = f"free, as far as the tables show: {_some(free)}; ask with --address" if free else None
     facts = {"asked": str(endpoint), "holders": [naming.where(s) for s in found], "free": free, "taken": taken}

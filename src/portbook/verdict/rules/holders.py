@@ -14,7 +14,7 @@ from portbook.records import Owner, Socket
 from portbook.verdict import naming
 from portbook.verdict.conflict import is_group, joins, place, reuses, stopped
 from portbook.verdict.evidence import Evidence
-from portbook.verdict.findings import Finding
+from portbook.verdict.findings import Finding, FindingCode
 
 CONNECTED = frozenset(("ESTABLISHED", "SYN_SENT", "FIN_WAIT1", "FIN_WAIT2", "CLOSE_WAIT", "LAST_ACK", "CLOSING"))
 # A TIME_WAIT lasts twice the longest life of a segment: 60 s on Linux (TCP_TIMEWAIT_LEN), 30 s on macOS, and what
@@ -40,7 +40,7 @@ def listeners(evidence: Evidence) -> Iterator[Finding]:
             yield from _joined(evidence, group)
 
 
-def _finding(evidence: Evidence, code: str, sockets: list[Socket], what: str) -> Finding:
+def _finding(evidence: Evidence, code: FindingCode, sockets: list[Socket], what: str) -> Finding:
     """Sockets of one holder that are all in the way."""
     text = f"{what}: {naming.named(evidence, sockets)}"
     facts, remedy = naming.told(evidence, sockets), naming.remedy(evidence, sockets)
