@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from portbook.bind.attempt import EVERYWHERE, Endpoint
+from portbook.addresses import EVERYWHERE, Endpoint
 from portbook.holding import PASSED
 from portbook.managers.supervisor import Supervisor, is_relay, stop_instruction
 from portbook.query import LISTENING

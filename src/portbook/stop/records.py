@@ -7,7 +7,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from portbook.bind.attempt import Endpoint
+from portbook.addresses import Endpoint
 from portbook.managers.supervisor import Supervisor
 from portbook.records import Gap, Holder, Owner, Protocol
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from portbook.bind.endpoints import show
 from portbook.managers.supervisor import container_stop_command
 from portbook.netconfig.facts import NatRule, Publication
 from portbook.records import Confidence
@@ -28,7 +27,7 @@ def privileged(evidence: Evidence) -> Iterator[Finding]:
         return
     text = f"ports below {limit} need CAP_NET_BIND_SERVICE, which uid {evidence.caller.uid} here does not have"
     facts = {SETTING: limit, "uid": evidence.caller.uid, "CAP_NET_BIND_SERVICE": False}
-    names = tuple(map(show, evidence.endpoints))
+    names = tuple(map(str, evidence.endpoints))
     yield Finding("privileged-port", "blocks", text, privilege_remedy(evidence.port), facts, names)
 
 
