@@ -583,7 +583,7 @@ def test_a_pid_that_is_really_used_again_is_not_hit(start):
 @on_linux
 def test_nobody_but_those_who_were_looked_up_is_ever_ended(start, monkeypatch):
     """Holders come and go between look and act; whoever came later shares the port and survives, every time."""
-    monkeypatch.setattr(run, "SETTLE_S", 0.0)
+    monkeypatch.setattr(run, "WATCH_S", 0.0)
     chance = random.Random(7)
     for _ in range(15):
         first = start(MATE, 0)
