@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portbook.bind.attempt import DUAL, EVERYWHERE, Endpoint, Tried
+from portbook.bind.attempt import DUAL, EVERYWHERE, BindAttempt, Endpoint
 from portbook.managers import control, supervisor
 from portbook.managers.supervisor import Supervisor
 from portbook.records import SCHEMA, Gap, Holding, Socket
@@ -276,6 +276,6 @@ HERE = Endpoint("127.0.0.1")
     ],
 )
 def test_what_a_bind_says_of_the_port(names, free, noted):
-    said = judge(Tried(HERE, 80, name and 1, name, name and "bind") for name in names)
+    said = judge(BindAttempt(HERE, 80, name and 1, name, name and "bind") for name in names)
     assert (said.free, said.note is not None) == (free, noted)
     assert noted or said == Bindable(free)

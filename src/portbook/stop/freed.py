@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from portbook.bind.attempt import Endpoint, Options, Tried, attempt
+from portbook.bind.attempt import BindAttempt, Endpoint, Options, attempt
 from portbook.records import Protocol
 
 # What the system answers when somebody else has the port. On Windows WSAEACCES too: an exclusive holder.
@@ -25,7 +25,7 @@ def bindable(port: int, protocol: Protocol, endpoints: Sequence[Endpoint]) -> Bi
     return judge(tried for endpoint in endpoints for tried in attempt(port, (endpoint,), options))
 
 
-def judge(tried: Iterable[Tried]) -> Bindable:
+def judge(tried: Iterable[BindAttempt]) -> Bindable:
     """In use anywhere is not free. An error of another kind says something about us, not about the port."""
     failed = [one for one in tried if not one.ok]
     if any(one.error_name in IN_USE for one in failed):
