@@ -134,7 +134,7 @@ def test_reach_page_has_exactly_the_outcomes() -> None:
 
 def test_reach_page_has_exactly_the_kinds_of_evidence() -> None:
     rows = reach("Kinds of evidence")
-    assert [names(row[0])[0] for row in rows] == list(get_args(outcome.Kind))
+    assert [names(row[0])[0] for row in rows] == list(get_args(outcome.EvidenceKind))
     assert {name for row in rows for name in names(row[2]) if "…" not in name} == set(Evidence.__struct_fields__) - {
         "kind"
     }

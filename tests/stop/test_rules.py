@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portbook.bind.attempt import DUAL, EVERYWHERE, BindAttempt, Endpoint
+from portbook.addresses import DUAL, EVERYWHERE, Endpoint
+from portbook.bind.attempt import BindAttempt
 from portbook.managers import control, supervisor
 from portbook.managers.supervisor import Supervisor
 from portbook.records import SCHEMA, Gap, Holding, Socket

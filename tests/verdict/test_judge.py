@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from portbook.bind.attempt import DUAL, BindAttempt, Endpoint, Options
+from portbook.addresses import DUAL, Endpoint
+from portbook.bind.attempt import BindAttempt, Options
 from portbook.netconfig.facts import Caller, ExcludedRange
 from portbook.records import Owner, Socket
 from portbook.verdict.judge import bound_all, is_explained, judge

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portbook.bind.attempt import Endpoint, Options
+from portbook.addresses import Endpoint
+from portbook.bind.attempt import Options
 from portbook.managers import publications, supervisor
 from portbook.netconfig.facts import (
     Caller,

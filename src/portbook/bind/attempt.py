@@ -15,11 +15,11 @@ import socket
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import Struct
 
-from portbook.addresses import MAPPED_PREFIX
+from portbook.addresses import Endpoint, is_mapped, socket_address
 from portbook.records import Protocol
 from portbook.resilience import Fault, classify
 
@@ -29,6 +29,7 @@ TYPES: dict[Protocol, socket.SocketKind] = {"tcp": socket.SOCK_STREAM, "udp": so
 # no ::1). For one of several addresses they do not matter: a server continues without it.
 NO_FAMILY = frozenset(("EAFNOSUPPORT", "EADDRNOTAVAIL"))
 EVERY_MACHINE_HAS = ("0.0.0.0", "::", "127.0.0.1", "::1")  # noqa: S104  compared; each with its family
+Step = Literal["socket", "setsockopt", "bind", "listen"]  # the calls that a server makes, in this order
 
 
 class Options(Struct, frozen=True):
@@ -40,23 +41,6 @@ class Options(Struct, frozen=True):
     listens: bool = True  # listen() after the bind, for TCP
 
 
-class Endpoint(Struct, frozen=True):
-    """Where a socket is bound, without the port."""
-
-    address: str
-    zone: str | None = None  # the interface of a link-local address, by name or number
-    dual: bool = False  # "::" without IPV6_V6ONLY: takes the IPv4 port as well
-
-    @property
-    def family(self) -> socket.AddressFamily:
-        """AF_INET or AF_INET6."""
-        return socket.AF_INET6 if ":" in self.address else socket.AF_INET
-
-
-EVERYWHERE = (Endpoint("0.0.0.0"), Endpoint("::"))  # noqa: S104  what a server binds; closed at once
-DUAL = (Endpoint("::", dual=True),)
-
-
 class BindAttempt(Struct, frozen=True):
     """The result of one bind."""
 
@@ -64,7 +48,7 @@ class BindAttempt(Struct, frozen=True):
     port: int  # the requested port, or the one that the system chose
     error: int | None = None  # errno, or the Windows Sockets error number; None: the bind succeeded
     error_name: str | None = None  # "EADDRINUSE", "WSAEACCES"
-    step: str | None = None  # the call that failed: socket, setsockopt, bind, listen
+    step: Step | None = None  # the call that failed
 
     @property
     def ok(self) -> bool:
@@ -80,7 +64,7 @@ class BindAttempt(Struct, frozen=True):
 class BindError(OSError):
     """A bind that failed, and the call that failed; ``__cause__`` is the system's error."""
 
-    def __init__(self, step: str, error: OSError, endpoint: Endpoint, protocol: Protocol = "tcp") -> None:
+    def __init__(self, step: Step, error: OSError, endpoint: Endpoint, protocol: Protocol = "tcp") -> None:
         super().__init__(error.errno, error.strerror or str(error))
         self.step = step
         self.endpoint = endpoint
@@ -95,7 +79,7 @@ class BindError(OSError):
         return _restore_error, (self.step, error, self.endpoint, self.protocol)
 
 
-def _restore_error(step: str, error: tuple[Any, ...], endpoint: Endpoint, protocol: Protocol) -> BindError:
+def _restore_error(step: Step, error: tuple[Any, ...], endpoint: Endpoint, protocol: Protocol) -> BindError:
     return BindError(step, OSError(*error), endpoint, protocol)
 
 
@@ -105,14 +89,14 @@ def bind(port: int, endpoint: Endpoint, options: Options = Options()) -> socket.
     :param port: 0 lets the system choose
     :raises BindError: the system refuses
     """
-    step = "socket"
+    step: Step = "socket"
     sock: socket.socket | None = None
     try:
         sock = socket.socket(endpoint.family, TYPES[options.protocol])
         step = "setsockopt"
         _set_options(sock, endpoint, options)
         step = "bind"
-        sock.bind(_sockaddr(endpoint, port))
+        sock.bind(socket_address(endpoint.address, port, endpoint.zone))
         step = "listen"
         if options.listens and options.protocol == "tcp":
             sock.listen(BACKLOG)
@@ -156,7 +140,7 @@ def _lacks_family(result: BindAttempt) -> bool:
 def _set_options(sock: socket.socket, endpoint: Endpoint, options: Options) -> None:
     if endpoint.family == socket.AF_INET6:
         # With IPV6_V6ONLY, IPv4-mapped addresses cannot be bound: ipv6(7).
-        takes_ipv4 = endpoint.dual or endpoint.address.startswith(MAPPED_PREFIX)
+        takes_ipv4 = endpoint.dual or is_mapped(endpoint.address)
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not takes_ipv4))
     reuse = options.reuse_address
     if sys.platform == "win32" and not reuse:
@@ -165,16 +149,3 @@ def _set_options(sock: socket.socket, endpoint: Endpoint, options: Options) -> N
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if options.reuse_port and hasattr(socket, "SO_REUSEPORT"):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-
-
-def _sockaddr(endpoint: Endpoint, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
-    if endpoint.family == socket.AF_INET:
-        return endpoint.address, port
-    return endpoint.address, port, 0, _scope_id(endpoint.zone)
-
-
-def _scope_id(zone: str | None) -> int:
-    """The number of an interface; raises OSError if no interface has the name."""
-    if zone is None:
-        return 0
-    return int(zone) if zone.isdigit() else socket.if_nametoindex(zone)

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
+from portbook.addresses import Endpoint
 from portbook.bind import choice, endpoints
-from portbook.bind.attempt import BindAttempt, Endpoint, Options, attempt
+from portbook.bind.attempt import BindAttempt, Options, attempt
 from portbook.errors import PortbookError, UsageError
 from portbook.records import PROTOCOLS, SCHEMA, Gap, Protocol
 from portbook.resilience import SCARCE
@@ -64,7 +65,7 @@ def free(
     if count < 1:
         raise UsageError(f"cannot find {count} ports", "ask for one or more")
     known_protocols = check_protocols(protocols)
-    places = endpoints.read(address)
+    places = endpoints.parse(address)
     return _search(count, known_protocols, places, choice.pool(ports, avoid_ephemeral=avoid_ephemeral))
 
 
@@ -128,7 +129,7 @@ def _bind_all(port: int, places: Sequence[Endpoint], protocols: Iterable[Protoco
         attempts += attempt(port, places, Options(protocol, reuse_address=False, listens=False))
     for result in attempts:
         if result.posix_error in SCARCE:
-            call = f"{result.step}() for port {port} on {endpoints.show(result.endpoint)}"
+            call = f"{result.step}() for port {port} on {result.endpoint!s}"
             message = f"cannot try ports: {call} failed with {result.error_name}"
             raise PortbookError(message, "raise the limit on open files, or close some")
     return attempts

@@ -24,8 +24,9 @@ from contextlib import ExitStack
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from portbook.addresses import EVERYWHERE, Endpoint
 from portbook.bind import choice, endpoints, handover
-from portbook.bind.attempt import EVERYWHERE, NO_FAMILY, BindError, Endpoint, Options, bind
+from portbook.bind.attempt import NO_FAMILY, BindError, Options, bind
 from portbook.bind.free import check_protocols
 from portbook.errors import LeaseError, PortbookError, UsageError
 from portbook.netconfig import ephemeral
@@ -153,7 +154,7 @@ def lease(
         raise UsageError(f"port {port} is out of range", "valid are 1 to 65535, and 0 for any port")
     if port and ports is not None:
         raise UsageError("a port and ports to choose from exclude each other", "give one of them")
-    plan = LeasePlan(endpoints.read(address, dual=dual), check_protocols(protocols), listens)
+    plan = LeasePlan(endpoints.parse(address, dual=dual), check_protocols(protocols), listens)
     if port:
         return _lease_named(port, plan)
     numbers = _any_numbers() if ports is None else choice.shuffled(choice.pool(ports).numbers)
@@ -218,7 +219,7 @@ def _lacks_family(error: BindError, place: Endpoint, plan: LeasePlan) -> bool:
 
 
 def _failure(what: str, error: BindError, hint: str) -> PortbookError:
-    call = f"{error.step}() on {endpoints.show(error.endpoint)} ({error.protocol})"
+    call = f"{error.step}() on {error.endpoint!s} ({error.protocol})"
     message = f"cannot lease {what}: {call} failed with {error.fault.name}, {(error.strerror or '').lower()}"
     if error.fault.scarce:
         return PortbookError(message, "raise the limit on open files, or close some")
@@ -233,4 +234,4 @@ def _why_command(port: int, error: BindError) -> str:
         return f"{command} --dual"
     if place in EVERYWHERE:
         return command
-    return f"{command} --address {endpoints.show(place).strip('[]')}"
+    return f"{command} --address {str(place).strip('[]')}"

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from portbook.managers import container, supervisor
-from portbook.managers.supervisor import Supervisor
+from portbook.managers.supervisor import Supervisor, SupervisorKind
 from portbook.records import Protocol
 from portbook.system import program
 
@@ -129,7 +129,7 @@ def _policy(found: Supervisor, _: int, __: Protocol) -> Supervisor:
 
 # docker-run(1), podman-run(1), --restart: whether the container is started again when its process ends by a signal.
 POLICIES = {"": False, "no": False, "always": True, "unless-stopped": True, "on-failure": True}
-ASK: Mapping[str, Callable[[Supervisor, int, Protocol], Supervisor]] = {
+ASK: Mapping[SupervisorKind, Callable[[Supervisor, int, Protocol], Supervisor]] = {
     "systemd": _unit,
     supervisor.ACTIVATION: _activation,
     supervisor.PUBLISHED: _docker_published,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from msgspec import Struct
 
+from portbook.addresses import format_endpoint
 from portbook.managers.supervisor import RELAYS
 
 MOST_ARGUMENTS = 2_000
@@ -78,9 +79,8 @@ def _docker_proxy(arguments: Arguments, port: int) -> Relay | None:
     inner = _number(_option(arguments, "-container-port", "--container-port"))
     if address is None or inner is None:
         return None
-    target = f"[{address}]:{inner}" if ":" in address else f"{address}:{inner}"
     remedy = f"docker ps --filter publish={port} shows the container; docker stop frees the port"
-    return Relay("docker-proxy", f"container {target}", remedy, address=address, port=inner)
+    return Relay("docker-proxy", f"container {format_endpoint(address, inner)}", remedy, address=address, port=inner)
 
 
 def _conmon(arguments: Arguments, port: int) -> Relay | None:

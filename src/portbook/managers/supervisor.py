@@ -12,11 +12,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import Literal
 
 from msgspec import Struct
 
 from portbook.managers import container, systemd
-from portbook.managers.container import Container
+from portbook.managers.container import Container, Runtime
 from portbook.records import Owner
 from portbook.system.users import user_name
 
@@ -29,7 +30,7 @@ USER = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,63}", re.ASCII)
 SERVICE = re.compile(r"[^\W_][\w .()$-]{0,255}")  # of Windows: no quotes, slashes and controls
 
 STOP: Mapping[str, tuple[str, ...]] = {"docker": ("docker", "stop"), "podman": ("podman", "stop")}
-ELSEWHERE: Mapping[str, str] = {  # runtimes without one command that fits every installation
+NO_COMMAND: Mapping[Runtime, str] = {  # runtimes without one command that fits every installation
     "kubernetes": "the kubelet starts the pod again: scale its controller down, kubectl scale --replicas=0 …",
     "containerd": "stop it with what started it: nerdctl stop, ctr task kill, or the kubelet's controller",
     "crio": "stop it with what started it: crictl stop, or the kubelet's controller",
@@ -63,10 +64,24 @@ SUPERVISORS: Mapping[str, str] = {
 AIRPLAY = "switch AirPlay Receiver off in System Settings, General, AirDrop & Handoff"
 
 
+# What starts a process again. socket-activation: systemd holds the port, and has not named the unit yet. docker-proxy,
+# relay: it holds the published port of a container that is not known yet, or only to another user.
+SupervisorKind = Literal[
+    "systemd",
+    "windows-service",
+    "supervisor",
+    "macos",
+    "socket-activation",
+    "docker-proxy",
+    "relay",
+    Runtime,
+]
+
+
 class Supervisor(Struct, frozen=True):
     """Who looks after a process and may start it again, and what really stops it."""
 
-    kind: str  # "systemd", "docker", "podman", "windows-service"; else a name from the tables here
+    kind: SupervisorKind
     name: str  # of the unit, container or service
     command: tuple[str, ...] | None = None  # what stops it; None: only ``advice``
     restarts: bool | None = None  # whether it would start it again; None: not known
@@ -115,7 +130,7 @@ def _docker_proxy(owner: Owner, _: Parents, __: int) -> Supervisor | None:
     return Supervisor(PUBLISHED, "", advice=f"find the container: {RELAYS['docker-proxy']}")
 
 
-PUBLISHED = "docker-proxy"  # the kind of a relay, until docker has named the container
+PUBLISHED: SupervisorKind = "docker-proxy"  # the kind of a relay, until docker has named the container
 
 
 def _relay(owner: Owner, _: Parents, __: int) -> Supervisor | None:
@@ -133,7 +148,7 @@ def _activator(owner: Owner, _: Parents, __: int) -> Supervisor | None:
     return Supervisor(ACTIVATION, "" if user is None else str(user), None, True, "systemd holds it for a socket unit")
 
 
-ACTIVATION = "socket-activation"  # the kind, until systemd has named the unit
+ACTIVATION: SupervisorKind = "socket-activation"  # the kind, until systemd has named the unit
 
 
 def _unit(owner: Owner, _: Parents, uid: int) -> Supervisor | None:
@@ -170,12 +185,13 @@ def _in_container(owner: Owner, _: Parents, uid: int) -> Supervisor | None:
 
 
 def _container(found: Container, uid: int, label: str | None = None) -> Supervisor:
-    runtime, _, name = (label or container.label(found)).partition(":")
+    runtime = found.runtime
+    _, _, name = (label or container.label(found)).partition(":")
     stop = STOP.get(found.runtime)
     if found.pod is not None:
-        return Supervisor("kubernetes", name, advice=ELSEWHERE["kubernetes"])
+        return Supervisor("kubernetes", name, advice=NO_COMMAND["kubernetes"])
     if stop is None or found.daemon is None:
-        advice = ELSEWHERE.get(found.runtime) if found.daemon is not None else "stop the container around it"
+        advice = NO_COMMAND.get(found.runtime) if found.daemon is not None else "stop the container around it"
         return Supervisor(runtime, name, advice=advice)
     number = found.id if container.is_id(found.id) else name
     if found.daemon != uid or not CONTAINER.fullmatch(number):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from portbook.bind.attempt import BindAttempt
-from portbook.bind.endpoints import show
 from portbook.render.machine import ENCODER
 from portbook.render.text import BOLD, DIM, PLAIN, RED, YELLOW, Style, safe
 from portbook.verdict.findings import Finding, Severity
@@ -72,7 +71,7 @@ def _state(attempt: BindAttempt) -> str:
 
 
 def _format_place(attempt: BindAttempt, verdict: Verdict) -> str:
-    return f"{show(attempt.endpoint)}:{verdict.port}"
+    return f"{attempt.endpoint}:{verdict.port}"
 
 
 def _finding(finding: Finding, style: Style) -> Iterator[str]:

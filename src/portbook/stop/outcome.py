@@ -7,7 +7,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from portbook.bind.attempt import Endpoint
+from portbook.addresses import Endpoint
 from portbook.managers.supervisor import Supervisor
 from portbook.records import Gap, Holder, Owner, Protocol
 
@@ -19,10 +19,24 @@ Override = Literal["override", "via-manager"]  # options of the same name
 Fate = Literal["ended", "let-go", "gone", "replaced", "not-holding", "still-running", "untouched"]
 
 
+RefusalCode = Literal[
+    "not-found",
+    "not-visible",
+    "kernel",
+    "self",
+    "managed",
+    "connected",
+    "ancestor",
+    "protected",
+    "not-permitted",
+    "unknown",
+]
+
+
 class Refusal(Struct, frozen=True):
     """Why a process is not ended, and which options would have it ended nevertheless."""
 
-    code: str  # see docs/stop.md
+    code: RefusalCode  # see docs/stop.md
     why: str
     hint: str | None = None
     overridden_by: tuple[Override, ...] = ()  # what has it done nevertheless; empty: nothing

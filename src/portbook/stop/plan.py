@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from portbook.bind.attempt import EVERYWHERE, Endpoint
+from portbook.addresses import EVERYWHERE, Endpoint
 from portbook.holding import PASSED
 from portbook.managers.supervisor import Supervisor, relays, typed
 from portbook.query import LISTENING
-from portbook.records import Gap, Holder, Holding, Protocol, Socket
+from portbook.records import Gap, Holder, Holding, Platform, Protocol, Socket
 from portbook.stop import protected
 from portbook.stop.outcome import Override, Plan, Refusal, Target
 
@@ -26,7 +26,7 @@ CONNECTED = "it does not wait on the port: it only has connections from it, as a
 class Situation(NamedTuple):
     """What has to be known of this process and of the system, besides who holds the port."""
 
-    platform: str
+    platform: Platform
     pid: int  # ours
     ancestors: frozenset[int]
     denied: frozenset[int] = frozenset()  # processes that this user may not end

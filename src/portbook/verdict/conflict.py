@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from portbook.bind.attempt import Endpoint
-from portbook.bind.endpoints import show
+from portbook.addresses import Endpoint
 from portbook.records import Confidence, Socket
 from portbook.verdict.overlap import ANY, claim_of_endpoint, claim_of_socket, overlap
 from portbook.verdict.situation import Situation
@@ -39,9 +38,9 @@ def blocked(situation: Situation, sockets: Iterable[Socket]) -> Blocked:
     for endpoint in situation.endpoints:
         conflicts = {conflict(situation, s, endpoint) for s in sockets}
         if "certain" in conflicts:
-            certain.append(show(endpoint))
+            certain.append(str(endpoint))
         elif "likely" in conflicts:
-            likely.append(show(endpoint))
+            likely.append(str(endpoint))
     if certain:
         return Blocked(tuple(certain), "certain", tuple(likely))
     return Blocked(tuple(likely), "likely")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from portbook.managers.supervisor import typed
+from portbook.addresses import format_endpoint
+from portbook.managers.supervisor import stop_instruction
 from portbook.records import Owner, Socket
 from portbook.verdict.situation import Situation
 
@@ -28,8 +29,7 @@ def owners_of(sockets: Iterable[Socket]) -> list[Owner]:
 
 def format_local(s: Socket) -> str:
     """``0.0.0.0:80``, ``[::]:80``."""
-    zone = f"%{s.zone}" if s.zone else ""
-    return f"[{s.local_address}{zone}]:{s.local_port}" if s.family == "ipv6" else f"{s.local_address}:{s.local_port}"
+    return format_endpoint(s.local_address, s.local_port, s.zone)
 
 
 def locals_of(sockets: Iterable[Socket]) -> list[str]:
@@ -152,7 +152,7 @@ def release_remedy(situation: Situation, sockets: Sequence[Socket]) -> str | Non
         return None
     for owner in owners:
         supervisor = situation.supervisors.get(owner.pid)
-        command = typed(supervisor) if supervisor else None
+        command = stop_instruction(supervisor) if supervisor else None
         if command:
             return f"{command.replace('publish=PORT', f'publish={situation.port}')}; {OTHER_PORT}"
     if owners:

@@ -15,7 +15,7 @@ from portbook.verdict.situation import Situation
 Severity = Literal["blocks", "shadows", "warns"]
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 
-Code = Literal[
+FindingCode = Literal[
     "listener",
     "reuseport-group",
     "socket-activation",
@@ -49,7 +49,7 @@ Code = Literal[
 class Finding(Struct, frozen=True):
     """One reason, with its evidence and what to do."""
 
-    code: Code
+    code: FindingCode
     severity: Severity
     text: str  # hostile: it contains names that processes chose
     remedy: str | None = None
@@ -61,7 +61,7 @@ class Finding(Struct, frozen=True):
 
 Rule = Callable[[Situation], Iterator[Finding]]
 
-CODES: dict[Code, str] = {
+CODES: dict[FindingCode, str] = {
     "listener": "a TCP socket listens on the port",
     "reuseport-group": "several sockets share the port with SO_REUSEPORT",
     "socket-activation": "a service manager holds the port for a service",

@@ -68,7 +68,7 @@ def _supervisors_of(sockets: Iterable[Socket], parents: Parents) -> dict[int, Su
     uid = os.geteuid() if hasattr(os, "geteuid") else 0
     supervisors: dict[int, Supervisor] = {}
     for pid, owner in owners.items():
-        known = supervisor.of(owner, parents[pid], PLATFORM, uid)
+        known = supervisor.find_supervisor(owner, parents[pid], PLATFORM, uid)
         if known is not None:
             supervisors[pid] = known
     return supervisors

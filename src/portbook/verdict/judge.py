@@ -12,16 +12,15 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from portbook.bind.attempt import BindAttempt, Options
-from portbook.bind.endpoints import show
-from portbook.records import SCHEMA, Gap, Protocol
+from portbook.records import SCHEMA, Gap, Platform, Protocol
 from portbook.resilience import SCARCE
-from portbook.verdict.findings import SEVERITIES, Code, Finding, Severity
+from portbook.verdict.findings import SEVERITIES, Finding, FindingCode, Severity
 from portbook.verdict.rules import apply_rules
 from portbook.verdict.rules.linux import privilege_remedy
 from portbook.verdict.situation import Situation
 
 # Which errors of a bind each code explains, by their POSIX names.
-EXPLAINS: dict[Code, frozenset[str]] = {
+EXPLAINS: dict[FindingCode, frozenset[str]] = {
     "privileged-port": frozenset(("EACCES",)),
     "excluded-range": frozenset(("EACCES",)),
     "address-not-local": frozenset(("EADDRNOTAVAIL", "EINVAL")),  # EINVAL: link-local, and no interface
@@ -42,7 +41,7 @@ class Verdict(Struct, frozen=True):
     """Whether a server can bind the port, and the findings that say why not."""
 
     schema: int
-    platform: str
+    platform: Platform
     port: int
     protocol: Protocol
     options: Options
@@ -69,8 +68,8 @@ def judge(situation: Situation, attempts: Sequence[BindAttempt]) -> Verdict:
         situation.protocol,
         situation.options,
         can_have=bound_all(attempts),
-        free=tuple(show(attempt.endpoint) for attempt in attempts if attempt.ok),
-        taken=tuple(show(attempt.endpoint) for attempt in attempts if not attempt.ok),
+        free=tuple(str(attempt.endpoint) for attempt in attempts if attempt.ok),
+        taken=tuple(str(attempt.endpoint) for attempt in attempts if not attempt.ok),
         findings=tuple(findings),
         tried=tuple(attempts),
         foreseen=predict(predicted),
@@ -105,7 +104,7 @@ def _explains(finding: Finding, attempt: BindAttempt, situation: Situation) -> b
     """Whether a finding explains the error of this attempt."""
     if finding.severity != "blocks":
         return False
-    if show(attempt.endpoint) not in (*finding.endpoints, *finding.perhaps):
+    if str(attempt.endpoint) not in (*finding.endpoints, *finding.perhaps):
         return False
     in_use = IN_USE_ON_WINDOWS if situation.platform == "windows" else IN_USE
     return attempt.posix_error in EXPLAINS.get(finding.code, in_use)
@@ -119,7 +118,7 @@ def _settle(finding: Finding, situation: Situation, attempts: Sequence[BindAttem
     if finding.severity != "blocks":
         return finding
     finding = _settle_endpoints(finding, attempts)
-    concerned = [attempt for attempt in attempts if show(attempt.endpoint) in finding.endpoints]
+    concerned = [attempt for attempt in attempts if str(attempt.endpoint) in finding.endpoints]
     succeeded = [attempt for attempt in concerned if attempt.ok]
     if concerned and len(succeeded) == len(concerned):
         return _not_blocking(finding, situation)
@@ -134,7 +133,7 @@ def _settle_endpoints(finding: Finding, attempts: Sequence[BindAttempt]) -> Find
     """Count those of the supposed endpoints as concerned that could not be bound."""
     if not finding.perhaps:
         return finding
-    failed = {show(attempt.endpoint) for attempt in attempts if not attempt.ok}
+    failed = {str(attempt.endpoint) for attempt in attempts if not attempt.ok}
     confirmed = tuple(name for name in finding.perhaps if name in failed)
     return replace(finding, endpoints=(*finding.endpoints, *confirmed), perhaps=())
 
@@ -166,9 +165,11 @@ def _from_errors(
     yield from _no_address_family(attempts, codes)
 
 
-def _other_user_namespace(situation: Situation, attempts: Sequence[BindAttempt], codes: set[Code]) -> Iterator[Finding]:
+def _other_user_namespace(
+    situation: Situation, attempts: Sequence[BindAttempt], codes: set[FindingCode]
+) -> Iterator[Finding]:
     """CAP_NET_BIND_SERVICE counts in the user namespace that owns the network namespace (user_namespaces(7))."""
-    denied = tuple(show(attempt.endpoint) for attempt in attempts if attempt.posix_error == "EACCES")
+    denied = tuple(str(attempt.endpoint) for attempt in attempts if attempt.posix_error == "EACCES")
     limit = situation.privileged_below
     if not denied or "privileged-port" in codes or limit is None or situation.port >= limit:
         return
@@ -181,7 +182,7 @@ def _other_user_namespace(situation: Situation, attempts: Sequence[BindAttempt],
     yield Finding("privileged-port", "blocks", text, privilege_remedy(situation.port), evidence, denied)
 
 
-def _exclusive_holder(attempts: Sequence[BindAttempt], codes: set[Code]) -> Iterator[Finding]:
+def _exclusive_holder(attempts: Sequence[BindAttempt], codes: set[FindingCode]) -> Iterator[Finding]:
     """Windows distinguishes an exclusive holder (10013) from an ordinary one (10048)."""
     denied = [attempt for attempt in attempts if attempt.error_name == "WSAEACCES"]
     if not denied or not codes & HOLDERS or codes & {"excluded-range", "http-sys"}:
@@ -191,13 +192,13 @@ def _exclusive_holder(attempts: Sequence[BindAttempt], codes: set[Code]) -> Iter
         f"the error is {number} (WSAEACCES) and not 10048 (WSAEADDRINUSE): the holder has set SO_EXCLUSIVEADDRUSE or "
         "belongs to another user"
     )
-    names = tuple(show(attempt.endpoint) for attempt in denied)
+    names = tuple(str(attempt.endpoint) for attempt in denied)
     yield Finding("exclusive-holder", "blocks", text, None, {"error": number}, names)
 
 
-def _no_address_family(attempts: Sequence[BindAttempt], codes: set[Code]) -> Iterator[Finding]:
+def _no_address_family(attempts: Sequence[BindAttempt], codes: set[FindingCode]) -> Iterator[Finding]:
     """A family that the kernel does not have."""
-    names = tuple(show(attempt.endpoint) for attempt in attempts if attempt.posix_error == "EAFNOSUPPORT")
+    names = tuple(str(attempt.endpoint) for attempt in attempts if attempt.posix_error == "EAFNOSUPPORT")
     if names and "ipv6-disabled" not in codes:
         text = "the kernel of this machine has no IPv6"
         yield Finding("ipv6-disabled", "blocks", text, "use an IPv4 address", {"ipv6": "absent"}, names)
@@ -230,7 +231,7 @@ def _unexplained(
 
 
 def _unexplained_error(situation: Situation, attempt: BindAttempt) -> Finding:
-    name = show(attempt.endpoint)
+    name = str(attempt.endpoint)
     text = f"{attempt.step}() on {name} failed with {attempt.error_name} ({attempt.error}), and no finding explains it"
     severity: Severity = "warns" if attempt.posix_error in SCARCE else "blocks"
     hints = WINDOWS_HINTS if situation.platform == "windows" else HINTS
@@ -239,7 +240,7 @@ def _unexplained_error(situation: Situation, attempt: BindAttempt) -> Finding:
 
 
 def _unexpected_success(attempt: BindAttempt, predicted: Sequence[Finding]) -> Iterator[Finding]:
-    name = show(attempt.endpoint)
+    name = str(attempt.endpoint)
     against = [
         finding.code
         for finding in predicted

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from portbook.addresses import MAPPED_PREFIX
-from portbook.bind.attempt import Endpoint
-from portbook.bind.endpoints import show
+from portbook.addresses import Endpoint, is_link_local, is_mapped
 from portbook.records import Socket
 from portbook.verdict import description
 from portbook.verdict.conflict import WAITING, conflict, in_another_vrf, joins_group
-from portbook.verdict.findings import Code, Finding, Severity
+from portbook.verdict.findings import Finding, FindingCode, Severity
 from portbook.verdict.overlap import ANY, Claim, claim_of_endpoint, claim_of_socket
 from portbook.verdict.situation import Situation
 
@@ -31,11 +29,11 @@ def wildcards(situation: Situation) -> Iterator[Finding]:
                 continue  # dual_stack reports it
             (wide if ANY in claim_of_socket(s) else narrow).append(s)
         if wide:
-            text = f"{_are_in_use(wide, 'is', 'are')} bound to every address, which includes {show(endpoint)}"
+            text = f"{_are_in_use(wide, 'is', 'are')} bound to every address, which includes {endpoint}"
             yield _shadow(situation, "wildcard-shadow", text, endpoint, wide)
         if narrow:
             family = "IPv6" if _is_ipv6(endpoint.address) else "IPv4"
-            text = f"{show(endpoint)} means every {family} address, but {_are_in_use(narrow, 'is', 'are')} in use"
+            text = f"{endpoint} means every {family} address, but {_are_in_use(narrow, 'is', 'are')} in use"
             yield _shadow(situation, "wildcard-shadow", text, endpoint, narrow)
 
 
@@ -56,7 +54,7 @@ def _are_in_use(sockets: list[Socket], one: str, several: str) -> str:
 
 def _dual_stack_text(sockets: list[Socket], endpoint: Endpoint) -> str:
     if sockets[0].family == "ipv4":
-        return f"a dual-stack {show(endpoint)} also needs the IPv4 port, but {_are_in_use(sockets, 'is', 'are')} in use"
+        return f"a dual-stack {endpoint} also needs the IPv4 port, but {_are_in_use(sockets, 'is', 'are')} in use"
     takes = _are_in_use(sockets, "also takes", "also take")
     if sockets[0].v6only is None:
         return f"{takes} the IPv4 port unless IPV6_V6ONLY is set, which this system does not show"
@@ -94,17 +92,17 @@ def _differ_in_family(s: Socket, endpoint: Endpoint) -> bool:
 
 
 def _is_ipv6(address: str) -> bool:
-    return ":" in address and not address.startswith(MAPPED_PREFIX)
+    return ":" in address and not is_mapped(address)
 
 
-def _shadow(situation: Situation, code: Code, text: str, endpoint: Endpoint, sockets: list[Socket]) -> Finding:
+def _shadow(situation: Situation, code: FindingCode, text: str, endpoint: Endpoint, sockets: list[Socket]) -> Finding:
     free, taken = _free_and_taken(situation, claim_of_endpoint(endpoint))
     remedy = None
     if free:
         remedy = f"bind one address that looks free: {', '.join(free[:MOST_FREE])}; check it with --address"
     holders = [description.format_local(s) for s in sockets]
-    evidence = {"asked": show(endpoint), "holders": holders, "free": free, "taken": taken}
-    return Finding(code, "shadows", text, remedy, evidence, (show(endpoint),))
+    evidence = {"asked": str(endpoint), "holders": holders, "free": free, "taken": taken}
+    return Finding(code, "shadows", text, remedy, evidence, (str(endpoint),))
 
 
 def _free_and_taken(situation: Situation, requested: Claim) -> tuple[list[str], list[str]]:
@@ -115,7 +113,7 @@ def _free_and_taken(situation: Situation, requested: Claim) -> tuple[list[str], 
     for address in _candidates(situation, requested)[:MOST_ADDRESSES]:
         endpoint = Endpoint(address)
         is_taken = any(conflict(situation, s, endpoint) for s in waiting)
-        (taken if is_taken else free).append(show(endpoint))
+        (taken if is_taken else free).append(str(endpoint))
     return free, taken
 
 
@@ -131,7 +129,7 @@ def _candidates(situation: Situation, requested: Claim) -> list[str]:
     families = {_is_ipv6(wildcard) for wildcard in wildcards}
     own: dict[str, None] = {}
     for local in situation.addresses or ():
-        usable = not local.address.startswith("fe80:") and not local.tentative
+        usable = not is_link_local(local.address) and not local.tentative
         if usable and (":" in local.address) in families:
             own[local.address] = None
     return [*wildcards, *single, *own]
@@ -179,7 +177,7 @@ def _not_local(situation: Situation, endpoint: Endpoint) -> Finding:
     family = "ipv6" if ":" in endpoint.address else "ipv4"
     setting = f"net.{family}.ip_nonlocal_bind"
     allowed = family in situation.nonlocal_bind
-    text = f"{show(endpoint)} is not an address of this machine"
+    text = f"{endpoint} is not an address of this machine"
     remedy: str | None = "use an address of this machine, or 0.0.0.0 or [::]"
     severity: Severity = "blocks"
     if allowed:
@@ -193,20 +191,20 @@ def _not_local(situation: Situation, endpoint: Endpoint) -> Finding:
         )
     own = [local.address for local in situation.addresses or ()]
     evidence = {"address": endpoint.address, "mine": own, setting: int(allowed)}
-    return Finding("address-not-local", severity, text, remedy, evidence, (show(endpoint),))
+    return Finding("address-not-local", severity, text, remedy, evidence, (str(endpoint),))
 
 
 def _lacks_interface(situation: Situation, endpoint: Endpoint) -> bool:
-    return situation.platform == "linux" and endpoint.address.startswith("fe80:") and endpoint.zone is None
+    return situation.platform == "linux" and is_link_local(endpoint.address) and endpoint.zone is None
 
 
 def _without_interface(situation: Situation, endpoint: Endpoint) -> Finding:
     """A link-local address belongs to an interface, and several interfaces may have the same: RFC 4007 section 6."""
     interfaces = [local.interface for local in situation.addresses or () if local.address == endpoint.address]
-    text = f"{show(endpoint)} is a link-local address and needs an interface"
+    text = f"{endpoint} is a link-local address and needs an interface"
     remedy = f"write {endpoint.address}%{interfaces[0] if interfaces else 'INTERFACE'}"
     evidence = {"address": endpoint.address, "interfaces": interfaces}
-    return Finding("address-not-local", "blocks", text, remedy, evidence, (show(endpoint),))
+    return Finding("address-not-local", "blocks", text, remedy, evidence, (str(endpoint),))
 
 
 def tentative(situation: Situation) -> Iterator[Finding]:
@@ -215,17 +213,15 @@ def tentative(situation: Situation) -> Iterator[Finding]:
     for endpoint in situation.endpoints:
         local = tentative_addresses.get(endpoint.address)
         if local is not None:
-            text = (
-                f"{show(endpoint)} is tentative on {local.interface}: IPv6 duplicate address detection has not finished"
-            )
+            text = f"{endpoint} is tentative on {local.interface}: IPv6 duplicate address detection has not finished"
             remedy = "retry in 1 or 2 seconds; if ip -6 address still shows tentative, another machine has the address"
             evidence = {"address": local.address, "interface": local.interface}
-            yield Finding("address-tentative", "blocks", text, remedy, evidence, (show(endpoint),))
+            yield Finding("address-tentative", "blocks", text, remedy, evidence, (str(endpoint),))
 
 
 def no_ipv6(situation: Situation) -> Iterator[Finding]:
     """No IPv6 in the kernel, or no IPv6 address (disable_ipv6 in Documentation/networking/ip-sysctl.rst)."""
-    names = tuple(show(endpoint) for endpoint in situation.endpoints if ":" in endpoint.address)
+    names = tuple(str(endpoint) for endpoint in situation.endpoints if ":" in endpoint.address)
     if not names:
         return
     if situation.ipv6 == "absent":

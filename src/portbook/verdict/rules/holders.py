@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 
 from msgspec.structs import replace
 
-from portbook.bind.endpoints import show
 from portbook.records import Owner, Socket
 from portbook.verdict import description
 from portbook.verdict.conflict import (
@@ -22,7 +21,7 @@ from portbook.verdict.conflict import (
     sets_reuse_address,
 )
 from portbook.verdict.description import count_of, format_local, format_locals
-from portbook.verdict.findings import Code, Finding
+from portbook.verdict.findings import Finding, FindingCode
 from portbook.verdict.situation import Situation
 
 CONNECTED = frozenset(("ESTABLISHED", "SYN_SENT", "FIN_WAIT1", "FIN_WAIT2", "CLOSE_WAIT", "LAST_ACK", "CLOSING"))
@@ -81,14 +80,14 @@ def bound_only(situation: Situation) -> Iterator[Finding]:
         yield finding
 
 
-def _holder(situation: Situation, code: Code, sockets: list[Socket], one: str, several: str) -> Finding:
+def _holder(situation: Situation, code: FindingCode, sockets: list[Socket], one: str, several: str) -> Finding:
     """A finding about the sockets of one holder that block the bind."""
     text = description.describe_holders(situation, sockets, one, several)
     remedy = description.release_remedy(situation, sockets)
     return _blocks(code, text, remedy, description.as_dict(situation, sockets), blocked(situation, sockets))
 
 
-def _blocks(code: Code, text: str, remedy: str | None, evidence: dict[str, object], hit: Blocked) -> Finding:
+def _blocks(code: FindingCode, text: str, remedy: str | None, evidence: dict[str, object], hit: Blocked) -> Finding:
     return Finding(code, "blocks", text, remedy, evidence, hit.endpoints, hit.confidence, hit.perhaps)
 
 
@@ -108,7 +107,7 @@ def _reuseport_group(situation: Situation, group: list[Socket]) -> Finding:
 
 
 def _joinable_group(situation: Situation, group: list[Socket]) -> Iterator[Finding]:
-    names = tuple(show(endpoint) for endpoint in situation.endpoints if joins_group(situation, group[0], endpoint))
+    names = tuple(str(endpoint) for endpoint in situation.endpoints if joins_group(situation, group[0], endpoint))
     if names:
         shares = (
             f"{format_local(group[0])} by {count_of(len(group), 'socket')} with SO_REUSEPORT; "

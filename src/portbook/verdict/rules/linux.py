@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from portbook.bind.endpoints import show
-from portbook.managers.supervisor import stop_container
+from portbook.addresses import format_endpoint
+from portbook.managers.supervisor import container_stop_command
 from portbook.netconfig.facts import NatRule, Publication
 from portbook.records import Confidence
 from portbook.verdict import description
@@ -33,7 +33,7 @@ def privileged(situation: Situation) -> Iterator[Finding]:
     uid = situation.caller.uid
     text = f"ports below {limit} need the capability CAP_NET_BIND_SERVICE, which this process (uid {uid}) does not have"
     evidence = {SETTING: limit, "uid": uid, "CAP_NET_BIND_SERVICE": False}
-    names = tuple(map(show, situation.endpoints))
+    names = tuple(map(str, situation.endpoints))
     yield Finding("privileged-port", "blocks", text, privilege_remedy(situation.port), evidence, names)
 
 
@@ -148,7 +148,7 @@ def _nat_rule(situation: Situation, address: str | None, port: int, rules: list[
 def _nat_target(address: str | None, port: int) -> str:
     if address is None:
         return f"port {port} of this machine"
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    return format_endpoint(address, port)
 
 
 def _packets(rules: list[NatRule]) -> str:
@@ -173,7 +173,7 @@ def _publication(situation: Situation, address: str | None) -> Publication | Non
 
 
 def _nat_remedy(publication: Publication | None) -> str:
-    command = stop_container(publication.container) if publication else None
+    command = container_stop_command(publication.container) if publication else None
     if command:
         return f"{command}; {description.OTHER_PORT}"
     return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from portbook.managers.relay import Relay, identify
-from portbook.managers.supervisor import stop_container
+from portbook.managers.supervisor import container_stop_command
 from portbook.records import Owner, Socket
 from portbook.verdict import description
 from portbook.verdict.conflict import WAITING
@@ -53,5 +53,5 @@ def _container(situation: Situation, relay: Relay) -> str | None:
 
 
 def _container_remedy(container: str | None) -> str | None:
-    command = stop_container(container) if container else None
+    command = container_stop_command(container) if container else None
     return f"{command} frees the port" if command else None

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from portbook.bind.attempt import Endpoint
-from portbook.bind.endpoints import show
+from portbook.addresses import Endpoint
 from portbook.netconfig.facts import DynamicRange, ExcludedRange, HttpQueue
 from portbook.netconfig.windows.httpsys import SYSTEM_PID, url_prefix
 from portbook.records import Confidence, Owner
@@ -33,7 +32,7 @@ def _family(endpoint: Endpoint) -> str:
 def excluded(situation: Situation) -> Iterator[Finding]:
     """Ports that no bind gets: it fails with 10013, and no socket is visible."""
     for reservation in situation.excluded:
-        names = tuple(show(e) for e in situation.endpoints if _family(e) == reservation.family or e.dual)
+        names = tuple(str(e) for e in situation.endpoints if _family(e) == reservation.family or e.dual)
         in_range = reservation.start <= situation.port <= reservation.end
         if names and in_range and reservation.protocol == situation.protocol:
             yield _excluded_range(situation, reservation, names)
@@ -126,7 +125,7 @@ def http(situation: Situation) -> Iterator[Finding]:
     """http.sys listens in the kernel, as pid 4, for processes that have registered a URL."""
     if situation.protocol != "tcp":
         return
-    names = tuple(map(show, situation.endpoints))
+    names = tuple(map(str, situation.endpoints))
     has_queue = False
     for queue in situation.queues:
         urls = _urls(queue, situation.port)
