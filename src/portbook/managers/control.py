@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
+from portbook.errors import SourceError
 from portbook.managers import container, supervisor
 from portbook.managers.supervisor import Supervisor
 from portbook.records import Protocol
@@ -35,18 +36,12 @@ class Done(NamedTuple):
 
 
 def run(command: Sequence[str], limit_s: float) -> Done:
-    """Run a command to its end; what it prints is kept within bounds."""
-    path = program.find(command[0])
-    if path is None:
-        return Done(None, f"{command[0]} is not installed in {', '.join(program.places())}")
+    """Run a program of the system to its end, within the limits of ``program.run``."""
     try:
-        output = program.run([path, *command[1:]], environment(), limit_s)
-    except TimeoutError:
-        return Done(None, f"{command[0]} did not end within {limit_s:g} s")
-    except ValueError as error:
-        return Done(None, f"{command[0]} was ended: {error}")
-    except OSError as error:
-        return Done(None, f"{command[0]} could not be run: {error.strerror or error}")
+        path = program.require(command[0])
+        output = program.run([path, *command[1:]], limit_s, environment=environment())
+    except SourceError as error:
+        return Done(None, str(error))
     text = output.stdout if output.code == 0 else output.stderr or output.stdout
     return Done(output.code, text.decode("utf-8", "replace").strip())
 
