@@ -17,6 +17,24 @@ Protocol = Literal["tcp", "udp"]
 Family = Literal["ipv4", "ipv6"]
 Reach = Literal["loopback", "address", "any"]
 Confidence = Literal["certain", "likely"]
+Platform = Literal["linux", "windows", "macos"]
+# How the pid of an owner was found: in the descriptors of the process, in a thread's own descriptor table, or named by
+# a source. Empty where no socket led to the process: a parent, a process given by its pid.
+FoundBy = Literal["fd", "task-fd", "iphlpapi", "psutil", "netstat", "lsof", ""]
+# What a gap is about.
+GapSubject = Literal[
+    "owner",
+    "socket",
+    "source",
+    "process",
+    "service",
+    "container",
+    "setting",
+    "address",
+    "interface",
+    "nat",
+    "reservation",
+]
 # RFC 9293 section 3.3.2, in the Linux kernel's spelling. BOUND is a TCP socket that has a port but does not
 # listen; an unconnected UDP socket has no state at all and is None.
 State = Literal[
@@ -54,7 +72,7 @@ class Owner(Struct, frozen=True, gc=False):
     started: datetime | None = None  # aware, UTC
     service: str | None = None  # systemd unit or Windows service
     container: str | None = None  # "docker:web", "podman:1f2e3d4c5b6a", "kubernetes:pod…/…"
-    how: str = ""  # the way the pid was found: "fd", "task-fd", or the name of a source
+    how: FoundBy = ""
     confidence: Confidence = "certain"
     command_line: tuple[str, ...] | None = None
     ppid: int | None = None
@@ -99,8 +117,7 @@ class Socket(Struct, frozen=True, gc=False):
 class Gap(Struct, frozen=True):
     """Something that could not be known, why, and what would help."""
 
-    # owner, socket, source, process, service, container, setting, address, interface, nat, reservation
-    what: str
+    what: GapSubject
     count: int | None  # how many are concerned; None: not countable
     why: str
     hint: str | None = None
@@ -111,7 +128,7 @@ class Listing(Struct, frozen=True):
 
     schema: int
     host: str
-    platform: str  # "linux", "windows", "macos"
+    platform: Platform
     taken_at: datetime  # aware, UTC
     source: str
     complete: bool  # no gaps
@@ -145,17 +162,3 @@ class Holding(Struct, frozen=True):
     # Linux: the same of other network namespaces. There the port is held, and here it may be free.
     holders_elsewhere: tuple[Holder, ...] = ()
     sockets_elsewhere: tuple[Socket, ...] = ()
-
-
-def reach_of(address: str) -> Reach:
-    """From where a local address (canonical text) can be reached.
-
-    Loopback is 127.0.0.0/8 (RFC 1122 section 3.2.1.3), ::1 (RFC 4291 section 2.5.3) and
-    IPv4-mapped loopback (RFC 4291 section 2.5.5.2).
-    """
-    text = address.removeprefix("::ffff:")
-    if text in ("0.0.0.0", "::"):  # noqa: S104  compared, not bound
-        return "any"
-    if text == "::1" or (text.startswith("127.") and ":" not in text):
-        return "loopback"
-    return "address"

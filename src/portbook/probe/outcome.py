@@ -21,13 +21,13 @@ Outcome = Literal[
     "name-not-found",  # the name has no address
     "error",  # this machine could not ask: no descriptors, no permission, address not usable from here
 ]
-Kind = Literal["syn-ack", "rst", "icmp", "reply", "silence", "resolver", "errno", "self-connect"]
+EvidenceKind = Literal["syn-ack", "rst", "icmp", "reply", "silence", "resolver", "errno", "self-connect"]
 
 
 class Evidence(Struct, frozen=True, gc=False):
     """What was seen on the wire, or said by the system, that the outcome rests on."""
 
-    kind: Kind
+    kind: EvidenceKind
     errno: int | None = None  # errno, or winerror on Windows
     error: str | None = None  # its name: "ECONNREFUSED"
     icmp_type: int | None = None

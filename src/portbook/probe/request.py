@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from msgspec import Struct
 
@@ -31,10 +31,15 @@ class Limits(Struct, frozen=True):
     breaker: BreakerSettings | None = BreakerSettings()  # when hosts that answer no TCP are left alone; None: never
 
 
+# breaker: a silent host is left alone, or probed again. descriptors: none is left. rate-limit: a host limits its
+# refusals. deadline: the time was up before everything was probed.
+EventKind = Literal["breaker", "descriptors", "rate-limit", "deadline"]
+
+
 class Event(Struct, frozen=True):
     """Something a person or a log wants to know while an engine runs."""
 
-    kind: str  # "breaker", "descriptors", "rate-limit", "deadline", "canary"
+    kind: EventKind
     address: str | None  # whom it concerns
     text: str
     at_s: float  # since the engine began

@@ -17,9 +17,9 @@ from datetime import datetime
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
-from portbook.addresses import address_text, is_link_local
+from portbook.addresses import address_text, is_link_local, reach_of
 from portbook.errors import SourceDenied, SourceError, SourceGarbled, SourceMissing
-from portbook.records import FAMILIES, Family, Gap, Owner, Protocol, Reach, Socket, State, reach_of
+from portbook.records import FAMILIES, Family, Gap, Owner, Protocol, Reach, Socket, State
 from portbook.sources.base import Reading, Source, Wanted
 from portbook.system.winapi import ERROR_ACCESS_DENIED, filetime_to_datetime, load_library
 
@@ -323,7 +323,7 @@ def _sockets(table: Table, rows: Iterator[tuple[Any, ...]], addresses: _Addresse
             remote_port=remote_port >> 8 | (remote_port & 0xFF) << 8 if peer else None,
             state=state,
             reach=reach,
-            zone=str(scope) if zones and scope and is_link_local(packed) else None,
+            zone=str(scope) if zones and scope and is_link_local(address) else None,
             owners=owners[pid, tag],
             created=creation_times[created],
             state_text=f"MIB_TCP_STATE {number}" if state == "UNKNOWN" else None,

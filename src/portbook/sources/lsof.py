@@ -13,8 +13,10 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple, get_args
 
+from portbook.addresses import MAPPED_PREFIX, address_text, is_link_local, parse_endpoint, reach_of, split_host_port
 from portbook.errors import SourceGarbled, SourceMissing
-from portbook.records import Family, Gap, Owner, Protocol, Socket, State, reach_of
+from portbook.numerals import UINT16, number_or_none, parse_hex, parse_number
+from portbook.records import Family, Gap, Owner, Protocol, Socket, State
 from portbook.sources.base import Reading, Source, Wanted
 
 PROGRAM = "lsof"
@@ -43,7 +45,7 @@ ESCAPES = {ord("b"): 8, ord("t"): 9, ord("n"): 10, ord("f"): 12, ord("r"): 13, o
 BACKSLASH = ord("\\")
 
 Fields = dict[bytes, bytes]
-Endpoint = tuple[str, int, str | None]
+AddressAndPort = tuple[str, int, str | None]
 
 
 class LsofOutput(NamedTuple):
@@ -153,7 +155,7 @@ def _key(protocol: Protocol, family: Family, file: Fields) -> object:
 def _owner(process: Fields) -> Owner:
     name, user = process.get(b"c"), process.get(b"L")
     return Owner(
-        _number(process[b"p"]),
+        parse_number(process[b"p"]),
         None if name is None else unescape(name),
         user=None if user is None else unescape(user),
         how="lsof",
@@ -170,8 +172,7 @@ def _socket(protocol: Protocol, family: Family, file: Fields) -> Socket | None:
     state, word = _state(protocol, file, connected=peer is not None)
     listening = state == "LISTEN"
     received, sent = _count(file, b"TQR"), _count(file, b"TQS")
-    device = file.get(b"d", b"")
-    inode = int(device) if device.isdigit() and len(device) < 20 else None
+    inode = number_or_none(file.get(b"d", b""))
     return Socket(
         protocol,
         family,
@@ -202,49 +203,38 @@ def _state(protocol: Protocol, file: Fields, *, connected: bool) -> tuple[State 
     return state, word if state == "UNKNOWN" else None
 
 
-def _endpoint(text: str, family: Family) -> Endpoint:
+def _endpoint(text: str, family: Family) -> AddressAndPort:
     """Address, port and zone of ``127.0.0.1:80``, ``[::1]:80``, ``*:80`` or ``*:*``."""
-    address, _, port = text.rpartition(":")
-    number = 0 if port == "*" else _number(port.encode())
-    if number > 0xFFFF:
-        raise ValueError(f"port {number}")
-    if address == "*":
+    host, port = split_host_port(text)
+    number = 0 if port == "*" else parse_number(port, UINT16)
+    if host == "*":
         return ANY[family], number, None
-    host, _, zone = address.removeprefix("[").removesuffix("]").partition("%")
-    host, index = _canonical(host, family)
-    return host, number, zone or index
+    endpoint = parse_endpoint(host)
+    address, index = _without_index(endpoint.address)
+    if (
+        family == "ipv6" and ":" not in address
+    ):  # lsof prints an IPv6 socket that speaks IPv4 with the IPv4 address alone
+        address = MAPPED_PREFIX + address
+    return address, number, endpoint.zone or index
 
 
-def _canonical(host: str, family: Family) -> tuple[str, str | None]:
-    """The canonical text of an address, and the zone that macOS keeps inside it.
+def _without_index(address: str) -> tuple[str, str | None]:
+    """A link-local address and the zone that macOS keeps inside it.
 
-    An IPv6 socket that speaks IPv4 is shown with the IPv4 address alone. In a link-local address of macOS the second
-    16 bits are the interface's index; in every other they are 0 (RFC 4291 section 2.5.6).
+    The second 16 bits are the interface's index; in every other address they are 0 (RFC 4291 section 2.5.6).
     """
-    from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+    if not is_link_local(address):
+        return address, None
+    from socket import AF_INET6, inet_pton
 
-    try:
-        if ":" not in host:
-            text = inet_ntop(AF_INET, inet_pton(AF_INET, host))
-            return (text if family == "ipv4" else f"::ffff:{text}"), None
-        raw = inet_pton(AF_INET6, host)
-    except OSError as error:
-        raise ValueError(f"address {host!r}") from error
-    index = int.from_bytes(raw[2:4], "big")
-    if raw[0] == 0xFE and raw[1] & 0xC0 == 0x80 and index:
-        return inet_ntop(AF_INET6, raw[:2] + b"\0\0" + raw[4:]), str(index)
-    return inet_ntop(AF_INET6, raw), None
+    packed = inet_pton(AF_INET6, address)
+    index = int.from_bytes(packed[2:4], "big")
+    return address_text(packed[:2] + b"\0\0" + packed[4:]), str(index) if index else None
 
 
 def _count(file: Fields, name: bytes) -> int | None:
     value = file.get(name)
-    return None if value is None else _number(value)
-
-
-def _number(text: bytes) -> int:
-    if not text.isdigit() or len(text) > 10:
-        raise ValueError(f"number {text[:20]!r}")
-    return int(text)
+    return None if value is None else parse_number(value)
 
 
 def unescape(text: bytes) -> str:
@@ -272,7 +262,7 @@ def _unescaped(text: bytes, at: int) -> tuple[int, int]:
         return ESCAPES[code[0]], 2
     if code[:1] == b"x" and len(code) == 3 and code[1:].isalnum():
         try:
-            return int(code[1:], 16), 4
+            return parse_hex(code[1:]), 4
         except ValueError:
             pass
     return BACKSLASH, 1

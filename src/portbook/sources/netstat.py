@@ -11,12 +11,12 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Iterator
-from ipaddress import ip_address
 from typing import NamedTuple
 
-from portbook.addresses import address_text, is_link_local
+from portbook.addresses import is_link_local, parse_endpoint, reach_of, split_host_port
 from portbook.errors import SourceError, SourceGarbled, SourceMissing
-from portbook.records import Family, Gap, Owner, Protocol, Socket, State, reach_of
+from portbook.numerals import UINT16, UINT32, number_or_none, parse_number
+from portbook.records import Family, Gap, Owner, Protocol, Socket, State
 from portbook.sources.base import Reading, Source, Wanted
 from portbook.system import program
 from portbook.system.console import console, decode
@@ -128,18 +128,18 @@ def _shaped(protocol: Protocol, fields: list[str], names: dict[int, str]) -> Soc
         state=state,
         reach=reach_of(local.address),
         zone=local.zone,
-        owners=_owners(_number(pid, 0xFFFFFFFF), names),
+        owners=_owners(parse_number(pid, UINT32), names),
         state_text=word if state == "UNKNOWN" else None,
     )
 
 
-def _state(protocol: Protocol, word: str, remote: Endpoint | None) -> State | None:
+def _state(protocol: Protocol, word: str, remote: AddressColumn | None) -> State | None:
     if protocol == "udp":
         return "ESTABLISHED" if remote else None
     return STATES.get(word, "UNKNOWN" if remote else "LISTEN")
 
 
-class Endpoint(NamedTuple):
+class AddressColumn(NamedTuple):
     """One address column: ``127.0.0.1:80``, ``[::1]:80``, ``[fe80::1%12]:80``."""
 
     family: Family
@@ -148,21 +148,12 @@ class Endpoint(NamedTuple):
     port: int
 
 
-def _endpoint(text: str) -> Endpoint:
-    host, _, port = text.rpartition(":")
-    bare, _, zone = host.removeprefix("[").removesuffix("]").partition("%")
-    address = ip_address(bare)
-    packed = address.packed
-    family: Family = "ipv4" if address.version == 4 else "ipv6"
-    zone_known = zone if zone and is_link_local(packed) else None
-    return Endpoint(family, address_text(packed), zone_known, _number(port, 0xFFFF))
-
-
-def _number(text: str, most: int) -> int:
-    """A number of ASCII digits; int() takes signs, underscores and every script's digits too."""
-    if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= most):
-        raise ValueError(f"{text!r} is no number up to {most}")
-    return int(text)
+def _endpoint(text: str) -> AddressColumn:
+    host, port = split_host_port(text)
+    endpoint = parse_endpoint(host)
+    family: Family = "ipv6" if ":" in endpoint.address else "ipv4"
+    zone = endpoint.zone if is_link_local(endpoint.address) else None
+    return AddressColumn(family, endpoint.address, zone, parse_number(port, UINT16))
 
 
 def _owners(pid: int, names: dict[int, str]) -> tuple[Owner, ...]:
@@ -174,8 +165,9 @@ def _names(text: str) -> Iterator[tuple[int, str]]:
     """Pid and image name, by position. What is not such a row (a message in any language) is passed over."""
     try:
         for row in csv.reader(text.splitlines()):
-            if len(row) >= 2 and row[1].isascii() and row[1].isdigit():
-                yield int(row[1]), row[0]
+            pid = number_or_none(row[1], UINT32) if len(row) >= 2 else None
+            if pid is not None:
+                yield pid, row[0]
     except csv.Error:  # a NUL, or a field beyond the limit: the names so far are good
         return
 

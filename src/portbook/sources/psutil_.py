@@ -10,9 +10,9 @@ from importlib.util import find_spec
 from ipaddress import ip_address
 from typing import Any, NamedTuple
 
-from portbook.addresses import address_text, is_link_local
+from portbook.addresses import address_text, is_link_local, reach_of
 from portbook.errors import SourceDenied, SourceGarbled, SourceMissing
-from portbook.records import PROTOCOLS, STATES, Family, Owner, Protocol, Reach, Socket, State, reach_of
+from portbook.records import PROTOCOLS, STATES, Family, Owner, Protocol, Reach, Socket, State
 from portbook.sources.base import Reading, Source, Wanted
 
 Address = tuple[str, int] | tuple[()]
@@ -93,7 +93,7 @@ class _Addresses(dict[str, tuple[str, str | None, Reach]]):
         bare, _, zone = spelled.partition("%")
         packed = ip_address(bare).packed
         text = address_text(packed)
-        self[spelled] = text, zone if zone and is_link_local(packed) else None, reach_of(text)
+        self[spelled] = text, zone if zone and is_link_local(text) else None, reach_of(text)
         return self[spelled]
 
 

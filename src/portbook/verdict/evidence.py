@@ -6,7 +6,8 @@ from typing import Literal
 
 from msgspec import Struct
 
-from portbook.bind.attempt import EVERYWHERE, Endpoint, Options
+from portbook.addresses import EVERYWHERE, Endpoint
+from portbook.bind.attempt import Options
 from portbook.managers.supervisor import Supervisor
 from portbook.netconfig.facts import (
     Caller,
@@ -20,7 +21,7 @@ from portbook.netconfig.facts import (
     PortRange,
     Publication,
 )
-from portbook.records import Family, Gap, Owner, Protocol, Socket
+from portbook.records import Family, Gap, Owner, Platform, Protocol, Socket
 
 
 class Asked(Struct, frozen=True):
@@ -35,7 +36,7 @@ class Asked(Struct, frozen=True):
 class Evidence(Struct, frozen=True):
     """Everything that rules may look at. What could not be found out is None or empty, with a gap that says why."""
 
-    platform: str  # "linux", "windows", "macos"
+    platform: Platform
     port: int
     protocol: Protocol = "tcp"
     endpoints: tuple[Endpoint, ...] = EVERYWHERE

@@ -16,10 +16,41 @@ Severity = Literal["blocks", "shadows", "warns"]
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 
 
+FindingCode = Literal[
+    "listener",
+    "reuseport-group",
+    "socket-activation",
+    "udp-socket",
+    "bound-only",
+    "connection",
+    "orphan",
+    "time-wait",
+    "wildcard-shadow",
+    "dual-stack-shadow",
+    "device-bound",
+    "vrf",
+    "other-address",
+    "relay",
+    "privileged-port",
+    "address-not-local",
+    "address-tentative",
+    "ipv6-disabled",
+    "nat-rule",
+    "ephemeral-port",
+    "reserved-port",
+    "excluded-range",
+    "http-sys",
+    "exclusive-holder",
+    "portproxy",
+    "airplay",
+    "unexplained",
+]
+
+
 class Finding(Struct, frozen=True):
     """One reason, with what it rests on and what to do."""
 
-    code: str  # of CODES
+    code: FindingCode
     severity: Severity
     text: str  # names in it are what processes chose: hostile text
     remedy: str | None = None
@@ -31,7 +62,7 @@ class Finding(Struct, frozen=True):
 
 Rule = Callable[[Evidence], Iterator[Finding]]
 
-CODES: dict[str, str] = {
+CODES: dict[FindingCode, str] = {
     "listener": "a socket listens there",
     "reuseport-group": "several sockets share the port with SO_REUSEPORT",
     "socket-activation": "a service manager holds the port for a service",

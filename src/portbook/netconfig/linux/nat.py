@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from portbook.errors import SourceError
 from portbook.netconfig.facts import NatRule
-from portbook.records import Gap, Protocol
+from portbook.records import FAMILIES, Family, Gap, Protocol
 
 NFNL_SUBSYS_NFTABLES = 10
 NFT_MSG_NEWCHAIN, NFT_MSG_GETCHAIN = 3, 4
@@ -37,7 +37,7 @@ class Raw(NamedTuple):
     """What the tools said."""
 
     nft: bytes = b""
-    saved: tuple[tuple[str, bytes], ...] = ()  # family, and what iptables-save printed of it
+    saved: tuple[tuple[Family, bytes], ...] = ()  # family, and what iptables-save printed of it
     gaps: tuple[Gap, ...] = ()
 
 
@@ -78,13 +78,11 @@ def read() -> Raw:
     """Ask the tools, if the kernel has anything that they could tell; raises OSError."""
     gaps: list[Gap] = []
     nft = _output(("nft", "-j", "list", "ruleset"), gaps) if has_nat_chains() else b""
-    saved: list[tuple[str, bytes]] = []
+    saved: list[tuple[Family, bytes]] = []
     if b'"xt"' in nft:  # rules of iptables on top of nf_tables: nft does not know what they do
         saved += [("ipv4", _output(("iptables-nft-save", "-t", "nat"), gaps))]
         saved += [("ipv6", _output(("ip6tables-nft-save", "-t", "nat"), gaps))]
-    for family, name, command in zip(
-        ("ipv4", "ipv6"), LEGACY, ("iptables-legacy-save", "ip6tables-legacy-save"), strict=True
-    ):
+    for family, name, command in zip(FAMILIES, LEGACY, ("iptables-legacy-save", "ip6tables-legacy-save"), strict=True):
         if b"nat" in _tables(name, gaps):
             saved.append((family, _output((command, "-t", "nat"), gaps)))
     return Raw(nft, tuple(saved), tuple(gaps))

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 from portbook.probe.outcome import SILENCE, Answer, Outcome
 from portbook.probe.pacing import TokenBucket
-from portbook.probe.request import Event, Limits, Listener, Probe, Tally
+from portbook.probe.request import Event, EventKind, Limits, Listener, Probe, Tally
 from portbook.probe.tcp import SELF, SELF_TRIES, SILENT, Finding
 from portbook.resilience import SCARCE
 from portbook.scanner.tcp.attempt import Attempt
@@ -66,7 +66,7 @@ class Schedule:
         """Nothing is in flight, held back or to be read."""
         return self._exhausted and not (self._in_flight or self._buffered or self._again or self.answers)
 
-    def _say(self, kind: str, address: str | None, text: str) -> None:
+    def _say(self, kind: EventKind, address: str | None, text: str) -> None:
         if self._tell is not None:
             self._tell(Event(kind, address, text, self._now - self._began))
 

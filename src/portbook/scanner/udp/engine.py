@@ -28,7 +28,7 @@ from portbook.enrich.names import service_name
 from portbook.probe.descriptors import window_size
 from portbook.probe.outcome import Answer, Evidence, Outcome
 from portbook.probe.pacing import TokenBucket
-from portbook.probe.request import Event, Limits, Listener, Probe, Tally
+from portbook.probe.request import Event, EventKind, Limits, Listener, Probe, Tally
 from portbook.resilience import classify
 from portbook.scanner.udp import payloads, wire
 from portbook.scanner.udp.refusals import CONTROL_EVERY, VOUCH_S
@@ -112,7 +112,7 @@ class _Scan:
         while self._answers:
             yield self._answers.popleft()
 
-    def _say(self, kind: str, address: str | None, text: str) -> None:
+    def _say(self, kind: EventKind, address: str | None, text: str) -> None:
         if self._tell is not None:
             self._tell(Event(kind, address, text, perf_counter() - self._began))
 

@@ -49,7 +49,7 @@ PROTOTYPES: Prototypes = (
 )
 
 
-def hold(pid: int) -> Handle:
+def open_handle(pid: int) -> Handle:
     """Open the process with the right to end it."""
     call = Functions(PROTOTYPES)
     process = call.OpenProcess(TERMINATE | QUERY | SYNCHRONIZE, 0, pid)
@@ -80,12 +80,12 @@ class ProcessHandle:
             return None
         return filetime_to_datetime(times[0].value)
 
-    def ask(self) -> str | None:
+    def request_end(self) -> str | None:
         """Close its windows; without any, Ctrl+C in the console that it has for itself."""
         posted = [self.call.PostMessageW(window, WM_CLOSE, 0, 0) for window in self._windows()]
         return "WM_CLOSE" if any(posted) else self._ask_in_console()
 
-    def force(self) -> str:
+    def force_end(self) -> str:
         """TerminateProcess."""
         if not self.call.TerminateProcess(self.process, ENDED_BY_US) and not self.ended():
             raise OSError(f"TerminateProcess failed with error {last_error()}")
@@ -106,12 +106,12 @@ class ProcessHandle:
         found: list[int] = []
 
         @ctypes.WINFUNCTYPE(BOOL, HANDLE, ctypes.c_ssize_t)
-        def look(window: int, _: int) -> int:
+        def collect(window: int, _: int) -> int:
             if self._owns(window) and self.call.IsWindowVisible(window) and not self._is_console(window):
                 found.append(window)
             return 1  # go on
 
-        self.call.EnumWindows(look, 0)
+        self.call.EnumWindows(collect, 0)
         return found
 
     def _owns(self, window: int) -> bool:

@@ -10,12 +10,11 @@ from collections.abc import Iterable, Iterator
 
 from msgspec.structs import replace
 
-from portbook.bind.endpoints import show
 from portbook.records import Owner, Socket
 from portbook.verdict import naming
 from portbook.verdict.conflict import is_group, joins, place, reuses, stopped
 from portbook.verdict.evidence import Evidence
-from portbook.verdict.findings import Finding
+from portbook.verdict.findings import Finding, FindingCode
 
 CONNECTED = frozenset(("ESTABLISHED", "SYN_SENT", "FIN_WAIT1", "FIN_WAIT2", "CLOSE_WAIT", "LAST_ACK", "CLOSING"))
 # A TIME_WAIT lasts twice the longest life of a segment: 60 s on Linux (TCP_TIMEWAIT_LEN), 30 s on macOS, and what
@@ -41,7 +40,7 @@ def listeners(evidence: Evidence) -> Iterator[Finding]:
             yield from _joined(evidence, group)
 
 
-def _finding(evidence: Evidence, code: str, sockets: list[Socket], what: str) -> Finding:
+def _finding(evidence: Evidence, code: FindingCode, sockets: list[Socket], what: str) -> Finding:
     """Sockets of one holder that are all in the way."""
     text = f"{what}: {naming.named(evidence, sockets)}"
     facts, remedy = naming.told(evidence, sockets), naming.remedy(evidence, sockets)
@@ -67,7 +66,7 @@ def _joining(group: list[Socket]) -> str:
 
 def _joined(evidence: Evidence, group: list[Socket]) -> Iterator[Finding]:
     """No obstacle, and not alone: the kernel spreads connections over all sockets that share a port (socket(7))."""
-    names = tuple(show(e) for e in evidence.endpoints if joins(evidence, group[0], e))
+    names = tuple(str(e) for e in evidence.endpoints if joins(evidence, group[0], e))
     if names:
         some = f"{len(group)} sockets share {naming.where(group[0])} (SO_REUSEPORT)"
         text = f"{some}, this would be one more, with its part of the connections: {naming.named(evidence, group)}"
