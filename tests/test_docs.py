@@ -16,8 +16,8 @@ from portbook.managers import supervisor
 from portbook.probe import error_queue, outcome, tcp
 from portbook.probe.outcome import Answer, Evidence
 from portbook.scanner.udp import engine, state, wire
-from portbook.stop import outcome as stop_outcome
 from portbook.stop import protected
+from portbook.stop import records as stop_records
 from portbook.verdict.findings import CODES, Finding
 from portbook.verdict.judge import Verdict
 
@@ -34,7 +34,7 @@ def first_cells(page: str) -> set[str]:
 def test_json_page_has_exactly_the_fields_of_the_records() -> None:
     kinds = (records.Listing, records.Socket, records.Owner, records.Gap, records.Holding, Answer, Evidence)
     kinds += (Verdict, Finding)
-    kinds += (stop_outcome.Stopping,)
+    kinds += (stop_records.StopReport,)
     fields = {field for kind in kinds for field in kind.__struct_fields__}
     assert first_cells((DOCS / "json.md").read_text()) == fields
 
@@ -46,9 +46,9 @@ def test_json_page_has_the_fields_of_a_holder() -> None:
 
 def test_json_page_has_the_fields_of_what_a_stop_says() -> None:
     page = (DOCS / "json.md").read_text()
-    kinds = (stop_outcome.Target, stop_outcome.Refusal, supervisor.Supervisor, stop_outcome.Ended)
+    kinds = (stop_records.StopTarget, stop_records.Refusal, supervisor.Supervisor, stop_records.Ended)
     assert all(f"`{field}`" in page for kind in kinds for field in kind.__struct_fields__)
-    words = (*get_args(stop_outcome.Result), *get_args(stop_outcome.Fate), *get_args(stop_outcome.Override))
+    words = (*get_args(stop_records.StopResult), *get_args(stop_records.Fate), *get_args(stop_records.Override))
     assert all(f"`{word}`" in page for word in words)
 
 

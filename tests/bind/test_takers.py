@@ -357,7 +357,8 @@ def test_without_descriptors_the_sockets_cannot_be_passed():
         done = subprocess.run(run, capture_output=True, text=True, timeout=60, env=environment, check=False)
         assert (done.returncode, done.stdout) == (5, ""), limit
         assert re.match(
-            r"portbook: cannot (lease a port: socket\(\) of \w+ on \S+ says EMFILE|pass the sockets on: ).*\n$",
+            r"portbook: cannot (lease a port: socket\(\) on \S+ \(\w+\) failed with EMFILE"
+            r"|pass the sockets to the command: ).*\n$",
             done.stderr,
         )
     done = subprocess.run(["sh", "-c", command, "12"], capture_output=True, text=True, env=environment, check=False)

@@ -46,7 +46,7 @@ def take() -> tuple[tuple[Publication, ...], list[Gap]]:
     """Read the published ports from root's daemons; a daemon that does not answer is a gap."""
     publications: list[Publication] = []
     gaps: list[Gap] = []
-    for runtime, paths in runtimes.apis().items():
+    for runtime, paths in runtimes.api_sockets().items():
         try:
             publications += _read_first(runtime, paths)
         except (OSError, ValueError, RecursionError) as error:
@@ -59,7 +59,7 @@ def _read_first(runtime: str, paths: list[str]) -> Iterator[Publication]:
     """From the first API that answers; nothing if none exists."""
     for path in paths:
         try:
-            containers = runtimes.listed(path, ListedContainer)
+            containers = runtimes.list_containers(path, ListedContainer)
         except (FileNotFoundError, ConnectionRefusedError):
             continue
         for container in containers:
