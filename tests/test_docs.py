@@ -21,8 +21,8 @@ from portbook.probe.outcome import Evidence
 from portbook.probe.request import EventKind
 from portbook.scanner.udp import engine, state, wire
 from portbook.sources.base import CAPABILITIES, Capability
-from portbook.stop import outcome as stop_outcome
 from portbook.stop import protected
+from portbook.stop import records as stop_records
 from portbook.verdict.findings import CODES, Finding, FindingCode
 from portbook.verdict.judge import Verdict
 
@@ -64,13 +64,13 @@ JSON_RECORDS = (
     Options,
     Tried,
     Finding,
-    stop_outcome.Stopping,
-    stop_outcome.Target,
-    stop_outcome.Refusal,
+    stop_records.StopReport,
+    stop_records.StopTarget,
+    stop_records.Refusal,
     supervisor.Supervisor,
-    stop_outcome.Ended,
+    stop_records.Ended,
 )
-OTHER_PAGES = (FindingCode, stop_outcome.RefusalCode)  # in why.md and stop.md: the tests below
+OTHER_PAGES = (FindingCode, stop_records.RefusalCode)  # in why.md and stop.md: the tests below
 
 
 @pytest.mark.parametrize("record", JSON_RECORDS)
@@ -95,7 +95,7 @@ def test_json_page_has_exactly_the_words_of_every_closed_set(record: type[Struct
 
 
 def test_stop_page_has_exactly_the_codes_of_refusals() -> None:
-    assert tuple(table("stop.md", "What is refused")) == get_args(stop_outcome.RefusalCode)
+    assert tuple(table("stop.md", "What is refused")) == get_args(stop_records.RefusalCode)
 
 
 def test_stop_page_names_every_protected_process_and_supervisor() -> None:

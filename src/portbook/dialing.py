@@ -15,9 +15,9 @@ from typing import NamedTuple, TypeVar
 from msgspec import Struct
 
 from portbook import query
+from portbook.addresses import socket_address, split_host_port
 from portbook.errors import UsageError
 from portbook.probe import tcp
-from portbook.probe.endpoint import endpoint
 from portbook.probe.outcome import Evidence, Outcome
 from portbook.probe.resolve import LIMIT_S, Place, resolve
 from portbook.probe.tls import Tls, handshake
@@ -75,13 +75,14 @@ class Target(NamedTuple):
 
 def parse_target(text: str) -> Target:
     """Read ``host:80``, ``127.0.0.1:80``, ``[::1]:80`` or ``[fe80::1%eth0]:80``; raise UsageError."""
-    host, colon, port = text.strip().rpartition(":")
-    if not colon or not host or (":" in host and not (host.startswith("[") and host.endswith("]"))):
-        raise UsageError(f"{text!r} is not HOST:PORT", "write localhost:80 or [::1]:80")
+    try:
+        host, port = split_host_port(text.strip())
+    except ValueError as error:
+        raise UsageError(f"{text!r} is not HOST:PORT", "write localhost:80 or [::1]:80") from error
     ranges = query.read_ports(port)
     if len(ranges) != 1 or ranges[0][0] != ranges[0][1]:
         raise UsageError(f"{text!r} has more than one port", "name each: host:80 host:443, or see portbook scan")
-    return Target(text, host.removeprefix("[").removesuffix("]"), ranges[0][0])
+    return Target(text, host, ranges[0][0])
 
 
 def dial(
@@ -188,7 +189,7 @@ async def _ask_async(port: int, place: Place, timeout_s: float) -> tcp.Asked:
     finding = tcp.UNHEARD
     try:
         sock = tcp.create(place.address)
-        connecting = asyncio.get_running_loop().sock_connect(sock, endpoint(place.address, port, place.zone))
+        connecting = asyncio.get_running_loop().sock_connect(sock, socket_address(place.address, port, place.zone))
         await asyncio.wait_for(connecting, timeout_s)
         finding = tcp.established(sock)
     except TimeoutError:

@@ -7,13 +7,13 @@ come back: a daemon, which keeps no interpreter from ending.
 from __future__ import annotations
 
 import socket
-import sys
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from threading import Thread
 from time import monotonic
 from typing import NamedTuple
 
+from portbook.addresses import split_zone, zone_name
 from portbook.probe.outcome import Evidence
 
 LIMIT_S = 10.0  # two tries of five seconds, the default of resolv.conf(5)
@@ -62,17 +62,9 @@ FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
 def _place(family: int, sockaddr: tuple[object, ...]) -> Place:
-    address = str(sockaddr[0]).partition("%")[0]
+    address, _ = split_zone(str(sockaddr[0]))
     scope = sockaddr[3] if family == socket.AF_INET6 else 0  # RFC 3493 section 3.3: sin6_scope_id
-    return Place(address, _zone(scope) if isinstance(scope, int) and scope else None)
-
-
-def _zone(scope: int) -> str:
-    """An interface by its name; by its number on Windows, where that is what people use, and when it is gone."""
-    try:
-        return str(scope) if sys.platform == "win32" else socket.if_indextoname(scope)
-    except OSError:
-        return str(scope)
+    return Place(address, zone_name(scope) if isinstance(scope, int) and scope else None)
 
 
 def _work(waiting: SimpleQueue[str], done: SimpleQueue[Resolved], lookup: Lookup) -> None:

@@ -18,11 +18,10 @@ from functools import cache
 from time import perf_counter
 from typing import NamedTuple
 
+from portbook.addresses import SocketAddress, family_of, reach_of, socket_address
 from portbook.probe import error_queue
-from portbook.probe.endpoint import Endpoint, endpoint, family_of
 from portbook.probe.error_queue import Kept, drain
 from portbook.probe.outcome import SILENCE, Evidence, EvidenceKind, Outcome
-from portbook.records import reach_of
 from portbook.resilience import Fault, classify, of_errno
 
 LINUX = sys.platform == "linux"
@@ -142,7 +141,7 @@ def create(address: str) -> socket.socket:
     return sock
 
 
-def begin(sock: socket.socket, where: Endpoint) -> Finding | None:
+def begin(sock: socket.socket, where: SocketAddress) -> Finding | None:
     """Send the SYN; a finding when connect() knows the end of it at once, else None."""
     error = sock.connect_ex(where)
     if error in IN_PROGRESS:
@@ -167,7 +166,7 @@ def established(sock: socket.socket) -> Finding:
     return SELF if ends is not None and ends[0] == ends[1] else OPEN
 
 
-def _ends(sock: socket.socket) -> tuple[Endpoint, Endpoint] | None:
+def _ends(sock: socket.socket) -> tuple[SocketAddress, SocketAddress] | None:
     """Local and remote address of a connection; None when there is none."""
     try:
         return sock.getsockname(), sock.getpeername()
@@ -232,7 +231,7 @@ def _ask_once(address: str, port: int, zone: str | None, began: float, until: fl
     finding: Finding | None = None
     try:
         sock = create(address)
-        finding = begin(sock, endpoint(address, port, zone))
+        finding = begin(sock, socket_address(address, port, zone))
         if finding is None and _ended(sock, max(0.0, until - perf_counter())):
             finding = finish(sock, port)
     except OSError as error:

@@ -16,9 +16,9 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import NamedTuple
 
+from portbook.addresses import reach_of
 from portbook.probe.pacing import Losses, RoundTrip
 from portbook.probe.request import Probe
-from portbook.records import reach_of
 from portbook.resilience import Breaker, BreakerSettings, Change
 from portbook.scanner.tcp.attempt import Attempt
 

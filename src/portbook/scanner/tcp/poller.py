@@ -7,8 +7,8 @@ from selectors import EVENT_WRITE, DefaultSelector
 from socket import socket
 from time import perf_counter
 
+from portbook.addresses import socket_address
 from portbook.probe import tcp
-from portbook.probe.endpoint import endpoint
 from portbook.scanner.tcp.attempt import Attempt
 from portbook.scanner.tcp.loopback import Loopback
 
@@ -78,7 +78,7 @@ class Poller:
             attempt.finding = tcp.judged(error.errno or 0, sent=False)
             return
         try:
-            where = endpoint(address, port, zone)
+            where = socket_address(address, port, zone)
         except OSError as error:  # no such interface
             sock.close()
             attempt.finding = tcp.judged(error.errno or 0, sent=False)
