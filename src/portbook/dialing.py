@@ -16,9 +16,9 @@ from typing import NamedTuple, TypeVar
 from msgspec import Struct
 
 from portbook import query
+from portbook.addresses import socket_address, split_host_port
 from portbook.errors import UsageError
 from portbook.probe import tcp
-from portbook.probe.endpoint import endpoint
 from portbook.probe.outcome import Evidence, Outcome
 from portbook.probe.resolve import LIMIT_S, ResolvedAddress, resolve
 from portbook.probe.tls import Tls, handshake
@@ -76,14 +76,14 @@ class HostPort(NamedTuple):
 
 def parse_target(text: str) -> HostPort:
     """Parse ``host:80``, ``127.0.0.1:80``, ``[::1]:80`` or ``[fe80::1%eth0]:80``; raise UsageError."""
-    host, colon, port = text.strip().rpartition(":")
-    has_brackets = host.startswith("[") and host.endswith("]")
-    if not colon or not host or (":" in host and not has_brackets):
-        raise UsageError(f"{text!r} is not HOST:PORT", "write localhost:80 or [::1]:80")
+    try:
+        host, port = split_host_port(text.strip())
+    except ValueError as error:
+        raise UsageError(f"{text!r} is not HOST:PORT", "write localhost:80 or [::1]:80") from error
     ranges = query.read_ports(port)
     if len(ranges) != 1 or ranges[0][0] != ranges[0][1]:
         raise UsageError(f"{text!r} has more than one port", "name each: host:80 host:443, or see portbook scan")
-    return HostPort(text, host.removeprefix("[").removesuffix("]"), ranges[0][0])
+    return HostPort(text, host, ranges[0][0])
 
 
 def dial(
@@ -195,7 +195,7 @@ async def _connect_async(port: int, address: ResolvedAddress, timeout_s: float) 
     result = tcp.TIMED_OUT
     try:
         sock = tcp.create_socket(address.address)
-        destination = endpoint(address.address, port, address.zone)
+        destination = socket_address(address.address, port, address.zone)
         await asyncio.wait_for(asyncio.get_running_loop().sock_connect(sock, destination), timeout_s)
         result = tcp.established_result(sock)
     except TimeoutError:

@@ -162,17 +162,3 @@ class Holding(Struct, frozen=True):
     # Linux: the same of other network namespaces. There the port is held, and here it may be free.
     holders_elsewhere: tuple[Holder, ...] = ()
     sockets_elsewhere: tuple[Socket, ...] = ()
-
-
-def reach_of(address: str) -> Reach:
-    """From where a local address (canonical text) can be reached.
-
-    Loopback is 127.0.0.0/8 (RFC 1122 section 3.2.1.3), ::1 (RFC 4291 section 2.5.3) and
-    IPv4-mapped loopback (RFC 4291 section 2.5.5.2).
-    """
-    text = address.removeprefix("::ffff:")
-    if text in ("0.0.0.0", "::"):  # noqa: S104  compared, not bound
-        return "any"
-    if text == "::1" or (text.startswith("127.") and ":" not in text):
-        return "loopback"
-    return "address"

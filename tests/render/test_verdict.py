@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from portbook.bind.attempt import Endpoint, Options, Tried
+from portbook.addresses import Endpoint
+from portbook.bind.attempt import Options, Tried
 from portbook.records import Owner, Socket
 from portbook.render import verdict as render
 from portbook.render.text import Style

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from portbook.bind.attempt import DUAL, Endpoint, Options, Tried
+from portbook.addresses import DUAL, Endpoint
+from portbook.bind.attempt import Options, Tried
 from portbook.netconfig.facts import Caller, ExcludedRange
 from portbook.records import Owner, Socket
 from portbook.verdict.evidence import Evidence

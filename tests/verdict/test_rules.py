@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portbook.bind.attempt import Endpoint, Options
+from portbook.addresses import Endpoint
+from portbook.bind.attempt import Options
 from portbook.managers import publications, supervisor
 from portbook.netconfig.facts import (
     Caller,
@@ -43,7 +44,7 @@ def listener(*owners: Owner, address: str = "0.0.0.0", port: int = 80, **more) -
 
 def looked_after(owner: Owner, platform: str) -> Evidence:
     """What is gathered of a listener that somebody may start again."""
-    one = supervisor.of(owner, (), platform, 0)
+    one = supervisor.find_supervisor(owner, (), platform, 0)
     return Evidence(platform, 80, sockets=(listener(owner),), supervisors={owner.pid: one} if one else {})
 
 

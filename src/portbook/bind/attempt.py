@@ -18,7 +18,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from portbook.addresses import MAPPED_PREFIX
+from portbook.addresses import Endpoint, is_mapped, socket_address
 from portbook.records import Protocol
 from portbook.resilience import Fault, classify
 
@@ -38,23 +38,6 @@ class Options(Struct, frozen=True):
     reuse_address: bool | None = None  # SO_REUSEADDR; None: as servers do, on POSIX for TCP
     reuse_port: bool = False  # SO_REUSEPORT, where the system has it
     listens: bool = True  # listen() after the bind, for TCP
-
-
-class Endpoint(Struct, frozen=True):
-    """Where a socket is bound, but for the port."""
-
-    address: str
-    zone: str | None = None  # the interface of a link-local address, by name or number
-    dual: bool = False  # "::" without IPV6_V6ONLY: takes the port of IPv4 as well
-
-    @property
-    def family(self) -> socket.AddressFamily:
-        """AF_INET or AF_INET6."""
-        return socket.AF_INET6 if ":" in self.address else socket.AF_INET
-
-
-EVERYWHERE = (Endpoint("0.0.0.0"), Endpoint("::"))  # noqa: S104  what a server binds; closed at once
-DUAL = (Endpoint("::", dual=True),)
 
 
 class Tried(Struct, frozen=True):
@@ -102,7 +85,7 @@ def bind(port: int, endpoint: Endpoint, options: Options = Options()) -> socket.
         step = "setsockopt"
         _set(sock, endpoint, options)
         step = "bind"
-        sock.bind(_name(endpoint, port))
+        sock.bind(socket_address(endpoint.address, port, endpoint.zone))
         step = "listen"
         if options.listens and options.protocol == "tcp":
             sock.listen(BACKLOG)
@@ -142,10 +125,9 @@ def _absent(tried: Tried) -> bool:
 
 def _set(sock: socket.socket, endpoint: Endpoint, options: Options) -> None:
     if endpoint.family == socket.AF_INET6:
-        alone = not endpoint.dual and not endpoint.address.startswith(
-            MAPPED_PREFIX
-        )  # with it those cannot be bound: ipv6(7)
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(alone))
+        # With IPV6_V6ONLY an IPv4-mapped address cannot be bound: ipv6(7).
+        v6only = not endpoint.dual and not is_mapped(endpoint.address)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(v6only))
     reuse = options.reuse_address
     if sys.platform == "win32" and not reuse:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
@@ -153,16 +135,3 @@ def _set(sock: socket.socket, endpoint: Endpoint, options: Options) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if options.reuse_port and hasattr(socket, "SO_REUSEPORT"):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-
-
-def _name(endpoint: Endpoint, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
-    if endpoint.family == socket.AF_INET:
-        return endpoint.address, port
-    return endpoint.address, port, 0, _scope(endpoint.zone)
-
-
-def _scope(zone: str | None) -> int:
-    """The number of an interface; raises OSError when there is none of that name."""
-    if zone is None:
-        return 0
-    return int(zone) if zone.isdigit() else socket.if_nametoindex(zone)

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
+from portbook.addresses import Endpoint
 from portbook.bind import choice, endpoints
-from portbook.bind.attempt import Endpoint, Options, Tried, attempt
+from portbook.bind.attempt import Options, Tried, attempt
 from portbook.errors import PortbookError, UsageError
 from portbook.records import PROTOCOLS, SCHEMA, Gap, Protocol
 from portbook.resilience import SCARCE
@@ -63,7 +64,7 @@ def free(
     if count < 1:
         raise UsageError(f"{count} ports make no sense", "ask for one or more")
     return _search(
-        count, check(protocols), endpoints.read(address), choice.pool(ports, avoid_ephemeral=avoid_ephemeral)
+        count, check(protocols), endpoints.parse(address), choice.pool(ports, avoid_ephemeral=avoid_ephemeral)
     )
 
 
@@ -120,7 +121,7 @@ def _tried(port: int, places: Sequence[Endpoint], protocols: Iterable[Protocol])
     tried = [one for protocol in protocols for one in attempt(port, places, _options(protocol))]
     scarce = next((one for one in tried if _posix(one.error_name) in SCARCE), None)
     if scarce is not None:
-        where = f"{scarce.step}() of port {port} on {endpoints.show(scarce.endpoint)}"
+        where = f"{scarce.step}() of port {port} on {scarce.endpoint}"
         raise PortbookError(
             f"cannot try ports: {where} says {scarce.error_name}", "raise the limit, or close something"
         )

@@ -24,8 +24,9 @@ from contextlib import ExitStack
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from portbook.addresses import EVERYWHERE, Endpoint
 from portbook.bind import choice, endpoints, handover
-from portbook.bind.attempt import EVERYWHERE, NO_FAMILY, BindError, Endpoint, Options, bind
+from portbook.bind.attempt import NO_FAMILY, BindError, Options, bind
 from portbook.bind.free import check
 from portbook.errors import LeaseError, PortbookError, UsageError
 from portbook.netconfig import ephemeral
@@ -146,7 +147,7 @@ def lease(
     """
     if not 0 <= port <= 65535 or (port and ports is not None):
         raise UsageError(f"port {port} makes no sense here", "a number to 65535, or ports to choose from, or neither")
-    plan = Plan(endpoints.read(address, dual=dual), check(protocols), listens)
+    plan = Plan(endpoints.parse(address, dual=dual), check(protocols), listens)
     if port:
         return _named(port, plan)
     return _chosen(_any() if ports is None else choice.shuffled(choice.pool(ports).numbers), plan)
@@ -214,7 +215,7 @@ def _is_absent(error: BindError, place: Endpoint, plan: Plan) -> bool:
 
 
 def _failure(what: str, error: BindError, hint: str) -> PortbookError:
-    where = f"{error.protocol} on {endpoints.show(error.endpoint)}"
+    where = f"{error.protocol} on {error.endpoint}"
     told = f"cannot lease {what}: {error.step}() of {where} says {error.fault.name}, {(error.strerror or '').lower()}"
     if error.fault.scarce:
         return PortbookError(told, "raise the limit, or close something")
@@ -224,6 +225,6 @@ def _failure(what: str, error: BindError, hint: str) -> PortbookError:
 def _why(port: int, error: BindError) -> str:
     """The command that says more."""
     place = error.endpoint
-    address = "" if place in EVERYWHERE else f" --address {endpoints.show(place).strip('[]')}"
+    address = "" if place in EVERYWHERE else f" --address {str(place).strip('[]')}"
     udp = "/udp" if error.protocol == "udp" else ""
     return f"portbook why {port}{udp}{' --dual' if place.dual else address}"

@@ -31,7 +31,7 @@ class Limits(Struct, frozen=True):
     breaker: BreakerSettings | None = BreakerSettings()  # when a TCP scan gives up a silent host; None: never
 
 
-# breaker: probing of a silent host stops, or is tried again. descriptors: none is left. rate-limit: a host limits its
+# breaker: probing of a silent host stops, or is tried again. descriptors: they ran short. rate-limit: a host limits its
 # refusals. deadline: the time was up before everything was probed.
 EventKind = Literal["breaker", "descriptors", "rate-limit", "deadline"]
 

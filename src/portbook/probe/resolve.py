@@ -7,13 +7,13 @@ a daemon thread, which does not keep the interpreter from exiting.
 from __future__ import annotations
 
 import socket
-import sys
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from threading import Thread
 from time import monotonic
 from typing import NamedTuple
 
+from portbook.addresses import split_zone, zone_name
 from portbook.probe.outcome import Evidence
 
 LIMIT_S = 10.0  # two tries of five seconds, the default of resolv.conf(5)
@@ -68,20 +68,10 @@ FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
 def _resolved_address(family: int, sockaddr: tuple[object, ...]) -> ResolvedAddress:
-    address = str(sockaddr[0]).partition("%")[0]
+    address, _ = split_zone(str(sockaddr[0]))
     scope = sockaddr[3] if family == socket.AF_INET6 else 0  # RFC 3493 section 3.3: sin6_scope_id
-    zone = _zone(scope) if isinstance(scope, int) and scope else None
+    zone = zone_name(scope) if isinstance(scope, int) and scope else None
     return ResolvedAddress(address, zone)
-
-
-def _zone(scope: int) -> str:
-    """The name of an interface; its number on Windows, where that is what people use, and when it is gone."""
-    if sys.platform == "win32":
-        return str(scope)
-    try:
-        return socket.if_indextoname(scope)
-    except OSError:
-        return str(scope)
 
 
 def _serve(waiting: SimpleQueue[str], done: SimpleQueue[Resolved], lookup: Lookup) -> None:

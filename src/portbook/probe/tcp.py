@@ -18,11 +18,10 @@ from functools import cache
 from time import perf_counter
 from typing import NamedTuple
 
+from portbook.addresses import SocketAddress, family_of, reach_of, socket_address
 from portbook.probe import error_queue
-from portbook.probe.endpoint import Endpoint, endpoint, family_of
 from portbook.probe.error_queue import Kept, drain
 from portbook.probe.outcome import SILENCE, Evidence, EvidenceKind, Outcome
-from portbook.records import reach_of
 from portbook.resilience import Fault, classify, of_errno
 
 LINUX = sys.platform == "linux"
@@ -144,7 +143,7 @@ def create_socket(address: str) -> socket.socket:
     return sock
 
 
-def start_connect(sock: socket.socket, destination: Endpoint) -> ConnectResult | None:
+def start_connect(sock: socket.socket, destination: SocketAddress) -> ConnectResult | None:
     """Send the SYN; return the result when connect() knows it at once, else None."""
     error = sock.connect_ex(destination)
     if error in IN_PROGRESS:
@@ -169,7 +168,7 @@ def established_result(sock: socket.socket) -> ConnectResult:
     return SELF_CONNECTED if ends is not None and ends[0] == ends[1] else OPEN
 
 
-def _ends(sock: socket.socket) -> tuple[Endpoint, Endpoint] | None:
+def _ends(sock: socket.socket) -> tuple[SocketAddress, SocketAddress] | None:
     """Return local and remote address of a connection; None when there is none."""
     try:
         return sock.getsockname(), sock.getpeername()
@@ -242,7 +241,7 @@ def _connect_once(address: str, port: int, zone: str | None, began: float, until
     result: ConnectResult | None = None
     try:
         sock = create_socket(address)
-        result = start_connect(sock, endpoint(address, port, zone))
+        result = start_connect(sock, socket_address(address, port, zone))
         if result is None and _wait(sock, max(0.0, until - perf_counter())):
             result = finish_connect(sock, port)
     except OSError as error:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from portbook.addresses import format_endpoint
 from portbook.dialing import Dial, DialedAddress, Timing
 from portbook.probe.outcome import describe
 from portbook.probe.tls import Tls
 from portbook.render.machine import ENCODER
-from portbook.render.plain import endpoint
 from portbook.render.text import BOLD, PLAIN, Style, safe
 
 
@@ -36,7 +36,7 @@ def _named(dial: Dial) -> bool:
 
 def _facts(answer: DialedAddress) -> Iterator[str]:
     if answer.address is not None:
-        yield f"{endpoint(answer.address, answer.zone)} {answer.outcome}"
+        yield f"{format_endpoint(answer.address, None, answer.zone)} {answer.outcome}"
     yield safe(describe(answer.evidence))
     if answer.connect_ms is not None:
         yield f"{answer.connect_ms:.2f} ms"

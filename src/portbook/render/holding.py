@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from portbook.addresses import format_endpoint
 from portbook.query import LISTENING
 from portbook.records import Holder, Holding, Owner, Socket
 from portbook.render.machine import ENCODER
-from portbook.render.plain import REACH, endpoint
+from portbook.render.plain import REACH
 from portbook.render.text import BOLD, PLAIN, Style, safe
 
 MOST_NAMES = 12  # of other ports, before the rest is counted
@@ -105,7 +106,7 @@ def age(seconds: float) -> str:
 
 
 def _waiting(s: Socket) -> str:
-    where = f"{endpoint(s.local_address, s.zone)}:{s.local_port}/{s.protocol}"
+    where = f"{format_endpoint(s.local_address, s.local_port, s.zone)}/{s.protocol}"
     both = " and IPv4" if s.v6only is False and s.local_address == "::" else ""
     queue = f", accept queue {s.accept_queue} of {s.backlog}" if s.backlog is not None else ""
     return f"{where}{both} {s.state or 'UNCONN'}, reach: {REACH[s.reach]}{queue}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from portbook.addresses import format_endpoint
 from portbook.records import Owner, Reach, Socket
 from portbook.render.text import Column, Style, fits, safe, table
 
@@ -21,16 +22,9 @@ class Shown(NamedTuple):
     cell: Callable[[Socket], str]
 
 
-def endpoint(address: str, zone: str | None = None) -> str:
-    """An address as a URL has it: brackets around IPv6 (RFC 3986 section 3.2.2), the zone inside (RFC 4007)."""
-    if ":" not in address:
-        return address
-    return f"[{address}%{zone}]" if zone else f"[{address}]"
-
-
 def _address(s: Socket) -> str:
     """The local address; ``*`` is a wildcard that takes IPv4 and IPv6, as in ss(8)."""
-    text = "*" if s.local_address == "::" and s.v6only is False else endpoint(s.local_address, s.zone)
+    text = "*" if s.local_address == "::" and s.v6only is False else format_endpoint(s.local_address, None, s.zone)
     return f"{text}%{safe(s.interface)}" if s.interface else text
 
 
@@ -39,7 +33,7 @@ def _port(s: Socket) -> str:
 
 
 def _peer(s: Socket) -> str:
-    return f"{endpoint(s.remote_address, s.zone)}:{s.remote_port}" if s.remote_address is not None else ""
+    return "" if s.remote_address is None else format_endpoint(s.remote_address, s.remote_port, s.zone)
 
 
 def _state(s: Socket) -> str:

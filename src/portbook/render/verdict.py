@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from portbook.bind.attempt import Tried
-from portbook.bind.endpoints import show
 from portbook.render.machine import ENCODER
 from portbook.render.text import BOLD, DIM, PLAIN, RED, YELLOW, Style, safe
 from portbook.verdict.findings import Finding, Severity
@@ -75,7 +74,7 @@ def _tried(verdict: Verdict, style: Style) -> Iterator[str]:
     call = "bind and listen on" if verdict.protocol == "tcp" else "bind"
     for number, tried in enumerate(verdict.tried):
         word = "tried" if number == 0 else ""
-        where = f"{show(tried.endpoint)}:{verdict.port}"
+        where = f"{tried.endpoint}:{verdict.port}"
         both = " for IPv6 and IPv4" if tried.endpoint.dual else ""
         yield from _led(word, safe(f"{call} {where}{both}{how}: {_outcome(tried)}"), style)
 

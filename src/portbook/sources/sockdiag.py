@@ -16,8 +16,9 @@ from socket import AF_INET, AF_INET6, AF_UNSPEC, SO_RCVBUF, SOCK_RAW, SOL_SOCKET
 from struct import Struct
 from typing import NamedTuple
 
+from portbook.addresses import reach_of
 from portbook.errors import SourceDenied, SourceError, SourceGarbled, SourceMissing, SourceTimeout
-from portbook.records import Family, Gap, Protocol, Reach, Socket, State, reach_of
+from portbook.records import Family, Gap, Protocol, Reach, Socket, State
 from portbook.sources.base import PortRange, Reading, Source, Wanted
 
 AF_NETLINK = 16

@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from portbook.bind.attempt import Endpoint
-from portbook.bind.endpoints import show
+from portbook.addresses import Endpoint
 from portbook.records import Confidence, Socket
 from portbook.verdict.evidence import Evidence
 from portbook.verdict.overlap import ANY, of_endpoint, of_socket, overlap
@@ -33,7 +32,7 @@ class Stopped(NamedTuple):
 
 def stopped(evidence: Evidence, sockets: Iterable[Socket]) -> Stopped:
     """The asked endpoints that any of the sockets stops, and how sure that is."""
-    by_endpoint = {show(e): [obstacle(evidence, s, e) for s in sockets] for e in evidence.endpoints}
+    by_endpoint = {str(e): [obstacle(evidence, s, e) for s in sockets] for e in evidence.endpoints}
     sure = tuple(name for name, found in by_endpoint.items() if "certain" in found)
     likely = tuple(name for name, found in by_endpoint.items() if any(found) and name not in sure)
     return Stopped(sure, "certain", likely) if sure else Stopped(likely, "likely")

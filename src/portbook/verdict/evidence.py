@@ -6,7 +6,8 @@ from typing import Literal
 
 from msgspec import Struct
 
-from portbook.bind.attempt import EVERYWHERE, Endpoint, Options
+from portbook.addresses import EVERYWHERE, Endpoint
+from portbook.bind.attempt import Options
 from portbook.managers.supervisor import Supervisor
 from portbook.netconfig.facts import (
     Caller,

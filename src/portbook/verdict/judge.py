@@ -12,7 +12,6 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from portbook.bind.attempt import Options, Tried
-from portbook.bind.endpoints import show
 from portbook.records import SCHEMA, Gap, Platform, Protocol
 from portbook.resilience import SCARCE
 from portbook.verdict.evidence import Evidence
@@ -65,8 +64,8 @@ def judge(evidence: Evidence, tried: Sequence[Tried]) -> Verdict:
         evidence.protocol,
         evidence.options,
         outcome(tried),
-        tuple(show(t.endpoint) for t in tried if t.ok),
-        tuple(show(t.endpoint) for t in tried if not t.ok),
+        tuple(str(t.endpoint) for t in tried if t.ok),
+        tuple(str(t.endpoint) for t in tried if not t.ok),
         tuple(sorted(settled, key=lambda f: SEVERITIES.index(f.severity))),
         tuple(tried),
         foresee(found),
@@ -103,7 +102,7 @@ def _explains(finding: Finding, tried: Tried, evidence: Evidence) -> bool:
     """Whether a finding is about this endpoint, and about this error."""
     held = HELD if evidence.platform == "windows" else IN_USE
     errors = EXPLAINS.get(finding.code, held)
-    concerned = show(tried.endpoint) in (*finding.endpoints, *finding.perhaps)
+    concerned = str(tried.endpoint) in (*finding.endpoints, *finding.perhaps)
     return finding.severity == "blocks" and concerned and posix(tried) in errors
 
 
@@ -112,10 +111,10 @@ def _settled(finding: Finding, evidence: Evidence, tried: Sequence[Tried]) -> Fi
     if finding.severity != "blocks":
         return finding
     if finding.perhaps:
-        failed = {show(t.endpoint) for t in tried if not t.ok}
+        failed = {str(t.endpoint) for t in tried if not t.ok}
         also = tuple(name for name in finding.perhaps if name in failed)
         finding = replace(finding, endpoints=(*finding.endpoints, *also), perhaps=())
-    mine = [t for t in tried if show(t.endpoint) in finding.endpoints]
+    mine = [t for t in tried if str(t.endpoint) in finding.endpoints]
     if mine and all(t.ok for t in mine):
         if finding.confidence == "certain":
             return replace(finding, severity="warns")  # and _unexplained says what is wrong
@@ -139,7 +138,7 @@ def _readings(evidence: Evidence, tried: Sequence[Tried], found: Sequence[Findin
 def _other_namespace(evidence: Evidence, tried: Sequence[Tried], found: Sequence[Finding]) -> Iterator[Finding]:
     """CAP_NET_BIND_SERVICE counts in the user namespace that owns the network (user_namespaces(7))."""
     limit = evidence.privileged_below
-    denied = tuple(show(t.endpoint) for t in tried if posix(t) == "EACCES")
+    denied = tuple(str(t.endpoint) for t in tried if posix(t) == "EACCES")
     if denied and limit is not None and evidence.port < limit and all(f.code != "privileged-port" for f in found):
         text = (
             f"ports below {limit} need CAP_NET_BIND_SERVICE in the user namespace that owns this network; "
@@ -157,12 +156,12 @@ def _exclusive(evidence: Evidence, tried: Sequence[Tried], found: Sequence[Findi
     if denied and holders and not (excluded or any(f.code == "http-sys" for f in found)):
         number = denied[0].error
         text = f"error {number} instead of 10048: the holder has SO_EXCLUSIVEADDRUSE, or belongs to another user"
-        names = tuple(show(t.endpoint) for t in denied)
+        names = tuple(str(t.endpoint) for t in denied)
         yield Finding("exclusive-holder", "blocks", text, None, {"error": number}, names)
 
 
 def _no_family(tried: Sequence[Tried], found: Sequence[Finding]) -> Iterator[Finding]:
-    refused = tuple(show(t.endpoint) for t in tried if posix(t) == "EAFNOSUPPORT")
+    refused = tuple(str(t.endpoint) for t in tried if posix(t) == "EAFNOSUPPORT")
     if refused and all(f.code != "ipv6-disabled" for f in found):
         text = "this machine does not speak the address family"
         yield Finding("ipv6-disabled", "blocks", text, "use an IPv4 address", {"ipv6": "absent"}, refused)
@@ -188,7 +187,7 @@ def _unexplained(
     evidence: Evidence, found: Sequence[Finding], settled: Sequence[Finding], tried: Sequence[Tried]
 ) -> Iterator[Finding]:
     for t in tried:
-        name = show(t.endpoint)
+        name = str(t.endpoint)
         if not t.ok and not any(_explains(f, t, evidence) for f in settled):
             hints = WINDOWS_HINTS if evidence.platform == "windows" else HINTS
             text = f"{t.step} of {name} failed with {t.error_name} ({t.error}), and nothing that was found explains it"

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from msgspec.structs import replace
 
-from portbook.addresses import MAPPED_PREFIX
-from portbook.bind.attempt import Endpoint
+from portbook.addresses import Endpoint, unmapped
 from portbook.netconfig import ephemeral
 from portbook.netconfig.facts import Caller, Link, LocalAddress, NatRule, Publication
 from portbook.netconfig.linux import sysctl
@@ -81,7 +80,7 @@ def _foreign(
     from portbook.netconfig.linux import interfaces
 
     for endpoint in specific:
-        v4 = endpoint.address.removeprefix(MAPPED_PREFIX)
+        v4 = unmapped(endpoint.address)
         if ":" not in v4:
             try:
                 local = interfaces.is_local(v4)

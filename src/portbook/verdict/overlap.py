@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from portbook.addresses import MAPPED_PREFIX
-from portbook.bind.attempt import Endpoint
+from portbook.addresses import Endpoint, is_mapped, unmapped
 from portbook.records import Confidence, Socket
 
 ANY = "*"
@@ -38,8 +37,8 @@ def of_socket(s: Socket) -> Claim:
 def _claim(address: str, v6only: bool) -> Claim:
     if ":" not in address:
         return Claim(ANY if address == "0.0.0.0" else address, None)  # noqa: S104  compared
-    if address.startswith(MAPPED_PREFIX) and "." in address:
-        return Claim(address.removeprefix(MAPPED_PREFIX), None)
+    if is_mapped(address):
+        return Claim(unmapped(address), None)
     if address == "::":
         return Claim(None if v6only else ANY, ANY)
     return Claim(None, address)

@@ -8,8 +8,9 @@ from importlib import import_module
 
 from msgspec.structs import replace
 
+from portbook.addresses import Endpoint
 from portbook.bind import endpoints
-from portbook.bind.attempt import Endpoint, Options, attempt
+from portbook.bind.attempt import Options, attempt
 from portbook.errors import UsageError
 from portbook.query import PORTS
 from portbook.records import PROTOCOLS, Protocol
@@ -51,7 +52,7 @@ def why(
     if reuse_port and not hasattr(socket, "SO_REUSEPORT"):
         raise UsageError("this system has no SO_REUSEPORT", "leave it away")
     options = Options(protocol, reuse_address, reuse_port)
-    wanted = tuple(_with_named_zone(endpoint) for endpoint in endpoints.read(address, dual=dual))
+    wanted = tuple(_with_named_zone(endpoint) for endpoint in endpoints.parse(address, dual=dual))
     asked = Asked(port, protocol, wanted, options)
     return examine(asked, _gatherer())
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import NamedTuple, get_args
 
-from portbook.addresses import MAPPED_PREFIX
+from portbook.addresses import unmapped
 from portbook.netconfig.facts import LocalAddress, NatFamily, NatHook, NatRule, NatTool
 from portbook.records import Protocol
 
@@ -110,7 +110,7 @@ def concerning(
     rules: Iterable[NatRule], asked: Sequence[str], addresses: Sequence[LocalAddress]
 ) -> tuple[NatRule, ...]:
     """Those for packets to what was asked: of its families, to addresses of this machine. Pure."""
-    bare = [ip_address(a.removeprefix(MAPPED_PREFIX)) for a in asked]
+    bare = [ip_address(unmapped(a)) for a in asked]
     mine = [a for a in bare if not a.is_unspecified]
     if any(a.is_unspecified for a in bare):
         mine += [ip_address(a.address) for a in addresses]

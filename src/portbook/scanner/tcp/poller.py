@@ -7,8 +7,8 @@ from selectors import EVENT_WRITE, DefaultSelector
 from socket import socket
 from time import perf_counter
 
+from portbook.addresses import socket_address
 from portbook.probe import tcp
-from portbook.probe.endpoint import endpoint
 from portbook.scanner.tcp.loopback import Loopback
 from portbook.scanner.tcp.state import Attempt
 
@@ -80,7 +80,7 @@ class Poller:
             attempt.result = tcp.errno_result(error.errno or 0, sent=False)
             return
         try:
-            destination = endpoint(address, port, zone)
+            destination = socket_address(address, port, zone)
         except OSError as error:  # no such interface
             sock.close()
             attempt.result = tcp.errno_result(error.errno or 0, sent=False)

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 from time import perf_counter
 
+from portbook.addresses import socket_address
 from portbook.probe import tcp
-from portbook.probe.endpoint import endpoint
 from portbook.resilience import classify
 from portbook.scanner.tcp.state import Attempt
 
@@ -70,7 +70,7 @@ class Proactor:
             with tcp.create_socket(address) as sock:
                 attempt.started_at = perf_counter()
                 try:
-                    await self._loop.sock_connect(sock, endpoint(address, port, zone))
+                    await self._loop.sock_connect(sock, socket_address(address, port, zone))
                     attempt.rtt_s = perf_counter() - attempt.started_at
                     attempt.result = tcp.established_result(sock)
                 finally:

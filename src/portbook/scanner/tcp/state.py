@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 
+from portbook.addresses import reach_of
 from portbook.probe.pacing import Losses, RoundTrip
 from portbook.probe.request import Probe
 from portbook.probe.tcp import ConnectResult
-from portbook.records import reach_of
 from portbook.resilience import Breaker
 
 # Linux, macOS and Windows repeat a SYN after a second (RFC 6298 2.1). A later answer may belong to either of the two.

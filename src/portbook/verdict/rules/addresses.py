@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from portbook.addresses import MAPPED_PREFIX
-from portbook.bind.attempt import Endpoint
-from portbook.bind.endpoints import show
+from portbook.addresses import Endpoint, is_link_local, is_mapped
 from portbook.records import Socket
 from portbook.verdict import naming
 from portbook.verdict.conflict import elsewhere as in_another_vrf
@@ -27,11 +25,11 @@ def wildcards(evidence: Evidence) -> Iterator[Finding]:
         wide = [s for s in across if ANY in of_socket(s)]
         narrow = [s for s in across if ANY not in of_socket(s)]
         if wide:
-            text = f"{naming.places(wide)} takes every address of the machine, {show(endpoint)} too"
+            text = f"{naming.places(wide)} takes every address of the machine, {endpoint} too"
             yield _shadow(evidence, "wildcard-shadow", text, endpoint, wide)
         if narrow:
             are = "is one" if len(narrow) == 1 else "are some"
-            text = f"{naming.places(narrow)} {are} of the addresses that {show(endpoint)} asks for"
+            text = f"{naming.places(narrow)} {are} of the addresses that {endpoint} asks for"
             yield _shadow(evidence, "wildcard-shadow", text, endpoint, narrow)
 
 
@@ -47,7 +45,7 @@ def dual_stack(evidence: Evidence) -> Iterator[Finding]:
 def _dual(found: list[Socket], endpoint: Endpoint) -> str:
     names = naming.places(found)
     if found[0].family == "ipv4":
-        return f"a dual-stack {show(endpoint)} asks for the port of IPv4 too, and {names} has it"
+        return f"a dual-stack {endpoint} asks for the port of IPv4 too, and {names} has it"
     if found[0].v6only is None:
         return f"{names} takes the port of IPv4 too, unless it has IPV6_V6ONLY, which is not told here"
     return f"{names} has no IPV6_V6ONLY, so that it takes the port of IPv4 too"
@@ -80,14 +78,14 @@ def _is_dual_matter(s: Socket, endpoint: Endpoint) -> bool:
 
 
 def _is_ipv6(address: str) -> bool:
-    return ":" in address and not address.startswith(MAPPED_PREFIX)
+    return ":" in address and not is_mapped(address)
 
 
 def _shadow(evidence: Evidence, code: FindingCode, text: str, endpoint: Endpoint, found: list[Socket]) -> Finding:
     free, taken = _by_address(evidence, of_endpoint(endpoint))
     remedy = f"free, as far as the tables show: {_some(free)}; ask with --address" if free else None
-    facts = {"asked": show(endpoint), "holders": [naming.where(s) for s in found], "free": free, "taken": taken}
-    return Finding(code, "shadows", text, remedy, facts, (show(endpoint),))
+    facts = {"asked": str(endpoint), "holders": [naming.where(s) for s in found], "free": free, "taken": taken}
+    return Finding(code, "shadows", text, remedy, facts, (str(endpoint),))
 
 
 def _by_address(evidence: Evidence, asked: Claim) -> tuple[list[str], list[str]]:
@@ -98,14 +96,14 @@ def _by_address(evidence: Evidence, asked: Claim) -> tuple[list[str], list[str]]
     for address in _candidates(evidence, asked)[:MOST_ADDRESSES]:
         one = Endpoint(address)
         hit = any(obstacle(evidence, s, one) for s in waiting)
-        (taken if hit else free).append(show(one))
+        (taken if hit else free).append(str(one))
     return free, taken
 
 
 def _candidates(evidence: Evidence, asked: Claim) -> list[str]:
     """The wildcards and addresses of the machine that a wildcard stands for; for a single address, that one."""
     wildcards = [a for a, claimed in (("0.0.0.0", asked.v4), ("::", asked.v6)) if claimed == ANY]  # noqa: S104
-    mine = [a.address for a in evidence.addresses or () if not a.address.startswith("fe80:") and not a.tentative]
+    mine = [a.address for a in evidence.addresses or () if not is_link_local(a.address) and not a.tentative]
     families = [":" in wildcard for wildcard in wildcards]
     single = [a for a in (asked.v4, asked.v6) if a not in (None, ANY) and a is not None]
     return [*wildcards, *single, *(a for a in dict.fromkeys(mine) if (":" in a) in families)]
@@ -144,7 +142,7 @@ def foreign(evidence: Evidence) -> Iterator[Finding]:
         if endpoint.address in evidence.foreign:
             allowed = family in evidence.nonlocal_bind
             setting = f"net.{family}.ip_nonlocal_bind"
-            text = f"no interface of this machine has {show(endpoint)}"
+            text = f"no interface of this machine has {endpoint}"
             remedy = "use an address of this machine (ip address), or 0.0.0.0 or [::]"
             if evidence.platform == "linux":
                 remedy += f"; for an address that comes later: sysctl {setting}=1, or IP_FREEBIND in the server"
@@ -152,20 +150,20 @@ def foreign(evidence: Evidence) -> Iterator[Finding]:
                 text, remedy = f"{text}; {setting} is set, so it can be bound, and nothing arrives yet", ""
             facts = {"address": endpoint.address, "mine": _mine(evidence), setting: int(allowed)}
             severity: Severity = "warns" if allowed else "blocks"
-            yield Finding("address-not-local", severity, text, remedy or None, facts, (show(endpoint),))
+            yield Finding("address-not-local", severity, text, remedy or None, facts, (str(endpoint),))
 
 
 def _lacks_interface(evidence: Evidence, endpoint: Endpoint) -> bool:
-    return evidence.platform == "linux" and endpoint.address.startswith("fe80:") and endpoint.zone is None
+    return evidence.platform == "linux" and is_link_local(endpoint.address) and endpoint.zone is None
 
 
 def _nowhere(evidence: Evidence, endpoint: Endpoint) -> Finding:
     """A link-local address is one of an interface, and there may be the same on each: RFC 4007 section 6."""
     having = [a.interface for a in evidence.addresses or () if a.address == endpoint.address]
-    text = f"{show(endpoint)} is a link-local address, and of which interface is not said"
+    text = f"{endpoint} is a link-local address, and of which interface is not said"
     remedy = f"write {endpoint.address}%{having[0] if having else 'INTERFACE'}"
     facts = {"address": endpoint.address, "interfaces": having}
-    return Finding("address-not-local", "blocks", text, remedy, facts, (show(endpoint),))
+    return Finding("address-not-local", "blocks", text, remedy, facts, (str(endpoint),))
 
 
 def _mine(evidence: Evidence) -> list[str]:
@@ -177,10 +175,10 @@ def tentative(evidence: Evidence) -> Iterator[Finding]:
     waiting = {a.address: a for a in evidence.addresses or () if a.tentative}
     for endpoint in evidence.endpoints:
         if (found := waiting.get(endpoint.address)) is not None:
-            text = f"{show(endpoint)} is tentative on {found.interface}: IPv6 still asks whether a neighbour has it"
+            text = f"{endpoint} is tentative on {found.interface}: IPv6 still asks whether a neighbour has it"
             remedy = "wait a second or two; if it stays so a neighbour has it: ip -6 address"
             facts = {"address": found.address, "interface": found.interface}
-            yield Finding("address-tentative", "blocks", text, remedy, facts, (show(endpoint),))
+            yield Finding("address-tentative", "blocks", text, remedy, facts, (str(endpoint),))
 
 
 def no_ipv6(evidence: Evidence) -> Iterator[Finding]:
@@ -188,7 +186,7 @@ def no_ipv6(evidence: Evidence) -> Iterator[Finding]:
     asked = [e for e in evidence.endpoints if ":" in e.address]
     if evidence.ipv6 not in ("disabled", "absent") or not asked:
         return
-    names = tuple(show(e) for e in asked)
+    names = tuple(str(e) for e in asked)
     if evidence.ipv6 == "absent":
         alone = len(asked) == len(evidence.endpoints)
         text = "this machine does not speak IPv6 (the kernel has none, or ipv6.disable=1)"

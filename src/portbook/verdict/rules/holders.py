@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 
 from msgspec.structs import replace
 
-from portbook.bind.endpoints import show
 from portbook.records import Owner, Socket
 from portbook.verdict import naming
 from portbook.verdict.conflict import is_group, joins, place, reuses, stopped
@@ -67,7 +66,7 @@ def _joining(group: list[Socket]) -> str:
 
 def _joined(evidence: Evidence, group: list[Socket]) -> Iterator[Finding]:
     """No obstacle, and not alone: the kernel spreads connections over all sockets that share a port (socket(7))."""
-    names = tuple(show(e) for e in evidence.endpoints if joins(evidence, group[0], e))
+    names = tuple(str(e) for e in evidence.endpoints if joins(evidence, group[0], e))
     if names:
         some = f"{len(group)} sockets share {naming.where(group[0])} (SO_REUSEPORT)"
         text = f"{some}, this would be one more, with its part of the connections: {naming.named(evidence, group)}"

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from portbook.bind.endpoints import show
-from portbook.managers.supervisor import stop_container
+from portbook.managers.supervisor import container_stop_command
 from portbook.netconfig.facts import NatRule, Publication
 from portbook.records import Confidence
 from portbook.verdict import naming
@@ -28,7 +27,7 @@ def privileged(evidence: Evidence) -> Iterator[Finding]:
         return
     text = f"ports below {limit} need CAP_NET_BIND_SERVICE, which uid {evidence.caller.uid} here does not have"
     facts = {SETTING: limit, "uid": evidence.caller.uid, "CAP_NET_BIND_SERVICE": False}
-    names = tuple(map(show, evidence.endpoints))
+    names = tuple(map(str, evidence.endpoints))
     yield Finding("privileged-port", "blocks", text, privilege_remedy(evidence.port), facts, names)
 
 
@@ -146,7 +145,7 @@ def _published(evidence: Evidence, address: str | None) -> Publication | None:
 
 
 def _nat_remedy(published: Publication | None) -> str:
-    command = stop_container(published.container) if published else None
+    command = container_stop_command(published.container) if published else None
     if command:
         return f"{command}, or take another port"
     return "take another port; or remove the publication where it was made: container runtime, CNI portmap, firewall"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from portbook.bind.endpoints import show
 from portbook.netconfig.facts import ExcludedRange, HttpQueue
 from portbook.netconfig.windows.httpsys import SYSTEM_PID, url_prefix
 from portbook.records import Confidence, Owner
@@ -23,7 +22,7 @@ DYNAMIC_START = 49152  # since Windows Vista; RFC 6335 section 6
 def excluded(evidence: Evidence) -> Iterator[Finding]:
     """Ports that Windows gives to nobody who asks for them: 10013, and no socket to be seen."""
     for found in evidence.excluded:
-        names = tuple(show(e) for e in evidence.endpoints if _family(e.address) == found.family or e.dual)
+        names = tuple(str(e) for e in evidence.endpoints if _family(e.address) == found.family or e.dual)
         if found.protocol == evidence.protocol and found.start <= evidence.port <= found.end and names:
             text = f"Windows excludes {found.start} to {found.end} ({found.family}, {found.protocol}), {_why(found)}"
             cause = _cause(evidence, found)
@@ -79,7 +78,7 @@ def http(evidence: Evidence) -> Iterator[Finding]:
     kernel = [s for s in evidence.sockets if any(o.pid == SYSTEM_PID for o in s.owners) and s.protocol == "tcp"]
     if evidence.protocol != "tcp" or not (queues or kernel):
         return
-    names = tuple(map(show, evidence.endpoints))
+    names = tuple(map(str, evidence.endpoints))
     yield from (_queue(evidence, queue, urls, names) for queue, urls in queues)
     if not queues:
         text = f"pid {SYSTEM_PID} (System) listens: http.sys for a service, IIS or WinRM among them, or a kernel driver"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from portbook.bind.attempt import Endpoint, Options, Tried, attempt
+from portbook.addresses import Endpoint
+from portbook.bind.attempt import Options, Tried, attempt
 from portbook.records import Protocol
 
 # What the system answers when somebody else has the port. On Windows WSAEACCES too: an exclusive holder.
