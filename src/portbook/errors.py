@@ -3,7 +3,7 @@
     PortbookError                 exit code
     ├── UsageError                2   the request is not valid
     ├── SourceError               5   a source of data failed
-    │   ├── SourceMissing         5   this system, or this version of it, does not have it
+    │   ├── SourceMissing         5   not on this system, or not in this version of it
     │   ├── SourceDenied          5   more privilege is needed
     │   ├── SourceGarbled         5   its answer could not be understood
     │   └── SourceTimeout         5   it did not answer in time
@@ -46,7 +46,7 @@ class SourceError(PortbookError):
 
 
 class SourceMissing(SourceError):
-    """This system, or this version of it, does not have the source."""
+    """The source does not exist on this system, or in this version of it."""
 
 
 class SourceDenied(SourceError):
