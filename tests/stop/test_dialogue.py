@@ -126,10 +126,10 @@ def test_the_manager_s_command_is_what_is_asked_about(start):
 
     from portbook.managers.supervisor import Supervisor
     from portbook.render.stop import question
-    from portbook.stop.run import look
+    from portbook.stop.run import plan_stop
 
     server = start(LISTEN)
-    plan = look(server.said)
+    plan = plan_stop(server.said)
     managed = replace(
         plan.targets[0], supervisor=Supervisor("systemd", "a.service", ("systemctl", "stop", "a.service"))
     )

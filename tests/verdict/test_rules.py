@@ -45,7 +45,7 @@ def listener(*owners: Owner, address: str = "0.0.0.0", port: int = 80, **more) -
 
 def looked_after(owner: Owner, platform: str) -> Evidence:
     """What is gathered of a listener that somebody may start again."""
-    one = supervisor.of(owner, (), platform, 0)
+    one = supervisor.find_supervisor(owner, (), platform, 0)
     return Evidence(platform, 80, sockets=(listener(owner),), supervisors={owner.pid: one} if one else {})
 
 

@@ -12,7 +12,7 @@ from portbook.cli import exits, output
 from portbook.cli.who import read_port
 
 if TYPE_CHECKING:
-    from portbook.stop.outcome import Override, Plan, Stopping
+    from portbook.stop.records import Override, StopPlan, StopReport
 
 ALL_OR_NONE = "nothing is ended unless everything that was asked for can be"
 NO_TERMINAL = "there is no terminal to ask on: --yes ends without asking"
@@ -54,19 +54,19 @@ def command(
       portbook stop 8080 --yes --force --timeout 3
       portbook stop 443 --via-manager
     """
-    from portbook.stop.run import look
+    from portbook.stop.run import plan_stop
 
     chosen = {"via-manager": via_manager, "override": override}
     overrides: list[Override] = [option for option, given in chosen.items() if given]  # type: ignore[misc]  # the keys are
     asked = dict.fromkeys(map(read_port, ports))
-    plans = [look(number, protocol or "tcp") for number, protocol in asked]
+    plans = [plan_stop(number, protocol or "tcp") for number, protocol in asked]
     _show(plans, overrides, as_json)
     _tell_of_udp([number for (number, protocol), plan in zip(asked, plans, strict=True) if not (protocol or plan.held)])
     answers = _without_ending(plans, overrides, dry_run) or _asked(plans, overrides, yes)
     return _report(answers or _carry_out(plans, overrides, timeout, force), as_json)
 
 
-def _show(plans: Sequence[Plan], overrides: Collection[Override], as_json: bool) -> None:
+def _show(plans: Sequence[StopPlan], overrides: Collection[Override], as_json: bool) -> None:
     """On standard error where standard output is for a program."""
     from portbook.render import stop as render
     from portbook.render.text import style_of
@@ -89,7 +89,7 @@ def _tell_of_udp(ports: Sequence[int]) -> None:
             sys.stderr.write(f"portbook: {port}/udp is held: portbook stop {port}/udp\n")
 
 
-def _without_ending(plans: Sequence[Plan], overrides: Collection[Override], dry_run: bool) -> list[Stopping]:
+def _without_ending(plans: Sequence[StopPlan], overrides: Collection[Override], dry_run: bool) -> list[StopReport]:
     """The answers when something is refused, or only a look was wanted; none when it may go on."""
     from portbook.stop.run import stopping
 
@@ -106,7 +106,7 @@ def _without_ending(plans: Sequence[Plan], overrides: Collection[Override], dry_
     ]
 
 
-def _asked(plans: Sequence[Plan], overrides: Collection[Override], yes: bool) -> list[Stopping]:
+def _asked(plans: Sequence[StopPlan], overrides: Collection[Override], yes: bool) -> list[StopReport]:
     """The answers when nobody says yes; none when somebody does, or nothing has to be asked."""
     from portbook.render.stop import question
     from portbook.stop.run import stopping
@@ -125,7 +125,9 @@ def _asked(plans: Sequence[Plan], overrides: Collection[Override], yes: bool) ->
     return [stopping(plan, "declined", note=note) if plan.held else stopping(plan, "free") for plan in plans]
 
 
-def _carry_out(plans: Sequence[Plan], overrides: Collection[Override], timeout_s: float, force: bool) -> list[Stopping]:
+def _carry_out(
+    plans: Sequence[StopPlan], overrides: Collection[Override], timeout_s: float, force: bool
+) -> list[StopReport]:
     from portbook.stop.run import carry_out
 
     return [carry_out(plan, timeout_s=timeout_s, force=force, overrides=overrides, tell=_tell) for plan in plans]
@@ -140,9 +142,9 @@ def _tell(what: str) -> None:
         sys.stderr.flush()
 
 
-def _report(answers: Sequence[Stopping], as_json: bool) -> int:
+def _report(answers: Sequence[StopReport], as_json: bool) -> int:
     from portbook.render import stop as render
-    from portbook.stop.outcome import DONE
+    from portbook.stop.records import DONE
 
     if as_json:
         output.write_bytes(render.json(answers))

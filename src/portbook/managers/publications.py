@@ -46,7 +46,7 @@ def take() -> tuple[tuple[Publication, ...], list[Gap]]:
     """Ask root's daemons."""
     found: list[Publication] = []
     gaps: list[Gap] = []
-    for runtime, paths in runtimes.apis().items():
+    for runtime, paths in runtimes.api_sockets().items():
         try:
             found += _first(runtime, paths)
         except (OSError, ValueError, RecursionError) as error:
@@ -59,7 +59,7 @@ def _first(runtime: str, paths: list[str]) -> Iterator[Publication]:
     """From the first API that answers; nothing where none is."""
     for path in paths:
         try:
-            entries = runtimes.listed(path, Listed)
+            entries = runtimes.list_containers(path, Listed)
         except (FileNotFoundError, ConnectionRefusedError):
             continue
         for entry in entries:

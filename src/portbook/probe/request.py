@@ -31,7 +31,7 @@ class Limits(Struct, frozen=True):
     breaker: BreakerSettings | None = BreakerSettings()  # when hosts that answer no TCP are left alone; None: never
 
 
-# breaker: a silent host is left alone, or probed again. descriptors: none is left. rate-limit: a host limits its
+# breaker: a silent host is left alone, or probed again. descriptors: they ran short. rate-limit: a host limits its
 # refusals. deadline: the time was up before everything was probed.
 EventKind = Literal["breaker", "descriptors", "rate-limit", "deadline"]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from portbook.managers.supervisor import Supervisor, typed
+from portbook.managers.supervisor import Supervisor, stop_instruction
 from portbook.records import Owner
 from portbook.render.holding import facts, named
 from portbook.render.machine import ENCODER
 from portbook.render.text import BOLD, PLAIN, Style, safe
-from portbook.stop.outcome import Ended, Override, Plan, Refusal, Stopping, Target
+from portbook.stop.records import Ended, Override, Refusal, StopPlan, StopReport, StopTarget
 
 FATES = {
     "ended": "ended",
@@ -33,7 +33,7 @@ SENTENCES = {
 }
 
 
-def json(answers: Iterable[Stopping]) -> Iterator[bytes]:
+def json(answers: Iterable[StopReport]) -> Iterator[bytes]:
     """One object a port, one port a line."""
     return (ENCODER.encode(answer) + b"\n" for answer in answers)
 
@@ -41,7 +41,7 @@ def json(answers: Iterable[Stopping]) -> Iterator[bytes]:
 # --- before --------------------------------------------------------------------------------------------------------
 
 
-def plan_lines(plan: Plan, overrides: Collection[Override], style: Style) -> list[str]:
+def plan_lines(plan: StopPlan, overrides: Collection[Override], style: Style) -> list[str]:
     """Who would be ended, all of them, with what else they do; then what forbids it."""
     if not plan.held:
         return []
@@ -64,25 +64,25 @@ def _many(owners: Sequence[Owner]) -> str:
     return (", ".join(names[:2] if more else names) + more) or "a process that is not visible"
 
 
-def _rows(target: Target, targets: Sequence[Target]) -> Iterator[tuple[str, str]]:
+def _rows(target: StopTarget, targets: Sequence[StopTarget]) -> Iterator[tuple[str, str]]:
     pid = target.holder.owner.pid
     yield from facts(target.holder)
     yield "shared with", ", ".join(named(t.holder.owner) for t in targets if t.wave and _is_above(pid, t))
     yield "manager", _manager(target.supervisor)
 
 
-def _is_above(pid: int, target: Target) -> bool:
+def _is_above(pid: int, target: StopTarget) -> bool:
     return any(parent.pid == pid for parent in target.holder.parents)
 
 
 def _manager(supervisor: Supervisor | None) -> str:
     if supervisor is None:
         return ""
-    parts = (f"{supervisor.kind} {supervisor.name}".strip(), supervisor.why or "", typed(supervisor) or "")
+    parts = (f"{supervisor.kind} {supervisor.name}".strip(), supervisor.why or "", stop_instruction(supervisor) or "")
     return safe("; ".join(part for part in parts if part))
 
 
-def _refusal(refusal: Refusal, plan: Plan) -> Iterator[tuple[str, str]]:
+def _refusal(refusal: Refusal, plan: StopPlan) -> Iterator[tuple[str, str]]:
     """Why, of whom, and what would help."""
     concerned = [t.holder.owner for t in plan.targets if refusal in t.refusals]
     yield "refused", (f"{_many(concerned)}: " if concerned else "") + safe(refusal.why)
@@ -90,12 +90,12 @@ def _refusal(refusal: Refusal, plan: Plan) -> Iterator[tuple[str, str]]:
     yield "helps", safe("; ".join(text for text in helps if text))
 
 
-def question(plans: Sequence[Plan], overrides: Collection[Override]) -> str:
+def question(plans: Sequence[StopPlan], overrides: Collection[Override]) -> str:
     """What is asked before anything is ended."""
     targets = [t for plan in plans for t in plan.targets]
     managed = [t.supervisor for t in targets if "via-manager" in overrides and t.supervisor and t.supervisor.command]
     direct = {t.holder.owner.pid: t.holder.owner for t in targets if t.supervisor not in managed}
-    commands = [safe(typed(r) or "") for r in dict.fromkeys(managed)]
+    commands = [safe(stop_instruction(r) or "") for r in dict.fromkeys(managed)]
     what = [f"run {', '.join(commands)}"] if commands else []
     what += [f"end {_many(list(direct.values()))}"] if direct else []
     text = " and ".join(what)
@@ -105,7 +105,7 @@ def question(plans: Sequence[Plan], overrides: Collection[Override]) -> str:
 # --- after ---------------------------------------------------------------------------------------------------------
 
 
-def lines(answers: Iterable[Stopping]) -> list[str]:
+def lines(answers: Iterable[StopReport]) -> list[str]:
     """What became of each port, and of each process."""
     found: list[str] = []
     for answer in answers:
@@ -116,14 +116,14 @@ def lines(answers: Iterable[Stopping]) -> list[str]:
     return found
 
 
-def _sentence(answer: Stopping) -> str:
+def _sentence(answer: StopReport) -> str:
     port = f"port {answer.port}/{answer.protocol}"
     by = f" by {_many(answer.held_by)}" if answer.held_by else ""
     starter = f" by {named(answer.restarted_by)}" if answer.restarted_by else _label(answer)
     return SENTENCES[answer.result].format(port=port, by=by, starter=starter)
 
 
-def _label(answer: Stopping) -> str:
+def _label(answer: StopReport) -> str:
     """The service or container of whoever has it now."""
     labels = [owner.container or owner.service for owner in answer.held_by]
     return f" as {safe(labels[0])}" if labels and labels[0] else ""
@@ -134,12 +134,12 @@ def _ended(one: Ended) -> str:
     return f"{safe(one.name or '?')} (pid {one.pid}) {FATES[one.fate]}{by}"
 
 
-def _hint(answer: Stopping) -> str:
+def _hint(answer: StopReport) -> str:
     """What to do next."""
     forced = any(what in ("SIGKILL", "TerminateProcess") for one in answer.ended for what in one.by)
     if answer.result == "still-held" and not forced and any(one.fate == "still-running" for one in answer.ended):
         return "it did not let go in time: a longer --timeout, or --force"
-    commands = [text for t in answer.targets if t.supervisor and (text := typed(t.supervisor))]
+    commands = [text for t in answer.targets if t.supervisor and (text := stop_instruction(t.supervisor))]
     if answer.result == "restarted" and commands:
         return f"what really stops it: {safe(commands[0])}"
     return "what started it has to be stopped" if answer.result == "restarted" else ""

@@ -11,26 +11,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 from portbook.addresses import MAPPED_PREFIX, address_text, is_link_local, parse_endpoint, reach_of, split_host_port
-from portbook.errors import SourceGarbled, SourceMissing, SourceTimeout
+from portbook.errors import SourceGarbled, SourceMissing
 from portbook.numerals import UINT16, number_or_none, parse_hex, parse_number
 from portbook.records import Family, Gap, Owner, Protocol, Socket, State
 from portbook.sources.base import Reading, Source, Wanted
 
-if TYPE_CHECKING:
-    import subprocess
-
-# Directories of the system only: as root, nothing may run that somebody else could have put there.
-PROGRAMS = ("/usr/sbin/lsof", "/usr/bin/lsof", "/sbin/lsof", "/bin/lsof")
+PROGRAM = "lsof"
 # -n -P: numbers, nothing is looked up; -w: no warnings; +c0: command names uncut; -F0: these fields, each ended by NUL
 OPTIONS = ("-n", "-P", "-w", "+c0", "-F0pcLftdPnT")
 # At its start lsof closes every descriptor that its limit allows, and without close_range(2) one by one: with the limit
 # of a billion that containers may have, for minutes. A lower soft limit ends that. The shell sets it, in the child and
 # for it alone: a preexec_fn would run Python between fork and exec, which can deadlock when the caller has threads.
 SHELL = ("/bin/sh", "-c", 'ulimit -Sn 1024 2>/dev/null; exec "$0" "$@"')
-ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
 TIME_LIMIT_S = 20.0
 MOST_BYTES = 256 << 20  # about 100 bytes a descriptor
 
@@ -53,7 +48,7 @@ Fields = dict[bytes, bytes]
 AddressAndPort = tuple[str, int, str | None]
 
 
-class Answer(NamedTuple):
+class LsofOutput(NamedTuple):
     """What lsof wrote, and whether it could see every process."""
 
     output: bytes
@@ -62,81 +57,32 @@ class Answer(NamedTuple):
 
 def missing() -> str | None:
     """Why this source does not work here."""
-    return None if _program() else "lsof is not installed"
+    from portbook.system import program
+
+    return None if program.find(PROGRAM) else "lsof is not installed"
 
 
-def read(wanted: Wanted) -> Answer:
-    """Run lsof; all families, states and ports of the wanted protocols."""
-    program = _program()
-    if program is None:
-        raise SourceMissing("lsof is not installed", f"looked for {', '.join(PROGRAMS)}")
-    selected = [f"-i{protocol.upper()}" for protocol in wanted.protocols]
-    if not selected:
-        return Answer(b"")
-    output, complaint = _run((*SHELL, program, *OPTIONS, *selected))
-    # It ends with 1 when there is nothing to list, too.
-    if complaint and not output:
-        raise SourceMissing(f"{program}: {complaint.split(chr(10))[0][:200]}")
-    return Answer(output, os.geteuid() == 0)
+def read(wanted: Wanted) -> LsofOutput:
+    """Run lsof for all families, states and ports of the wanted protocols; raises SourceError."""
+    from portbook.system import program
 
-
-def _program() -> str | None:
-    return next((path for path in PROGRAMS if os.access(path, os.X_OK)), None)
-
-
-def _run(command: tuple[str, ...]) -> tuple[bytes, str]:
-    """What a command writes to its output and, as text, to its error output; within a time and a size."""
-    import subprocess
-
-    try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=ENVIRONMENT,
-            cwd="/",
-            bufsize=0,
-        )
-    except OSError as error:
-        raise SourceMissing(f"lsof could not be started: {error.strerror}") from error
-    with process:
-        try:
-            output, complaint = _collect(process)
-        except BaseException:
-            process.kill()
-            raise
-    return output, complaint.decode("utf-8", "replace")
-
-
-def _collect(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
-    import time
-    from selectors import EVENT_READ, DefaultSelector
-
-    deadline = time.monotonic() + TIME_LIMIT_S
-    output, complaint = bytearray(), bytearray()
-    with DefaultSelector() as selector:
-        for stream, collected in ((process.stdout, output), (process.stderr, complaint)):
-            if stream is not None:
-                selector.register(stream, EVENT_READ, collected)
-        while selector.get_map():
-            ready = selector.select(max(deadline - time.monotonic(), 0))
-            if not ready:
-                raise SourceTimeout(f"lsof: no complete answer within {TIME_LIMIT_S:g} s")
-            for key, _ in ready:
-                data = os.read(key.fd, 1 << 16)
-                key.data.extend(data)
-                if not data:
-                    selector.unregister(key.fileobj)
-            if len(output) + len(complaint) > MOST_BYTES:
-                raise SourceGarbled(f"lsof: more than {MOST_BYTES >> 20} MiB of answer")
-    return bytes(output), bytes(complaint)
+    path = program.require(PROGRAM)
+    selection = [f"-i{protocol.upper()}" for protocol in wanted.protocols]
+    if not selection:
+        return LsofOutput(b"")
+    command = (*SHELL, path, *OPTIONS, *selection)
+    output = program.run(command, TIME_LIMIT_S, most_bytes=MOST_BYTES, name=PROGRAM)
+    # lsof ends with 1 also when there is nothing to list, so the exit code says nothing.
+    if output.stderr and not output.stdout:
+        complaint = output.stderr.decode("utf-8", "replace")
+        raise SourceMissing(f"{path}: {complaint.partition(chr(10))[0][:200]}")
+    return LsofOutput(output.stdout, os.geteuid() == 0)
 
 
 # --- the pure half -------------------------------------------------------------------------------------------------
 
 
-def parse(answer: Answer) -> Reading:
+def parse(answer: LsofOutput) -> Reading:
     """Read the output; raise SourceGarbled. Rows of one socket, from any number of descriptors, become one."""
     sockets: dict[object, Socket] = {}
     owners: dict[object, dict[int, Owner]] = {}

@@ -12,18 +12,18 @@ from typing import NamedTuple
 
 from portbook.addresses import EVERYWHERE, Endpoint
 from portbook.holding import PASSED
-from portbook.managers.supervisor import Supervisor, relays, typed
+from portbook.managers.supervisor import Supervisor, is_relay, stop_instruction
 from portbook.query import LISTENING
 from portbook.records import Gap, Holder, Holding, Platform, Protocol, Socket
 from portbook.stop import protected
-from portbook.stop.outcome import Override, Plan, Refusal, Target
+from portbook.stop.records import Override, Refusal, StopPlan, StopTarget
 
 HTTP_SYS = "netsh http show servicestate names the service behind it"
 
 CONNECTED = "it does not wait on the port: it only has connections from it, as a client or a server that has closed"
 
 
-class Situation(NamedTuple):
+class StopContext(NamedTuple):
     """What has to be known of this process and of the system, besides who holds the port."""
 
     platform: Platform
@@ -33,13 +33,13 @@ class Situation(NamedTuple):
     supervisors: Mapping[int, Supervisor] = {}  # by pid
 
 
-def in_the_way(sockets: Sequence[Socket]) -> tuple[Socket, ...]:
+def blocking_sockets(sockets: Sequence[Socket]) -> tuple[Socket, ...]:
     """The sockets that hold their port: those that wait; without any, those that are connected."""
     waiting = tuple(s for s in sockets if s.state in LISTENING)
     return waiting or tuple(s for s in sockets if s.state not in PASSED)
 
 
-def endpoints(sockets: Sequence[Socket]) -> tuple[Endpoint, ...]:
+def bind_endpoints(sockets: Sequence[Socket]) -> tuple[Endpoint, ...]:
     """Where a exec_command would bind: at every address that is waited on. Connections say nothing of that."""
     waiting = [s for s in sockets if s.state in LISTENING]
     return tuple(dict.fromkeys(map(_endpoint, waiting))) or EVERYWHERE
@@ -49,35 +49,35 @@ def _endpoint(s: Socket) -> Endpoint:
     return Endpoint(s.local_address, s.zone, s.local_address == "::" and s.v6only is not True)
 
 
-def holders(holding: Holding) -> tuple[Holder, ...]:
+def blocking_holders(holding: Holding) -> tuple[Holder, ...]:
     """Those that hold one of the sockets in the way."""
-    blocking = set(map(id, in_the_way(holding.sockets)))
+    blocking = set(map(id, blocking_sockets(holding.sockets)))
     return tuple(h for h in holding.holders if any(id(s) in blocking for s in h.sockets))
 
 
-def make(holding: Holding, protocol: Protocol, held: bool, situation: Situation) -> Plan:
+def make_plan(holding: Holding, protocol: Protocol, held: bool, situation: StopContext) -> StopPlan:
     """What would be done; ``held`` is whether the port is in use: a socket waits on it, or it cannot be bound."""
-    where = endpoints(holding.sockets)
+    where = bind_endpoints(holding.sockets)
     if not held:
-        return Plan(holding.port, protocol, False, where, (), (), holding.gaps)
-    targets = tuple(sorted(_targets(holders(holding), situation), key=lambda t: (t.wave, t.holder.owner.pid)))
+        return StopPlan(holding.port, protocol, False, where, (), (), holding.gaps)
+    targets = tuple(sorted(_targets(blocking_holders(holding), situation), key=lambda t: (t.wave, t.holder.owner.pid)))
     unseen = tuple(_unseen(holding))
-    return Plan(holding.port, protocol, True, where, targets, unseen, holding.gaps)
+    return StopPlan(holding.port, protocol, True, where, targets, unseen, holding.gaps)
 
 
-def _targets(found: Sequence[Holder], situation: Situation) -> Iterator[Target]:
+def _targets(found: Sequence[Holder], situation: StopContext) -> Iterator[StopTarget]:
     pids = {h.owner.pid for h in found}
     for holder in found:
         wave = sum(parent.pid in pids for parent in holder.parents)
         supervisor = situation.supervisors.get(holder.owner.pid)
-        yield Target(holder, wave, supervisor, tuple(_refusals(holder, supervisor, situation)))
+        yield StopTarget(holder, wave, supervisor, tuple(_refusals(holder, supervisor, situation)))
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------
 
 
 def _unseen(holding: Holding) -> Iterator[Refusal]:
-    blocking = in_the_way(holding.sockets)
+    blocking = blocking_sockets(holding.sockets)
     if not blocking:
         yield Refusal(
             "not-found", "the port cannot be bound, and no socket is visible that has it", _hint(holding.gaps)
@@ -92,19 +92,21 @@ def _hint(gaps: Sequence[Gap]) -> str | None:
     return next((gap.hint for gap in gaps if gap.hint), None)
 
 
-def _refusals(holder: Holder, supervisor: Supervisor | None, situation: Situation) -> Iterator[Refusal]:
+def _refusals(holder: Holder, supervisor: Supervisor | None, situation: StopContext) -> Iterator[Refusal]:
     owner = holder.owner
     if why := protected.kernel(owner, situation.platform):
         yield Refusal("kernel", why, HTTP_SYS if situation.platform == "windows" else None)
     elif owner.pid == situation.pid:
         yield Refusal("self", "it is this very process")
     elif supervisor and supervisor.command and protected.activates(owner):
-        yield Refusal("managed", f"it holds the port for {supervisor.name}", typed(supervisor), ("via-manager",))
+        yield Refusal(
+            "managed", f"it holds the port for {supervisor.name}", stop_instruction(supervisor), ("via-manager",)
+        )
     else:
         yield from _against_ending(holder, supervisor, situation)
 
 
-def _against_ending(holder: Holder, supervisor: Supervisor | None, situation: Situation) -> Iterator[Refusal]:
+def _against_ending(holder: Holder, supervisor: Supervisor | None, situation: StopContext) -> Iterator[Refusal]:
     owner = holder.owner
     if all(s.state not in LISTENING for s in holder.sockets):
         yield Refusal("connected", CONNECTED, None, ("override",))
@@ -113,9 +115,9 @@ def _against_ending(holder: Holder, supervisor: Supervisor | None, situation: Si
         yield Refusal("ancestor", "portbook runs below it, and would end with it", None, ("override",))
     if why := protected.reason(owner, situation.platform):
         yield Refusal("protected", why, None, ("override",))
-    if supervisor and relays(owner):
+    if supervisor and is_relay(owner):
         why = f"it holds the port for container {supervisor.name}".rstrip() + ", which would run on without"
-        yield Refusal("managed", why, typed(supervisor), (*by_manager, "override"))
+        yield Refusal("managed", why, stop_instruction(supervisor), (*by_manager, "override"))
     elif supervisor and supervisor.restarts is not False:
         yield _managed(supervisor, (*by_manager, "override"))
     if owner.pid in situation.denied:
@@ -133,4 +135,4 @@ def _managed(supervisor: Supervisor, overrides: tuple[Override, ...]) -> Refusal
         + f" {again}"
         + (f" ({supervisor.why})" if supervisor.why else "")
     )
-    return Refusal("managed", why, typed(supervisor), overrides)
+    return Refusal("managed", why, stop_instruction(supervisor), overrides)

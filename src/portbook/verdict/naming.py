@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from portbook.managers.supervisor import typed
+from portbook.managers.supervisor import stop_instruction
 from portbook.records import Owner, Socket
 from portbook.verdict.evidence import Evidence
 
@@ -114,7 +114,7 @@ def remedy(evidence: Evidence, sockets: Sequence[Socket]) -> str | None:
     other = "or take another port: portbook free"
     for owner in owners:
         found = evidence.supervisors.get(owner.pid)
-        if found and (command := typed(found)):
+        if found and (command := stop_instruction(found)):
             return f"{command.replace('publish=PORT', f'publish={evidence.port}')}, {other}"
     asked = f"{evidence.port}/udp" if evidence.protocol == "udp" else str(evidence.port)
     return f"portbook stop {asked} ends the holder, {other}" if owners else _sight(evidence)

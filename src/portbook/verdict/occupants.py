@@ -66,5 +66,5 @@ def restarters_of(sockets: Iterable[Socket], parents: Parents) -> dict[int, Supe
     from portbook.managers import supervisor
 
     uid = os.geteuid() if hasattr(os, "geteuid") else 0
-    found = {pid: supervisor.of(owner, parents[pid], PLATFORM, uid) for pid, owner in owners.items()}
+    found = {pid: supervisor.find_supervisor(owner, parents[pid], PLATFORM, uid) for pid, owner in owners.items()}
     return {pid: one for pid, one in found.items() if one is not None}

@@ -12,7 +12,7 @@ from portbook.errors import SourceGarbled
 from portbook.netconfig.facts import HttpQueue
 from portbook.netconfig.windows import httpsys, netsh
 from portbook.netconfig.windows.httpsys import UrlPrefix, parse, queue_of, queues_of, url_prefix
-from portbook.netconfig.windows.netsh import Raw
+from portbook.netconfig.windows.netsh import NetshOutput
 from tests.netconfig.windows.test_netsh import ANY, CODEC, CODECS, in_utf8, sample, samples
 
 EXPECTED = (
@@ -27,7 +27,7 @@ LANGUAGES = sorted(samples("queues") - {"english-2012.cp437"})
 
 
 def queues(text: str) -> tuple[HttpQueue, ...]:
-    return parse(Raw(text.encode(), "cp437"))
+    return parse(NetshOutput(text.encode(), "cp437"))
 
 
 TITLE = "Snapshot (Request Queue View):\r\n-----------------------------\r\n\r\n"
@@ -154,7 +154,7 @@ PIECES = st.lists(
 @given(ANY | PIECES, CODEC)
 def test_any_bytes_are_read_or_garbled(data, codec):
     try:
-        found = parse(Raw(data, codec))
+        found = parse(NetshOutput(data, codec))
     except SourceGarbled:
         return
     assert all(0 <= pid <= 0xFFFFFFFF for queue in found for pid in queue.pids)
@@ -165,7 +165,7 @@ def test_any_bytes_are_read_or_garbled(data, codec):
     "unit", [" ", "a: 1,", "a: 1," + " " * 99, ":", "1", "-", "HTTP://", "    HTTP://+:80/\r\n", "a: b\r\n"]
 )
 def test_the_longest_answer_takes_no_time(unit):
-    raw = Raw((TITLE + "a: b\r\n    " + unit * (netsh.MOST_BYTES // len(unit))).encode(), "cp850")
+    raw = NetshOutput((TITLE + "a: b\r\n    " + unit * (netsh.MOST_BYTES // len(unit))).encode(), "cp850")
     started = time.process_time()
     found = parse(raw)
     queue_of(80, found)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from portbook.errors import SourceGarbled
 from portbook.netconfig.facts import PortProxy
-from portbook.netconfig.windows.netsh import Raw
+from portbook.netconfig.windows.netsh import NetshOutput
 from portbook.netconfig.windows.portproxy import KINDS, Value, parse, parse_text
 from tests.netconfig.windows.test_netsh import ANY, CODEC, CODECS, in_utf8, sample
 
@@ -71,12 +71,12 @@ def test_no_text_does_not_say_that_there_is_none():
 def test_a_row_that_is_cut_or_wrong_is_garbled(row):
     ruler = "--------------- ----------  --------------- ----------"
     with pytest.raises(SourceGarbled, match="not understood"):
-        parse_text(Raw(f"{ruler}\r\n{row}\r\n".encode(), "cp437"), "v4tov4")
+        parse_text(NetshOutput(f"{ruler}\r\n{row}\r\n".encode(), "cp437"), "v4tov4")
 
 
 @given(ANY, CODEC, st.sampled_from(KINDS), st.text(), st.text())
 def test_anything_is_read_or_garbled(data, codec, kind, name, text):
-    for parser in (lambda: parse_text(Raw(data, codec), kind), lambda: (parse(Value(kind, name, text)),)):
+    for parser in (lambda: parse_text(NetshOutput(data, codec), kind), lambda: (parse(Value(kind, name, text)),)):
         try:
             proxies = parser()
         except SourceGarbled:

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from portbook.errors import SourceGarbled
 from portbook.netconfig.facts import HttpQueue
-from portbook.netconfig.windows.netsh import MOST_PORT, Question, Raw, ask, complete, labelled, number, text_of
+from portbook.netconfig.windows.netsh import MOST_PORT, NetshOutput, Question, ask, complete, labelled, number, text_of
 
 SYSTEM_PID = 4
 SCHEMES = ("http://", "https://")
@@ -81,7 +81,7 @@ def _is_on(port: int, url: str) -> bool:
 # --- parse ---------------------------------------------------------------------------------------------------------
 
 
-def parse(raw: Raw) -> tuple[HttpQueue, ...]:
+def parse(raw: NetshOutput) -> tuple[HttpQueue, ...]:
     """Read the answer; raise SourceGarbled, also when there is neither a queue nor the ruler of the title."""
     lines = iter(text_of(raw).splitlines())
     if not any(_is_ruler(line) for line in lines):

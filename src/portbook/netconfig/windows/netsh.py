@@ -16,24 +16,21 @@ netsh takes 50 to 200 ms to start, so all that is asked for is asked for at once
 
 from __future__ import annotations
 
-import subprocess
-import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack
 from functools import partial
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
-from portbook.errors import SourceDenied, SourceError, SourceGarbled, SourceMissing, SourceTimeout
+from portbook.errors import SourceError, SourceGarbled
 from portbook.netconfig.facts import DynamicRange, ExcludedRange
 from portbook.records import FAMILIES, PROTOCOLS, Family, Protocol
-from portbook.system import console
+from portbook.system import console, program
 
 Command = tuple[str, ...]  # the arguments of netsh
 Fact = TypeVar("Fact")
 
 
-class Raw(NamedTuple):
+class NetshOutput(NamedTuple):
     """What one run of netsh printed."""
 
     data: bytes
@@ -44,7 +41,7 @@ class Question(NamedTuple, Generic[Fact]):
     """A command, and the pure function that reads its answer or raises SourceGarbled."""
 
     command: Command
-    parse: Callable[[Raw], tuple[Fact, ...]]
+    parse: Callable[[NetshOutput], tuple[Fact, ...]]
 
 
 # Of each question its answer, or why there is none.
@@ -107,7 +104,7 @@ def ask(questions: Sequence[Question[Fact]]) -> Answers[Fact]:
     return [_parsed(question, raw) for question, raw in zip(questions, answers, strict=True)]
 
 
-def _parsed(question: Question[Fact], raw: Raw | SourceError) -> tuple[Fact, ...] | SourceError:
+def _parsed(question: Question[Fact], raw: NetshOutput | SourceError) -> tuple[Fact, ...] | SourceError:
     if isinstance(raw, SourceError):
         return raw
     try:
@@ -133,79 +130,39 @@ TIMEOUT_S = 10.0  # for all of them together
 MOST_BYTES = 1 << 22  # a list of every port that there is takes 2 MB
 
 
-def read(commands: Sequence[Command]) -> list[Raw | SourceError]:
-    """Run netsh once per command, all at the same time, and return what each printed or why it did not.
+def read(commands: Sequence[Command]) -> list[NetshOutput | SourceError]:
+    """Run netsh once per command, all at the same time, and return what each printed or why it failed.
 
     :raises SourceMissing: this is not Windows
     """
-    directory, codec = console.console()
-    deadline = time.monotonic() + TIMEOUT_S
-    runs: list[_Run] = []
+    codec = console.console().codec
+    with ExitStack() as stack:
+        runs = [_start(command, stack) for command in commands]
+        return [_output(run, codec) for run in runs]
+
+
+def _start(command: Command, stack: ExitStack) -> program.Running | SourceError:
     try:
-        runs += (_Run(f"{directory}\\{PROGRAM}", command) for command in commands)
-        return [run.answer(deadline, codec) for run in runs]
-    finally:
-        for run in runs:
-            run.end()
+        path = program.require(PROGRAM)
+        name = f"netsh {' '.join(command)}"
+        return stack.enter_context(program.start((path, *command), TIMEOUT_S, most_bytes=MOST_BYTES, name=name))
+    except SourceError as error:
+        return error
 
 
-class _Run:
-    """One process, and the thread that reads its output: reading a pipe has no time limit on Windows."""
-
-    def __init__(self, program: str, command: Command) -> None:
-        self.what = f"netsh {' '.join(command)}"
-        self.data = b""
-        self.process: subprocess.Popen[bytes] | None = None
-        self.error: OSError | None = None
-        try:
-            self.process = subprocess.Popen(
-                [program, *command],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                bufsize=0,
-                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-            )
-        except OSError as error:
-            self.error = error
-            return
-        self.reader = threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True)
-        self.reader.start()
-
-    def _read(self, pipe: Any) -> None:
-        # The thread closes the pipe too: closing it under a read would wait for the read.
-        with pipe, suppress(OSError):
-            while len(self.data) <= MOST_BYTES and (part := pipe.read(1 << 16)):
-                self.data += part
-
-    def answer(self, deadline: float, codec: str) -> Raw | SourceError:
-        """Wait until it has ended."""
-        if self.process is None:
-            kind = SourceDenied if isinstance(self.error, PermissionError) else SourceMissing
-            return kind(f"{self.what} cannot be run: {self.error and self.error.strerror}")
-        self.reader.join(max(0.0, deadline - time.monotonic()))
-        if len(self.data) > MOST_BYTES:
-            return SourceGarbled(f"{self.what} printed more than {MOST_BYTES} bytes")
-        try:
-            code = self.process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            return SourceTimeout(f"{self.what}: no answer within {TIMEOUT_S:g} s")
-        if self.reader.is_alive():  # it has ended, and somebody else still holds its output
-            return SourceTimeout(f"{self.what}: its output does not end within {TIMEOUT_S:g} s")
-        return SourceMissing(f"{self.what} ended with {code}") if code else Raw(self.data, codec)
-
-    def end(self) -> None:
-        """End it if it has not ended; nothing is left behind."""
-        if self.process is not None and self.process.poll() is None:
-            self.process.kill()
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(1.0)
+def _output(run: program.Running | SourceError, codec: str) -> NetshOutput | SourceError:
+    if isinstance(run, SourceError):
+        return run
+    try:
+        return NetshOutput(run.output().successful(), codec)
+    except SourceError as error:
+        return error
 
 
 # --- parse ---------------------------------------------------------------------------------------------------------
 
 
-def parse_excluded(raw: Raw, family: Family, protocol: Protocol) -> tuple[ExcludedRange, ...]:
+def parse_excluded(raw: NetshOutput, family: Family, protocol: Protocol) -> tuple[ExcludedRange, ...]:
     """Rows are two numbers, and an asterisk where somebody reserved them; raise SourceGarbled."""
     lines = [fields for line in text_of(raw).splitlines() if (fields := line.split())]
     ranges = tuple(_excluded(fields, family, protocol) for fields in lines if number(fields[0]) is not None)
@@ -230,7 +187,7 @@ def _is_empty_table(lines: list[list[str]]) -> bool:
     return False
 
 
-def parse_dynamic(raw: Raw, family: Family, protocol: Protocol) -> tuple[DynamicRange, ...]:
+def parse_dynamic(raw: NetshOutput, family: Family, protocol: Protocol) -> tuple[DynamicRange, ...]:
     """Two lines end in a number: the first port, and how many there are; raise SourceGarbled."""
     values = [value for line in text_of(raw).splitlines() if (value := number(labelled(line)[1])) is not None]
     if len(values) != 2 or not 0 < values[0] <= MOST_PORT or not 0 < values[1] <= MOST_PORT + 1 - values[0]:
@@ -241,7 +198,7 @@ def parse_dynamic(raw: Raw, family: Family, protocol: Protocol) -> tuple[Dynamic
 MOST_PORT = 0xFFFF
 
 
-def text_of(raw: Raw) -> str:
+def text_of(raw: NetshOutput) -> str:
     """Its text. A system that is set to UTF-8 prints that, whatever its OEM code page was when it was asked for."""
     try:
         return raw.data.decode("utf-8")

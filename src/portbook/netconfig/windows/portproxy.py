@@ -15,7 +15,7 @@ from typing import NamedTuple, get_args
 
 from portbook.errors import SourceDenied, SourceError, SourceGarbled, SourceMissing
 from portbook.netconfig.facts import PortProxy, ProxyKind
-from portbook.netconfig.windows.netsh import MOST_PORT, Answers, Question, Raw, ask, complete, number, text_of
+from portbook.netconfig.windows.netsh import MOST_PORT, Answers, NetshOutput, Question, ask, complete, number, text_of
 
 KEY = r"SYSTEM\CurrentControlSet\Services\PortProxy"
 KINDS: tuple[ProxyKind, ...] = get_args(ProxyKind)
@@ -104,7 +104,7 @@ def parse(value: Value) -> PortProxy:
 # --- text ----------------------------------------------------------------------------------------------------------
 
 
-def parse_text(raw: Raw, kind: ProxyKind) -> tuple[PortProxy, ...]:
+def parse_text(raw: NetshOutput, kind: ProxyKind) -> tuple[PortProxy, ...]:
     """Rows are address, port, address, port, behind a ruler; raise SourceGarbled, also when there is none."""
     lines = iter([fields for line in text_of(raw).splitlines() if (fields := line.split())])
     ruled = any(len(fields) == 4 and not "".join(fields).strip("-") for fields in lines)

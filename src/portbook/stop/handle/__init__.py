@@ -1,6 +1,6 @@
 """A process that stays the one it was: a pid may be another's by the time a signal is sent, a handle is not.
 
-``hold(pid)``
+``open_handle(pid)``
     returns a ``Handle``; raises ProcessLookupError when there is no such process, PermissionError when it may not be
     ended by this user.
 
@@ -29,10 +29,10 @@ class Handle(Protocol):
     def started(self) -> datetime | None:
         """When the process started, aware, UTC; None when it cannot be told or has ended."""
 
-    def ask(self) -> str | None:
+    def request_end(self) -> str | None:
         """Ask the process to end; what was done ("SIGTERM"), None when it cannot be asked. Raises OSError."""
 
-    def force(self) -> str:
+    def force_end(self) -> str:
         """End it whether it wants or not; what was done ("SIGKILL"). Raises OSError."""
 
     def ended(self) -> bool:
@@ -42,9 +42,9 @@ class Handle(Protocol):
         """Let go of the handle."""
 
 
-def hold(pid: int) -> Handle:
+def open_handle(pid: int) -> Handle:
     """Open a handle; see the module."""
-    handle: Handle = _module().hold(pid)
+    handle: Handle = _module().open_handle(pid)
     return handle
 
 

@@ -20,23 +20,23 @@ CHECK = 0  # no signal; errors are as if there were one: kill(2)
 NO_PIDFD = (errno.ENOSYS, errno.EINVAL)  # an older kernel; gVisor and some seccomp filters say EPERM or ENOSYS
 
 
-def hold(pid: int) -> Handle:
+def open_handle(pid: int) -> Handle:
     """Open a pidfd and see whether a signal may be sent through it."""
     try:
         descriptor = os.pidfd_open(pid)
     except OSError as error:
         if error.errno in NO_PIDFD:
-            return portable.hold(pid)
+            return portable.open_handle(pid)
         raise
     try:
         signal.pidfd_send_signal(descriptor, CHECK)
     except BaseException:
         os.close(descriptor)
         raise
-    return Pidfd(pid, descriptor)
+    return PidfdHandle(pid, descriptor)
 
 
-class Pidfd:
+class PidfdHandle:
     """A process by its pidfd."""
 
     def __init__(self, pid: int, descriptor: int) -> None:
@@ -48,11 +48,11 @@ class Pidfd:
         (owner,), _ = process.enrich([Owner(self.pid)])
         return None if self.ended() else owner.started
 
-    def ask(self) -> str | None:
+    def request_end(self) -> str | None:
         """SIGTERM."""
         return self._send(signal.SIGTERM)
 
-    def force(self) -> str:
+    def force_end(self) -> str:
         """SIGKILL."""
         return self._send(signal.SIGKILL)
 

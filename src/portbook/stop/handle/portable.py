@@ -18,16 +18,16 @@ from portbook.stop import handle
 CHECK = 0
 
 
-def hold(pid: int) -> handle.Handle:
+def open_handle(pid: int) -> handle.Handle:
     """Remember when the process started, and see whether a signal may be sent to it."""
     os.kill(pid, CHECK)
     started = _started(pid)
     if started is None:
         raise ProcessLookupError(f"there is no process {pid}, or when it started cannot be told")
-    return Numbered(pid, started)
+    return PidHandle(pid, started)
 
 
-class Numbered:
+class PidHandle:
     """A process by its pid and start time."""
 
     def __init__(self, pid: int, started: datetime) -> None:
@@ -38,11 +38,11 @@ class Numbered:
         """As enrichment tells it now."""
         return _started(self.pid)
 
-    def ask(self) -> str | None:
+    def request_end(self) -> str | None:
         """SIGTERM."""
         return self._send(signal.SIGTERM)
 
-    def force(self) -> str:
+    def force_end(self) -> str:
         """SIGKILL."""
         return self._send(signal.Signals(9))  # the type checker reads this for Windows too, which has no SIGKILL
 

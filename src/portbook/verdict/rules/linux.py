@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from portbook.managers.supervisor import stop_container
+from portbook.managers.supervisor import container_stop_command
 from portbook.netconfig.facts import NatRule, Publication
 from portbook.records import Confidence
 from portbook.verdict import naming
@@ -145,7 +145,7 @@ def _published(evidence: Evidence, address: str | None) -> Publication | None:
 
 
 def _nat_remedy(published: Publication | None) -> str:
-    command = stop_container(published.container) if published else None
+    command = container_stop_command(published.container) if published else None
     if command:
         return f"{command}, or take another port"
     return "take another port; or remove the publication where it was made: container runtime, CNI portmap, firewall"

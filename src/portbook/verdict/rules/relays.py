@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from portbook.managers.relay import Relay, read
-from portbook.managers.supervisor import stop_container
+from portbook.managers.supervisor import container_stop_command
 from portbook.records import Owner, Socket
 from portbook.verdict import naming
 from portbook.verdict.evidence import Evidence
@@ -43,5 +43,5 @@ def _container(evidence: Evidence, relay: Relay) -> str | None:
 
 
 def _remedy(container: str | None) -> str | None:
-    command = stop_container(container) if container else None
+    command = container_stop_command(container) if container else None
     return f"{command} lets go of the port" if command else None

@@ -12,23 +12,23 @@ from portbook.managers.supervisor import Supervisor
 from portbook.records import Gap, Holder, Owner, Protocol
 
 # What became of a port. FREE: nobody held it; WOULD_STOP: a dry run, nothing stands in the way.
-Result = Literal["free", "stopped", "would-stop", "refused", "declined", "still-held", "restarted", "taken"]
-DONE: frozenset[Result] = frozenset(("free", "stopped", "would-stop"))
+StopResult = Literal["free", "stopped", "would-stop", "refused", "declined", "still-held", "restarted", "taken"]
+DONE: frozenset[StopResult] = frozenset(("free", "stopped", "would-stop"))
 # What became of a process. LET_GO: it runs on, without the port; REPLACED: another process has its pid by now.
 Override = Literal["override", "via-manager"]  # options of the same name
 Fate = Literal["ended", "let-go", "gone", "replaced", "not-holding", "still-running", "untouched"]
 
 
 RefusalCode = Literal[
-    "not-found",
-    "not-visible",
     "kernel",
     "self",
-    "managed",
-    "connected",
     "ancestor",
     "protected",
+    "connected",
+    "managed",
     "not-permitted",
+    "not-visible",
+    "not-found",
     "unknown",
 ]
 
@@ -47,7 +47,7 @@ def forbidden(refusals: Iterable[Refusal], overrides: Collection[Override]) -> t
     return tuple(r for r in refusals if not set(r.overridden_by) & set(overrides))
 
 
-class Target(Struct, frozen=True):
+class StopTarget(Struct, frozen=True):
     """A process that has to end for the port to be free."""
 
     holder: Holder
@@ -56,14 +56,14 @@ class Target(Struct, frozen=True):
     refusals: tuple[Refusal, ...] = ()
 
 
-class Plan(Struct, frozen=True):
+class StopPlan(Struct, frozen=True):
     """What would be done about a port."""
 
     port: int
     protocol: Protocol
     held: bool
     endpoints: tuple[Endpoint, ...]  # where the holders had it: there it must be possible to bind
-    targets: tuple[Target, ...]  # in the order in which they are ended
+    targets: tuple[StopTarget, ...]  # in the order in which they are ended
     refusals: tuple[Refusal, ...] = ()  # of the port as a whole
     gaps: tuple[Gap, ...] = ()
 
@@ -90,14 +90,14 @@ class Ended(Struct, frozen=True):
     by: tuple[str, ...] = ()  # what was done, in order: "SIGTERM", "SIGKILL", "systemctl stop nginx.service"
 
 
-class Stopping(Struct, frozen=True):
+class StopReport(Struct, frozen=True):
     """What became of a port."""
 
     schema: int
     port: int
     protocol: Protocol
-    result: Result
-    targets: tuple[Target, ...]
+    result: StopResult
+    targets: tuple[StopTarget, ...]
     refusals: tuple[Refusal, ...] = ()  # those that stood
     ended: tuple[Ended, ...] = ()
     held_by: tuple[Owner, ...] = ()  # who has it now
