@@ -59,6 +59,7 @@ _HOMES = {
     "waiting": "wait_for",
     "scanner.run": "Scan scan",
     "records": "Gap Holder Holding Listing Owner Socket",
+    "waiting": "wait_for",
 }
 
 __all__ = [
