@@ -56,7 +56,6 @@ _HOMES = {
     "probe.request": "Limits",
     "query": "Query parse",
     "dialing": "Dial dial dial_async",
-    "waiting": "wait_for",
     "scanner.run": "Scan scan",
     "records": "Gap Holder Holding Listing Owner Socket",
     "waiting": "wait_for",
