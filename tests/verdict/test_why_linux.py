@@ -704,7 +704,7 @@ def test_a_kernel_that_does_not_answer_is_a_gap_and_the_bind_still_tells(network
 
     network.run("ip", "link", "add", "docker0", "type", "bridge")
     with bound("127.0.0.1", listens=True, device=b"lo"):
-        monkeypatch.setattr(netlink, "ask", refuse)
+        monkeypatch.setattr(netlink, "Channel", refuse)
         held, free = why(8080, address="127.0.0.1"), why(8081, address="127.0.0.1")
     assert (held.can_have, codes(held, "blocks")) == (False, ["listener"])
     assert {gap.what for gap in held.gaps} == {"address", "interface", "nat"}
@@ -716,7 +716,7 @@ def test_a_kernel_without_nf_tables_has_no_nat_of_it(network, monkeypatch, error
     def refuse(*_, **__):
         raise OSError(error, os.strerror(error))
 
-    monkeypatch.setattr(netlink, "ask", refuse)
+    monkeypatch.setattr(netlink, "Channel", refuse)
     assert why(8080) == why(8080)
     assert why(8080).gaps == ()
 
