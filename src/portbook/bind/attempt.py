@@ -14,7 +14,7 @@ import socket
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import Struct
 
@@ -28,7 +28,7 @@ TYPES: dict[Protocol, socket.SocketKind] = {"tcp": socket.SOCK_STREAM, "udp": so
 # What an address family answers that this machine does not have, or has switched off (net.ipv6.conf.all.disable_ipv6
 # and no ::1). For one of several addresses that is no obstacle: a server goes without it.
 NO_FAMILY = frozenset(("EAFNOSUPPORT", "EADDRNOTAVAIL"))
-Step = Literal["socket", "setsockopt", "bind", "listen"]  # the calls that a server makes, in this order
+BindStep = Literal["socket", "setsockopt", "bind", "listen"]  # the calls that a server makes, in this order
 
 
 class Options(Struct, frozen=True):
@@ -47,7 +47,7 @@ class Tried(Struct, frozen=True):
     port: int  # that was asked, or that the system chose
     error: int | None = None  # errno, or the number of Windows Sockets; None: it could be had
     error_name: str | None = None  # "EADDRINUSE", "WSAEACCES"
-    step: Step | None = None  # the call that failed
+    step: BindStep | None = None  # the call that failed
 
     @property
     def ok(self) -> bool:
@@ -58,13 +58,18 @@ class Tried(Struct, frozen=True):
 class BindError(OSError):
     """A bind that failed, and at which call; ``__cause__`` is the system's error."""
 
-    def __init__(self, step: Step, error: OSError, endpoint: Endpoint, protocol: Protocol = "tcp") -> None:
+    def __init__(self, step: BindStep, error: OSError, endpoint: Endpoint, protocol: Protocol = "tcp") -> None:
         super().__init__(error.errno, error.strerror or str(error))
         self.step = step
         self.endpoint = endpoint
         self.protocol = protocol
         self.fault: Fault = classify(error)
         self.number: int = getattr(error, "winerror", None) or error.errno or 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle everything but the cause. OSError would call ``__init__`` with an errno and a text."""
+        system_error = OSError(self.errno, self.strerror)
+        return type(self), (self.step, system_error, self.endpoint, self.protocol), self.__dict__
 
     @property
     def no_family(self) -> bool:
@@ -78,7 +83,7 @@ def bind(port: int, endpoint: Endpoint, options: Options = Options()) -> socket.
     :param port: 0 lets the system choose
     :raises BindError: it cannot be had
     """
-    step: Step = "socket"
+    step: BindStep = "socket"
     sock: socket.socket | None = None
     try:
         sock = socket.socket(endpoint.family, TYPES[options.protocol])

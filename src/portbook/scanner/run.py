@@ -9,7 +9,7 @@ from importlib import import_module
 from math import isfinite
 from time import monotonic
 from types import TracebackType
-from typing import Literal
+from typing import Literal, NoReturn
 from typing import Protocol as Interface
 
 from msgspec.structs import replace
@@ -125,6 +125,9 @@ class Scan:
 
     def __next__(self) -> Answer:
         return next(self._answers)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a running scan cannot be pickled: pickle its answers, list(scan), and its report")
 
     def __enter__(self) -> Scan:
         return self
