@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 
 import pytest
@@ -314,8 +315,12 @@ def test_a_vrf_and_its_slave_as_the_kernel_would_tell_them():
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.binary(max_size=80)), max_size=4))
 def test_any_message_is_a_link_and_an_address_or_none(told):
-    list(interfaces.parse_links(told, frozenset(("",))))
-    list(interfaces.parse_addresses(told, str))
+    for parse in (
+        lambda: interfaces.parse_links(told, frozenset(("",))),
+        lambda: interfaces.parse_addresses(told, str),
+    ):
+        with contextlib.suppress(netlink.GarbledAnswer):
+            list(parse())
 
 
 # --- settings ------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ TYPES: dict[Protocol, socket.SocketKind] = {"tcp": socket.SOCK_STREAM, "udp": so
 # no ::1). For one of several addresses they do not matter: a server continues without it.
 NO_FAMILY = frozenset(("EAFNOSUPPORT", "EADDRNOTAVAIL"))
 EVERY_MACHINE_HAS = ("0.0.0.0", "::", "127.0.0.1", "::1")  # noqa: S104  compared; each with its family
-Step = Literal["socket", "setsockopt", "bind", "listen"]  # the calls that a server makes, in this order
+BindStep = Literal["socket", "setsockopt", "bind", "listen"]  # the calls that a server makes, in this order
 
 
 class Options(Struct, frozen=True):
@@ -48,7 +48,7 @@ class BindAttempt(Struct, frozen=True):
     port: int  # the requested port, or the one that the system chose
     error: int | None = None  # errno, or the Windows Sockets error number; None: the bind succeeded
     error_name: str | None = None  # "EADDRINUSE", "WSAEACCES"
-    step: Step | None = None  # the call that failed
+    step: BindStep | None = None  # the call that failed
 
     @property
     def ok(self) -> bool:
@@ -64,23 +64,18 @@ class BindAttempt(Struct, frozen=True):
 class BindError(OSError):
     """A bind that failed, and the call that failed; ``__cause__`` is the system's error."""
 
-    def __init__(self, step: Step, error: OSError, endpoint: Endpoint, protocol: Protocol = "tcp") -> None:
+    def __init__(self, step: BindStep, error: OSError, endpoint: Endpoint, protocol: Protocol = "tcp") -> None:
         super().__init__(error.errno, error.strerror or str(error))
         self.step = step
         self.endpoint = endpoint
         self.protocol = protocol
         self.fault: Fault = classify(error)
-        self._winerror: int | None = getattr(error, "winerror", None)
-        self.number: int = self._winerror or error.errno or 0
+        self.number: int = getattr(error, "winerror", None) or error.errno or 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle what the constructor needs: OSError would pickle only errno and text."""
-        error = (self.errno, self.strerror, None, self._winerror)
-        return _restore_error, (self.step, error, self.endpoint, self.protocol)
-
-
-def _restore_error(step: Step, error: tuple[Any, ...], endpoint: Endpoint, protocol: Protocol) -> BindError:
-    return BindError(step, OSError(*error), endpoint, protocol)
+        """Pickle everything but the cause. OSError would call ``__init__`` with an errno and a text."""
+        system_error = OSError(self.errno, self.strerror)
+        return type(self), (self.step, system_error, self.endpoint, self.protocol), self.__dict__
 
 
 def bind(port: int, endpoint: Endpoint, options: Options = Options()) -> socket.socket:  # noqa: B008  frozen
@@ -89,7 +84,7 @@ def bind(port: int, endpoint: Endpoint, options: Options = Options()) -> socket.
     :param port: 0 lets the system choose
     :raises BindError: the system refuses
     """
-    step: Step = "socket"
+    step: BindStep = "socket"
     sock: socket.socket | None = None
     try:
         sock = socket.socket(endpoint.family, TYPES[options.protocol])

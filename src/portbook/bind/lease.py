@@ -22,7 +22,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
 
 from portbook.addresses import EVERYWHERE, Endpoint
 from portbook.bind import choice, endpoints, handover
@@ -93,6 +93,11 @@ class Lease:
             )
         env = {**(options.pop("env", None) or os.environ), **self.environment()}
         return handover.start(command, self.sockets, {**options, "env": env})
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a lease holds open sockets and cannot be pickled: hand them over with Lease.start, or pass the port"
+        )
 
     def __enter__(self) -> Self:
         return self

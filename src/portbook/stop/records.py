@@ -20,15 +20,15 @@ Fate = Literal["ended", "let-go", "gone", "replaced", "not-holding", "still-runn
 
 
 RefusalCode = Literal[
-    "not-found",
-    "not-visible",
     "kernel",
     "self",
-    "managed",
-    "connected",
     "ancestor",
     "protected",
+    "connected",
+    "managed",
     "not-permitted",
+    "not-visible",
+    "not-found",
     "unknown",
 ]
 

@@ -94,7 +94,7 @@ def has_nat_chains() -> bool:
 
     kind = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETCHAIN
     try:
-        answers = netlink.ask(netlink.NETFILTER, kind, NFGENMSG.pack(0, 0, 0), dump=True)
+        answers = netlink.dump(netlink.NETFILTER, kind, NFGENMSG.pack(0, 0, 0))
     except OSError as error:
         if error.errno in ABSENT:
             return False
