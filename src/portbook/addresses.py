@@ -134,9 +134,22 @@ def zone_name(scope: int) -> str:
     if sys.platform == "win32":
         return str(scope)
     try:
-        return socket.if_indextoname(scope)
+        return _encodable(socket.if_indextoname(scope))
     except (OSError, OverflowError):
         return str(scope)
+
+
+def interface_names() -> dict[int, str]:
+    """Interface index to name, in the calling thread's network namespace; empty where the system does not say."""
+    try:
+        return {index: _encodable(name) for index, name in socket.if_nameindex()}
+    except OSError:
+        return {}
+
+
+def _encodable(name: str) -> str:
+    """A name with U+FFFD for each byte that is not UTF-8: who owns a namespace chooses the names in it."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 # --- with a port ---------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="tests/windows/t
 def place(tmp_path, monkeypatch):
     """A directory of the system's that holds what a test puts there."""
     tmp_path.chmod(0o755)
-    monkeypatch.setattr(program, "PLACES", (str(tmp_path),))
+    monkeypatch.setattr(program, "DIRECTORIES", (str(tmp_path),))
 
     def put(script: str, mode: int = 0o755) -> str:
         path = tmp_path / "tool"
@@ -54,7 +54,7 @@ def test_a_command_that_hangs_is_ended(place):
 @pytest.mark.parametrize("script", ["exec yes", "exec yes >&2"])
 def test_a_command_that_does_not_stop_printing_is_ended(place, script):
     place(script)
-    assert control.run_command(("tool",), 30) == (None, "tool was ended: its answer is longer than 1 MiB")
+    assert control.run_command(("tool",), 30) == (None, "tool printed more than 1,048,576 bytes")
 
 
 def test_both_its_outputs_are_read(place):
@@ -100,6 +100,6 @@ NONSENSE = ("exit 1", "echo nonsense", "echo 'web|'; exit 2", "echo 'web|never'"
 def test_whatever_a_runtime_says_the_container_stays_what_it_was(place, monkeypatch, script):
     """Nothing of it is believed to be harmless: without a policy that says so, it may be started again."""
     monkeypatch.setattr(control, "ASK_LIMIT_S", 0.3)
-    os.rename(place(script), os.path.join(program.PLACES[0], "podman"))
+    os.rename(place(script), os.path.join(program.DIRECTORIES[0], "podman"))
     found = Supervisor("podman", "0123", ("podman", "stop", "0123"))
     assert control.query_manager(found, 80, "tcp") == found

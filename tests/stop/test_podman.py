@@ -49,7 +49,7 @@ def test_without_podman_where_it_belongs_nothing_is_run(run, monkeypatch, tmp_pa
     from portbook.system import program
 
     running = run("--network", "host", "--restart", "always")
-    monkeypatch.setattr(program, "PLACES", (str(tmp_path),))
+    monkeypatch.setattr(program, "DIRECTORIES", (str(tmp_path),))
     fake = tmp_path / "podman"
     fake.write_text("#!/bin/sh\ntouch " + str(tmp_path / "ran"))
     fake.chmod(0o777)  # anybody could have written it

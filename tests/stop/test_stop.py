@@ -546,7 +546,7 @@ REUSE = """
 import portbook.stop.run as stop
 server = subprocess.Popen([sys.executable, "-I", "-S", "-c", sys.argv[1], "0"], stdout=subprocess.PIPE)
 pid, port = json.loads(server.stdout.readline())
-plan = stop.look(port)
+plan = stop.plan_stop(port)
 server.kill()
 server.wait()
 time.sleep(0.1)

@@ -200,7 +200,7 @@ def test_a_process_that_may_not_be_opened_is_refused(start, denying):
     plan = plan_stop(port)
     (refusal,) = plan.forbidden(("override",))
     assert (refusal.code, refusal.hint) == ("not-permitted", "run as administrator")
-    assert carry_out(plan, force=True, leave=("override",)).result == "refused"
+    assert carry_out(plan, force=True, overrides=("override",)).result == "refused"
     assert child.poll() is None
 
 

@@ -12,9 +12,10 @@ from portbook.cli import exits, output
 @click.command("sources")
 @output.json_option
 def command(as_json: bool) -> int:
-    """Show the data sources of this machine: what each one sees and needs, and whether it is available.
+    """Show the data sources of this machine.
 
-    The commands use the first source that is available; --source NAME selects another one.
+    Each is shown with what it sees, what it needs, and whether it is available. The commands use the first source
+    that is available; --source NAME selects another one.
 
     \b
     Examples:

@@ -46,13 +46,13 @@ def command(
     override: bool,
     as_json: bool,
 ) -> int:
-    """End the processes that hold a port, and wait until the port can be bound.
+    """End the processes that hold a port.
 
     Only processes that listen on the port or are bound to it are ended: not its clients, and not a process that only
     has an accepted connection. They are shown together with everything else that they serve, and you are asked for
-    confirmation. Then they receive SIGTERM and have 10 seconds to end. The exit code is 0 if every port is free
-    afterwards, or with --dry-run if nothing is refused; it is 1 if a port is still held or was refused, or if you
-    answered no.
+    confirmation. Then they receive SIGTERM and have 10 seconds to end, and portbook waits until the port can be
+    bound. The exit code is 0 if every port is free afterwards, or with --dry-run if nothing is refused; it is 1 if a
+    port is still held or was refused, or if you answered no.
 
     \b
     Examples:

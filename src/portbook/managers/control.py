@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
+from portbook.errors import SourceError
 from portbook.managers import container, supervisor
 from portbook.managers.supervisor import Supervisor, SupervisorKind
 from portbook.records import Protocol
@@ -35,18 +36,12 @@ class CommandResult(NamedTuple):
 
 
 def run_command(command: Sequence[str], limit_s: float) -> CommandResult:
-    """Run a command to its end; what it prints is kept within bounds."""
-    path = program.find(command[0])
-    if path is None:
-        return CommandResult(None, f"{command[0]} is not installed in {', '.join(program.places())}")
+    """Run a program of the system to its end, within the limits of ``program.run``."""
     try:
-        output = program.run([path, *command[1:]], clean_environment(), limit_s)
-    except TimeoutError:
-        return CommandResult(None, f"{command[0]} did not end within {limit_s:g} s")
-    except ValueError as error:
-        return CommandResult(None, f"{command[0]} was ended: {error}")
-    except OSError as error:
-        return CommandResult(None, f"{command[0]} could not be run: {error.strerror or error}")
+        path = program.require(command[0])
+        output = program.run([path, *command[1:]], limit_s, environment=clean_environment())
+    except SourceError as error:
+        return CommandResult(None, str(error))
     text = output.stdout if output.code == 0 else output.stderr or output.stdout
     return CommandResult(output.code, text.decode("utf-8", "replace").strip())
 

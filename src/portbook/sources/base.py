@@ -84,7 +84,7 @@ CAPABILITIES: dict[Capability, str] = {
     "queues": "accept queue and backlog of listeners, bytes queued of others",
     "v6only": "whether an IPv6 socket takes the IPv4 port too",
     "owner": "the pid of an owner",
-    "holders": "the pids of all owners: nobody else need be asked",
+    "holders": "the pids of all owners, so that no descriptor needs to be read",
     "namespaces": "the sockets of other network namespaces",
     "created": "when the socket was made",
 }

@@ -9,20 +9,20 @@ are bound and do not listen in rows of that same shape, so it is never used.
 from __future__ import annotations
 
 import csv
-import subprocess
 import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from portbook.addresses import is_link_local, parse_endpoint, reach_of, split_host_port
-from portbook.errors import SourceDenied, SourceGarbled, SourceMissing, SourceTimeout
+from portbook.errors import SourceError, SourceGarbled, SourceMissing
 from portbook.numerals import UINT16, UINT32, number_or_none, parse_number
 from portbook.records import Family, Gap, Owner, Protocol, Socket, State
 from portbook.sources.base import Reading, Source, Wanted
+from portbook.system import program
 from portbook.system.console import console, decode
 
 
-class Raw(NamedTuple):
+class NetstatOutput(NamedTuple):
     """What ``read`` returns: the bytes of both commands and the codec to read them with."""
 
     netstat: bytes
@@ -54,6 +54,7 @@ STATES: dict[str, State] = {word: state for state, words in WORDS.items() for wo
 # --- read ----------------------------------------------------------------------------------------------------------
 
 TIMEOUT_S = 20.0
+MOST_BYTES = 64 << 20  # about 80 bytes a socket
 NETSTAT = ("netstat.exe", "-ano")
 TASKLIST = ("tasklist.exe", "/FO", "CSV", "/NH")
 
@@ -63,44 +64,28 @@ def missing() -> str | None:
     return None if sys.platform == "win32" else "only on windows"
 
 
-def read(_: Wanted) -> Raw:  # netstat's own filter takes one protocol and family at a time
-    """Run both commands; raise SourceMissing, SourceDenied or SourceTimeout if netstat gives no answer."""
+def read(_: Wanted) -> NetstatOutput:  # netstat's own filter takes one protocol and family at a time
+    """Run both commands; raise SourceMissing, SourceDenied, SourceTimeout or SourceGarbled if netstat fails."""
     if sys.platform != "win32":
         raise SourceMissing("netstat -ano with these columns is a command of Windows")
-    directory, codec = console()
-    answer = _run(directory, NETSTAT)
+    codec = console().codec
+    netstat = _run(NETSTAT)
     try:
-        return Raw(answer, _run(directory, TASKLIST), codec)
-    except (SourceMissing, SourceDenied, SourceTimeout) as error:
-        return Raw(answer, b"", codec, (Gap("process", None, f"names of processes are not known: {error}"),))
+        return NetstatOutput(netstat, _run(TASKLIST), codec)
+    except SourceError as error:
+        gap = Gap("process", None, f"names of processes are not known: {error}")
+        return NetstatOutput(netstat, b"", codec, (gap,))
 
 
-def _run(directory: str, command: tuple[str, ...]) -> bytes:
+def _run(command: tuple[str, ...]) -> bytes:
     name, *arguments = command
-    try:
-        done = subprocess.run(
-            [f"{directory}\\{name}", *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=TIMEOUT_S,
-            check=False,
-            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-        )
-    except subprocess.TimeoutExpired as error:
-        raise SourceTimeout(f"{name}: no answer within {TIMEOUT_S:g} s") from error
-    except PermissionError as error:
-        raise SourceDenied(f"{name} may not be run: {error.strerror}") from error
-    except OSError as error:
-        raise SourceMissing(f"{name} cannot be run: {error.strerror}") from error
-    if done.returncode != 0:
-        raise SourceMissing(f"{name} ended with {done.returncode}")
-    return done.stdout
+    return program.run((program.require(name), *arguments), TIMEOUT_S, most_bytes=MOST_BYTES).successful()
 
 
 # --- parse ---------------------------------------------------------------------------------------------------------
 
 
-def parse(raw: Raw) -> Reading:
+def parse(raw: NetstatOutput) -> Reading:
     """Read both answers; raise SourceGarbled, also when there is no row: a machine without sockets does not exist."""
     names = dict(_names(decode(raw.tasklist, raw.codec)))
     sockets: list[Socket] = []

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from portbook.addresses import Endpoint
-from portbook.bind.attempt import Options, Tried, attempt
+from portbook.bind.attempt import BindAttempt, Options, attempt
 from portbook.records import Protocol
 
 # The errors of a port that is in use. On Windows also WSAEACCES: the holder has set SO_EXCLUSIVEADDRUSE.
@@ -23,13 +23,13 @@ class Bindable(NamedTuple):
 def try_bind(port: int, protocol: Protocol, endpoints: Sequence[Endpoint]) -> Bindable:
     """Bind each endpoint alone: a wildcard address and a specific address would conflict with each other."""
     options = Options(protocol)
-    attempts: list[Tried] = []
+    attempts: list[BindAttempt] = []
     for endpoint in endpoints:
         attempts += attempt(port, (endpoint,), options)
     return combine(attempts)
 
 
-def combine(attempts: Iterable[Tried]) -> Bindable:
+def combine(attempts: Iterable[BindAttempt]) -> Bindable:
     """The port is not free if it is in use anywhere. An error of another kind concerns this process, not the port."""
     failed = [attempt for attempt in attempts if not attempt.ok]
     if any(attempt.error_name in IN_USE for attempt in failed):

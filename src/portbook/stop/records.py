@@ -19,15 +19,15 @@ Override = Literal["override", "via-manager"]  # options of the same name
 Fate = Literal["ended", "let-go", "gone", "replaced", "not-holding", "still-running", "untouched"]
 # Why a process is not ended: docs/stop.md.
 RefusalCode = Literal[
-    "not-found",
-    "not-visible",
     "kernel",
     "self",
-    "managed",
-    "connected",
     "ancestor",
     "protected",
+    "connected",
+    "managed",
     "not-permitted",
+    "not-visible",
+    "not-found",
     "unknown",
 ]
 
