@@ -5,20 +5,25 @@ import subprocess
 import sys
 from errno import errorcode
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import click
 import pytest
+from msgspec import Struct
 
 from portbook import errors, query, records, resilience, sources
+from portbook.bind.attempt import BindAttempt, Options
+from portbook.bind.free import Free
 from portbook.cli import COMMANDS, portbook
 from portbook.managers import supervisor
 from portbook.probe import error_queue, outcome, tcp
-from portbook.probe.outcome import Answer, Evidence
+from portbook.probe.outcome import Evidence
+from portbook.probe.request import EventKind
 from portbook.scanner.udp import engine, state, wire
-from portbook.stop import outcome as stop_outcome
+from portbook.sources.base import CAPABILITIES, Capability
 from portbook.stop import protected
-from portbook.verdict.findings import CODES, Finding
+from portbook.stop import records as stop_records
+from portbook.verdict.findings import CODES, Finding, FindingCode
 from portbook.verdict.judge import Verdict
 
 ROOT = Path(__file__).parent.parent
@@ -31,42 +36,79 @@ def first_cells(page: str) -> set[str]:
     return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
 
 
-def test_json_page_has_exactly_the_fields_of_the_records() -> None:
-    kinds = (records.Listing, records.Socket, records.Owner, records.Gap, records.Holding, Answer, Evidence)
-    kinds += (Verdict, Finding)
-    kinds += (stop_outcome.Stopping,)
-    fields = {field for kind in kinds for field in kind.__struct_fields__}
-    assert first_cells((DOCS / "json.md").read_text()) == fields
+def chapter(page: str, title: str) -> str:
+    """The text below one heading, without the headings that follow."""
+    text = (DOCS / page).read_text()
+    assert f"\n## {title}\n" in text, f"{page} has no chapter {title}"
+    return text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
 
 
-def test_json_page_has_the_fields_of_a_holder() -> None:
-    page = (DOCS / "json.md").read_text()
-    assert all(f"`{field}`" in page for field in records.Holder.__struct_fields__)
+def table(page: str, title: str) -> dict[str, str]:
+    """The first table of a chapter: what is in backquotes in the first column, and the last column."""
+    lines = chapter(page, title).partition("\n| `")[2].partition("\n\n")[0].splitlines()
+    cells = [re.split(r" (?<!\\)\| ", line.strip("| ")) for line in lines]
+    return {row[0].strip("`"): row[-1] for row in cells}
 
 
-def test_json_page_has_the_fields_of_what_a_stop_says() -> None:
-    page = (DOCS / "json.md").read_text()
-    kinds = (stop_outcome.Target, stop_outcome.Refusal, supervisor.Supervisor, stop_outcome.Ended)
-    assert all(f"`{field}`" in page for kind in kinds for field in kind.__struct_fields__)
-    words = (*get_args(stop_outcome.Result), *get_args(stop_outcome.Fate), *get_args(stop_outcome.Override))
-    assert all(f"`{word}`" in page for word in words)
+JSON_RECORDS = (
+    records.Listing,
+    records.Socket,
+    records.Owner,
+    records.Gap,
+    records.Holding,
+    records.Holder,
+    outcome.Answer,
+    outcome.Evidence,
+    Free,
+    Verdict,
+    Options,
+    BindAttempt,
+    Finding,
+    stop_records.StopReport,
+    stop_records.StopTarget,
+    stop_records.Refusal,
+    supervisor.Supervisor,
+    stop_records.Ended,
+)
+OTHER_PAGES = (FindingCode, stop_records.RefusalCode)  # in why.md and stop.md: the tests below
 
 
-def test_stop_page_names_every_protected_process_and_refusal() -> None:
+@pytest.mark.parametrize("record", JSON_RECORDS)
+def test_json_page_has_exactly_the_fields_of_a_record(record: type[Struct]) -> None:
+    assert tuple(table("json.md", record.__name__)) == record.__struct_fields__
+
+
+def literals(hint: object) -> list[str]:
+    """The words of a closed set, also where it may be None or is inside a tuple."""
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    return [word for part in get_args(hint) for word in literals(part)]
+
+
+@pytest.mark.parametrize("record", JSON_RECORDS)
+def test_json_page_has_exactly_the_words_of_every_closed_set(record: type[Struct]) -> None:
+    meanings = table("json.md", record.__name__)
+    for field, hint in get_type_hints(record).items():
+        words = literals(hint)
+        if words and hint not in OTHER_PAGES:
+            assert set(names(meanings[field])) - {"null"} == set(words) - {""}, field
+
+
+def test_stop_page_has_exactly_the_codes_of_refusals() -> None:
+    assert tuple(table("stop.md", "What is refused")) == get_args(stop_records.RefusalCode)
+
+
+def test_stop_page_names_every_protected_process_and_supervisor() -> None:
     page = (DOCS / "stop.md").read_text()
-    source = (ROOT / "src/portbook/stop/plan.py").read_text() + (ROOT / "src/portbook/stop/run.py").read_text()
-    codes = set(re.findall(r'Refusal\(\s*"([a-z-]+)"', source))
-    assert len(codes) > 8
-    assert all(f"`{name}`" in page for name in (*codes, *protected.UNIX, *protected.WINDOWS, *supervisor.SUPERVISORS))
-
-
-def test_json_page_names_every_state() -> None:
-    page = (DOCS / "json.md").read_text()
-    assert all(f"`{state}`" in page for state in records.STATES)
+    assert all(f"`{name}`" in page for name in (*protected.UNIX, *protected.WINDOWS, *supervisor.SUPERVISORS))
 
 
 def test_why_page_has_exactly_the_codes() -> None:
-    assert first_cells((DOCS / "why.md").read_text()) == set(CODES)
+    assert first_cells((DOCS / "why.md").read_text()) == set(get_args(FindingCode))
+
+
+def test_every_code_of_a_finding_has_a_meaning() -> None:
+    assert tuple(CODES) == get_args(FindingCode)
 
 
 def test_query_page_has_exactly_the_fields_and_aliases() -> None:
@@ -79,7 +121,16 @@ def test_query_page_names_every_state_and_group() -> None:
 
 
 def test_sources_page_has_exactly_the_sources() -> None:
-    assert first_cells((DOCS / "sources.md").read_text()) == set(sources.SOURCES)
+    assert list(table("sources.md", "Sources")) == list(sources.SOURCES)
+
+
+def test_sources_page_has_exactly_the_capabilities_and_their_meanings() -> None:
+    assert table("sources.md", "Capabilities") == CAPABILITIES
+    assert tuple(CAPABILITIES) == get_args(Capability)
+
+
+def test_scan_page_has_exactly_the_kinds_of_events() -> None:
+    assert list(table("scan.md", "Events")) == list(get_args(EventKind))
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -134,7 +185,7 @@ def test_reach_page_has_exactly_the_outcomes() -> None:
 
 def test_reach_page_has_exactly_the_kinds_of_evidence() -> None:
     rows = reach("Kinds of evidence")
-    assert [names(row[0])[0] for row in rows] == list(get_args(outcome.Kind))
+    assert [names(row[0])[0] for row in rows] == list(get_args(outcome.EvidenceKind))
     assert {name for row in rows for name in names(row[2]) if "…" not in name} == set(Evidence.__struct_fields__) - {
         "kind"
     }
@@ -143,7 +194,7 @@ def test_reach_page_has_exactly_the_kinds_of_evidence() -> None:
 def icmp(version: int, number: int, code: int) -> list[object]:
     """What the engines make of a message from the target itself, and from somebody else."""
     target = "10.0.0.1" if version == 4 else "fd00::1"
-    found = tcp.icmp_finding(error_queue.Kept(version, number, code, target, 80, 0))
+    found = tcp.icmp_result(error_queue.Kept(version, number, code, target, 80, 0))
     refusals = [
         wire.judge(Evidence("icmp", icmp_type=number, icmp_code=code, sender=sender), target)
         for sender in (target, "10.0.0.254")
@@ -172,11 +223,11 @@ def test_reach_page_has_exactly_the_error_numbers_and_what_they_mean() -> None:
     known = {
         name: [
             [str(number) for number, (_, posix) in resilience.WINDOWS.items() if posix == name],
-            [tcp.SENT.get(name, tcp.NOT_ASKED)[0]],
-            [tcp.AT_ONCE.get(name, tcp.NOT_ASKED)[0]],
+            [tcp.ERRORS_AFTER_SYN.get(name, tcp.NOT_SENT)[0]],
+            [tcp.ERRORS_OF_CONNECT.get(name, tcp.NOT_SENT)[0]],
             [found] if (found := wire.OUTCOMES.get(name, "error")) else [],
         ]
-        for name in (*tcp.SENT, "EMSGSIZE")
+        for name in (*tcp.ERRORS_AFTER_SYN, "EMSGSIZE")
     }
     assert told == known
     posix = {name for name in wire.OUTCOMES if name in errorcode.values()}

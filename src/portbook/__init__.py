@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from portbook.verdict.findings import Finding
     from portbook.verdict.judge import Verdict
     from portbook.verdict.why import why
+    from portbook.waiting import wait_for
 
 # Where each public name lives; it is imported when first used, so that "portbook --version" need not import it all.
 _HOMES = {
@@ -57,6 +58,7 @@ _HOMES = {
     "dialing": "Dial dial dial_async",
     "scanner.run": "Scan scan",
     "records": "Gap Holder Holding Listing Owner Socket",
+    "waiting": "wait_for",
 }
 
 __all__ = [
@@ -94,6 +96,7 @@ __all__ = [
     "parse",
     "scan",
     "take",
+    "wait_for",
     "who",
     "why",
 ]

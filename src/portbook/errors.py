@@ -1,15 +1,15 @@
 """Every error portbook raises on purpose.
 
     PortbookError                 exit code
-    ├── UsageError                2   what was asked makes no sense
-    ├── SourceError               5   a way to read this machine failed
-    │   ├── SourceMissing         5   not on this system, or not this version
+    ├── UsageError                2   the request is not valid
+    ├── SourceError               5   a source of data failed
+    │   ├── SourceMissing         5   not on this system, or not in this version of it
     │   ├── SourceDenied          5   more privilege is needed
     │   ├── SourceGarbled         5   its answer could not be understood
-    │   └── SourceTimeout         5   no answer in time
-    ├── LeaseError                1   a port could not be had
+    │   └── SourceTimeout         5   it did not answer in time
+    ├── LeaseError                1   a port could not be bound
     ├── StoreError                5   a file of portbook's own could not be read or written
-    └── RemoteError               5   another machine could not be asked
+    └── RemoteError               5   another machine could not be reached
 
 Errors of the system and of libraries are translated once, where they happen, and kept as the cause.
 """
@@ -18,7 +18,11 @@ from __future__ import annotations
 
 
 class PortbookError(Exception):
-    """One line that says what went wrong and where; ``hint`` says what to do."""
+    """What went wrong and where, in one line.
+
+    :param message: one line, without the remedy
+    :param hint: what to do about it; ``str(error)`` is the message and the hint
+    """
 
     exit_code = 5
 
@@ -32,33 +36,33 @@ class PortbookError(Exception):
 
 
 class UsageError(PortbookError):
-    """What was asked makes no sense; the message says what is valid."""
+    """The request is not valid; the hint says what is."""
 
     exit_code = 2
 
 
 class SourceError(PortbookError):
-    """A way to read this machine failed."""
+    """A source of data failed."""
 
 
 class SourceMissing(SourceError):
-    """The way does not exist on this system or in this version of it."""
+    """The source does not exist on this system, or in this version of it."""
 
 
 class SourceDenied(SourceError):
-    """The system refused; the hint names the privilege that is needed."""
+    """The system refused access; the hint names the privilege that is needed."""
 
 
 class SourceGarbled(SourceError):
-    """The answer could not be understood. Never read as "no sockets"."""
+    """The answer of a source could not be understood. It is never read as "no sockets"."""
 
 
 class SourceTimeout(SourceError):
-    """No answer within the time limit."""
+    """A source did not answer within the time limit."""
 
 
 class LeaseError(PortbookError):
-    """A port could not be had, by number or by choice; ``__cause__`` has the system's error."""
+    """No port could be bound, neither the requested one nor any other; ``__cause__`` is the error of the system."""
 
     exit_code = 1
 
@@ -68,4 +72,4 @@ class StoreError(PortbookError):
 
 
 class RemoteError(PortbookError):
-    """Another machine could not be asked."""
+    """Another machine could not be reached."""

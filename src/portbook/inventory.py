@@ -15,7 +15,7 @@ from portbook.enrich import owners
 from portbook.errors import SourceError
 from portbook.query import Query
 from portbook.records import FAMILIES, PROTOCOLS, SCHEMA, Gap, Listing, Socket
-from portbook.sources.base import Elsewhere, Reading, Source, Wanted
+from portbook.sources.base import Capability, Elsewhere, Reading, Source, Wanted
 
 if TYPE_CHECKING:
     from portbook.enrich.descriptors import Search
@@ -30,9 +30,9 @@ class Found(NamedTuple):
     elsewhere: Elsewhere | None = None
     passed_over: tuple[str, ...] = ()  # why better sources could not be used, where that is nothing to complain of
 
-    def has(self, what: str) -> bool:
+    def has(self, capability: Capability) -> bool:
         """Whether the source that was read has this capability."""
-        return what in sources.load(self.source).capabilities
+        return capability in sources.load(self.source).capabilities
 
 
 def take(wanted: Query | str = "", *, source: str | None = None) -> Listing:

@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeVar
 
 from msgspec import Struct
 
+from portbook.addresses import split_zone, unmapped
 from portbook.errors import UsageError
 from portbook.records import FAMILIES, PROTOCOLS, REACHES, STATES, Owner, Socket, State
 
@@ -271,7 +272,7 @@ def _address(field: str, text: str) -> Value:
     if bare == "*":
         return "*"
     try:
-        network = ip_network(bare.partition("%")[0], strict=False)
+        network = ip_network(split_zone(bare)[0], strict=False)
     except ValueError as error:
         raise UsageError(f"{field} {text!r} is not an address", "write 127.0.0.1, ::1 or 10.0.0.0/8") from error
     return str(network.network_address) if network.num_addresses == 1 else str(network)
@@ -330,7 +331,7 @@ def _in_networks(get: Callable[[Socket], str | None]) -> Callable[[tuple[Value, 
             text = get(socket)
             if text is None:
                 return False
-            address = ip_address(text.removeprefix("::ffff:") if "." in text else text)
+            address = ip_address(unmapped(text))
             return (anywhere and address.is_unspecified) or any(address in n for n in networks)
 
         return test

@@ -1,7 +1,9 @@
-"""The facts portbook reports: one frozen record each, no I/O here.
+"""The facts that portbook reports: one frozen record for each kind, no I/O here.
 
-Field names are API: they are the JSON that ``portbook list --json`` prints. Add,
-never rename. What a platform does not know is ``None``, never invented.
+Field names are an API: they are the JSON that ``portbook list --json`` prints. They are never renamed or removed.
+Their order is an API too: records are made by position and pickled by position. ``Socket`` and the others are
+append-only: a new field is added at the end, with a default (tests/test_public.py keeps the list). What a platform does
+not provide is ``None``, never invented.
 """
 
 from __future__ import annotations
@@ -17,6 +19,24 @@ Protocol = Literal["tcp", "udp"]
 Family = Literal["ipv4", "ipv6"]
 Reach = Literal["loopback", "address", "any"]
 Confidence = Literal["certain", "likely"]
+Platform = Literal["linux", "windows", "macos"]
+# How the pid of an owner was found: in the descriptors of the process, in a thread's own descriptor table, or by a
+# source that reports pids. Empty for a process that no socket led to: a parent, a process given by its pid.
+FoundBy = Literal["fd", "task-fd", "iphlpapi", "psutil", "netstat", "lsof", ""]
+# What a gap is about.
+GapSubject = Literal[
+    "owner",
+    "socket",
+    "source",
+    "process",
+    "service",
+    "container",
+    "setting",
+    "address",
+    "interface",
+    "nat",
+    "reservation",
+]
 # RFC 9293 section 3.3.2, in the Linux kernel's spelling. BOUND is a TCP socket that has a port but does not
 # listen; an unconnected UDP socket has no state at all and is None.
 State = Literal[
@@ -43,8 +63,8 @@ REACHES: tuple[Reach, ...] = get_args(Reach)
 class Owner(Struct, frozen=True, gc=False):
     """A process that holds a socket.
 
-    ``name`` and ``command_line`` are the process's own text, bytes that are not UTF-8
-    replaced by U+FFFD: hostile input, to be escaped before it reaches a terminal.
+    ``name`` and ``command_line`` are text that the process chose, with bytes that are not UTF-8 replaced by U+FFFD:
+    hostile input, to be escaped before it reaches a terminal.
     """
 
     pid: int
@@ -54,7 +74,7 @@ class Owner(Struct, frozen=True, gc=False):
     started: datetime | None = None  # aware, UTC
     service: str | None = None  # systemd unit or Windows service
     container: str | None = None  # "docker:web", "podman:1f2e3d4c5b6a", "kubernetes:pod…/…"
-    how: str = ""  # the way the pid was found: "fd", "task-fd", or the name of a source
+    how: FoundBy = ""
     confidence: Confidence = "certain"
     command_line: tuple[str, ...] | None = None
     ppid: int | None = None
@@ -63,7 +83,7 @@ class Owner(Struct, frozen=True, gc=False):
 
 
 class Socket(Struct, frozen=True, gc=False):
-    """One TCP or UDP socket of the machine."""
+    """One TCP or UDP socket of the machine. Append-only: see the module."""
 
     protocol: Protocol
     family: Family
@@ -81,27 +101,26 @@ class Socket(Struct, frozen=True, gc=False):
     owners: tuple[Owner, ...] = ()
     recv_queue: int | None = None  # bytes; None for a listener
     send_queue: int | None = None  # bytes; None for a listener
-    accept_queue: int | None = None  # a listener's connections not accepted yet
-    backlog: int | None = None  # a listener's limit of accept_queue
+    accept_queue: int | None = None  # connections that wait to be accepted by a listener
+    backlog: int | None = None  # limit of accept_queue
     v6only: bool | None = None  # False: an IPv6 socket that takes the IPv4 port too
     interface: str | None = None  # SO_BINDTODEVICE
     created: datetime | None = None  # Windows: when the row was made; aware, UTC
-    state_text: str | None = None  # the word a tool used, when state is UNKNOWN
+    state_text: str | None = None  # the word that a tool printed, when state is UNKNOWN
     cookie: int | None = None  # Linux: the kernel's unique number of this socket
     cgroup_id: int | None = None  # Linux: inode of the creator's cgroup v2 directory
     service: str | None = None  # Linux: systemd unit that the creator's cgroup names
     container: str | None = None  # Linux: container that the creator's cgroup names
     netns: int | None = None  # Linux: inode of the network namespace
-    netns_name: str | None = None  # Linux: that of "ip netns", or the container that lives there
-    ends_in_ms: int | None = None  # Linux: until the kernel lets go of a closed connection: TIME_WAIT, FIN_WAIT2
+    netns_name: str | None = None  # Linux: its name in "ip netns", or the container whose processes are in it
+    ends_in_ms: int | None = None  # Linux: until the kernel drops a closed connection: TIME_WAIT, FIN_WAIT2
 
 
 class Gap(Struct, frozen=True):
     """Something that could not be known, why, and what would help."""
 
-    # owner, socket, source, process, service, container, setting, address, interface, nat, reservation
-    what: str
-    count: int | None  # how many are concerned; None: not countable
+    what: GapSubject
+    count: int | None  # how many are affected; None: not countable
     why: str
     hint: str | None = None
 
@@ -111,13 +130,14 @@ class Listing(Struct, frozen=True):
 
     schema: int
     host: str
-    platform: str  # "linux", "windows", "macos"
+    platform: Platform
     taken_at: datetime  # aware, UTC
     source: str
     complete: bool  # no gaps
     sockets: tuple[Socket, ...]
     gaps: tuple[Gap, ...] = ()
-    # Linux: what waits on ports in other network namespaces, which were seen and not asked for; None: not looked at
+    # Linux: how many sockets wait on ports in other network namespaces, and in how many namespaces, when the query did
+    # not select them; None: other namespaces were not looked at
     listeners_elsewhere: int | None = None
     namespaces_elsewhere: int | None = None
 
@@ -129,7 +149,7 @@ class Holder(Struct, frozen=True):
     age_s: float | None  # seconds since it started
     parents: tuple[Owner, ...]  # nearest first
     sockets: tuple[Socket, ...]  # on the port
-    other_ports: tuple[str, ...]  # what else it waits on: "8443/tcp"
+    other_ports: tuple[str, ...]  # other ports that it waits on: "8443/tcp"
 
 
 class Holding(Struct, frozen=True):
@@ -140,22 +160,8 @@ class Holding(Struct, frozen=True):
     protocol: Protocol | None  # None: both were looked at
     held: bool
     holders: tuple[Holder, ...]
-    sockets: tuple[Socket, ...]  # all on the port, also those without a visible owner and in TIME_WAIT
+    sockets: tuple[Socket, ...]  # all on the port, including those in TIME_WAIT or without a visible owner
     gaps: tuple[Gap, ...] = ()
-    # Linux: the same of other network namespaces. There the port is held, and here it may be free.
+    # Linux: holders and sockets in other network namespaces. The port is held there, and may be free here.
     holders_elsewhere: tuple[Holder, ...] = ()
     sockets_elsewhere: tuple[Socket, ...] = ()
-
-
-def reach_of(address: str) -> Reach:
-    """From where a local address (canonical text) can be reached.
-
-    Loopback is 127.0.0.0/8 (RFC 1122 section 3.2.1.3), ::1 (RFC 4291 section 2.5.3) and
-    IPv4-mapped loopback (RFC 4291 section 2.5.5.2).
-    """
-    text = address.removeprefix("::ffff:")
-    if text in ("0.0.0.0", "::"):  # noqa: S104  compared, not bound
-        return "any"
-    if text == "::1" or (text.startswith("127.") and ":" not in text):
-        return "loopback"
-    return "address"

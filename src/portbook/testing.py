@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from portbook import sources
 from portbook.errors import SourceError
 from portbook.records import Family, Gap, Protocol, Socket, State
-from portbook.sources.base import CAPABILITIES, Reading, Source, Wanted
+from portbook.sources.base import CAPABILITIES, Capability, Reading, Source, Wanted
 
 Identity = tuple[Protocol, Family, str, int, str | None, int | None, State | None]
 
@@ -145,7 +145,7 @@ class Expected(NamedTuple):
     remote_address: str | None
     remote_port: int | None
     state: State | None
-    needs: frozenset[str]  # of sources.base.CAPABILITIES
+    needs: frozenset[Capability]
     pids: tuple[int, ...]  # every holder; empty: no descriptor refers to it
     inode: int | None = None  # Linux; 0: none
     v6only: bool | None = None
@@ -217,7 +217,7 @@ def _pair(hold: Hold, family: Family = "ipv4") -> tuple[net.socket, net.socket]:
 
 
 def _seen(
-    opened: net.socket, state: State | None, *needs: str, pids: tuple[int, ...] | None = None, **more: Any
+    opened: net.socket, state: State | None, *needs: Capability, pids: tuple[int, ...] | None = None, **more: Any
 ) -> Expected:
     """What must be seen of a socket of ours."""
     protocol: Protocol = "tcp" if opened.type == net.SOCK_STREAM else "udp"

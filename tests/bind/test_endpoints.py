@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from portbook.addresses import DUAL, EVERYWHERE, Endpoint
 from portbook.bind import endpoints
-from portbook.bind.attempt import DUAL, EVERYWHERE, Endpoint
 from portbook.errors import UsageError
 
 
@@ -22,13 +22,13 @@ from portbook.errors import UsageError
     ],
 )
 def test_one_address(text, expected):
-    assert endpoints.read(text) == (expected,)
+    assert endpoints.parse(text) == (expected,)
 
 
 def test_several():
-    assert endpoints.read() == EVERYWHERE
-    assert endpoints.read(dual=True) == endpoints.read("::", dual=True) == DUAL
-    assert endpoints.read("LocalHost") == (Endpoint("127.0.0.1"), Endpoint("::1"))
+    assert endpoints.parse() == EVERYWHERE
+    assert endpoints.parse(dual=True) == endpoints.parse("::", dual=True) == DUAL
+    assert endpoints.parse("LocalHost") == (Endpoint("127.0.0.1"), Endpoint("::1"))
 
 
 @pytest.mark.parametrize(
@@ -36,14 +36,14 @@ def test_several():
 )
 def test_what_is_no_address_is_refused(text):
     with pytest.raises(UsageError):
-        endpoints.read(text)
+        endpoints.parse(text)
 
 
 def test_dual_stack_is_the_wildcard():
     with pytest.raises(UsageError, match="dual-stack"):
-        endpoints.read("127.0.0.1", dual=True)
+        endpoints.parse("127.0.0.1", dual=True)
 
 
 def test_shown_as_people_write_it():
-    assert [endpoints.show(place) for place in endpoints.read()] == ["0.0.0.0", "[::]"]
-    assert endpoints.show(Endpoint("fe80::1", "eth0")) == "[fe80::1%eth0]"
+    assert [str(place) for place in endpoints.parse()] == ["0.0.0.0", "[::]"]
+    assert str(Endpoint("fe80::1", "eth0")) == "[fe80::1%eth0]"

@@ -25,8 +25,6 @@ import pytest
 from portbook.cli.progress import in_words
 from portbook.cli.scan import command as scan_command
 from portbook.cli.survey import Interrupt
-from portbook.errors import StoreError
-from portbook.system.files import real_path
 from tests.components import need
 from tests.e2e.terminal import ENVIRONMENT, assert_complaint, shown, without_colour
 
@@ -394,16 +392,13 @@ def test_xml_instead_of_anything_else(ports):
 
 
 @on_unix
-def test_the_file_replaces_an_older_one_and_has_ordinary_permissions(ports, tmp_path):
+def test_the_file_replaces_an_older_one_and_keeps_its_permissions(ports, tmp_path):
     path = tmp_path / "scan.xml"
     path.write_text("old")
-    before = os.umask(0o027)
-    try:
-        assert run(HOST, "-p", ports[0][0], "--nmap-xml", path).returncode == 0
-    finally:
-        os.umask(before)
+    path.chmod(0o600)
+    assert run(HOST, "-p", ports[0][0], "--nmap-xml", path).returncode == 0
     assert path.read_text().startswith("<?xml")
-    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_a_scan_that_cannot_begin_leaves_the_older_file(tmp_path):
@@ -451,17 +446,6 @@ def test_a_link_that_anybody_could_have_made_is_not_followed(shared, tmp_path):
 
 
 @on_unix
-def test_nor_one_further_up(shared, tmp_path):
-    private = tmp_path / "private"
-    private.mkdir()
-    (shared / "way").symlink_to(private)
-    (tmp_path / "detour").symlink_to(shared / "way")
-    for path in (shared / "way" / "scan.xml", tmp_path / "detour" / "scan.xml"):
-        with pytest.raises(StoreError, match="link"):
-            real_path(str(path))
-
-
-@on_unix
 def test_a_link_of_ones_own_is_followed(ports, tmp_path):
     real = tmp_path / "real.xml"
     real.write_text("old")
@@ -469,21 +453,6 @@ def test_a_link_of_ones_own_is_followed(ports, tmp_path):
     assert run(HOST, "-p", ports[0][0], "--nmap-xml", tmp_path / "scan.xml").returncode == 0
     assert (tmp_path / "scan.xml").is_symlink()
     assert real.read_text().startswith("<?xml")
-
-
-@on_unix
-def test_links_in_a_circle_are_an_error(tmp_path):
-    (tmp_path / "a").symlink_to("b")
-    (tmp_path / "b").symlink_to("a")
-    with pytest.raises(StoreError):
-        real_path(str(tmp_path / "a"))
-
-
-@on_unix
-@pytest.mark.parametrize("path", [".", "..", "a/b", "./a/../b", "/etc/../etc/hosts"])
-def test_a_path_without_links_leads_where_it_says(path, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert real_path(path) == os.path.realpath(path)
 
 
 @on_unix

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import struct
-from datetime import UTC, datetime
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from portbook.enrich.process import windows
-from portbook.enrich.process.windows import Process, ancestry, moment, parse_processes
+from portbook.enrich.process.windows import Process, ancestry, parse_processes
 from portbook.records import Owner
 
 BASE = 0x7FF0_0000
@@ -87,15 +87,7 @@ def test_parents_are_bounded():
     assert len(ancestry(4, endless)) == windows.MOST_PARENTS
 
 
-@pytest.mark.parametrize(
-    ("filetime", "expected"),
-    [(0, None), (-5, None), (2**63 - 1, None), (116_444_736_000_000_000, datetime(1970, 1, 1, tzinfo=UTC))],
-)
-def test_moments(filetime, expected):
-    assert moment(filetime) == expected
-
-
-@pytest.mark.skipif(windows.sys.platform == "win32", reason="here it can be read")
+@pytest.mark.skipif(sys.platform == "win32", reason="here it can be read")
 def test_elsewhere_owners_stay_as_they_were():
     owners, (gap,) = windows.enrich([Owner(1), Owner(2)])
     assert owners == [Owner(1), Owner(2)]

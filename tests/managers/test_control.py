@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="tests/windows/t
 def place(tmp_path, monkeypatch):
     """A directory of the system's that holds what a test puts there."""
     tmp_path.chmod(0o755)
-    monkeypatch.setattr(program, "PLACES", (str(tmp_path),))
+    monkeypatch.setattr(program, "DIRECTORIES", (str(tmp_path),))
 
     def put(script: str, mode: int = 0o755) -> str:
         path = tmp_path / "tool"
@@ -33,20 +33,20 @@ def place(tmp_path, monkeypatch):
 
 def test_a_command_is_run_by_its_whole_path_with_arguments_as_they_are(place):
     place('printf "%s|" "$0" "$@"')
-    done = control.run(("tool", "a b", "$(id)", ";", "*"), 10)
+    done = control.run_command(("tool", "a b", "$(id)", ";", "*"), 10)
     assert (done.code, done.text.split("|")[1:5]) == (0, ["a b", "$(id)", ";", "*"])
     assert os.path.isabs(done.text.split("|")[0])
 
 
 def test_what_went_wrong_is_said_in_its_words(place):
     place("echo nothing to see; echo it is broken >&2; exit 3")
-    assert control.run(("tool",), 10) == (3, "it is broken")
+    assert control.run_command(("tool",), 10) == (3, "it is broken")
 
 
 def test_a_command_that_hangs_is_ended(place):
     place("exec sleep 60")
     began = time.monotonic()
-    done = control.run(("tool",), 0.3)
+    done = control.run_command(("tool",), 0.3)
     assert (done.code, time.monotonic() - began < 30) == (None, True)
     assert "0.3 s" in done.text
 
@@ -54,17 +54,17 @@ def test_a_command_that_hangs_is_ended(place):
 @pytest.mark.parametrize("script", ["exec yes", "exec yes >&2"])
 def test_a_command_that_does_not_stop_printing_is_ended(place, script):
     place(script)
-    assert control.run(("tool",), 30) == (None, "tool was ended: its answer is longer than 1 MiB")
+    assert control.run_command(("tool",), 30) == (None, "tool printed more than 1,048,576 bytes")
 
 
 def test_both_its_outputs_are_read(place):
     """Neither pipe may fill while the other one is waited for."""
     place("head -c 300000 /dev/zero >&2; head -c 300000 /dev/zero; echo end")
-    assert control.run(("tool",), 30).text.endswith("end")
+    assert control.run_command(("tool",), 30).text.endswith("end")
 
 
 def test_a_command_that_is_not_there_is_an_answer(place):
-    done = control.run(("nonesuch",), 1)
+    done = control.run_command(("nonesuch",), 1)
     assert done.code is None
     assert "not installed" in done.text
 
@@ -88,7 +88,7 @@ def test_the_environment_leads_nowhere_else(place, monkeypatch):
     for name in names:
         monkeypatch.setenv(name, "elsewhere")
     place("env")
-    lines = control.run(("tool",), 10).text.splitlines()
+    lines = control.run_command(("tool",), 10).text.splitlines()
     assert not [line for line in lines if "elsewhere" in line]
     assert f"PATH={program.PATH}" in lines
 
@@ -100,6 +100,6 @@ NONSENSE = ("exit 1", "echo nonsense", "echo 'web|'; exit 2", "echo 'web|never'"
 def test_whatever_a_runtime_says_the_container_stays_what_it_was(place, monkeypatch, script):
     """Nothing of it is believed to be harmless: without a policy that says so, it may be started again."""
     monkeypatch.setattr(control, "ASK_LIMIT_S", 0.3)
-    os.rename(place(script), os.path.join(program.PLACES[0], "podman"))
+    os.rename(place(script), os.path.join(program.DIRECTORIES[0], "podman"))
     found = Supervisor("podman", "0123", ("podman", "stop", "0123"))
-    assert control.complete(found, 80, "tcp") == found
+    assert control.query_manager(found, 80, "tcp") == found

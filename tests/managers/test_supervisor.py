@@ -28,7 +28,7 @@ def holder(one=None, *parents, sockets=()):
 
 
 def looked_after(one, platform, uid):
-    return supervisor.of(one.owner, one.parents, platform, uid)
+    return supervisor.find_supervisor(one.owner, one.parents, platform, uid)
 
 
 SYSTEM = "/system.slice/web.service"
@@ -125,7 +125,7 @@ def test_airplay_is_named():
 
 @given(st.text(max_size=80))
 def test_no_name_of_a_unit_can_be_an_option_or_two_arguments(name):
-    found = supervisor.of_unit(name, None, 0)
+    found = supervisor.unit_supervisor(name, None, 0)
     if found.command is not None:
         assert found.command == ("systemctl", "stop", name)
         assert not name.startswith("-")

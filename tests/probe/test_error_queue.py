@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from portbook.addresses import family_of, socket_address
 from portbook.probe import error_queue
-from portbook.probe.endpoint import endpoint, family_of
 from portbook.probe.error_queue import Kept, drain, parse
 
 ROUTER, ROUTER6 = "10.0.0.1", "fd00::1"
@@ -64,16 +64,16 @@ def test_what_this_kernel_keeps(address: str) -> None:
         sock.setblocking(False)
         error_queue.wanted(sock)
         assert list(drain(sock)) == []
-        sock.sendto(b"question", endpoint(address, port))
+        sock.sendto(b"question", socket_address(address, port))
         (kept,) = drain(sock)
     unreachable = (4, 3, 3) if address == "127.0.0.1" else (6, 1, 4)
     assert kept == Kept(*unreachable, address, port, errno.ECONNREFUSED)
 
 
 def test_endpoints() -> None:
-    assert endpoint(ROUTER, 53) == (ROUTER, 53)
-    assert endpoint("fe80::1", 53, "7") == ("fe80::1", 53, 0, 7)
-    assert endpoint(ROUTER6, 53) == (ROUTER6, 53, 0, 0)
+    assert socket_address(ROUTER, 53) == (ROUTER, 53)
+    assert socket_address("fe80::1", 53, "7") == ("fe80::1", 53, 0, 7)
+    assert socket_address(ROUTER6, 53) == (ROUTER6, 53, 0, 0)
     with pytest.raises(OSError, match="nosuchinterface") as raised:
-        endpoint("fe80::1", 53, "nosuchinterface")
+        socket_address("fe80::1", 53, "nosuchinterface")
     assert raised.value.errno == errno.ENODEV

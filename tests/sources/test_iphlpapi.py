@@ -16,7 +16,7 @@ from portbook.errors import SourceGarbled, SourceMissing
 from portbook.records import Gap, Owner, Socket
 from portbook.sources import iphlpapi
 from portbook.sources.base import CAPABILITIES, Wanted
-from portbook.sources.iphlpapi import LAYOUTS, STATES, Raw, Table, address_text, parse
+from portbook.sources.iphlpapi import LAYOUTS, STATES, IphlpapiTables, Table, address_text, parse
 from tests.sources.mib_encode import Row, encode
 
 DATA = Path(__file__).parents[1] / "data" / "iphlpapi" / "windows"
@@ -26,7 +26,7 @@ LOOPBACK6, LINK_LOCAL = IPv6Address("::1").packed, IPv6Address("fe80::1").packed
 
 
 def one(protocol, family, kind, row, filler=0) -> Socket:
-    (found,) = parse(Raw((encode(protocol, family, kind, [row], filler),))).sockets
+    (found,) = parse(IphlpapiTables((encode(protocol, family, kind, [row], filler),))).sockets
     return found
 
 
@@ -36,7 +36,7 @@ def one(protocol, family, kind, row, filler=0) -> Socket:
 def recorded(kind: str) -> list[Socket]:
     lines = (DATA / "wine-8.tables.txt").read_text().splitlines()
     tables = [Table(*line.split()[:3], bytes.fromhex(line.split()[3])) for line in lines]
-    return parse(Raw(tuple(t for t in tables if t.kind == kind))).sockets
+    return parse(IphlpapiTables(tuple(t for t in tables if t.kind == kind))).sockets
 
 
 @pytest.mark.parametrize("kind", ["module", "pid"])
@@ -116,7 +116,7 @@ def test_pid_0_is_no_owner():
 
 def test_rows_of_one_process_share_their_owners():
     rows = [Row(LOOPBACK4, port, 2, pid=8) for port in range(1, 4)]
-    sockets = parse(Raw((encode("tcp", "ipv4", "pid", rows),))).sockets
+    sockets = parse(IphlpapiTables((encode("tcp", "ipv4", "pid", rows),))).sockets
     assert len({id(s.owners) for s in sockets}) == 1
 
 
@@ -145,7 +145,7 @@ def test_bound_endpoints_that_went_on_to_listen_or_connect_are_left_out():
     bound = encode("tcp", "ipv4", "bound", [Row(ANY4, 1000, pid=8), Row(ANY4, 2000, pid=8), Row(ANY4, 3000, pid=8)])
     listening = encode("tcp", "ipv6", "pid", [Row(LOOPBACK6, 2000, 2, pid=8), Row(LOOPBACK6, 3000, 2, pid=9)])
     udp = encode("udp", "ipv4", "pid", [Row(ANY4, 1000, pid=8)])
-    sockets = parse(Raw((listening, udp, bound))).sockets
+    sockets = parse(IphlpapiTables((listening, udp, bound))).sockets
     assert [(s.local_port, s.remote_port, s.owners[0].pid) for s in sockets if s.state == "BOUND"] == [
         (1000, None, 8),
         (3000, None, 8),
@@ -154,12 +154,12 @@ def test_bound_endpoints_that_went_on_to_listen_or_connect_are_left_out():
 
 def test_an_empty_table_is_no_sockets():
     for key in TABLES:
-        assert parse(Raw((encode(*key, []),))).sockets == []
+        assert parse(IphlpapiTables((encode(*key, []),))).sockets == []
 
 
 def test_a_table_may_have_slack_behind_its_rows():
     table = encode("tcp", "ipv4", "pid", [Row(LOOPBACK4, 1, 2)])
-    assert len(parse(Raw((table._replace(data=table.data + bytes(1000)),))).sockets) == 1
+    assert len(parse(IphlpapiTables((table._replace(data=table.data + bytes(1000)),))).sockets) == 1
 
 
 @pytest.mark.parametrize(("protocol", "family", "kind"), TABLES)
@@ -167,17 +167,17 @@ def test_a_count_beyond_the_bytes_is_garbled(protocol, family, kind):
     table = encode(protocol, family, kind, [Row(bytes(4), 1), Row(bytes(4), 2)])
     for data in (b"", table.data[:3], table.data[:-1], b"\xff\xff\xff\xff" + table.data[4:]):
         with pytest.raises(SourceGarbled, match=f"{protocol}/{family}/{kind}"):
-            parse(Raw((table._replace(data=data),)))
+            parse(IphlpapiTables((table._replace(data=data),)))
 
 
 def test_an_unknown_kind_of_table_is_garbled():
     with pytest.raises(SourceGarbled):
-        parse(Raw((Table("tcp", "ipv4", "basic", bytes(4)),)))
+        parse(IphlpapiTables((Table("tcp", "ipv4", "basic", bytes(4)),)))
 
 
 def test_gaps_are_passed_on():
     gap = Gap("socket", None, "why")
-    assert parse(Raw((), (gap,))).gaps == [gap]
+    assert parse(IphlpapiTables((), (gap,))).gaps == [gap]
 
 
 @pytest.mark.parametrize(
@@ -248,14 +248,14 @@ def tables(draw):
 @given(tables())
 def test_what_was_encoded_is_read_back(case):
     table, sockets = case
-    found = parse(Raw((table,))).sockets
+    found = parse(IphlpapiTables((table,))).sockets
     assert [s for s in found if s.state != "BOUND"] == [s for s in sockets if s.state != "BOUND"]
 
 
 @given(st.sampled_from(TABLES), st.binary(max_size=400))
 def test_any_bytes_are_read_or_garbled(key, data):
     try:
-        reading = parse(Raw((Table(*key, data),)))
+        reading = parse(IphlpapiTables((Table(*key, data),)))
     except SourceGarbled:
         return
     assert len(reading.sockets) <= int.from_bytes(data[:4], "little")
@@ -267,6 +267,6 @@ def test_any_bytes_with_a_right_count_are_read(key, data):
     count = data.draw(st.integers(0, 3))
     body = data.draw(st.binary(min_size=count * layout.row.size, max_size=count * layout.row.size))
     table = Table(*key, count.to_bytes(4, "little") + bytes(layout.header - 4) + body)
-    for found in parse(Raw((table,))).sockets:
+    for found in parse(IphlpapiTables((table,))).sockets:
         assert 0 <= found.local_port <= 0xFFFF
         assert found.state is None or found.state in get_args(iphlpapi.State)

@@ -15,7 +15,8 @@ from portbook.errors import SourceGarbled, SourceMissing, SourceTimeout
 from portbook.records import Owner, Socket
 from portbook.sources import lsof
 from portbook.sources.base import Wanted
-from portbook.sources.lsof import Answer, parse, unescape
+from portbook.sources.lsof import LsofOutput, parse, unescape
+from portbook.system import program
 from tests.components import need
 
 DATA = Path(__file__).parents[1] / "data" / "lsof"
@@ -23,7 +24,7 @@ on_unix = pytest.mark.skipif(sys.platform == "win32", reason="lsof is for Unix")
 
 
 def replay(name: str) -> dict[tuple, Socket]:
-    reading = parse(Answer((DATA / name).read_bytes()))
+    reading = parse(LsofOutput((DATA / name).read_bytes()))
     assert reading.gaps == []
     found = {(s.protocol, s.local_address, s.local_port, s.remote_port): s for s in reading.sockets}
     assert len(found) == len(reading.sockets)
@@ -130,21 +131,21 @@ def test_macos_composed():
 # --- parse ---------------------------------------------------------------------------------------------------------
 
 
-def rows(*files: str, process: str = "p7|cserver|Lroot") -> Answer:
-    return Answer("".join(line.replace("|", "\0") + "\0\n" for line in (process, *files)).encode())
+def rows(*files: str, process: str = "p7|cserver|Lroot") -> LsofOutput:
+    return LsofOutput("".join(line.replace("|", "\0") + "\0\n" for line in (process, *files)).encode())
 
 
 LISTENER = "f3|tIPv4|d4242|PTCP|n127.0.0.1:80|TST=LISTEN|TQR=0|TQS=0"
 
 
 def test_without_root_it_says_what_it_cannot_see():
-    reading = parse(rows(LISTENER)._replace(everyone=False))
+    reading = parse(rows(LISTENER)._replace(sees_every_process=False))
     assert [gap.what for gap in reading.gaps] == ["socket"]
     assert reading.gaps[0].hint == "run with sudo"
 
 
 def test_nothing_is_no_error():
-    assert parse(Answer(b""))[:2] == ([], [])
+    assert parse(LsofOutput(b""))[:2] == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def test_what_is_no_socket_with_a_port_is_passed_over(row):
 @pytest.mark.parametrize("output", [b"lsof: usage", b"f3\0tIPv4\0\n", b"\0\n", b"COMMAND  PID USER\n"])
 def test_what_is_not_lsofs_field_output_is_garbled(output):
     with pytest.raises(SourceGarbled):
-        parse(Answer(output))
+        parse(LsofOutput(output))
 
 
 def test_a_state_nobody_knows_is_kept_as_text():
@@ -185,8 +186,8 @@ def test_a_state_nobody_knows_is_kept_as_text():
 
 def test_without_a_device_rows_are_matched_by_endpoint_and_state():
     row = "f{}|tIPv4|d0x0|PTCP|n127.0.0.1:80|TST=LISTEN"
-    second = rows(row.format(3), process="p8|cserver|Lroot").output
-    (found,) = parse(Answer(rows(row.format(3), row.format(4)).output + second)).sockets
+    second = rows(row.format(3), process="p8|cserver|Lroot").data
+    (found,) = parse(LsofOutput(rows(row.format(3), row.format(4)).data + second)).sockets
     assert found.owners == (
         Owner(7, "server", user="root", how="lsof"),
         Owner(8, "server", user="root", how="lsof"),
@@ -226,7 +227,7 @@ PIECES = st.sampled_from(
 @given(st.binary() | st.lists(PIECES | st.just(b"\n") | st.binary(max_size=4)).map(b"\0".join))
 def test_any_bytes_are_read_or_garbled(output):
     with contextlib.suppress(SourceGarbled):
-        parse(Answer(output))
+        parse(LsofOutput(output))
 
 
 # --- the real thing ------------------------------------------------------------------------------------------------
@@ -265,7 +266,7 @@ def test_only_the_wanted_protocols_are_asked_for():
     with socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagram:
         datagram.bind(("127.0.0.1", 0))
         assert {s.protocol for s in parse(lsof.read(Wanted(("udp",)))).sockets} == {"udp"}
-        assert lsof.read(Wanted(())) == Answer(b"")
+        assert lsof.read(Wanted(())) == LsofOutput(b"")
 
 
 @on_unix
@@ -310,50 +311,57 @@ def test_an_ordinary_user_is_told_what_is_missing():
 # --- running a program ---------------------------------------------------------------------------------------------
 
 
-def program(tmp_path: Path, script: str) -> str:
-    path = tmp_path / "lsof"
-    path.write_text("#!/bin/sh\n" + script)
-    path.chmod(0o755)
-    return str(path)
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    """Put a shell script in the place of lsof."""
+    tmp_path.chmod(0o755)
+    monkeypatch.setattr(program, "DIRECTORIES", (str(tmp_path),))
+
+    def write(text: str) -> None:
+        path = tmp_path / "lsof"
+        path.write_text("#!/bin/sh\n" + text)
+        path.chmod(0o755)
+
+    return write
 
 
 @on_unix
-def test_the_program_runs_with_a_low_limit_of_descriptors(tmp_path, monkeypatch):
-    monkeypatch.setattr(lsof, "PROGRAMS", (program(tmp_path, 'ulimit -Sn; echo "$LC_ALL $*"; pwd\n'),))
-    assert lsof.read(Wanted()).output == b"1024\nC -n -P -w +c0 -F0pcLftdPnT -iTCP -iUDP\n/\n"
+def test_the_program_runs_with_a_low_limit_of_descriptors(script):
+    script('ulimit -Sn; echo "$LC_ALL $*"; pwd\n')
+    assert lsof.read(Wanted()).data == b"1024\nC -n -P -w +c0 -F0pcLftdPnT -iTCP -iUDP\n/\n"
 
 
 @on_unix
-def test_a_program_that_hangs_is_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(lsof, "PROGRAMS", (program(tmp_path, "echo p1; exec sleep 60\n"),))
+def test_a_program_that_hangs_is_ended(script, monkeypatch):
+    script("echo p1; exec sleep 60\n")
     monkeypatch.setattr(lsof, "TIME_LIMIT_S", 0.3)
     with pytest.raises(SourceTimeout):
         lsof.read(Wanted())
 
 
 @on_unix
-def test_a_program_that_writes_without_end_is_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(lsof, "PROGRAMS", (program(tmp_path, "exec yes\n"),))
+def test_a_program_that_writes_without_end_is_ended(script, monkeypatch):
+    script("exec yes\n")
     monkeypatch.setattr(lsof, "MOST_BYTES", 1 << 20)
     with pytest.raises(SourceGarbled):
         lsof.read(Wanted())
 
 
 @on_unix
-def test_a_complaint_without_output_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(lsof, "PROGRAMS", (program(tmp_path, "echo 'lsof: no /proc' >&2; exit 1\n"),))
+def test_a_complaint_without_output_is_an_error(script):
+    script("echo 'lsof: no /proc' >&2; exit 1\n")
     with pytest.raises(SourceMissing, match="no /proc"):
         lsof.read(Wanted())
 
 
 @on_unix
-def test_nothing_to_list_is_no_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(lsof, "PROGRAMS", (program(tmp_path, "exit 1\n"),))
+def test_nothing_to_list_is_no_error(script):
+    script("exit 1\n")
     assert parse(lsof.read(Wanted())).sockets == []
 
 
 def test_no_program_is_said(monkeypatch):
-    monkeypatch.setattr(lsof, "PROGRAMS", ())
+    monkeypatch.setattr(program, "DIRECTORIES", ())
     assert lsof.SOURCE.missing() == "lsof is not installed"
     with pytest.raises(SourceMissing):
         lsof.read(Wanted())

@@ -13,7 +13,7 @@ from portbook.errors import SourceGarbled, SourceMissing
 from portbook.records import Gap, Owner, Socket
 from portbook.sources import netstat
 from portbook.sources.base import CAPABILITIES, Wanted
-from portbook.sources.netstat import STATES, Raw, parse
+from portbook.sources.netstat import STATES, NetstatOutput, parse
 
 DATA = Path(__file__).parents[1] / "data" / "netstat" / "windows"
 SAMPLES = sorted(p.name.removesuffix(".txt") for p in DATA.glob("*.txt") if "stub" not in p.name)
@@ -21,9 +21,9 @@ NAMES = {4: "System", 888: "lsass.exe", 1060: "svchost.exe", 4040: "svchost.exe"
 NAMES |= {4242: "Acme, Server.exe", 5120: "postgres.exe", 7788: "browser.exe"}
 
 
-def sample(name: str) -> Raw:
+def sample(name: str) -> NetstatOutput:
     tasks = (DATA / f"{name}.tasklist.csv").read_bytes()
-    return Raw((DATA / f"{name}.txt").read_bytes(), tasks, name.rpartition(".")[2])
+    return NetstatOutput((DATA / f"{name}.txt").read_bytes(), tasks, name.rpartition(".")[2])
 
 
 def owned(pid: int, name: str | None = None) -> tuple[Owner, ...]:
@@ -93,7 +93,7 @@ def test_with_the_wrong_code_page_all_but_words_is_right(name, codec):
 
 
 def rows(*lines: str, tasks: str = "") -> list[Socket]:
-    return parse(Raw("\r\n".join(lines).encode(), tasks.encode(), "utf-8")).sockets
+    return parse(NetstatOutput("\r\n".join(lines).encode(), tasks.encode(), "utf-8")).sockets
 
 
 def test_an_unknown_word_is_kept_and_not_guessed():
@@ -167,7 +167,7 @@ def test_an_answer_without_rows_is_garbled_and_not_an_empty_machine(answer):
 
 def test_the_answer_of_wine_is_garbled():
     with pytest.raises(SourceGarbled, match="no state or no pid"):
-        parse(Raw((DATA / "wine-stub.cp437.txt").read_bytes(), b"", "cp437"))
+        parse(NetstatOutput((DATA / "wine-stub.cp437.txt").read_bytes(), b"", "cp437"))
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_a_row_that_is_cut_or_wrong_is_garbled(row):
 
 def test_gaps_are_passed_on():
     gap = Gap("process", None, "why")
-    assert parse(Raw(b"UDP 127.0.0.1:80 *:* 7", b"", "utf-8", (gap,))).gaps == [gap]
+    assert parse(NetstatOutput(b"UDP 127.0.0.1:80 *:* 7", b"", "utf-8", (gap,))).gaps == [gap]
 
 
 def test_no_word_means_two_states():
@@ -224,7 +224,7 @@ PIECES = st.lists(
 @given(st.binary() | PIECES.map(lambda p: " ".join(p).encode()), st.binary(), CODECS)
 def test_any_bytes_are_read_or_garbled(answer, tasks, codec):
     try:
-        sockets = parse(Raw(answer, tasks, codec)).sockets
+        sockets = parse(NetstatOutput(answer, tasks, codec)).sockets
     except SourceGarbled:
         return
     assert sockets

@@ -16,13 +16,13 @@ from portbook.errors import SourceDenied, SourceGarbled, SourceMissing
 from portbook.records import Owner, Socket
 from portbook.sources import psutil_
 from portbook.sources.base import CAPABILITIES, Wanted
-from portbook.sources.psutil_ import Raw, parse
+from portbook.sources.psutil_ import PsutilRows, parse
 
 TCP, UDP = 1, 2
 
 
 def one(*row) -> Socket:
-    (found,) = parse(Raw((row,))).sockets
+    (found,) = parse(PsutilRows((row,))).sockets
     return found
 
 
@@ -74,7 +74,7 @@ def test_addresses_are_canonical():
 
 
 def test_sockets_without_a_port_are_left_out():
-    assert parse(Raw(((2, UDP, (), (), "NONE", 7), (2, TCP, ("0.0.0.0", 0), (), "CLOSE", 7)))).sockets == []
+    assert parse(PsutilRows(((2, UDP, (), (), "NONE", 7), (2, TCP, ("0.0.0.0", 0), (), "CLOSE", 7)))).sockets == []
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_sockets_without_a_port_are_left_out():
 )
 def test_what_cannot_be_is_garbled(row):
     with pytest.raises(SourceGarbled):
-        parse(Raw((row,)))
+        parse(PsutilRows((row,)))
 
 
 ADDRESSES = st.just(()) | st.tuples(st.text(max_size=5) | st.ip_addresses().map(str), st.integers(0, 65535))
@@ -99,7 +99,7 @@ ROWS = st.tuples(
 @given(st.lists(ROWS))
 def test_any_rows_are_read_or_garbled(rows):
     with suppress(SourceGarbled):
-        assert len(parse(Raw(tuple(rows))).sockets) <= len(rows)
+        assert len(parse(PsutilRows(tuple(rows))).sockets) <= len(rows)
 
 
 # --- read ----------------------------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def test_it_finds_the_sockets_of_this_process(opened):
 def test_only_what_is_wanted_is_asked_for(monkeypatch, protocols, families, kinds):
     asked = []
     monkeypatch.setattr(psutil, "net_connections", lambda kind: asked.append(kind) or [])
-    assert psutil_.read(Wanted(protocols, families)) == Raw(())
+    assert psutil_.read(Wanted(protocols, families)) == PsutilRows(())
     assert asked == kinds
 
 

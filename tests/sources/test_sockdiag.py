@@ -25,6 +25,8 @@ if sys.platform != "linux":
     pytest.skip("sock_diag is a part of Linux", allow_module_level=True)
 
 from portbook.sources import sockdiag
+from portbook.system import netlink
+from tests.system.test_netlink import Answers, attribute, message
 
 pytestmark = pytest.mark.usefixtures("own_network")
 
@@ -39,16 +41,6 @@ AF = {"ipv4": 2, "ipv6": 10}
 INTERFACES = {1: "lo", 2: "eth0", 77: "wlan0"}
 NETNS = 4026531833
 NLMSG_NOOP, NLMSG_ERROR, NLMSG_DONE = 1, 2, 3
-
-
-def message(kind, body, flags=2, sequence=1):
-    """A netlink message, padded to four bytes (include/uapi/linux/netlink.h)."""
-    header = struct.pack("=IHHII", 16 + len(body), kind, flags, sequence, os.getpid())
-    return header + body + b"\0" * (-len(body) % 4)
-
-
-def attribute(kind, value):
-    return struct.pack("=HH", 4 + len(value), kind) + value + b"\0" * (-len(value) % 4)
 
 
 def encode(s, kind=20, attributes=b""):
@@ -74,7 +66,7 @@ DONE = message(NLMSG_DONE, struct.pack("=i", 0))
 
 
 def dump(protocol, data, interrupted=False):
-    return sockdiag.Raw((sockdiag.Dump(protocol, data, interrupted),), NETNS, (), INTERFACES)
+    return sockdiag.SockdiagDump((sockdiag.SockdiagTable(protocol, data, interrupted),), NETNS, (), INTERFACES)
 
 
 def reach(address):
@@ -196,7 +188,7 @@ def test_what_makes_no_sense_is_garbled(protocol, data):
 
 
 def test_a_dump_that_stayed_interrupted_is_a_gap():
-    reading = sockdiag.parse(dump("tcp", ROW, interrupted=True))
+    reading = sockdiag.parse(dump("tcp", ROW + DONE, interrupted=True))
     assert len(reading.sockets) == 1
     ((what, count, why, _),) = [(g.what, g.count, g.why, g.hint) for g in reading.gaps]
     assert (what, count) == ("socket", None)
@@ -288,7 +280,7 @@ def test_only_the_wanted_protocol_and_family_come_back(zoo, protocol, family):
 
 def test_nothing_is_asked_when_no_state_is_wanted():
     raw = sockdiag.read(Wanted(states=frozenset()))
-    assert raw.dumps == ()
+    assert raw.tables == ()
 
 
 def test_the_cookie_is_the_sockets():
@@ -339,91 +331,21 @@ def test_zones_and_devices_of_a_namespace():
 # --- what the kernel may answer ------------------------------------------------------------------------------------
 
 
-class Answers:
-    """A channel that gives prepared messages: interruptions and errors cannot be ordered from the kernel."""
-
-    def __init__(self, *answers):
-        self.answers = list(answers)
-        self.requests = []
-        self.receive_buffer = 0
-
-    def send(self, request):
-        self.requests.append(request)
-
-    def setsockopt(self, _level, _option, value):
-        self.receive_buffer = value
-
-    def recvmsg(self, size):
-        answer = self.answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        data = answer(len(self.requests)) if callable(answer) else answer
-        return data[:size], [], 0x20 if len(data) > size else 0, (0, 0)
+def ask(monkeypatch, *answers):
+    """Read TCP of IPv4 from a kernel that answers so: errors and interruptions cannot be ordered from the real one."""
+    monkeypatch.setattr(netlink, "connect", lambda _: Answers(*answers))
+    return sockdiag.read(Wanted(protocols=("tcp",), families=("ipv4",)))
 
 
-def ask(channel):
-    return sockdiag._dump(channel, "tcp", 2, 0xFFF, b"")
+def done(status=0, flags=2):
+    return lambda sequence: message(NLMSG_DONE, struct.pack("=i", status), flags, sequence)
 
 
-def part(row=ROW, flags=2, end=True):
-    """One answer to the latest request: a row, perhaps with a flag, perhaps the end."""
-
-    def make(sequence):
-        body = row[16:]
-        done = message(NLMSG_DONE, struct.pack("=i", 0), flags, sequence) if end else b""
-        return message(20, body, flags, sequence) + done
-
-    return make
-
-
-def rows_in(data):
-    return len(sockdiag.parse(dump("tcp", data)).sockets)
-
-
-def test_a_dump_of_several_messages_is_put_together():
-    channel = Answers(part(end=False), part(end=False), part())
-    answer = ask(channel)
-    assert (rows_in(answer.data), answer.interrupted, len(channel.requests)) == (3, False, 1)
-
-
-@pytest.mark.parametrize("where", [0, 1, 2])
-def test_an_interrupted_dump_is_asked_for_again(where):
-    interrupted = [part(flags=0x12 if i == where else 2, end=i == 2) for i in range(3)]
-    channel = Answers(*interrupted, part())
-    answer = ask(channel)
-    assert (rows_in(answer.data), answer.interrupted, len(channel.requests)) == (1, False, 2)
-
-
-def test_a_dump_that_is_always_interrupted_is_given_up_and_says_so():
-    channel = Answers(*[part(flags=0x12)] * 20)
-    answer = ask(channel)
-    assert answer.interrupted
-    assert rows_in(answer.data) == 1
-    assert 1 < len(channel.requests) < 10
-
-
-def test_the_rest_of_an_earlier_dump_is_passed_over():
-    old = message(20, ROW[16:], sequence=99) + message(NLMSG_DONE, struct.pack("=i", 0), sequence=99)
-    answer = ask(Answers(old, part()))
-    assert rows_in(answer.data) == 1
-
-
-def test_a_lost_message_grows_the_buffer_and_is_asked_for_again():
-    channel = Answers(OSError(errno.ENOBUFS, "No buffer space available"), part())
-    answer = ask(channel)
-    assert rows_in(answer.data) == 1
-    assert channel.receive_buffer > 212_992  # net.core.rmem_default
-
-
-def test_a_message_longer_than_the_buffer_is_not_cut():
-    long = message(20, ROW[16:] + attribute(999, b"x" * 60_000) + attribute(999, b"x" * 60_000))
-    channel = Answers(long, lambda n: message(20, long[16:], sequence=n) + message(3, struct.pack("=i", 0), 2, n))
-    assert rows_in(ask(channel).data) == 1
-
-
-def test_a_buffer_that_is_never_enough_ends():
-    with pytest.raises(SourceMissing):
-        ask(Answers(*[OSError(errno.ENOBUFS, "No buffer space available")] * 50))
+def test_a_dump_that_was_interrupted_every_time_keeps_its_rows_and_is_a_gap(monkeypatch):
+    part = lambda sequence: message(20, ROW[16:], 0x12, sequence) + done()(sequence)  # noqa: E731
+    reading = sockdiag.parse(ask(monkeypatch, *[part] * 20))
+    assert len(reading.sockets) == 1
+    assert any("interrupted" in gap.why for gap in reading.gaps)
 
 
 def error(number):
@@ -432,26 +354,36 @@ def error(number):
 
 
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT])
-def test_an_error_is_a_missing_source(number):
+def test_an_error_is_a_missing_source(monkeypatch, number):
     with pytest.raises(SourceMissing, match=os.strerror(number)):
-        ask(Answers(error(number)))
+        ask(monkeypatch, error(number))
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EACCES])
-def test_a_refusal_is_an_error_of_the_source(number):
+def test_a_refusal_is_an_error_of_the_source(monkeypatch, number):
     with pytest.raises(SourceError, match=os.strerror(number)):
-        ask(Answers(error(number)))
+        ask(monkeypatch, error(number))
 
 
-def test_a_kernel_without_the_module_ends_the_dump_with_an_error():
-    ended = lambda sequence: message(NLMSG_DONE, struct.pack("=i", -errno.ENOENT), sequence=sequence)  # noqa: E731
+def test_a_kernel_without_the_module_ends_the_dump_with_an_error(monkeypatch):
     with pytest.raises(SourceMissing, match="tcp_diag"):
-        ask(Answers(ended))
+        ask(monkeypatch, done(-errno.ENOENT))
 
 
-def test_no_answer_is_a_timeout():
-    with pytest.raises(SourceTimeout):
-        ask(Answers(TimeoutError("timed out")))
+def test_no_answer_is_a_timeout(monkeypatch):
+    monkeypatch.setattr(sockdiag, "TIME_LIMIT_S", 0.05)
+    with pytest.raises(SourceTimeout, match=r"no answer within 0\.05 s"):
+        ask(monkeypatch)
+
+
+def test_a_datagram_that_is_no_message_is_garbled(monkeypatch):
+    with pytest.raises(SourceGarbled, match="no netlink message"):
+        ask(monkeypatch, b"abc")
+
+
+def test_a_dump_without_its_end_is_garbled():
+    with pytest.raises(SourceGarbled, match="no end"):
+        sockdiag.parse(dump("tcp", ROW))
 
 
 @pytest.mark.parametrize(
@@ -462,7 +394,7 @@ def test_a_system_without_netlink(monkeypatch, number, expected):
     def refused(*_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(sockdiag, "socket", refused)
+    monkeypatch.setattr(netlink, "socket", refused)
     with pytest.raises(expected):
         sockdiag.read(Wanted())
     assert os.strerror(number) in sockdiag.missing()

@@ -97,7 +97,7 @@ def test_ctrl_c_while_it_waits_is_130(start):
     os.kill(server.pid, signal.SIGSTOP)
     command = [*COMMAND, "stop", str(server.said), "--yes", "--force", "--timeout", "60"]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        while b"waits on" not in process.stdout.readline():
+        while b"listens on" not in process.stdout.readline():
             pass
         until(lambda: is_pending(server.pid), "the signal")
         process.send_signal(signal.SIGINT)
@@ -126,10 +126,10 @@ def test_the_manager_s_command_is_what_is_asked_about(start):
 
     from portbook.managers.supervisor import Supervisor
     from portbook.render.stop import question
-    from portbook.stop.run import look
+    from portbook.stop.run import plan_stop
 
     server = start(LISTEN)
-    plan = look(server.said)
+    plan = plan_stop(server.said)
     managed = replace(
         plan.targets[0], supervisor=Supervisor("systemd", "a.service", ("systemctl", "stop", "a.service"))
     )

@@ -11,7 +11,7 @@ import pytest
 
 from portbook.enrich import process
 from portbook.records import Owner
-from portbook.stop.handle import hold, is_same, linux, portable
+from portbook.stop.handle import is_same, linux, open_handle, portable
 from tests.conftest import NOBODY
 from tests.stop.conftest import until
 from tests.stop.test_stop import LISTEN, STUBBORN
@@ -31,14 +31,14 @@ def gone_pid() -> int:
 @pytest.mark.parametrize("way", WAYS)
 def test_a_process_is_held_asked_and_seen_to_end(start, way):
     server = start(LISTEN)
-    handle = way.hold(server.pid)
+    handle = way.open_handle(server.pid)
     (owner,), _ = process.enrich([Owner(server.pid)])
     assert (handle.pid, is_same(owner.started, handle.started()), handle.ended()) == (server.pid, True, False)
-    assert handle.ask() == "SIGTERM"
+    assert handle.request_end() == "SIGTERM"
     until(handle.ended, "its end")
     assert (server.process.wait(5), handle.started()) == (-signal.SIGTERM, None)
     with pytest.raises(ProcessLookupError):
-        handle.ask()
+        handle.request_end()
     handle.close()
 
 
@@ -46,8 +46,8 @@ def test_a_process_is_held_asked_and_seen_to_end(start, way):
 def test_a_zombie_has_ended(start, way):
     """Nobody has waited for it yet: it keeps its pid and nothing else."""
     server = start(STUBBORN)
-    handle = way.hold(server.pid)
-    assert handle.force() == "SIGKILL"
+    handle = way.open_handle(server.pid)
+    assert handle.force_end() == "SIGKILL"
     until(handle.ended, "its end")
     assert server.process.returncode is None
     handle.close()
@@ -56,7 +56,7 @@ def test_a_zombie_has_ended(start, way):
 @pytest.mark.parametrize("way", WAYS)
 def test_there_is_no_handle_on_nobody(way):
     with pytest.raises(ProcessLookupError):
-        way.hold(gone_pid())
+        way.open_handle(gone_pid())
 
 
 @pytest.mark.root
@@ -69,7 +69,7 @@ def test_another_users_process_is_refused(way):
     if child == 0:
         os.setuid(NOBODY)
         try:
-            way.hold(os.getppid())
+            way.open_handle(os.getppid())
         except PermissionError:
             os._exit(7)
         os._exit(0)
@@ -84,9 +84,9 @@ def test_a_kernel_without_pidfd_is_any_other_unix(start, monkeypatch, number):
 
     server = start(LISTEN)
     monkeypatch.setattr(os, "pidfd_open", fail)
-    handle = hold(server.pid)
-    assert isinstance(handle, portable.Numbered)
-    handle.ask()
+    handle = open_handle(server.pid)
+    assert isinstance(handle, portable.PidHandle)
+    handle.request_end()
     assert server.process.wait(5) == -signal.SIGTERM
 
 
@@ -99,5 +99,5 @@ def test_a_handle_is_closed_when_nothing_may_be_sent(monkeypatch, start):
     before = os.listdir("/proc/self/fd")
     monkeypatch.setattr(signal, "pidfd_send_signal", refuse)
     with pytest.raises(PermissionError):
-        hold(server.pid)
+        open_handle(server.pid)
     assert os.listdir("/proc/self/fd") == before

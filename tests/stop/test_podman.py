@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from portbook.stop.run import carry_out, look
+from portbook.stop.run import carry_out, plan_stop
 from tests.components import need
 from tests.conftest import unheld_port
 from tests.managers.test_podman import IMAGE, LIMITS, NAME, image, podman, run
@@ -37,9 +37,9 @@ def test_a_container_that_podman_would_start_again_is_refused_and_stopped_by_pod
 
 def test_a_container_that_podman_leaves_alone_is_ended_as_anything_else(run):
     running = run("--network", "host", "--restart", "no", "--init=false")
-    (target,) = look(running.port).targets
+    (target,) = plan_stop(running.port).targets
     assert (target.supervisor.restarts, target.refusals) == (False, ())
-    answer = carry_out(look(running.port), force=True, timeout_s=0.3)  # busybox as first process ignores SIGTERM
+    answer = carry_out(plan_stop(running.port), force=True, timeout_s=0.3)  # busybox as first process ignores SIGTERM
     assert answer.result == "stopped"
     until(lambda: state(running.name) == "exited", "the container's end")
 
@@ -49,11 +49,11 @@ def test_without_podman_where_it_belongs_nothing_is_run(run, monkeypatch, tmp_pa
     from portbook.system import program
 
     running = run("--network", "host", "--restart", "always")
-    monkeypatch.setattr(program, "PLACES", (str(tmp_path),))
+    monkeypatch.setattr(program, "DIRECTORIES", (str(tmp_path),))
     fake = tmp_path / "podman"
     fake.write_text("#!/bin/sh\ntouch " + str(tmp_path / "ran"))
     fake.chmod(0o777)  # anybody could have written it
-    answer = carry_out(look(running.port), overrides=("via-manager",))
+    answer = carry_out(plan_stop(running.port), overrides=("via-manager",))
     assert (answer.result, os.listdir(tmp_path)) == ("still-held", ["podman"])
     assert "not installed" in answer.note
     assert runs(running.pid)

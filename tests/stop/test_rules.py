@@ -6,13 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portbook.bind.attempt import DUAL, EVERYWHERE, Endpoint, Tried
+from portbook.addresses import DUAL, EVERYWHERE, Endpoint
+from portbook.bind.attempt import BindAttempt
 from portbook.managers import control, supervisor
 from portbook.managers.supervisor import Supervisor
 from portbook.records import SCHEMA, Gap, Holding, Socket
-from portbook.stop import aftermath, plan, protected
-from portbook.stop.freed import Bindable, judge
-from portbook.stop.outcome import Target
+from portbook.stop import plan, protected, result
+from portbook.stop.bindable import Bindable, combine
+from portbook.stop.records import StopTarget
 from tests.managers.test_supervisor import ID, NOW, holder, looked_after, owner
 
 
@@ -73,13 +74,13 @@ def test_whatever_a_command_prints_is_read_without_an_error(text):
 
 def test_docker_names_the_container_behind_its_proxy(monkeypatch):
     """Composed: docker is not run here. The relay's own command line has addresses, not the container."""
-    said = {"ps": control.Done(0, ID), "inspect": control.Done(0, "/web|always")}
-    monkeypatch.setattr(control, "run", lambda command, _: said[command[1]])
+    said = {"ps": control.CommandResult(0, ID), "inspect": control.CommandResult(0, "/web|always")}
+    monkeypatch.setattr(control, "run_command", lambda command, _: said[command[1]])
     proxy = owner(exe="/usr/bin/docker-proxy", name="docker-proxy", user="root", cgroup="/system.slice/docker.service")
-    found = control.complete(looked_after(holder(proxy), "linux", 0), 8080, "tcp")
+    found = control.query_manager(looked_after(holder(proxy), "linux", 0), 8080, "tcp")
     assert (found.kind, found.command, found.restarts) == ("docker", ("docker", "stop", "web"), True)
-    said["ps"] = control.Done(0, f"{ID}\n{ID}")
-    found = control.complete(looked_after(holder(proxy), "linux", 0), 8080, "tcp")
+    said["ps"] = control.CommandResult(0, f"{ID}\n{ID}")
+    found = control.query_manager(looked_after(holder(proxy), "linux", 0), 8080, "tcp")
     assert found.command is None
     assert "docker ps" in found.advice
 
@@ -91,9 +92,9 @@ def refused(one, platform="linux", found=None, **situation):
     known = {"pid": 5, "ancestors": frozenset((4, 3)), **situation}
     known["supervisors"] = {one.pid: found} if found else {}
     listing = listening(one)
-    made = plan.make(
+    made = plan.make_plan(
         Holding(SCHEMA, 8080, "tcp", True, (holder(one, sockets=[listing]),), (listing,)), "tcp", True,
-        plan.Situation(platform, **known),
+        plan.StopContext(platform, **known),
     )  # fmt: skip
     return [(r.code, r.overridden_by) for r in made.targets[0].refusals]
 
@@ -178,7 +179,7 @@ SHELL, SUPERVISOR, FIRST = owner(50, name="bash"), owner(60, name="loop"), owner
 def then(found, *, inodes=frozenset((7,)), **more):
     """What is said when ``found`` has the port, and a process with pid 10 below a supervisor was to end."""
     old = holder(owner(10, **more), SUPERVISOR, SHELL, FIRST, sockets=[listening(inode=7)])
-    return aftermath.judge([found], [Target(old, 0)], inodes)
+    return result.classify([found], [StopTarget(old, 0)], inodes)
 
 
 @pytest.mark.parametrize(
@@ -212,9 +213,9 @@ def test_without_inodes_nothing_is_inherited():
 def made(*sockets, held=True, gaps=()):
     owners = {o.pid: o for s in sockets for o in s.owners}
     holders = tuple(holder(o, sockets=[s for s in sockets if o in s.owners]) for o in owners.values())
-    return plan.make(
+    return plan.make_plan(
         Holding(SCHEMA, 8080, "tcp", True, holders, tuple(sockets), tuple(gaps)), "tcp", held,
-        plan.Situation("linux", 5, frozenset()),
+        plan.StopContext("linux", 5, frozenset()),
     )  # fmt: skip
 
 
@@ -256,7 +257,7 @@ def test_nobody_visible_is_a_refusal_with_the_remedy():
     ],
 )
 def test_the_port_is_bound_where_it_was_held(sockets, expected):
-    assert plan.endpoints(sockets) == expected
+    assert plan.bind_endpoints(sockets) == expected
 
 
 HERE = Endpoint("127.0.0.1")
@@ -276,6 +277,6 @@ HERE = Endpoint("127.0.0.1")
     ],
 )
 def test_what_a_bind_says_of_the_port(names, free, noted):
-    said = judge(Tried(HERE, 80, name and 1, name, name and "bind") for name in names)
-    assert (said.free, said.note is not None) == (free, noted)
-    assert noted or said == Bindable(free)
+    bindable = combine(BindAttempt(HERE, 80, name and 1, name, name and "bind") for name in names)
+    assert (bindable.free, bindable.note is not None) == (free, noted)
+    assert noted or bindable == Bindable(free)

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from portbook import take
 from portbook.errors import SourceDenied, SourceError, UsageError
 from portbook.stop import handle, run
-from portbook.stop.run import carry_out, look
+from portbook.stop.run import carry_out, plan_stop
 from portbook.testing import FakeSource, only_sources
 from tests.components import need
 from tests.conftest import NOBODY, ROOT, as_user, unheld_port
@@ -441,7 +441,7 @@ def test_an_ancestor_that_is_known_to_be_one_is_ended(start):
 
 def test_this_process_is_never_ended():
     with socket.create_server(("127.0.0.1", 0)) as ours:
-        plan = look(ours.getsockname()[1])
+        plan = plan_stop(ours.getsockname()[1])
         assert [(r.code, r.overridden_by) for r in plan.targets[0].refusals] == [("self", ())]
         answer = carry_out(plan, overrides=("override", "via-manager"))
     assert (answer.result, answer.ended) == ("refused", ())
@@ -509,7 +509,7 @@ def test_another_users_process_that_is_visible_may_still_not_be_ended(start):
 
 def test_who_has_ended_meanwhile_is_no_failure(start):
     server = start(LISTEN)
-    plan = look(server.said)
+    plan = plan_stop(server.said)
     server.process.kill()
     server.process.wait()
     answer = carry_out(plan)
@@ -518,7 +518,7 @@ def test_who_has_ended_meanwhile_is_no_failure(start):
 
 def test_who_has_let_go_meanwhile_is_not_ended(start):
     server = start("one = listen(); signal.signal(10, lambda *_: one.close()); say(port_of(one)); sleep()")
-    plan = look(server.said)
+    plan = plan_stop(server.said)
     os.kill(server.pid, signal.SIGUSR1)
     until(lambda: can_be_bound(server.said), "the listener's end")
     answer = carry_out(plan, force=True)
@@ -531,7 +531,7 @@ def test_another_process_with_the_same_pid_is_not_ended(start):
     server = start(MATE, 0)
     time.sleep(0.05)  # start times have ticks of 10 ms
     other = start(MATE, server.said)
-    plan = look(server.said)
+    plan = plan_stop(server.said)
     (target,) = [t for t in plan.targets if t.holder.owner.pid == server.pid]
     mine = replace(target.holder, owner=replace(target.holder.owner, pid=other.pid))
     server.process.kill()
@@ -546,7 +546,7 @@ REUSE = """
 import portbook.stop.run as stop
 server = subprocess.Popen([sys.executable, "-I", "-S", "-c", sys.argv[1], "0"], stdout=subprocess.PIPE)
 pid, port = json.loads(server.stdout.readline())
-plan = stop.look(port)
+plan = stop.plan_stop(port)
 server.kill()
 server.wait()
 time.sleep(0.1)
@@ -583,12 +583,12 @@ def test_a_pid_that_is_really_used_again_is_not_hit(start):
 @on_linux
 def test_nobody_but_those_who_were_looked_up_is_ever_ended(start, monkeypatch):
     """Holders come and go between look and act; whoever came later shares the port and survives, every time."""
-    monkeypatch.setattr(run, "SETTLE_S", 0.0)
+    monkeypatch.setattr(run, "WATCH_S", 0.0)
     chance = random.Random(7)
     for _ in range(15):
         first = start(MATE, 0)
         group = [first, *(start(MATE, first.said) for _ in range(2))]
-        plan = look(first.said)
+        plan = plan_stop(first.said)
         leaving = chance.sample(group, chance.randint(0, 2))
         for mate in leaving:
             mate.process.kill()
@@ -605,15 +605,15 @@ def test_where_no_handle_is_to_be_had_it_works_by_start_times(start, monkeypatch
     """As on macOS: the module for any other system, here on this one."""
     monkeypatch.setattr(handle, "MODULES", {})
     server, stubborn = start(LISTEN), start(STUBBORN)
-    assert carry_out(look(server.said)).result == "stopped"
-    answer = carry_out(look(stubborn.said), timeout_s=0.2, force=True)
+    assert carry_out(plan_stop(server.said)).result == "stopped"
+    answer = carry_out(plan_stop(stubborn.said), timeout_s=0.2, force=True)
     assert (answer.result, answer.ended[0].by) == ("stopped", ("SIGTERM", "SIGKILL"))
     assert (server.process.wait(5), stubborn.process.wait(5)) == (-signal.SIGTERM, -signal.SIGKILL)
 
 
 def test_a_machine_that_cannot_be_read_is_an_error():
     with only_sources(FakeSource(fails=SourceDenied("no"))), pytest.raises(SourceError):
-        look(80)
+        plan_stop(80)
 
 
 # --- usage ---------------------------------------------------------------------------------------------------------
@@ -637,4 +637,4 @@ def test_a_mistake_is_exit_code_2(arguments, valid):
 
 def test_an_unknown_protocol_is_a_usage_error():
     with pytest.raises(UsageError, match="tcp, udp"):
-        look(80, "sctp")
+        plan_stop(80, "sctp")

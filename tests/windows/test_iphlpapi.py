@@ -310,7 +310,7 @@ BOUND = {
 def test_bound_tables_are_taken_from_the_heap():
     tables, gaps = iphlpapi._bound_tables(Exporting(BOUND), ("ipv4", "ipv6"))
     assert gaps == []
-    sockets = iphlpapi.parse(iphlpapi.Raw(tuple(tables))).sockets
+    sockets = iphlpapi.parse(iphlpapi.IphlpapiTables(tuple(tables))).sockets
     assert [(s.state, s.local_address, s.local_port, s.owners[0].pid) for s in sockets] == [
         ("BOUND", "0.0.0.0", 1000, 8),
         ("BOUND", "127.0.0.1", 1001, 9),
@@ -326,4 +326,4 @@ def test_a_bound_table_that_fails_is_a_gap():
 
 def test_no_bound_table_is_no_sockets():
     tables, gaps = iphlpapi._bound_tables(Exporting({"ipv4": b"", "ipv6": b""}), ("ipv4", "ipv6"))
-    assert iphlpapi.parse(iphlpapi.Raw(tuple(tables), tuple(gaps)))[:2] == ([], [])
+    assert iphlpapi.parse(iphlpapi.IphlpapiTables(tuple(tables), tuple(gaps)))[:2] == ([], [])

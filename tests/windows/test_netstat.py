@@ -91,7 +91,7 @@ def test_no_answer_in_time(replay, monkeypatch):
 @replayed
 def test_an_exit_code_that_says_failure(replay):
     replay(netstat_exit="3")
-    with pytest.raises(SourceMissing, match="ended with 3"):
+    with pytest.raises(SourceMissing, match="ended with exit code 3"):
         netstat.read(Wanted())
 
 
@@ -110,7 +110,7 @@ def test_without_tasklist_there_are_sockets_without_names(replay, how):
 
 def test_a_program_that_is_not_there(monkeypatch):
     monkeypatch.setattr(netstat, "NETSTAT", ("portbook-has-no-such-program.exe",))
-    with pytest.raises(SourceMissing, match="cannot be run"):
+    with pytest.raises(SourceMissing, match="not installed"):
         netstat.read(Wanted())
 
 

@@ -15,8 +15,8 @@ from msgspec.structs import replace
 from portbook.enrich import process
 from portbook.managers import control, supervisor
 from portbook.records import Owner
-from portbook.stop.handle import hold, is_same, windows
-from portbook.stop.run import carry_out, look
+from portbook.stop.handle import is_same, open_handle, windows
+from portbook.stop.run import carry_out, plan_stop
 from portbook.system import program
 from tests.windows.conftest import WINE, lacks
 from tests.windows.test_process import DENYING
@@ -72,7 +72,7 @@ NO_BREAK = lacks("answers ERROR_INVALID_HANDLE when Ctrl+Break is to be sent")
 def test_a_program_with_a_console_for_itself_is_asked_there(start, flags, asked_by):
     """In a group of its own Ctrl+C is switched off (learn.microsoft.com, CreateProcess)."""
     child, pid, port = start(flags=flags)
-    answer = carry_out(look(port))
+    answer = carry_out(plan_stop(port))
     assert (answer.result, [(e.pid, e.fate, e.by) for e in answer.ended]) == ("stopped", [(pid, "ended", (asked_by,))])
     assert child.wait(10) != 1  # not terminated: Python had its say
     assert can_be_bound(port)
@@ -81,11 +81,11 @@ def test_a_program_with_a_console_for_itself_is_asked_there(start, flags, asked_
 @pytest.mark.parametrize("flags", [0, DETACHED])
 def test_a_program_that_cannot_be_asked_is_left_alone_without_force(start, flags):
     child, _, port = start(flags=flags)
-    answer = carry_out(look(port), timeout_s=1)
+    answer = carry_out(plan_stop(port), timeout_s=1)
     assert (answer.result, answer.ended[0].fate, answer.ended[0].by) == ("still-held", "untouched", ())
     assert "--force" in answer.note
     assert (child.poll(), can_be_bound(port)) == (None, False)
-    answer = carry_out(look(port), timeout_s=1, force=True)
+    answer = carry_out(plan_stop(port), timeout_s=1, force=True)
     assert (answer.result, answer.ended[0].fate, answer.ended[0].by) == ("stopped", "ended", ("TerminateProcess",))
     assert (child.wait(10), can_be_bound(port)) == (windows.ENDED_BY_US, True)
 
@@ -102,16 +102,16 @@ def test_a_shared_console_is_not_touched(start):
     command = f"import sys; sys.argv.append({LISTEN!r}); exec({SHARED!r})"
     shell, pid, port = start(command, flags=NEW_CONSOLE)
     assert pid != shell.pid
-    answer = carry_out(look(port), timeout_s=1)
+    answer = carry_out(plan_stop(port), timeout_s=1)
     assert (answer.result, answer.ended[0].fate) == ("still-held", "untouched")
     assert (shell.poll(), can_be_bound(port)) == (None, False)
-    assert carry_out(look(port), timeout_s=1, force=True).result == "stopped"
+    assert carry_out(plan_stop(port), timeout_s=1, force=True).result == "stopped"
     assert shell.poll() is None
 
 
 def test_a_stubborn_program_ends_by_force(start):
     child, _, port = start(STUBBORN, flags=NEW_CONSOLE)
-    answer = carry_out(look(port), timeout_s=1, force=True)
+    answer = carry_out(plan_stop(port), timeout_s=1, force=True)
     asked_by, ended_by = answer.ended[0].by
     assert (answer.result, ended_by) == ("stopped", "TerminateProcess")
     assert asked_by == ("Ctrl+C" if WINE else "Ctrl+Break")
@@ -143,7 +143,7 @@ assert ready[0], ctypes.GetLastError()
 @lacks("makes no windows without a display")
 def test_a_window_is_closed(start):
     child, _, port = start(WINDOW + LISTEN)
-    answer = carry_out(look(port))
+    answer = carry_out(plan_stop(port))
     assert (answer.result, answer.ended[0].by) == ("stopped", ("WM_CLOSE",))
     assert child.wait(10) == 17
 
@@ -154,10 +154,10 @@ def test_a_window_is_closed(start):
 def test_a_handle_knows_when_its_process_started(start):
     child, pid, _ = start()
     (owner,), _ = process.enrich([Owner(pid)])
-    handle = hold(pid)
+    handle = open_handle(pid)
     assert is_same(owner.started, handle.started())
     assert not handle.ended()
-    handle.force()
+    handle.force_end()
     child.wait(10)
     assert (handle.ended(), handle.started()) == (True, None)
     handle.close()
@@ -165,14 +165,14 @@ def test_a_handle_knows_when_its_process_started(start):
 
 def test_there_is_no_handle_on_nobody():
     with pytest.raises(ProcessLookupError):
-        hold(99999 * 4)
+        open_handle(99999 * 4)
 
 
 def test_another_process_with_the_same_pid_is_not_ended(start):
     child, _, port = start()
     time.sleep(0.05)
     other, other_pid, _ = start()
-    plan = look(port)
+    plan = plan_stop(port)
     (target,) = plan.targets
     wrong = replace(target, holder=replace(target.holder, owner=replace(target.holder.owner, pid=other_pid)))
     answer = carry_out(replace(plan, targets=(wrong,)), force=True, timeout_s=0.2)
@@ -182,7 +182,7 @@ def test_another_process_with_the_same_pid_is_not_ended(start):
 
 def test_who_has_ended_meanwhile_is_no_failure(start):
     child, _, port = start()
-    plan = look(port)
+    plan = plan_stop(port)
     child.kill()
     child.wait(10)
     answer = carry_out(plan)
@@ -197,17 +197,17 @@ def denying():
 
 def test_a_process_that_may_not_be_opened_is_refused(start, denying):
     child, _, port = start(denying + LISTEN)
-    plan = look(port)
+    plan = plan_stop(port)
     (refusal,) = plan.forbidden(("override",))
     assert (refusal.code, refusal.hint) == ("not-permitted", "run as administrator")
-    assert carry_out(plan, force=True, leave=("override",)).result == "refused"
+    assert carry_out(plan, force=True, overrides=("override",)).result == "refused"
     assert child.poll() is None
 
 
 def test_this_process_is_never_ended():
     with socket.create_server(("127.0.0.1", 0)) as ours:
         ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-        plan = look(ours.getsockname()[1])
+        plan = plan_stop(ours.getsockname()[1])
         assert [r.code for r in plan.forbidden(("override", "via-manager"))] == ["self"]
 
 
@@ -242,6 +242,6 @@ def test_an_ancestor_is_refused():
 def test_the_service_control_manager_is_asked_by_the_systems_own_program():
     path = program.find("sc.exe")
     assert path.lower().startswith(os.environ["SYSTEMROOT"].lower() + "\\system32")
-    assert control.run(("sc.exe", "query", "eventlog"), 20).code == 0
+    assert control.run_command(("sc.exe", "query", "eventlog"), 20).code == 0
     nobody = supervisor.Supervisor("windows-service", "portbook-test-nobody", ("Stop-Service",))
-    assert control.stop(nobody, 20).code not in (0, None)
+    assert control.stop_by_manager(nobody, 20).code not in (0, None)

@@ -25,6 +25,7 @@ EVERYWHERE = [f"tests/sources/test_{name}.py" for name in ("iphlpapi", "netstat"
 EVERYWHERE += [f"tests/netconfig/windows/test_{name}.py" for name in ("netsh", "httpsys", "portproxy")]
 EVERYWHERE += ["tests/scanner/tcp/test_engine.py", "tests/test_dialing.py"]
 EVERYWHERE += ["tests/bind/test_choice.py", "tests/bind/test_endpoints.py", "tests/managers/test_relay.py"]
+EVERYWHERE += [f"tests/system/test_{name}.py" for name in ("files", "program", "winapi")]
 EVERYWHERE += [f"tests/verdict/test_{name}.py" for name in ("judge", "rules")]
 LIMIT_S = 240
 REPLAYED = ("netstat", "tasklist", "netsh")

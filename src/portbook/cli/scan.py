@@ -11,7 +11,6 @@ import click
 from msgspec.structs import replace
 
 from portbook.cli import base, progress, survey
-from portbook.cli.base import option
 from portbook.errors import UsageError
 from portbook.probe.outcome import Answer
 
@@ -24,12 +23,14 @@ NOTHING = "nothing"  # to write, but the XML
 
 @base.command("scan")
 @click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
-@option("-p", "--ports", default="@common", metavar="PORTS", help="22,8000-8100, or a group; @common if not given")
-@option("-u", "--udp", is_flag=True, help="UDP instead of TCP")
+@base.option("-p", "--ports", default="@common", metavar="PORTS", help="22,8000-8100, or a group; @common if not given")
+@base.option("-u", "--udp", is_flag=True, help="UDP instead of TCP")
 @survey.only_open
 @survey.options
-@option("--no-breaker", is_flag=True, help="ask every TCP port of hosts that answer nothing, too; slow")
-@option("--nmap-xml", "xml_path", metavar="FILE", help="write nmap's XML as well; - is the output, and nothing else")
+@base.option("--no-breaker", is_flag=True, help="ask every TCP port of hosts that answer nothing, too; slow")
+@base.option(
+    "--nmap-xml", "xml_path", metavar="FILE", help="write nmap's XML as well; - is the output, and nothing else"
+)
 @survey.allow_public
 def command(
     targets: tuple[str, ...], ports: str, udp: bool, only_open: bool, timeout: float | None, retries: int | None,
@@ -61,7 +62,7 @@ def command(
         limits = replace(limits, breaker=None)
     meter = progress.meter(streams_rows=form is not None)
     running = scan(
-        targets, ports, udp=udp, limits=limits, allow_public=allow_public, only_open=only_open, tell=meter.tell
+        targets, ports, udp=udp, limits=limits, allow_public=allow_public, only_open=only_open, on_event=meter.tell
     )
 
     def through(answers: Iterator[Answer], stack: ExitStack) -> Iterator[Answer]:

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from portbook.enrich import enrichers, namespaces
 from portbook.enrich.names import service_name
-from portbook.records import Gap, Owner, Socket
+from portbook.records import FoundBy, Gap, Owner, Socket
 from portbook.system.users import user_name
 
 if TYPE_CHECKING:
@@ -123,10 +123,10 @@ def _not_held(sockets: list[Socket]) -> list[Gap]:
     return list(_invisible(len(_by_inode(sockets)), denied=False, hidden=False))
 
 
-class _Groups(dict[tuple[tuple[int, ...], str], Group]):
+class _Groups(dict[tuple[tuple[int, ...], FoundBy], Group]):
     """Owners of the same pids, made once: a process may hold a hundred thousand sockets."""
 
-    def __missing__(self, key: tuple[tuple[int, ...], str]) -> Group:
+    def __missing__(self, key: tuple[tuple[int, ...], FoundBy]) -> Group:
         pids, how = key
         self[key] = tuple(Owner(pid, how=how) for pid in pids)
         return self[key]

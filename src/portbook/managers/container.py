@@ -8,7 +8,7 @@ systemd-machined(8); podman-run(1), --cgroups. Where a shape is known from a pub
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from msgspec.structs import replace
 
@@ -18,9 +18,11 @@ from portbook.records import Gap, Owner
 SYSTEM = 0  # whose daemon: root's
 SHORT = 12  # digits of an id, as docker ps and podman ps print it
 HEX = "0123456789abcdef"
+# What runs containers. container: the id is one, and nothing says whose.
+Runtime = Literal["docker", "podman", "containerd", "crio", "kubernetes", "lxc", "nspawn", "ecs", "container"]
 
 # "<prefix>-<64 hex digits>", as a scope or bare. None: what watches over a container, not what runs in it.
-PREFIXES: dict[str, str | None] = {
+PREFIXES: dict[str, Runtime | None] = {
     "docker": "docker",
     "libpod": "podman",
     "libpod-payload": "podman",  # --cgroups=split: below the unit that runs it
@@ -32,15 +34,15 @@ PREFIXES: dict[str, str | None] = {
     "crio-conmon": None,
 }
 # "<parent>/<64 hex digits>", as the cgroupfs driver makes them. Below any other parent the runtime is not known.
-PARENTS: dict[str, str | None] = {
+PARENTS: dict[str, Runtime | None] = {
     "docker": "docker",
     "actions_job": "docker",  # GitHub's runner passes --cgroup-parent
     "default": "containerd",  # containerd's namespaces
     "k8s.io": "containerd",
     "libpod_parent": None,  # a pod of podman's: its containers lie below
 }
-UNKNOWN = "container"
-POD = "kubernetes"
+UNKNOWN: Runtime = "container"
+POD: Runtime = "kubernetes"
 LXC_PARENTS = ("lxc", "lxc.payload")  # "<parent>/<name>": before LXC 4, and Proxmox
 LXC = "lxc.payload."  # LXC 4, LXD, Incus
 MACHINE_SLICE, MACHINE = "machine.slice", "machine-"
@@ -53,7 +55,7 @@ NSPAWN_SUPERVISOR = "supervisor"  # systemd-nspawn itself; what it runs is in "p
 class Container(NamedTuple):
     """What a cgroup path says of a container."""
 
-    runtime: str
+    runtime: Runtime
     id: str  # 64 hex digits; the name for lxc and nspawn; empty for a process of a pod outside its containers
     pod: str | None = None  # uid of the Kubernetes pod
     # Whose daemon made it, by uid. None inside another container: the daemons out here do not know it, and whoever
@@ -130,7 +132,7 @@ def pod_of(segment: str) -> str | None:
     return uid if uid[0] in HEX and not uid.strip(HEX + "-") else None
 
 
-def _container(grandparent: str, parent: str, segment: str) -> tuple[str, str] | None:
+def _container(grandparent: str, parent: str, segment: str) -> tuple[Runtime, str] | None:
     """Runtime and id, if this segment of a path is a container's."""
     # A runtime that is told a systemd path and uses cgroupfs makes "<slice>:<prefix>:<id>" one directory.
     above, colon, number = segment.rpartition(":")
@@ -144,19 +146,19 @@ def _container(grandparent: str, parent: str, segment: str) -> tuple[str, str] |
     return _by(PARENTS, parent, segment) or _by_name(parent, segment)
 
 
-def _by(table: Mapping[str, str | None], key: str, number: str) -> tuple[str, str] | None:
+def _by(table: Mapping[str, Runtime | None], key: str, number: str) -> tuple[Runtime, str] | None:
     runtime = table.get(key, UNKNOWN)
     return (runtime, number) if runtime and is_id(number) else None
 
 
-def _by_task(number: str) -> tuple[str, str] | None:
+def _by_task(number: str) -> tuple[Runtime, str] | None:
     """Amazon ECS, ``/ecs/<task>/<container>``: docker on EC2, something of its own on Fargate."""
     if is_id(number):
         return "docker", number
     return ("ecs", number) if _is_task(number) else None
 
 
-def _by_name(parent: str, segment: str) -> tuple[str, str] | None:
+def _by_name(parent: str, segment: str) -> tuple[Runtime, str] | None:
     """Containers that carry a name instead of an id."""
     if segment.startswith(LXC):
         return "lxc", segment.removeprefix(LXC)
@@ -169,7 +171,7 @@ def _by_name(parent: str, segment: str) -> tuple[str, str] | None:
     return None
 
 
-def _by_machine(name: str) -> tuple[str, str] | None:
+def _by_machine(name: str) -> tuple[Runtime, str] | None:
     if name.startswith(VIRTUAL_MACHINES):
         return None
     if name.startswith(LIBVIRT_LXC):

@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
+from portbook.errors import SourceError
 from portbook.managers import container, supervisor
-from portbook.managers.supervisor import Supervisor
+from portbook.managers.supervisor import Supervisor, SupervisorKind
 from portbook.records import Protocol
 from portbook.system import program
 
@@ -27,31 +28,25 @@ BOOTED = "/run/systemd/system"  # sd_booted(3)
 ASK_LIMIT_S = 3.0
 
 
-class Done(NamedTuple):
+class CommandResult(NamedTuple):
     """How a command ended."""
 
     code: int | None  # None: it could not be run, or not to its end
     text: str  # what it printed; in a sentence what went wrong
 
 
-def run(command: Sequence[str], limit_s: float) -> Done:
-    """Run a command to its end; what it prints is kept within bounds."""
-    path = program.find(command[0])
-    if path is None:
-        return Done(None, f"{command[0]} is not installed in {', '.join(program.places())}")
+def run_command(command: Sequence[str], limit_s: float) -> CommandResult:
+    """Run a program of the system to its end, within the limits of ``program.run``."""
     try:
-        output = program.run([path, *command[1:]], environment(), limit_s)
-    except TimeoutError:
-        return Done(None, f"{command[0]} did not end within {limit_s:g} s")
-    except ValueError as error:
-        return Done(None, f"{command[0]} was ended: {error}")
-    except OSError as error:
-        return Done(None, f"{command[0]} could not be run: {error.strerror or error}")
+        path = program.require(command[0])
+        output = program.run([path, *command[1:]], limit_s, environment=clean_environment())
+    except SourceError as error:
+        return CommandResult(None, str(error))
     text = output.stdout if output.code == 0 else output.stderr or output.stdout
-    return Done(output.code, text.decode("utf-8", "replace").strip())
+    return CommandResult(output.code, text.decode("utf-8", "replace").strip())
 
 
-def environment() -> dict[str, str]:
+def clean_environment() -> dict[str, str]:
     """Nothing that leads a command elsewhere: DOCKER_HOST, SYSTEMD_*, a PATH of somebody's."""
     if sys.platform == "win32":
         return {name: os.environ[name] for name in ("SYSTEMROOT", "PATH", "TEMP") if name in os.environ}
@@ -62,7 +57,7 @@ def environment() -> dict[str, str]:
 # --- asking --------------------------------------------------------------------------------------------------------
 
 
-def complete(found: Supervisor, port: int, protocol: Protocol) -> Supervisor:
+def query_manager(found: Supervisor, port: int, protocol: Protocol) -> Supervisor:
     """What the manager itself says of a process it looks after; as it was where it cannot be asked."""
     ask = ASK.get(found.kind)
     return ask(found, port, protocol) if ask else found
@@ -73,7 +68,7 @@ def _unit(found: Supervisor, _: int, __: Protocol) -> Supervisor:
         return found
     scope = [word for word in found.command if word.startswith("--")]
     names = "--property=LoadState,Restart,TriggeredBy"
-    shown = properties(run([supervisor.SYSTEMCTL, *scope, "show", names, found.name], ASK_LIMIT_S).text)
+    shown = properties(run_command([supervisor.SYSTEMCTL, *scope, "show", names, found.name], ASK_LIMIT_S).text)
     if shown.get("LoadState") != "loaded":
         return found
     again, why = restarts(shown)
@@ -89,24 +84,24 @@ def _activation(found: Supervisor, port: int, protocol: Protocol) -> Supervisor:
     """Which socket unit systemd, the system's or a user's, holds the port for."""
     user = int(found.name) if found.name else None
     uid = os.geteuid()
-    probe = supervisor.of_unit("any.socket", user, uid)
+    probe = supervisor.unit_supervisor("any.socket", user, uid)
     if probe.command is None or not os.path.isdir(BOOTED):
         return found
     scope = [word for word in probe.command if word.startswith("--")]
     options = ["list-sockets", "--show-types", "--no-legend", "--full", "--no-pager"]
-    text = run([supervisor.SYSTEMCTL, *scope, *options], ASK_LIMIT_S).text
+    text = run_command([supervisor.SYSTEMCTL, *scope, *options], ASK_LIMIT_S).text
     units = listening_units(text, port, protocol)
     if units is None:
         return found
     socket_unit, starts = units
-    named = supervisor.of_unit(starts or socket_unit, user, uid, *([socket_unit] if starts else []))
+    named = supervisor.unit_supervisor(starts or socket_unit, user, uid, *([socket_unit] if starts else []))
     return replace(named, name=socket_unit, restarts=True)
 
 
 def _docker_published(found: Supervisor, port: int, protocol: Protocol) -> Supervisor:
     """Which container docker has published the port for."""
     question = ["docker", "ps", "--quiet", "--no-trunc", "--filter", f"publish={port}/{protocol}"]
-    numbers = run(question, ASK_LIMIT_S).text.split()
+    numbers = run_command(question, ASK_LIMIT_S).text.split()
     if len(numbers) != 1 or not container.is_id(numbers[0]):
         return found
     number = numbers[0]
@@ -119,7 +114,7 @@ def _policy(found: Supervisor, _: int, __: Protocol) -> Supervisor:
         return found
     *stop, number = found.command
     question = "{{.Name}}|{{.HostConfig.RestartPolicy.Name}}"
-    done = run([stop[0], "inspect", "--format", question, number], ASK_LIMIT_S)
+    done = run_command([stop[0], "inspect", "--format", question, number], ASK_LIMIT_S)
     name, bar, policy = done.text.removeprefix("/").partition("|")
     if done.code != 0 or not bar or policy not in POLICIES or not supervisor.CONTAINER.fullmatch(name):
         return found
@@ -129,7 +124,7 @@ def _policy(found: Supervisor, _: int, __: Protocol) -> Supervisor:
 
 # docker-run(1), podman-run(1), --restart: whether the container is started again when its process ends by a signal.
 POLICIES = {"": False, "no": False, "always": True, "unless-stopped": True, "on-failure": True}
-ASK: Mapping[str, Callable[[Supervisor, int, Protocol], Supervisor]] = {
+ASK: Mapping[SupervisorKind, Callable[[Supervisor, int, Protocol], Supervisor]] = {
     "systemd": _unit,
     supervisor.ACTIVATION: _activation,
     supervisor.PUBLISHED: _docker_published,
@@ -177,10 +172,10 @@ def listening_units(text: str, port: int, protocol: Protocol) -> tuple[str, str]
 # --- stopping ------------------------------------------------------------------------------------------------------
 
 
-def stop(found: Supervisor, limit_s: float) -> Done:
+def stop_by_manager(found: Supervisor, limit_s: float) -> CommandResult:
     """Run the command that stops it."""
     if found.command is None:
-        return Done(None, f"there is no command that stops {found.name}")
+        return CommandResult(None, f"there is no command that stops {found.name}")
     if found.kind == "windows-service":  # what Stop-Service asks of the service control manager, without PowerShell
-        return run(("sc.exe", "stop", found.name), limit_s)
-    return run(found.command, limit_s)
+        return run_command(("sc.exe", "stop", found.name), limit_s)
+    return run_command(found.command, limit_s)

@@ -32,7 +32,7 @@ REQUEST = b"GET /containers/json?all=0 HTTP/1.0\r\nHost: localhost\r\n\r\n"
 DRIVERS = ("overlay", "vfs", "btrfs", "zfs")
 
 
-class Answer(NamedTuple):
+class NameLookup(NamedTuple):
     """What was found out, and what stood in the way."""
 
     names: dict[str, str]
@@ -53,7 +53,7 @@ class _Stored(msgspec.Struct):
     names: list[str] | None = None
 
 
-_answers: dict[Which, tuple[float, Answer]] = {}
+_answers: dict[Which, tuple[float, NameLookup]] = {}
 
 
 def names_of(containers: Iterable[tuple[str, int, str]]) -> tuple[dict[str, str], list[Gap]]:
@@ -82,8 +82,8 @@ def _gap(runtime: str, count: int, why: str | None) -> Iterator[Gap]:
         yield Gap("container", count, f"{containers} can be shown by id only: {why}", hint)
 
 
-def _ask(which: Which, numbers: set[str]) -> Answer:
-    asked_at, last = _answers.get(which, (0.0, Answer({})))
+def _ask(which: Which, numbers: set[str]) -> NameLookup:
+    asked_at, last = _answers.get(which, (0.0, NameLookup({})))
     if time.monotonic() - asked_at < FRESH_S and (last.why or numbers <= last.names.keys()):
         return last
     answer = ASK[which[0]](which[1], numbers)
@@ -91,21 +91,21 @@ def _ask(which: Which, numbers: set[str]) -> Answer:
     return answer
 
 
-def _ask_docker(daemon: int, _: set[str]) -> Answer:
+def _ask_docker(daemon: int, _: set[str]) -> NameLookup:
     answers = (_api(path) for path in _docker_sockets(daemon))
-    return next((answer for answer in answers if answer), Answer({}))
+    return next((answer for answer in answers if answer), NameLookup({}))
 
 
-def _ask_podman(daemon: int, numbers: set[str]) -> Answer:
+def _ask_podman(daemon: int, numbers: set[str]) -> NameLookup:
     """Read podman's own lists; ask its API, which mostly starts a process, only for what they do not have."""
     answers = [_storage(path) for path in _podman_lists(daemon)]
     if not numbers <= {number for answer in answers for number in answer.names}:
         answers += [answer] if (answer := _api(_podman_socket(daemon))) else []
     names = {number: name for answer in answers for number, name in answer.names.items()}
-    return Answer(names, next((answer.why for answer in answers if answer.why), None))
+    return NameLookup(names, next((answer.why for answer in answers if answer.why), None))
 
 
-ASK: dict[str, Callable[[int, set[str]], Answer]] = {"docker": _ask_docker, "podman": _ask_podman}
+ASK: dict[str, Callable[[int, set[str]], NameLookup]] = {"docker": _ask_docker, "podman": _ask_podman}
 
 
 # --- places --------------------------------------------------------------------------------------------------------
@@ -148,15 +148,15 @@ def _podman_graph(daemon: int) -> str:
 DENIED = "permission denied"
 
 
-def _storage(path: str) -> Answer:
+def _storage(path: str) -> NameLookup:
     """A list of containers-storage, if it is there."""
     try:
         entries = msgspec.json.decode(_read(path), type=list[_Stored])
     except FileNotFoundError:
-        return Answer({})
+        return NameLookup({})
     except (OSError, ValueError, RecursionError) as error:
-        return Answer({}, _why(path, error))
-    return Answer({entry.id: entry.names[0] for entry in entries if entry.names})
+        return NameLookup({}, _why(path, error))
+    return NameLookup({entry.id: entry.names[0] for entry in entries if entry.names})
 
 
 def _read(path: str) -> bytes | bytearray:
@@ -167,25 +167,25 @@ def _read(path: str) -> bytes | bytearray:
         return _check_size(stream.read(MOST_BYTES + 1))
 
 
-def apis(daemon: int = ROOT) -> dict[str, list[str]]:
+def api_sockets(daemon: int = ROOT) -> dict[str, list[str]]:
     """Where the APIs of a user's daemons are, by runtime."""
     return {"docker": _docker_sockets(daemon), "podman": [_podman_socket(daemon)]}
 
 
-def listed(path: str, kind: type[T]) -> list[T]:
+def list_containers(path: str, kind: type[T]) -> list[T]:
     """The running containers, from the API at a Unix socket, each read as ``kind``; raises OSError, ValueError."""
     return msgspec.json.decode(_body(_exchange(path)), type=list[kind])  # type: ignore[valid-type]
 
 
-def _api(path: str) -> Answer | None:
+def _api(path: str) -> NameLookup | None:
     """The names of the running containers; None if nobody is there."""
     try:
-        entries = listed(path, _Listed)
+        entries = list_containers(path, _Listed)
     except (FileNotFoundError, ConnectionRefusedError):
         return None
     except (OSError, ValueError, RecursionError) as error:
-        return Answer({}, _why(path, error))
-    return Answer({entry.id: name for entry in entries if (name := own_name(entry.names or []))})
+        return NameLookup({}, _why(path, error))
+    return NameLookup({entry.id: name for entry in entries if (name := own_name(entry.names or []))})
 
 
 def own_name(names: list[str]) -> str | None:

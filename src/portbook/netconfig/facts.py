@@ -9,6 +9,9 @@ from msgspec import Struct
 from portbook.records import Family, Protocol
 
 PortRange = tuple[int, int]  # first and last
+NatFamily = Literal["ipv4", "ipv6", "both"]
+NatHook = Literal["prerouting", "output"]  # what comes in; what this machine sends itself
+NatTool = Literal["nft", "iptables-save"]
 ProxyKind = Literal["v4tov4", "v4tov6", "v6tov4", "v6tov6"]  # families listened on and connected to
 
 
@@ -87,11 +90,11 @@ class Publication(Struct, frozen=True):
 class NatRule(Struct, frozen=True):
     """A rule by which packets to the port never come to a socket of this machine, or to another port of it."""
 
-    family: str  # "ipv4", "ipv6", "both"
-    hook: str  # "prerouting": what comes in; "output": what this machine sends itself
+    family: NatFamily
+    hook: NatHook
     to_address: str | None  # None: this machine
     to_port: int | None  # None: the same
     destination: str | None = None  # for packets to this address or network alone
     conditions: tuple[str, ...] = ()  # what else the packet must be, in the tool's words
     chain: str = ""
-    tool: str = ""  # that told it: "nft", "iptables-save"
+    tool: NatTool | None = None  # that told it

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from portbook.probe.endpoint import Endpoint
+from portbook.addresses import SocketAddress
 
 PRESENT = sys.platform == "linux"
 
@@ -56,7 +56,7 @@ def drain(sock: socket.socket) -> Iterator[Kept]:
                 yield kept
 
 
-def parse(data: bytes, where: Endpoint) -> Kept | None:
+def parse(data: bytes, where: SocketAddress) -> Kept | None:
     """One control message about what was sent to ``where``; None when it is cut short."""
     if len(data) < EXTENDED_ERROR.size:
         return None

@@ -12,10 +12,10 @@ from itertools import islice
 from threading import Thread
 from typing import NamedTuple
 
-from portbook.probe.endpoint import endpoint, family_of
+from portbook.addresses import family_of, reach_of, socket_address, split_zone
 from portbook.probe.outcome import Answer, Outcome
 from portbook.probe.request import Probe
-from portbook.records import Protocol, Socket, reach_of
+from portbook.records import Protocol, Socket
 from portbook.scanner.report import SelfCheck
 from portbook.scanner.targets import Span
 
@@ -111,12 +111,12 @@ def is_ours(place: Place, protocol: Protocol) -> bool:
     """
     try:
         with _socket(place, socket.SOCK_DGRAM) as bound:
-            bound.bind(endpoint(place.address, 0, place.zone))
+            bound.bind(socket_address(place.address, 0, place.zone))
         if reach_of(place.address) == "loopback":
             return True
         with _socket(place, socket.SOCK_DGRAM) as connected:
-            connected.connect(endpoint(place.address, 9, place.zone))  # RFC 863: discard
-            return str(connected.getsockname()[0]).partition("%")[0] == place.address
+            connected.connect(socket_address(place.address, 9, place.zone))  # RFC 863: discard
+            return split_zone(connected.getsockname()[0])[0] == place.address
     except OSError:
         return False
 
@@ -165,7 +165,7 @@ def _open_one(protocol: Protocol, place: Place, asked: frozenset[int]) -> socket
     for last in (*[False] * (MOST_TRIES - 1), True):
         bird = _socket(place, TYPES[protocol])
         try:
-            bird.bind(endpoint(place.address, 0, place.zone))
+            bird.bind(socket_address(place.address, 0, place.zone))
             if last or bird.getsockname()[1] not in asked:
                 bird.setblocking(False)
                 if protocol == "tcp":

@@ -6,9 +6,11 @@ import sys
 from importlib import import_module
 
 from portbook.errors import UsageError
+from portbook.records import Platform
 from portbook.sources.base import Source
 
-PLATFORM = {"win32": "windows", "darwin": "macos"}.get(sys.platform, "linux")
+PLATFORMS: dict[str, Platform] = {"win32": "windows", "darwin": "macos"}  # others read /proc, as Linux
+PLATFORM = PLATFORMS.get(sys.platform, "linux")
 
 # Best first: a listing takes the first of its platform that works, and the next when that one fails. Modules are
 # imported when they are tried, not before. Name: (module, platforms).

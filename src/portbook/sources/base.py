@@ -12,11 +12,26 @@ be understood, and nothing else, whatever bytes it is given.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from portbook.records import FAMILIES, PROTOCOLS, STATES, Family, Gap, Protocol, Socket, State
 
 PortRange = tuple[int, int]
+Capability = Literal[
+    "tcp",
+    "udp",
+    "ipv6",
+    "bound",
+    "time_wait",
+    "uid",
+    "inode",
+    "queues",
+    "v6only",
+    "owner",
+    "holders",
+    "namespaces",
+    "created",
+]
 
 
 class Wanted(NamedTuple):
@@ -51,14 +66,14 @@ class Source(NamedTuple):
     name: str
     sees: str
     needs: str
-    capabilities: frozenset[str]  # of CAPABILITIES: what the contract suite holds it to
+    capabilities: frozenset[Capability]  # what the contract suite holds it to
     missing: Callable[[], str | None]  # why it does not work here, None if it does
     read: Callable[[Wanted], Any]
     parse: Callable[[Any], Reading]
     optional: bool = False  # where it does not work, the next one answers as well: nobody need be told
 
 
-CAPABILITIES = {
+CAPABILITIES: dict[Capability, str] = {
     "tcp": "listening and connected TCP sockets",
     "udp": "UDP sockets",
     "ipv6": "IPv6 beside IPv4",
@@ -69,7 +84,7 @@ CAPABILITIES = {
     "queues": "accept queue and backlog of listeners, bytes queued of others",
     "v6only": "whether an IPv6 socket takes the IPv4 port too",
     "owner": "the pid of an owner",
-    "holders": "the pids of all owners: nobody else need be asked",
+    "holders": "the pids of all owners, so that no descriptor needs to be read",
     "namespaces": "the sockets of other network namespaces",
     "created": "when the socket was made",
 }

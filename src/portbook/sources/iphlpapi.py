@@ -13,14 +13,15 @@ import ctypes
 import struct
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
-from portbook.addresses import address_text, is_link_local
+from portbook.addresses import address_text, is_link_local, reach_of
 from portbook.errors import SourceDenied, SourceError, SourceGarbled, SourceMissing
-from portbook.records import FAMILIES, Family, Gap, Owner, Protocol, Reach, Socket, State, reach_of
+from portbook.records import FAMILIES, Family, Gap, Owner, Protocol, Reach, Socket, State
 from portbook.sources.base import Reading, Source, Wanted
+from portbook.system.winapi import ERROR_ACCESS_DENIED, filetime_to_datetime, load_library
 
 Kind = Literal["module", "pid", "bound"]
 
@@ -34,7 +35,7 @@ class Table(NamedTuple):
     data: bytes
 
 
-class Raw(NamedTuple):
+class IphlpapiTables(NamedTuple):
     """What ``read`` returns."""
 
     tables: tuple[Table, ...]
@@ -120,13 +121,11 @@ BOUND_FUNCTIONS: dict[Family, str] = {
 
 PVOID, ULONG, BOOL = ctypes.c_void_p, ctypes.c_ulong, ctypes.c_int
 NO_ERROR = 0
-ERROR_ACCESS_DENIED = 5
 ERROR_INSUFFICIENT_BUFFER = 122
 STATUS_UNSUCCESSFUL = 0xC0000001  # in no page of the documentation; seen when the table grows during the call
 FIRST_SIZE = 1 << 18  # 1,600 rows in the first call, which else would only ask for the size
 MOST_SIZE = 1 << 29
 MOST_TRIES = 12
-LOAD_LIBRARY_SEARCH_SYSTEM32 = 0x800  # only the system's own library, not one beside the program
 
 
 def missing() -> str | None:
@@ -134,7 +133,7 @@ def missing() -> str | None:
     return None if sys.platform == "win32" else "only on windows"
 
 
-def read(wanted: Wanted) -> Raw:
+def read(wanted: Wanted) -> IphlpapiTables:
     """Return the tables of what is wanted; raise SourceMissing or SourceDenied if none can be had."""
     library = _library("iphlpapi")
     # Bound endpoints first: one that connects meanwhile is then seen as connected, and not left out.
@@ -150,14 +149,12 @@ def read(wanted: Wanted) -> Raw:
     if failures and not tables:
         raise failures[0]
     gaps += [Gap("socket", None, str(failure)) for failure in failures]
-    return Raw((*tables, *bound), tuple(gaps))
+    return IphlpapiTables((*tables, *bound), tuple(gaps))
 
 
 def _library(name: str) -> Any:
-    if sys.platform != "win32":
-        raise SourceMissing(f"{name}.dll is a part of Windows")
     try:
-        return ctypes.WinDLL(name, winmode=LOAD_LIBRARY_SEARCH_SYSTEM32)
+        return load_library(name)
     except OSError as error:
         raise SourceMissing(f"{name}.dll cannot be loaded: {error}") from error
 
@@ -278,7 +275,7 @@ class _Heap:
 # --- parse ---------------------------------------------------------------------------------------------------------
 
 
-def parse(raw: Raw) -> Reading:
+def parse(raw: IphlpapiTables) -> Reading:
     """Read the tables; raise SourceGarbled."""
     sockets: list[Socket] = []
     addresses, owners = _Addresses(), _Owners()
@@ -312,7 +309,7 @@ class _Owners(dict[tuple[int, int], tuple[Owner, ...]]):
 def _sockets(table: Table, rows: Iterator[tuple[Any, ...]], addresses: _Addresses, owners: _Owners) -> Iterator[Socket]:
     protocol, family, kind, _ = table
     tcp, zones = protocol == "tcp", family == "ipv6"
-    moments = _Moments()
+    creation_times = _CreationTimes()
     for number, packed, scope, port, packed_remote, remote_port, pid, created, tag in rows:
         address, reach = addresses[packed]
         state = _state(number, kind) if tcp else None
@@ -326,9 +323,9 @@ def _sockets(table: Table, rows: Iterator[tuple[Any, ...]], addresses: _Addresse
             remote_port=remote_port >> 8 | (remote_port & 0xFF) << 8 if peer else None,
             state=state,
             reach=reach,
-            zone=str(scope) if zones and scope and is_link_local(packed) else None,
+            zone=str(scope) if zones and scope and is_link_local(address) else None,
             owners=owners[pid, tag],
-            created=moments[created],
+            created=creation_times[created],
             state_text=f"MIB_TCP_STATE {number}" if state == "UNKNOWN" else None,
         )
 
@@ -337,22 +334,12 @@ def _state(number: int, kind: Kind) -> State:
     return "BOUND" if kind == "bound" else STATES.get(number, "UNKNOWN")
 
 
-class _Moments(dict[int, datetime | None]):
-    """FILETIME (100 ns since 1601, learn.microsoft.com) as aware UTC; 0 is unknown, and so is what no calendar has."""
-
-    EPOCH = datetime(1601, 1, 1, tzinfo=UTC)
+class _CreationTimes(dict[int, datetime | None]):
+    """Creation times by their FILETIME, each converted once: one call often makes many sockets of a process."""
 
     def __missing__(self, filetime: int) -> datetime | None:
-        self[filetime] = self._moment(filetime)
+        self[filetime] = filetime_to_datetime(filetime)
         return self[filetime]
-
-    def _moment(self, filetime: int) -> datetime | None:
-        if filetime <= 0:
-            return None
-        try:
-            return self.EPOCH + timedelta(microseconds=filetime // 10)
-        except OverflowError:
-            return None
 
 
 def _without_consumed(sockets: list[Socket]) -> list[Socket]:

@@ -9,20 +9,20 @@ are bound and do not listen in rows of that same shape, so it is never used.
 from __future__ import annotations
 
 import csv
-import subprocess
 import sys
 from collections.abc import Iterator
-from ipaddress import ip_address
 from typing import NamedTuple
 
-from portbook.addresses import address_text, is_link_local
-from portbook.errors import SourceDenied, SourceGarbled, SourceMissing, SourceTimeout
-from portbook.records import Family, Gap, Owner, Protocol, Socket, State, reach_of
+from portbook.addresses import is_link_local, parse_endpoint, reach_of, split_host_port
+from portbook.errors import SourceError, SourceGarbled, SourceMissing
+from portbook.numerals import UINT16, UINT32, number_or_none, parse_number
+from portbook.records import Family, Gap, Owner, Protocol, Socket, State
 from portbook.sources.base import Reading, Source, Wanted
+from portbook.system import program
 from portbook.system.console import console, decode
 
 
-class Raw(NamedTuple):
+class NetstatOutput(NamedTuple):
     """What ``read`` returns: the bytes of both commands and the codec to read them with."""
 
     netstat: bytes
@@ -54,6 +54,7 @@ STATES: dict[str, State] = {word: state for state, words in WORDS.items() for wo
 # --- read ----------------------------------------------------------------------------------------------------------
 
 TIMEOUT_S = 20.0
+MOST_BYTES = 64 << 20  # about 80 bytes a socket
 NETSTAT = ("netstat.exe", "-ano")
 TASKLIST = ("tasklist.exe", "/FO", "CSV", "/NH")
 
@@ -63,44 +64,28 @@ def missing() -> str | None:
     return None if sys.platform == "win32" else "only on windows"
 
 
-def read(_: Wanted) -> Raw:  # netstat's own filter takes one protocol and family at a time
-    """Run both commands; raise SourceMissing, SourceDenied or SourceTimeout if netstat gives no answer."""
+def read(_: Wanted) -> NetstatOutput:  # netstat's own filter takes one protocol and family at a time
+    """Run both commands; raise SourceMissing, SourceDenied, SourceTimeout or SourceGarbled if netstat fails."""
     if sys.platform != "win32":
         raise SourceMissing("netstat -ano with these columns is a command of Windows")
-    directory, codec = console()
-    answer = _run(directory, NETSTAT)
+    codec = console().codec
+    netstat = _run(NETSTAT)
     try:
-        return Raw(answer, _run(directory, TASKLIST), codec)
-    except (SourceMissing, SourceDenied, SourceTimeout) as error:
-        return Raw(answer, b"", codec, (Gap("process", None, f"names of processes are not known: {error}"),))
+        return NetstatOutput(netstat, _run(TASKLIST), codec)
+    except SourceError as error:
+        gap = Gap("process", None, f"names of processes are not known: {error}")
+        return NetstatOutput(netstat, b"", codec, (gap,))
 
 
-def _run(directory: str, command: tuple[str, ...]) -> bytes:
+def _run(command: tuple[str, ...]) -> bytes:
     name, *arguments = command
-    try:
-        done = subprocess.run(
-            [f"{directory}\\{name}", *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=TIMEOUT_S,
-            check=False,
-            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-        )
-    except subprocess.TimeoutExpired as error:
-        raise SourceTimeout(f"{name}: no answer within {TIMEOUT_S:g} s") from error
-    except PermissionError as error:
-        raise SourceDenied(f"{name} may not be run: {error.strerror}") from error
-    except OSError as error:
-        raise SourceMissing(f"{name} cannot be run: {error.strerror}") from error
-    if done.returncode != 0:
-        raise SourceMissing(f"{name} ended with {done.returncode}")
-    return done.stdout
+    return program.run((program.require(name), *arguments), TIMEOUT_S, most_bytes=MOST_BYTES).successful()
 
 
 # --- parse ---------------------------------------------------------------------------------------------------------
 
 
-def parse(raw: Raw) -> Reading:
+def parse(raw: NetstatOutput) -> Reading:
     """Read both answers; raise SourceGarbled, also when there is no row: a machine without sockets does not exist."""
     names = dict(_names(decode(raw.tasklist, raw.codec)))
     sockets: list[Socket] = []
@@ -143,18 +128,18 @@ def _shaped(protocol: Protocol, fields: list[str], names: dict[int, str]) -> Soc
         state=state,
         reach=reach_of(local.address),
         zone=local.zone,
-        owners=_owners(_number(pid, 0xFFFFFFFF), names),
+        owners=_owners(parse_number(pid, UINT32), names),
         state_text=word if state == "UNKNOWN" else None,
     )
 
 
-def _state(protocol: Protocol, word: str, remote: Endpoint | None) -> State | None:
+def _state(protocol: Protocol, word: str, remote: AddressColumn | None) -> State | None:
     if protocol == "udp":
         return "ESTABLISHED" if remote else None
     return STATES.get(word, "UNKNOWN" if remote else "LISTEN")
 
 
-class Endpoint(NamedTuple):
+class AddressColumn(NamedTuple):
     """One address column: ``127.0.0.1:80``, ``[::1]:80``, ``[fe80::1%12]:80``."""
 
     family: Family
@@ -163,21 +148,12 @@ class Endpoint(NamedTuple):
     port: int
 
 
-def _endpoint(text: str) -> Endpoint:
-    host, _, port = text.rpartition(":")
-    bare, _, zone = host.removeprefix("[").removesuffix("]").partition("%")
-    address = ip_address(bare)
-    packed = address.packed
-    family: Family = "ipv4" if address.version == 4 else "ipv6"
-    zone_known = zone if zone and is_link_local(packed) else None
-    return Endpoint(family, address_text(packed), zone_known, _number(port, 0xFFFF))
-
-
-def _number(text: str, most: int) -> int:
-    """A number of ASCII digits; int() takes signs, underscores and every script's digits too."""
-    if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= most):
-        raise ValueError(f"{text!r} is no number up to {most}")
-    return int(text)
+def _endpoint(text: str) -> AddressColumn:
+    host, port = split_host_port(text)
+    endpoint = parse_endpoint(host)
+    family: Family = "ipv6" if ":" in endpoint.address else "ipv4"
+    zone = endpoint.zone if is_link_local(endpoint.address) else None
+    return AddressColumn(family, endpoint.address, zone, parse_number(port, UINT16))
 
 
 def _owners(pid: int, names: dict[int, str]) -> tuple[Owner, ...]:
@@ -189,8 +165,9 @@ def _names(text: str) -> Iterator[tuple[int, str]]:
     """Pid and image name, by position. What is not such a row (a message in any language) is passed over."""
     try:
         for row in csv.reader(text.splitlines()):
-            if len(row) >= 2 and row[1].isascii() and row[1].isdigit():
-                yield int(row[1]), row[0]
+            pid = number_or_none(row[1], UINT32) if len(row) >= 2 else None
+            if pid is not None:
+                yield pid, row[0]
     except csv.Error:  # a NUL, or a field beyond the limit: the names so far are good
         return
 

@@ -10,8 +10,9 @@ import sys
 from socket import AF_INET, AF_INET6, inet_ntop
 from typing import NamedTuple
 
+from portbook.addresses import reach_of
 from portbook.errors import SourceDenied, SourceGarbled, SourceMissing
-from portbook.records import Family, Gap, Protocol, Reach, Socket, State, reach_of
+from portbook.records import Family, Gap, Protocol, Reach, Socket, State
 from portbook.sources.base import Reading, Source, Wanted
 
 TABLES: dict[tuple[Protocol, Family], str] = {

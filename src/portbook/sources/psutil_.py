@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from ipaddress import ip_address
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from portbook.addresses import address_text, is_link_local
+from portbook.addresses import address_text, is_link_local, reach_of
 from portbook.errors import SourceDenied, SourceGarbled, SourceMissing
-from portbook.records import PROTOCOLS, STATES, Family, Owner, Protocol, Reach, Socket, State, reach_of
+from portbook.records import PROTOCOLS, STATES, Family, Owner, Protocol, Reach, Socket, State
 from portbook.sources.base import Reading, Source, Wanted
 
 Address = tuple[str, int] | tuple[()]
 Row = tuple[int, int, Address, Address, str, int | None]  # family, type, local, remote, status, pid
 
 
-class Raw(NamedTuple):
+class PsutilRows(NamedTuple):
     """What ``read`` returns: psutil's rows as plain tuples."""
 
     rows: tuple[Row, ...]
@@ -36,20 +36,20 @@ def missing() -> str | None:
     return None if find_spec("psutil") else "psutil is not installed"
 
 
-def read(wanted: Wanted) -> Raw:
+def read(wanted: Wanted) -> PsutilRows:
     """Return the rows of the wanted protocols and families; raise SourceMissing or SourceDenied."""
     try:
         import psutil
     except ImportError as error:
         raise SourceMissing("psutil is not installed") from error
     try:
-        rows = [row for kind in _kinds(wanted) for row in psutil.net_connections(kind)]
+        connections = [connection for kind in _kinds(wanted) for connection in psutil.net_connections(kind)]
     except psutil.AccessDenied as error:
         raise SourceDenied("psutil may not list the sockets of other users' processes", "run with sudo") from error
     except (psutil.Error, OSError, RuntimeError, LookupError, ValueError) as error:
         # Plain OSErrors come from the system below; LookupError from a state that this psutil has no name for.
         raise SourceMissing(f"psutil could not read this machine: {error!r}") from error
-    return Raw(tuple((int(r.family), int(r.type), _pair(r.laddr), _pair(r.raddr), r.status, r.pid) for r in rows))
+    return PsutilRows(tuple(_row(connection) for connection in connections))
 
 
 FAMILY_SUFFIX: dict[tuple[Family, ...], str] = {("ipv4",): "4", ("ipv6",): "6"}
@@ -61,11 +61,22 @@ def _kinds(wanted: Wanted) -> list[str]:
     return [name + FAMILY_SUFFIX.get(wanted.families, "") for name in names]
 
 
+def _row(connection: Any) -> Row:
+    return (
+        int(connection.family),
+        int(connection.type),
+        _pair(connection.laddr),
+        _pair(connection.raddr),
+        connection.status,
+        connection.pid,
+    )
+
+
 def _pair(address: object) -> Address:
     return (str(address[0]), int(address[1])) if isinstance(address, tuple) and address else ()
 
 
-def parse(raw: Raw) -> Reading:
+def parse(raw: PsutilRows) -> Reading:
     """Turn psutil's rows into sockets; raise SourceGarbled."""
     addresses = _Addresses()
     try:
@@ -82,7 +93,7 @@ class _Addresses(dict[str, tuple[str, str | None, Reach]]):
         bare, _, zone = spelled.partition("%")
         packed = ip_address(bare).packed
         text = address_text(packed)
-        self[spelled] = text, zone if zone and is_link_local(packed) else None, reach_of(text)
+        self[spelled] = text, zone if zone and is_link_local(text) else None, reach_of(text)
         return self[spelled]
 
 

@@ -10,6 +10,7 @@ import sys
 from typing import Any, NamedTuple
 
 from portbook.errors import SourceMissing
+from portbook.system.winapi import load_library
 
 
 class Console(NamedTuple):
@@ -23,7 +24,7 @@ def console() -> Console:
     """Ask Windows; raise SourceMissing elsewhere."""
     if sys.platform != "win32":
         raise SourceMissing("only Windows has this command")
-    kernel32 = ctypes.WinDLL("kernel32")
+    kernel32 = load_library("kernel32")
     return Console(system_directory(kernel32), f"cp{kernel32.GetOEMCP()}")
 
 

@@ -1,4 +1,12 @@
-"""Writing a file that is there as a whole or not at all."""
+"""Writing a file that is there as a whole or not at all.
+
+The new file is written under another name in the same directory, then renamed over the old one (rename(2)). It keeps
+the permissions of the file that it replaces, and as root also its owner.
+
+Where others may write, they can put a symbolic link, to have a file overwritten that only we may write (CWE-59). So the
+directory is opened step by step from the root, no such link is followed, and the file is made and renamed relative to
+the directory that was opened, whatever its path leads to by then.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +19,56 @@ from contextlib import contextmanager, suppress
 from portbook.errors import StoreError
 
 MOST_LINKS = 40  # that path resolution follows (path_resolution(7))
+PERMISSIONS = 0o777  # kept of the old file: not the set-user-ID bits
+GROUP_PERMISSIONS = 0o070
+NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+# O_PATH needs no permission to list the directory (open(2)); macOS does not have it.
+DIRECTORY = getattr(os, "O_PATH", os.O_RDONLY) | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
 
 
 class NewFile:
-    """A file under a name of its own until it is complete."""
+    """A file under a name of its own until it is complete; see ``new_file``."""
 
-    def __init__(self, path: str) -> None:
-        self._shown = path
-        self._path = real_path(path)
-        self._temporary = f"{self._path}.{os.getpid()}.part"
-        if os.path.lexists(self._path) and not os.path.isfile(self._path):
-            raise StoreError(f"{path!r} is not a file")
+    def __init__(self, path: str, directory: int | None = None, mode: int | None = None) -> None:
+        self._path = path
+        self._own_directory: int | None = None
+        if directory is None and os.name == "nt":
+            self._directory, self._name = None, os.path.realpath(path)
+        elif directory is None:
+            self._own_directory, self._name = open_directory_of(path)
+            self._directory = self._own_directory
+        else:
+            self._directory, self._name = directory, path
+        self._temporary = f"{self._name}.{os.urandom(6).hex()}.part"
         try:
-            # O_EXCL follows no link and takes no file that somebody else has put there (open(2)).
-            descriptor = os.open(
-                self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666
-            )
+            self._open(mode, replaces_files_only=directory is None)
         except OSError as error:
+            self.drop()
             raise self._failure(error) from error
+        except StoreError:
+            self.drop()
+            raise
+
+    def _open(self, mode: int | None, *, replaces_files_only: bool) -> None:
+        old = self._old_status() if replaces_files_only else None
+        if old is not None and not stat.S_ISREG(old.st_mode):
+            raise StoreError(f"{self._path!r} is not a file")
+        # O_EXCL: it follows no link and takes no file that somebody else has put there (open(2)).
+        permissions = 0o666 if old is None and mode is None else 0o600
+        descriptor = os.open(self._temporary, NEW_FILE, permissions, dir_fd=self._directory)
         self._file = os.fdopen(descriptor, "wb")
+        if os.name == "nt":
+            return  # the file gets the access rights of its directory
+        if mode is not None:
+            os.fchmod(descriptor, mode)
+        elif old is not None:
+            os.fchmod(descriptor, _copy_owner(descriptor, old))
+
+    def _old_status(self) -> os.stat_result | None:
+        try:
+            return os.stat(self._name, dir_fd=self._directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
 
     def write(self, part: bytes) -> None:
         """Add to the file; raise StoreError."""
@@ -39,28 +78,37 @@ class NewFile:
             raise self._failure(error) from error
 
     def keep(self) -> None:
-        """Put the file in its place, in one step (rename(2)); raise StoreError."""
+        """Put the file in its place; raise StoreError."""
         try:
             self._file.close()
-            os.replace(self._temporary, self._path)
+            os.replace(self._temporary, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
         except OSError as error:
             raise self._failure(error) from error
 
     def drop(self) -> None:
-        """Forget the file, unless it was kept."""
-        with suppress(OSError):
+        """Remove the file, unless it was kept."""
+        with suppress(OSError, AttributeError):  # AttributeError: it was not opened
             self._file.close()
         with suppress(OSError):
-            os.unlink(self._temporary)
+            os.unlink(self._temporary, dir_fd=self._directory)
+        if self._own_directory is not None:
+            os.close(self._own_directory)
+            self._own_directory = None
 
     def _failure(self, error: OSError) -> StoreError:
-        return StoreError(f"{self._shown!r} could not be written: {error.strerror or error}")
+        return StoreError(f"{self._path!r} could not be written: {error.strerror or error}")
 
 
 @contextmanager
-def new_file(path: str) -> Iterator[NewFile]:
-    """A file that replaces ``path`` when all went well; raise StoreError."""
-    file = NewFile(path)
+def new_file(path: str, *, directory: int | None = None, mode: int | None = None) -> Iterator[NewFile]:
+    """Replace a file when the block ends without an error; leave the old file as it is otherwise.
+
+    :param directory: the descriptor of a directory that the caller has checked. ``path`` is then a name in it, and
+        anything of that name is replaced, also a link. None: ``path`` is resolved, see the module
+    :param mode: the permissions. None: those of the file that is replaced; of a new file those of the umask
+    :raises StoreError: it cannot be written, or the path leads through a link that others may have made
+    """
+    file = NewFile(path, directory, mode)
     try:
         yield file
         file.keep()
@@ -68,29 +116,95 @@ def new_file(path: str) -> Iterator[NewFile]:
         file.drop()
 
 
-def real_path(path: str) -> str:
-    """Where a path leads; raise StoreError at a link in a directory that everybody can write.
+def _copy_owner(descriptor: int, old: os.stat_result) -> int:
+    """Give the new file the group of the old one, and as root the owner; return the permissions that it may have.
 
-    Anybody could have put it there, to have a file overwritten that only we may write (CWE-59).
+    Where that is refused, the group has none: it would be another group.
     """
-    if os.name == "nt":
-        return os.path.realpath(path)
-    done, links = "/", 0
-    parts = deque(os.path.join(os.getcwd(), path).split("/"))
-    while parts:
-        part = parts.popleft()
-        if part in ("", "."):
-            continue
-        step = os.path.dirname(done) if part == ".." else os.path.join(done, part)
-        if not os.path.islink(step):
-            done = step
-            continue
-        links += 1
-        if links > MOST_LINKS or os.stat(done).st_mode & stat.S_IWOTH:
+    permissions = stat.S_IMODE(old.st_mode) & PERMISSIONS
+    owner = old.st_uid if os.geteuid() == 0 else -1
+    try:
+        os.fchown(descriptor, owner, old.st_gid)
+    except OSError:
+        return permissions & ~GROUP_PERMISSIONS
+    return permissions
+
+
+def open_directory_of(path: str) -> tuple[int, str]:
+    """POSIX: the directory of a file, as a descriptor that the caller closes, and the name of the file in it.
+
+    :raises StoreError: it does not exist, names no file, or leads through a link that others may have made
+    """
+    try:
+        return _Walk(path).end()
+    except OSError as error:
+        raise StoreError(f"{path!r} could not be written: {error.strerror or error}") from error
+
+
+class _Walk:
+    """The steps of a path from the root, each relative to the directory that the one before has opened."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.links = 0
+        self.names = deque(os.path.join(os.getcwd(), path).split("/"))
+        self.directory = os.open("/", DIRECTORY)
+
+    def end(self) -> tuple[int, str]:
+        try:
+            name = self._follow()
+        except BaseException:
+            os.close(self.directory)
+            raise
+        return self.directory, name
+
+    def _follow(self) -> str:
+        """Go to the last directory; return the name that is left."""
+        while self.names:
+            name = self.names.popleft()
+            if name in ("", "."):
+                continue
+            if self._is_link(name):
+                self._read_link(name)
+            elif any(rest not in ("", ".") for rest in self.names) or name == "..":
+                self._enter(name)
+            else:
+                return name
+        raise StoreError(f"{self.path!r} is not a file")
+
+    def _is_link(self, name: str) -> bool:
+        try:
+            return stat.S_ISLNK(os.stat(name, dir_fd=self.directory, follow_symlinks=False).st_mode)
+        except FileNotFoundError:
+            return False
+
+    def _read_link(self, name: str) -> None:
+        self.links += 1
+        if self.links > MOST_LINKS:
+            raise StoreError(f"{self.path!r} leads through more than {MOST_LINKS} links")
+        if _is_writable_by_others(os.fstat(self.directory)):
             raise StoreError(
-                f"{path!r} leads through the link {step!r}, which anybody could have made", "name the file"
+                f"{self.path!r} leads through the link {name!r}, which somebody else may have made",
+                "name the file that the link leads to",
             )
-        target = os.readlink(step)
-        done = "/" if target.startswith("/") else done
-        parts.extendleft(reversed(target.split("/")))
-    return done
+        target = os.readlink(name, dir_fd=self.directory)
+        if target.startswith("/"):
+            self._enter("/")
+        self.names.extendleft(reversed(target.split("/")))
+
+    def _enter(self, name: str) -> None:
+        opened = os.open(name, DIRECTORY, dir_fd=self.directory)
+        os.close(self.directory)
+        self.directory = opened
+
+
+def _is_writable_by_others(directory: os.stat_result) -> bool:
+    """Whether anybody but root and us can put something into the directory.
+
+    Our own group counts as us: many systems give each user a group, and directories that it may write.
+    """
+    if directory.st_uid not in (0, os.geteuid()):
+        return True
+    if directory.st_mode & stat.S_IWOTH:
+        return True
+    return bool(directory.st_mode & stat.S_IWGRP) and directory.st_gid not in (0, os.getegid())

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from portbook.errors import SourceGarbled, SourceMissing
 from portbook.netconfig.facts import DynamicRange, ExcludedRange
-from portbook.netconfig.windows import netsh, portproxy, reservations
-from portbook.netconfig.windows.netsh import Raw, parse_dynamic, parse_excluded
+from portbook.netconfig.windows import netsh, reservations
+from portbook.netconfig.windows.netsh import NetshOutput, parse_dynamic, parse_excluded
+from tests.netconfig.windows.reading import dynamic_ranges, excluded_ranges, port_proxies
 
 DATA = Path(__file__).parents[2] / "data" / "netsh" / "windows"
 CODECS = ["utf-8", "cp1252", "cp65001", "cp437", "cp932", "no-such-codec"]
@@ -45,11 +46,11 @@ DYNAMIC = {
 }
 
 
-def sample(question: str, name: str) -> Raw:
-    return Raw((DATA / f"{question}.{name}.txt").read_bytes(), name.rpartition(".")[2])
+def sample(question: str, name: str) -> NetshOutput:
+    return NetshOutput((DATA / f"{question}.{name}.txt").read_bytes(), name.rpartition(".")[2])
 
 
-def in_utf8(raw: Raw) -> Raw:
+def in_utf8(raw: NetshOutput) -> NetshOutput:
     """As a system prints it whose code page is UTF-8, while we believe in the OEM code page."""
     return raw._replace(data=raw.data.decode(raw.codec).encode())
 
@@ -59,7 +60,7 @@ def samples(question: str) -> set[str]:
 
 
 def excluded(text: str | bytes) -> tuple[ExcludedRange, ...]:
-    return parse_excluded(Raw(text.encode() if isinstance(text, str) else text, "cp437"), "ipv4", "tcp")
+    return parse_excluded(NetshOutput(text.encode() if isinstance(text, str) else text, "cp437"), "ipv4", "tcp")
 
 
 def shown(ranges: tuple[ExcludedRange, ...]) -> str:
@@ -149,7 +150,7 @@ def test_what_is_laid_out_like_netsh_is_read_back(ranges, word, codec, padded):
     rows = [f"{r.start:>10}  {r.end:>10}{'     *' if r.administered else '      ' * padded}" for r in ranges]
     lines = ["", f"{word} udp", "", f"{word}    {word}", "----------    --------", *rows, "", f"* - {word}.", ""]
     data = "\r\n".join(lines).encode(codec, "replace")
-    assert parse_excluded(Raw(data, codec), "ipv6", "udp") == tuple(ranges)
+    assert parse_excluded(NetshOutput(data, codec), "ipv6", "udp") == tuple(ranges)
 
 
 # --- dynamic ranges ------------------------------------------------------------------------------------------------
@@ -185,7 +186,7 @@ def test_dynamic_ranges_with_the_wrong_code_page(name, codec):
 )
 def test_a_dynamic_range_that_is_cut_or_wrong_is_garbled(answer):
     with pytest.raises(SourceGarbled, match="no first port"):
-        parse_dynamic(Raw(answer.encode(), "cp437"), "ipv4", "tcp")
+        parse_dynamic(NetshOutput(answer.encode(), "cp437"), "ipv4", "tcp")
 
 
 # --- any -----------------------------------------------------------------------------------------------------------
@@ -199,7 +200,7 @@ ANY = st.binary() | PIECES.map(lambda pieces: " ".join(pieces).encode())
 def test_any_bytes_are_read_or_garbled(data, codec):
     for parser in (parse_excluded, parse_dynamic):
         try:
-            answer = parser(Raw(data, codec), "ipv4", "tcp")
+            answer = parser(NetshOutput(data, codec), "ipv4", "tcp")
         except SourceGarbled:
             continue
         for row in answer:
@@ -209,7 +210,7 @@ def test_any_bytes_are_read_or_garbled(data, codec):
 
 @pytest.mark.parametrize("unit", [b"1 ", b" ", b"-", b"*", b":", b"1:", b"80  80  *  ", b"\xff", b"80 80\r\n"])
 def test_the_longest_answer_takes_no_time(unit):
-    raw = Raw(unit * (netsh.MOST_BYTES // len(unit)), "cp850")
+    raw = NetshOutput(unit * (netsh.MOST_BYTES // len(unit)), "cp850")
     started = time.process_time()
     for parser in (parse_excluded, parse_dynamic):
         try:
@@ -219,13 +220,11 @@ def test_the_longest_answer_takes_no_time(unit):
     assert time.process_time() - started < 20  # what is quadratic takes days
 
 
-# --- asking --------------------------------------------------------------------------------------------------------
+# --- read ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="here it can be asked")
-@pytest.mark.parametrize(
-    "look", [netsh.excluded_ranges, netsh.dynamic_ranges, portproxy.port_proxies, reservations.take]
-)
+@pytest.mark.parametrize("look", [excluded_ranges, dynamic_ranges, port_proxies, reservations.take])
 def test_elsewhere_there_is_no_answer_and_that_is_said(look):
     with pytest.raises(SourceMissing):
         look()

@@ -176,7 +176,7 @@ def test_where_nothing_can_be_written_nothing_is_lost(tmp_path, monkeypatch, whe
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(cache, monkeypatch):
     offsets.keep(KERNEL, LAYOUT)
-    monkeypatch.setattr(offsets.os, "rename", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "no space")))
+    monkeypatch.setattr(os, "replace", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "no space")))
     offsets.keep(offsets.Kernel("7.0", 1, 1), LAYOUT)
     monkeypatch.undo()
     assert sorted(path.name for path in cache.iterdir()) == ["offsets.json"]

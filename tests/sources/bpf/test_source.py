@@ -124,8 +124,8 @@ def test_only_the_holder_of_a_multipath_socket_is_taken_from_its_file():
 
 
 def with_dump(records, *several):
-    dump = sockdiag.Dump("tcp", b"".join(map(encode, several)) + DONE)
-    return Raw(records, OWN, False, {OWN: Inside([sockdiag.Raw((dump,), OWN)], {})})
+    dump = sockdiag.SockdiagTable("tcp", b"".join(map(encode, several)) + DONE)
+    return Raw(records, OWN, False, {OWN: Inside([sockdiag.SockdiagDump((dump,), OWN)], {})})
 
 
 def test_what_has_a_file_is_not_taken_from_the_dump_too():
@@ -215,7 +215,7 @@ def asked(monkeypatch):
             for state, count in answers.items()
             for i in range(count)
         ]
-        return sockdiag.Raw((sockdiag.Dump("tcp", b"".join(map(encode, several)) + DONE),), OWN)
+        return sockdiag.SockdiagDump((sockdiag.SockdiagTable("tcp", b"".join(map(encode, several)) + DONE),), OWN)
 
     monkeypatch.setattr(sockdiag, "read", read)
     return requests, answers

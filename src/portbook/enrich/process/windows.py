@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import ctypes
 import struct
-import sys
 from collections.abc import Callable, Iterator
 from ctypes import byref
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
 from portbook.records import Gap, Owner
+from portbook.system.winapi import ERROR_ACCESS_DENIED, Functions, Prototypes, filetime_to_datetime, last_error
 
 MOST_PARENTS = 64
 NAMES = {0: "System Idle Process", 4: "System"}  # as Task Manager calls them; they have no executable
-EPOCH = datetime(1601, 1, 1, tzinfo=UTC)  # of a FILETIME, which counts 100 ns
 
 
 def enrich(owners: list[Owner]) -> tuple[list[Owner], list[Gap]]:
@@ -105,22 +104,12 @@ def ancestry(pid: int, processes: dict[int, Process]) -> list[int]:
     return chain
 
 
-def moment(filetime: int) -> datetime | None:
-    """A FILETIME as aware UTC; None for 0 and for what no calendar has."""
-    try:
-        return EPOCH + timedelta(microseconds=filetime // 10) if filetime > 0 else None
-    except OverflowError:
-        return None
-
-
 # --- system calls --------------------------------------------------------------------------------------------------
 
 HANDLE, PVOID, DWORD, BOOL, ULONG = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint32
-LOAD_LIBRARY_SEARCH_SYSTEM32 = 0x800
 PROCESS_QUERY_LIMITED_INFORMATION = 0x1000
 TOKEN_QUERY = 8
 TOKEN_USER = 1
-ERROR_ACCESS_DENIED = 5
 SYSTEM_PROCESS_INFORMATION = 5
 PROCESS_COMMAND_LINE_INFORMATION = 60  # Windows 8.1 and later
 STATUS_INFO_LENGTH_MISMATCH = 0xC0000004
@@ -131,8 +120,6 @@ MOST_PATH = 1 << 15  # Maximum Path Length Limitation
 TH32CS_SNAPPROCESS = 2
 INVALID_HANDLE = ctypes.c_void_p(-1).value
 
-# (library, function, type of the result, types of the arguments)
-Prototypes = tuple[tuple[str, str, Any, tuple[Any, ...]], ...]
 PROTOTYPES: Prototypes = (
     ("ntdll", "NtQuerySystemInformation", ULONG, (ULONG, PVOID, ULONG, PVOID)),
     ("ntdll", "NtQueryInformationProcess", ULONG, (HANDLE, ULONG, PVOID, ULONG, PVOID)),
@@ -151,22 +138,6 @@ PROTOTYPES: Prototypes = (
     ("advapi32", "GetLengthSid", DWORD, (PVOID,)),
     ("shell32", "CommandLineToArgvW", PVOID, (ctypes.c_wchar_p, PVOID)),
 )
-
-
-class Functions:
-    """Functions of Windows as attributes, each looked up when it is first used, in libraries of the system alone."""
-
-    def __init__(self, prototypes: Prototypes) -> None:
-        self._prototypes = prototypes
-
-    def __getattr__(self, name: str) -> Any:
-        if sys.platform != "win32":
-            raise OSError(f"{name} is a function of Windows")
-        library, _, result, arguments = next(p for p in self._prototypes if p[1] == name)
-        function = getattr(ctypes.WinDLL(library, use_last_error=True, winmode=LOAD_LIBRARY_SEARCH_SYSTEM32), name)
-        function.restype, function.argtypes = result, arguments
-        setattr(self, name, function)
-        return function
 
 
 class PROCESSENTRY32W(ctypes.Structure):
@@ -206,7 +177,9 @@ class _System:
         process = self.processes.get(owner.pid)
         if process is None:
             return owner
-        known = replace(owner, name=process.name or owner.name, ppid=process.ppid, started=moment(process.created))
+        known = replace(
+            owner, name=process.name or owner.name, ppid=process.ppid, started=filetime_to_datetime(process.created)
+        )
         if owner.pid in NAMES:
             return known
         handle = self._open(owner.pid)
@@ -248,7 +221,7 @@ class _System:
     def _from_toolhelp(self) -> dict[int, Process]:
         snapshot = self.call.CreateToolhelp32Snapshot(TH32CS_SNAPPROCESS, 0)
         if snapshot == INVALID_HANDLE:
-            raise OSError(f"CreateToolhelp32Snapshot failed with error {_last_error()}")
+            raise OSError(f"CreateToolhelp32Snapshot failed with error {last_error()}")
         found: dict[int, Process] = {}
         entry = PROCESSENTRY32W(dwSize=ctypes.sizeof(PROCESSENTRY32W))
         more = self.call.Process32FirstW(snapshot, byref(entry))
@@ -263,7 +236,7 @@ class _System:
 
     def _open(self, pid: int) -> int | None:
         handle: int | None = self.call.OpenProcess(PROCESS_QUERY_LIMITED_INFORMATION, 0, pid)
-        if not handle and _last_error() == ERROR_ACCESS_DENIED:
+        if not handle and last_error() == ERROR_ACCESS_DENIED:
             self.denied.add(pid)
         return handle
 
@@ -278,12 +251,12 @@ class _System:
         times = [ctypes.c_int64(0) for _ in range(4)]
         if not self.call.GetProcessTimes(handle, *map(byref, times)):
             return None
-        return moment(times[0].value)
+        return filetime_to_datetime(times[0].value)
 
     def _user(self, pid: int, handle: int) -> str | None:
         token = HANDLE()
         if not self.call.OpenProcessToken(handle, TOKEN_QUERY, byref(token)):
-            if _last_error() == ERROR_ACCESS_DENIED:
+            if last_error() == ERROR_ACCESS_DENIED:
                 self.denied.add(pid)
             return None
         try:
@@ -344,9 +317,3 @@ class _System:
         found = ctypes.cast(block, ctypes.POINTER(ctypes.c_wchar_p))[: count.value]
         self.call.LocalFree(block)
         return tuple(argument or "" for argument in found)
-
-
-def _last_error() -> int:
-    if sys.platform != "win32":
-        return 0
-    return ctypes.get_last_error()

@@ -9,16 +9,15 @@ github.com/winsiderss/systeminformer).
 from __future__ import annotations
 
 import ctypes
-import sys
 from ctypes import byref
 from typing import Any
 
 from msgspec.structs import replace
 
 from portbook.records import Gap, Owner
+from portbook.system.winapi import last_error, load_library
 
 PVOID, DWORD, BOOL = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int
-LOAD_LIBRARY_SEARCH_SYSTEM32 = 0x800
 SC_MANAGER_ENUMERATE_SERVICE = 4
 SC_ENUM_PROCESS_INFO = 0
 SERVICE_WIN32 = 0x30
@@ -73,15 +72,13 @@ def _named(owner: Owner, services: list[str]) -> Owner:
 
 def running() -> dict[int, list[str]]:
     """The names of the services that run in each process; raise OSError."""
-    if sys.platform != "win32":
-        raise OSError("Windows services are a part of Windows")
-    advapi32 = ctypes.WinDLL("advapi32", use_last_error=True, winmode=LOAD_LIBRARY_SEARCH_SYSTEM32)
+    advapi32 = load_library("advapi32")
     advapi32.OpenSCManagerW.restype = PVOID
     advapi32.OpenSCManagerW.argtypes = [PVOID, PVOID, DWORD]
     advapi32.CloseServiceHandle.argtypes = [PVOID]
     manager = advapi32.OpenSCManagerW(None, None, SC_MANAGER_ENUMERATE_SERVICE)
     if not manager:
-        raise ctypes.WinError(ctypes.get_last_error())
+        raise OSError(f"OpenSCManagerW failed with error {last_error()}")
     try:
         return _running(advapi32, manager)
     finally:
@@ -98,7 +95,7 @@ def _running(advapi32: Any, manager: int) -> dict[int, list[str]]:
         buffer = ctypes.create_string_buffer(size)
         out = byref(needed), byref(count), byref(resume), None
         complete = enumerate_services(manager, SC_ENUM_PROCESS_INFO, SERVICE_WIN32, SERVICE_ACTIVE, buffer, size, *out)
-        error = _last_error()
+        error = last_error()
         if not complete and error != ERROR_MORE_DATA:
             raise OSError(f"EnumServicesStatusExW failed with error {error}")
         for row in (ENUM_SERVICE_STATUS_PROCESSW * count.value).from_buffer(buffer):
@@ -111,11 +108,11 @@ def _running(advapi32: Any, manager: int) -> dict[int, list[str]]:
 
 def _from_tag(owner: Owner) -> str | None:
     """The service that the row's tag belongs to; None without a tag or where Windows cannot tell."""
-    if owner.service_tag is None or sys.platform != "win32":
+    if owner.service_tag is None:
         return None
     for library in TAG_LIBRARIES:
         try:
-            query = ctypes.WinDLL(library, winmode=LOAD_LIBRARY_SEARCH_SYSTEM32).I_QueryTagInformation
+            query = load_library(library).I_QueryTagInformation
         except (OSError, AttributeError):
             continue
         return _asked(query, owner.pid, owner.service_tag)
@@ -134,14 +131,7 @@ def _asked(query: Any, pid: int, tag: int) -> str | None:
 
 
 def _local_free(block: int) -> None:
-    if sys.platform == "win32":
-        kernel32 = ctypes.WinDLL("kernel32", winmode=LOAD_LIBRARY_SEARCH_SYSTEM32)
-        kernel32.LocalFree.argtypes = [PVOID]
-        kernel32.LocalFree.restype = PVOID
-        kernel32.LocalFree(block)
-
-
-def _last_error() -> int:
-    if sys.platform != "win32":
-        return 0
-    return ctypes.get_last_error()
+    kernel32 = load_library("kernel32")
+    kernel32.LocalFree.argtypes = [PVOID]
+    kernel32.LocalFree.restype = PVOID
+    kernel32.LocalFree(block)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from socket import AF_INET, AF_INET6, AF_UNSPEC, if_indextoname, inet_ntop, inet_pton
+from socket import AF_INET, AF_INET6, AF_UNSPEC, inet_pton
+from typing import NamedTuple
 
+from portbook.addresses import address_text, interface_names
 from portbook.netconfig.facts import Link, LocalAddress
 from portbook.system import netlink
 from portbook.system.netlink import Message
@@ -20,9 +22,9 @@ RTM_NEWADDR, RTM_GETADDR = 20, 22
 RTM_NEWROUTE, RTM_GETROUTE = 24, 26
 IFADDRMSG = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, interface
 IFINFOMSG = struct.Struct("=BxHiII")  # family, type, index, flags, change
-RTMSG = struct.Struct(
-    "=BBBBBBBBI"
-)  # family, lengths of destination and source, tos, table, protocol, scope, type, flags
+# family, lengths of destination and source, tos, table, protocol, scope, type, flags
+RTMSG = struct.Struct("=BBBBBBBBI")
+NUMBER = struct.Struct("=I")
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 IFA_F_TENTATIVE, IFA_F_OPTIMISTIC = 0x40, 0x04
 IFLA_IFNAME, IFLA_MASTER, IFLA_LINKINFO, IFLA_INFO_KIND = 3, 10, 18, 1
@@ -35,32 +37,49 @@ SIZES = {int(AF_INET): 4, int(AF_INET6): 16}
 
 
 def read_addresses() -> tuple[LocalAddress, ...]:
-    """Every address of this network namespace; raises OSError."""
-    body = IFADDRMSG.pack(AF_UNSPEC, 0, 0, 0, 0)
-    return tuple(parse_addresses(netlink.ask(netlink.ROUTE, RTM_GETADDR, body, dump=True), _name))
+    """Every address of this network namespace; raises OSError.
+
+    One request for each family: a dump of both does not say whether the first family changed (rtnl_dump_all()).
+    """
+    rows: list[LocalAddress] = []
+    with netlink.Channel(netlink.ROUTE) as channel:
+        for family in SIZES:
+            rows += _read_family(channel, family)
+    return tuple(rows)
+
+
+def _read_family(channel: netlink.Channel, family: int) -> list[LocalAddress]:
+    """The addresses of a family. A dump in several parts counts when a second one agrees.
+
+    An IPv6 address that is removed leaves the kernel's list a moment before the generation changes by which the kernel
+    knows that a dump was interrupted (ipv6_del_addr(), __ipv6_ifa_notify()): seen on Linux 6.18, an address that was
+    there all the time was missing and NLM_F_DUMP_INTR was not set.
+    """
+    names = interface_names()
+    body = IFADDRMSG.pack(family, 0, 0, 0, 0)
+    previous: list[LocalAddress] | None = None
+    for _ in range(netlink.MOST_TRIES):
+        answer = channel.dump(RTM_GETADDR, body)
+        rows = list(parse_addresses(answer.messages(), lambda index: names.get(index) or str(index)))
+        if answer.parts <= 1 or rows == previous:
+            return rows
+        previous = rows
+    raise netlink.InterruptedDump(f"they changed each of the {netlink.MOST_TRIES} times that they were read")
 
 
 def parse_addresses(messages: Iterable[Message], name: Callable[[int], str]) -> Iterator[LocalAddress]:
-    """Read RTM_NEWADDR messages."""
+    """Read RTM_NEWADDR messages; raises OSError for attributes that are cut short."""
     for kind, body in messages:
         if kind != RTM_NEWADDR or len(body) < IFADDRMSG.size:
             continue
         family, _, flags, _, index = IFADDRMSG.unpack_from(body)
-        found = netlink.attributes(body[IFADDRMSG.size :])
-        raw = found.get(IFA_LOCAL) or found.get(IFA_ADDRESS) or b""
-        if len(raw) != SIZES.get(family):
+        values = netlink.attributes(body[IFADDRMSG.size :])
+        packed = values.get(IFA_LOCAL) or values.get(IFA_ADDRESS) or b""
+        if len(packed) != SIZES.get(family):
             continue
-        more = found.get(IFA_FLAGS, b"")
-        flags |= struct.unpack_from("=I", more)[0] if len(more) >= 4 else 0
+        flags |= _number(values.get(IFA_FLAGS))
         tentative = bool(flags & IFA_F_TENTATIVE) and not flags & IFA_F_OPTIMISTIC
-        yield LocalAddress(inet_ntop(family, raw), name(index), tentative)
-
-
-def _name(index: int) -> str:
-    try:
-        return if_indextoname(index)
-    except OSError:
-        return str(index)
+        yield LocalAddress(address_text(packed), name(index), tentative)
 
 
 def read_links(names: Iterable[str]) -> tuple[Link, ...]:
@@ -69,25 +88,54 @@ def read_links(names: Iterable[str]) -> tuple[Link, ...]:
     if not wanted:
         return ()
     body = IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0)
-    return tuple(parse_links(netlink.ask(netlink.ROUTE, RTM_GETLINK, body, dump=True), wanted))
+    return tuple(parse_links(netlink.dump(netlink.ROUTE, RTM_GETLINK, body), wanted))
+
+
+class _Row(NamedTuple):
+    """What RTM_NEWLINK says of an interface."""
+
+    name: str
+    kind: str | None
+    master: int  # index of the bridge, bond or VRF that it belongs to; 0: none
+
+
+NO_ROW = _Row("", None, 0)
 
 
 def parse_links(messages: Iterable[Message], wanted: frozenset[str]) -> Iterator[Link]:
-    """Read RTM_NEWLINK messages. A VRF is an interface, and others are its slaves (vrf.rst)."""
-    rows: dict[int, tuple[str, str | None, int]] = {}
+    """Read RTM_NEWLINK messages. A VRF is an interface, and others are its slaves (vrf.rst).
+
+    Raises OSError for attributes that are cut short.
+    """
+    rows: dict[int, _Row] = {}
     for kind, body in messages:
         if kind == RTM_NEWLINK and len(body) >= IFINFOMSG.size:
-            found = netlink.attributes(body[IFINFOMSG.size :])
-            info = netlink.attributes(found.get(IFLA_LINKINFO, b""))
-            master = found.get(IFLA_MASTER, b"")
-            over = struct.unpack_from("=I", master)[0] if len(master) >= 4 else 0
-            index = IFINFOMSG.unpack_from(body)[2]
-            rows[index] = netlink.text(found.get(IFLA_IFNAME)), netlink.text(info.get(IFLA_INFO_KIND)) or None, over
-    for name, what, master_index in rows.values():
-        if name in wanted:
-            above = rows.get(master_index, ("", None, 0))
-            vrf = name if what == "vrf" else above[0] if above[1] == "vrf" else None
-            yield Link(name, what, vrf)
+            values = netlink.attributes(body[IFINFOMSG.size :])
+            info = netlink.attributes(values.get(IFLA_LINKINFO, b""))
+            _, _, index, _, _ = IFINFOMSG.unpack_from(body)
+            rows[index] = _Row(
+                netlink.text(values.get(IFLA_IFNAME)),
+                netlink.text(info.get(IFLA_INFO_KIND)) or None,
+                _number(values.get(IFLA_MASTER)),
+            )
+    for row in rows.values():
+        if row.name in wanted:
+            yield Link(row.name, row.kind, _vrf(row, rows.get(row.master, NO_ROW)))
+
+
+def _vrf(row: _Row, master: _Row) -> str | None:
+    """The VRF that an interface is, or belongs to."""
+    for candidate in (row, master):
+        if candidate.kind == "vrf":
+            return candidate.name
+    return None
+
+
+def _number(value: bytes | None) -> int:
+    """An attribute of 32 bits; 0 when there is none."""
+    if value is None or len(value) < NUMBER.size:
+        return 0
+    return int(NUMBER.unpack_from(value)[0])
 
 
 def is_local(address: str) -> bool:
@@ -95,9 +143,14 @@ def is_local(address: str) -> bool:
     packed = inet_pton(AF_INET, address)
     body = RTMSG.pack(AF_INET, 32, 0, 0, 0, 0, 0, 0, 0) + netlink.attribute(RTA_DST, packed)
     try:
-        answers = netlink.ask(netlink.ROUTE, RTM_GETROUTE, body)
+        answers = netlink.request(netlink.ROUTE, RTM_GETROUTE, body)
     except OSError as error:
         if error.errno in NO_ROUTE:
             return False
         raise
-    return any(kind == RTM_NEWROUTE and body[7] in BINDABLE for kind, body in answers if len(body) >= RTMSG.size)
+    for kind, answer in answers:
+        if kind == RTM_NEWROUTE and len(answer) >= RTMSG.size:
+            route_type = RTMSG.unpack_from(answer)[7]
+            if route_type in BINDABLE:
+                return True
+    return False

@@ -5,16 +5,18 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
+from portbook.netconfig.facts import NatTool
 from portbook.netconfig.linux.steps import NAT_HOOKS, PortRanges, Step, Table, hook_name
+from portbook.records import Family
 
-TOOL = "iptables-save"
+TOOL: NatTool = "iptables-save"
 MOST_RULES = 200_000
 # Options that ask what is true of packets here anyway, or nothing: how many values to pass over.
 PASSED: dict[str, int] = {"-m": 1, "--match": 1, "--comment": 1, "--dst-type": 1, "--random": 0, "--persistent": 0}
 VERDICTS = frozenset(("ACCEPT", "DROP", "RETURN", "MASQUERADE", "SNAT", "LOG", "MARK", "NETMAP"))
 
 
-def parse(text: bytes, family: str) -> list[Step]:
+def parse(text: bytes, family: Family) -> list[Step]:
     """Read the rules of one family; lines that are none are passed over."""
     table = (TOOL, family, "nat")
     steps = [Step(table, hook_name(hook), "jump", hook.upper()) for hook in NAT_HOOKS]

@@ -16,8 +16,9 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from portbook.errors import SourceError
 from portbook.netconfig.facts import NatRule
-from portbook.records import Gap, Protocol
+from portbook.records import FAMILIES, Family, Gap, Protocol
 
 NFNL_SUBSYS_NFTABLES = 10
 NFT_MSG_NEWCHAIN, NFT_MSG_GETCHAIN = 3, 4
@@ -26,7 +27,6 @@ NFTA_CHAIN_TYPE = 7
 # What the kernel answers that has no netlink for netfilter, or no nf_tables behind it (nfnetlink_rcv_msg).
 ABSENT = frozenset((errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOENT))
 LEGACY = ("ip_tables_names", "ip6_tables_names")  # of /proc/net: tables that the older iptables has made
-ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/sbin:/sbin:/usr/bin:/bin"}
 TIME_LIMIT_S = 3.0
 MOST_BYTES = 16 << 20
 # Interfaces that container runtimes and hypervisors make: where there are none, an ordinary user misses nothing.
@@ -37,7 +37,7 @@ class Raw(NamedTuple):
     """What the tools said."""
 
     nft: bytes = b""
-    saved: tuple[tuple[str, bytes], ...] = ()  # family, and what iptables-save printed of it
+    saved: tuple[tuple[Family, bytes], ...] = ()  # family, and what iptables-save printed of it
     gaps: tuple[Gap, ...] = ()
 
 
@@ -78,13 +78,11 @@ def read() -> Raw:
     """Ask the tools, if the kernel has anything that they could tell; raises OSError."""
     gaps: list[Gap] = []
     nft = _output(("nft", "-j", "list", "ruleset"), gaps) if has_nat_chains() else b""
-    saved: list[tuple[str, bytes]] = []
+    saved: list[tuple[Family, bytes]] = []
     if b'"xt"' in nft:  # rules of iptables on top of nf_tables: nft does not know what they do
         saved += [("ipv4", _output(("iptables-nft-save", "-t", "nat"), gaps))]
         saved += [("ipv6", _output(("ip6tables-nft-save", "-t", "nat"), gaps))]
-    for family, name, command in zip(
-        ("ipv4", "ipv6"), LEGACY, ("iptables-legacy-save", "ip6tables-legacy-save"), strict=True
-    ):
+    for family, name, command in zip(FAMILIES, LEGACY, ("iptables-legacy-save", "ip6tables-legacy-save"), strict=True):
         if b"nat" in _tables(name, gaps):
             saved.append((family, _output((command, "-t", "nat"), gaps)))
     return Raw(nft, tuple(saved), tuple(gaps))
@@ -96,7 +94,7 @@ def has_nat_chains() -> bool:
 
     kind = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETCHAIN
     try:
-        answers = netlink.ask(netlink.NETFILTER, kind, NFGENMSG.pack(0, 0, 0), dump=True)
+        answers = netlink.dump(netlink.NETFILTER, kind, NFGENMSG.pack(0, 0, 0))
     except OSError as error:
         if error.errno in ABSENT:
             return False
@@ -126,7 +124,7 @@ def _tables(name: str, gaps: list[Gap]) -> list[bytes]:
 
 
 def _output(command: Sequence[str], gaps: list[Gap]) -> bytes:
-    """What a program of the system prints, within a time and a size; nothing and a gap when it does not."""
+    """What a program of the system prints; nothing and a gap if it fails."""
     from portbook.system import program
 
     path = program.find(command[0])
@@ -135,14 +133,10 @@ def _output(command: Sequence[str], gaps: list[Gap]) -> bytes:
         gaps.append(Gap("nat", None, why, "install nftables or iptables"))
         return b""
     try:
-        output = program.run((path, *command[1:]), ENVIRONMENT, TIME_LIMIT_S, MOST_BYTES)
-    except (OSError, ValueError) as error:
-        gaps.append(Gap("nat", None, f"NAT rules could not be read: {command[0]}: {error}"))
+        return program.run((path, *command[1:]), TIME_LIMIT_S, most_bytes=MOST_BYTES).successful()
+    except SourceError as error:
+        gaps.append(Gap("nat", None, f"NAT rules could not be read: {error}"))
         return b""
-    if output.code:
-        gaps.append(Gap("nat", None, f"NAT rules could not be read: {command[0]}: ended with {output.code}"))
-        return b""
-    return output.stdout
 
 
 # --- parse ---------------------------------------------------------------------------------------------------------

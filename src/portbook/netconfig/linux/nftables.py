@@ -10,9 +10,10 @@ from typing import Any
 
 import msgspec
 
+from portbook.netconfig.facts import NatFamily
 from portbook.netconfig.linux.steps import NAT_HOOKS, PortRanges, Step, Table, hook_name
 
-FAMILIES = {"ip": "ipv4", "ip6": "ipv6", "inet": "both"}
+FAMILIES: dict[str, NatFamily] = {"ip": "ipv4", "ip6": "ipv6", "inet": "both"}
 Sets = dict[tuple[str, str, str], list[Any]]  # family, table, name: elements
 
 

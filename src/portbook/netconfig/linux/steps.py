@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
-from portbook.addresses import MAPPED_PREFIX
-from portbook.netconfig.facts import LocalAddress, NatRule
+from portbook.addresses import unmapped
+from portbook.netconfig.facts import LocalAddress, NatFamily, NatHook, NatRule, NatTool
 from portbook.records import Protocol
 
-PREROUTING = "prerouting"
-NAT_HOOKS = (PREROUTING, "output")
+PREROUTING: NatHook = "prerouting"
+NAT_HOOKS: tuple[NatHook, ...] = get_args(NatHook)
 MOST_DEPTH = 16  # jumps within jumps, as the kernel limits them
 MOST_VISITS = 50_000  # Kubernetes makes thousands of chains
 
 PortRanges = tuple[tuple[int, int], ...]
-Table = tuple[str, str, str]  # tool, family, name
+Table = tuple[NatTool, NatFamily, str]  # tool, family, name
 
 
 class Step(NamedTuple):
@@ -36,7 +36,7 @@ class Step(NamedTuple):
 class _Way(NamedTuple):
     """What is known of the packet by now."""
 
-    hook: str
+    hook: NatHook
     destination: str | None = None
     conditions: tuple[str, ...] = ()
     depth: int = 0
@@ -110,7 +110,7 @@ def concerning(
     rules: Iterable[NatRule], asked: Sequence[str], addresses: Sequence[LocalAddress]
 ) -> tuple[NatRule, ...]:
     """Those for packets to what was asked: of its families, to addresses of this machine. Pure."""
-    bare = [ip_address(a.removeprefix(MAPPED_PREFIX)) for a in asked]
+    bare = [ip_address(unmapped(a)) for a in asked]
     mine = [a for a in bare if not a.is_unspecified]
     if any(a.is_unspecified for a in bare):
         mine += [ip_address(a.address) for a in addresses]

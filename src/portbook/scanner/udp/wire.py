@@ -19,8 +19,8 @@ from collections.abc import Iterable
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from portbook.addresses import SocketAddress, family_of, socket_address, split_zone
 from portbook.probe import error_queue
-from portbook.probe.endpoint import Endpoint, endpoint, family_of
 from portbook.probe.error_queue import Kept
 from portbook.probe.outcome import Evidence, Outcome
 from portbook.probe.request import Probe
@@ -138,7 +138,7 @@ NONBLOCKING = getattr(socket, "SOCK_NONBLOCK", 0)  # Linux, BSD: saves a call
 class _Open(NamedTuple):
     socket: socket.socket
     address: str
-    to: Endpoint | None  # None: connected
+    to: SocketAddress | None  # None: connected
 
 
 class SelectorWire:
@@ -154,7 +154,7 @@ class SelectorWire:
 
     def open(self, probe: Probe, loose: bool) -> int:
         """See Wire."""
-        to = endpoint(probe.address, probe.port, probe.zone)
+        to = socket_address(probe.address, probe.port, probe.zone)
         made = self._make(to)
         try:
             if not loose:
@@ -166,7 +166,7 @@ class SelectorWire:
         self._open[made.fileno()] = _Open(made, probe.address, to if loose else None)
         return made.fileno()
 
-    def _make(self, to: Endpoint) -> socket.socket:
+    def _make(self, to: SocketAddress) -> socket.socket:
         made = socket.socket(family_of(to[0]), socket.SOCK_DGRAM | NONBLOCKING)
         if not NONBLOCKING:
             made.setblocking(False)
@@ -174,7 +174,7 @@ class SelectorWire:
             error_queue.wanted(made)
         return made
 
-    def _connected(self, made: socket.socket, to: Endpoint) -> socket.socket:
+    def _connected(self, made: socket.socket, to: SocketAddress) -> socket.socket:
         """Connect. A socket that was given the very port that it asks would hear itself: then another is taken."""
         made.connect(to)
         if made.getsockname() != made.getpeername():
@@ -211,7 +211,7 @@ class SelectorWire:
         except OSError as error:
             yield of_error(error)
             return
-        if sender[0].partition("%")[0] == entry.address:
+        if split_zone(sender[0])[0] == entry.address:
             yield data
 
     def close(self, handle: int) -> None:
@@ -346,7 +346,7 @@ class _Listener:
 
     def datagram_received(self, data: bytes, sender: tuple[str, int] | None) -> None:
         """A reply; without a sender it is from the peer of a connected socket."""
-        if sender is None or sender[0].partition("%")[0] == self._address:
+        if sender is None or split_zone(sender[0])[0] == self._address:
             self._wire.say(Heard(self._handle, data))
 
     def error_received(self, error: Exception) -> None:

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
 
+from portbook.addresses import is_link_local
 from portbook.errors import SourceDenied, SourceError, SourceGarbled, SourceMissing
 from portbook.query import LISTENING
 from portbook.records import Gap, Owner, Protocol, Socket, State
 from portbook.sources import sockdiag
 from portbook.sources.base import Elsewhere, Reading, Source, Wanted
 from portbook.sources.bpf.record import FOR_IPV6_ONLY, FORMAT, OF_MPTCP
-from portbook.sources.sockdiag import AF, FAMILY, LINK_LOCAL, TCP_STATES, UDP_STATES, Addresses
+from portbook.sources.sockdiag import AF, FAMILY, TCP_STATES, UDP_STATES, Addresses
 
 if TYPE_CHECKING:  # what reads is imported when it is known that we may: this module is loaded before the others
     from portbook.sources.bpf import fileless
@@ -226,7 +227,7 @@ KINDS: dict[tuple[int, int], Kind] = {
 
 def _rows(raw: Raw) -> tuple[dict[int, Socket], dict[int, Socket], Elsewhere]:
     """The sockets by inode, with their owners; MPTCP sockets alike, apart; and what was seen of other namespaces."""
-    known = {AF_INET: Addresses(AF_INET, 4), AF_INET6: Addresses(AF_INET6, 16)}
+    known = {AF_INET: Addresses(4), AF_INET6: Addresses(16)}
     owners = _Owners()
     rows: dict[int, Socket] = {}
     above: set[int] = set()
@@ -250,7 +251,7 @@ def _rows(raw: Raw) -> tuple[dict[int, Socket], dict[int, Socket], Elsewhere]:
         addresses = known[family]
         local, reach = addresses[source]
         peer = dport != 0 and not listening
-        zone, device = _scope(raw, netns, interface, family, source) if interface else (None, None)
+        zone, device = _scope(raw, netns, interface, local) if interface else (None, None)
         queued = received if received < NEGATIVE else 0
         rows[inode] = Socket(  # by position, as in sockdiag
             protocol,
@@ -286,11 +287,11 @@ def _rows(raw: Raw) -> tuple[dict[int, Socket], dict[int, Socket], Elsewhere]:
     return rows, {inode: rows.pop(inode) for inode in above}, Elsewhere(len(elsewhere), len(set(elsewhere.values())))
 
 
-def _scope(raw: Raw, netns: int, interface: int, family: int, source: bytes) -> tuple[str | None, str | None]:
+def _scope(raw: Raw, netns: int, interface: int, address: str) -> tuple[str | None, str | None]:
     """The zone of a link-local address, or the device that a socket is bound to."""
     inside = raw.inside.get(netns)
     name = inside.interfaces.get(interface, str(interface)) if inside else str(interface)
-    return (name, None) if family == AF_INET6 and source[:2] in LINK_LOCAL else (None, name)
+    return (name, None) if is_link_local(address) else (None, name)
 
 
 def _merged(first: tuple[Owner, ...], more: list[int], owners: _Owners) -> tuple[Owner, ...]:

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
+from portbook.addresses import interface_names
 from portbook.errors import SourceError
 from portbook.records import FAMILIES, PROTOCOLS, STATES, Gap, Protocol, State
 from portbook.sources import sockdiag
@@ -51,7 +52,7 @@ class Counts(NamedTuple):
 class Inside(NamedTuple):
     """What was asked inside a namespace."""
 
-    dumps: list[sockdiag.Raw]
+    dumps: list[sockdiag.SockdiagDump]
     interfaces: dict[int, str]  # index to name
 
 
@@ -116,7 +117,7 @@ def ask(wanted: Wanted, own: int, seen: Mapping[int, Seen] | None = None, known:
 
 def nothing() -> Inside:
     """No dump of the namespace of the calling thread."""
-    return Inside([], sockdiag.interfaces())
+    return Inside([], interface_names())
 
 
 def have_files(answers: Answers, known: Collection[int] = ()) -> bool:
@@ -137,7 +138,7 @@ def _look(wanted: Wanted, seen: Mapping[int, Seen], known: Collection[int], netn
     """In the namespace of the calling thread, which is ``netns``."""
     dumps = read(wanted, seen.get(netns, NOTHING), known)
     # What an older kernel's dump does not have, bound sockets, the program has seen.
-    return Inside([dump._replace(gaps=()) for dump in dumps], sockdiag.interfaces())
+    return Inside([dump._replace(gaps=()) for dump in dumps], interface_names())
 
 
 def _closed_doors(failed: Mapping[int, Exception]) -> Iterator[Gap]:
@@ -152,7 +153,7 @@ def _closed_doors(failed: Mapping[int, Exception]) -> Iterator[Gap]:
 # --- one namespace -------------------------------------------------------------------------------------------------
 
 
-def read(wanted: Wanted, seen: Seen, known: Collection[int]) -> list[sockdiag.Raw]:
+def read(wanted: Wanted, seen: Seen, known: Collection[int]) -> list[sockdiag.SockdiagDump]:
     """Dump what may have no descriptor in the namespace of the calling thread; ``known`` inodes have one."""
     if not is_whole(wanted):
         return [sockdiag.read(wanted)]
@@ -163,7 +164,7 @@ def read(wanted: Wanted, seen: Seen, known: Collection[int]) -> list[sockdiag.Ra
     return list(_read_missing(wanted, seen, known, there))
 
 
-def _read_missing(wanted: Wanted, seen: Seen, known: Collection[int], there: Counts) -> Iterator[sockdiag.Raw]:
+def _read_missing(wanted: Wanted, seen: Seen, known: Collection[int], there: Counts) -> Iterator[sockdiag.SockdiagDump]:
     missing = there.tcp - seen.hashed["tcp"]
     if missing or there.waiting or seen.pending:
         dump = sockdiag.read(wanted._replace(protocols=("tcp",), states=TRANSIENT))

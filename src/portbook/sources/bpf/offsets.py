@@ -16,8 +16,10 @@ from zlib import crc32
 
 import msgspec
 
+from portbook.errors import StoreError
 from portbook.sources.bpf import btf
 from portbook.sources.bpf.btf import Layout, Place
+from portbook.system.files import new_file
 
 SYSTEM_DIRECTORY = "/var/cache"  # Filesystem Hierarchy Standard, section 5.5
 OWN, NAME = "portbook", "offsets.json"
@@ -148,11 +150,12 @@ def keep(kernel: Kernel, layout: Layout) -> None:
     """Write the file whole or not at all. Where that cannot be, nothing is lost but time."""
     parts = (kernel, layout.places, layout.functions)
     text = msgspec.json.encode((_checksum(*parts), *parts))
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, StoreError):
         _make()
         opened = _open()
         try:
-            _replace(opened, text)
+            with new_file(NAME, directory=opened, mode=0o644) as file:
+                file.write(text)
         finally:
             os.close(opened)
 
@@ -164,15 +167,3 @@ def _make() -> None:
         os.makedirs(parent, 0o700, exist_ok=True)
     with suppress(FileExistsError):
         os.mkdir(os.path.join(parent, OWN), 0o755)
-
-
-def _replace(opened: int, text: bytes) -> None:
-    temporary = f"{NAME}.{os.getpid()}"
-    file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=opened)
-    try:
-        with open(file, "wb") as writing:
-            writing.write(text)
-        os.rename(temporary, NAME, src_dir_fd=opened, dst_dir_fd=opened)
-    except OSError:
-        os.unlink(temporary, dir_fd=opened)
-        raise

@@ -1,4 +1,4 @@
-"""Windows, run as a program of its own without a console: press Ctrl+C in the console of one process.
+"""Windows, run as a program of its own: press Ctrl+C in the console of one process.
 
     python -I -S console.py PID
 
@@ -33,6 +33,7 @@ def main(pid: int) -> int:
     kernel.WaitForSingleObject.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
     ignore = ctypes.WINFUNCTYPE(ctypes.c_int, ctypes.c_uint32)(lambda _: 1)
     process = kernel.OpenProcess(SYNCHRONIZE, 0, pid)
+    kernel.FreeConsole()  # a process has one console at most, and AttachConsole fails while it has another
     if not process or not kernel.AttachConsole(pid) or not _alone(kernel, pid):
         return NOT_ASKED
     kernel.SetConsoleCtrlHandler(ignore, 1)  # we are in that console too

@@ -13,21 +13,21 @@ from __future__ import annotations
 
 import ctypes
 import os
-import subprocess
 import sys
 from ctypes import byref
 from datetime import datetime
 from typing import Any
 
-from portbook.enrich.process.windows import ERROR_ACCESS_DENIED, Functions, Prototypes, moment
+from portbook.errors import SourceError
 from portbook.stop.handle import Handle
+from portbook.system import program
+from portbook.system.winapi import ERROR_ACCESS_DENIED, Functions, Prototypes, filetime_to_datetime, last_error
 
 HANDLE, DWORD, BOOL = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int
 TERMINATE, QUERY, SYNCHRONIZE = 0x1, 0x1000, 0x100000
 WAIT_OBJECT_0 = 0
 WM_CLOSE = 0x10
 ENDED_BY_US = 1  # exit code of a process that was terminated
-DETACHED_PROCESS = 0x8
 CONSOLE_LIMIT_S = 10
 MOST_CLASS = 256
 # A console's window is shown by somebody else than the program in it; closing it ends all that share the console.
@@ -49,7 +49,7 @@ PROTOTYPES: Prototypes = (
 )
 
 
-def hold(pid: int) -> Handle:
+def open_handle(pid: int) -> Handle:
     """Open the process with the right to end it."""
     call = Functions(PROTOTYPES)
     process = call.OpenProcess(TERMINATE | QUERY | SYNCHRONIZE, 0, pid)
@@ -59,7 +59,7 @@ def hold(pid: int) -> Handle:
 
 
 def _fail(pid: int) -> None:
-    number = _last_error()
+    number = last_error()
     if number == ERROR_ACCESS_DENIED:
         raise PermissionError(f"access to process {pid} is denied")
     raise ProcessLookupError(f"there is no process {pid} (error {number})")
@@ -78,17 +78,17 @@ class ProcessHandle:
         times = [ctypes.c_int64(0) for _ in range(4)]
         if self.ended() or not self.call.GetProcessTimes(self.process, *map(byref, times)):
             return None
-        return moment(times[0].value)
+        return filetime_to_datetime(times[0].value)
 
-    def ask(self) -> str | None:
+    def request_end(self) -> str | None:
         """Close its windows; without any, Ctrl+C in the console that it has for itself."""
         posted = [self.call.PostMessageW(window, WM_CLOSE, 0, 0) for window in self._windows()]
         return "WM_CLOSE" if any(posted) else self._ask_in_console()
 
-    def force(self) -> str:
+    def force_end(self) -> str:
         """TerminateProcess."""
         if not self.call.TerminateProcess(self.process, ENDED_BY_US) and not self.ended():
-            raise OSError(f"TerminateProcess failed with error {_last_error()}")
+            raise OSError(f"TerminateProcess failed with error {last_error()}")
         return "TerminateProcess"
 
     def ended(self) -> bool:
@@ -106,12 +106,12 @@ class ProcessHandle:
         found: list[int] = []
 
         @ctypes.WINFUNCTYPE(BOOL, HANDLE, ctypes.c_ssize_t)
-        def look(window: int, _: int) -> int:
+        def collect(window: int, _: int) -> int:
             if self._owns(window) and self.call.IsWindowVisible(window) and not self._is_console(window):
                 found.append(window)
             return 1  # go on
 
-        self.call.EnumWindows(look, 0)
+        self.call.EnumWindows(collect, 0)
         return found
 
     def _owns(self, window: int) -> bool:
@@ -125,25 +125,11 @@ class ProcessHandle:
         return name.value in CONSOLES
 
     def _ask_in_console(self) -> str | None:
-        """A process has one console; to use another's we would lose ours. So a child without any does it."""
+        """A process has one console; to use another's we would lose ours. So a child does it."""
         script = os.path.join(os.path.dirname(__file__), "console.py")
         command = [sys.executable, "-I", "-S", script, str(self.pid)]
         try:
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                creationflags=DETACHED_PROCESS,
-                timeout=CONSOLE_LIMIT_S,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired):
+            code = program.run(command, CONSOLE_LIMIT_S).code
+        except SourceError:
             return None
-        return ASKED_BY_CODE.get(done.returncode)
-
-
-def _last_error() -> int:
-    if sys.platform != "win32":
-        return 0
-    return ctypes.get_last_error()
+        return ASKED_BY_CODE.get(code)
