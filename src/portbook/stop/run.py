@@ -233,7 +233,7 @@ class _Stop:
     def _holding(self, pids: Collection[int]) -> Collection[int]:
         """Which of these processes have a socket that is in the way."""
         sockets = self._sockets()
-        return {pid for pid in pids if sockets and owners.held_by(sockets, ((pid, pid),))[0]}
+        return {pid for pid in pids if sockets and owners.owned_by(sockets, ((pid, pid),))[0]}
 
     def _holders(self) -> tuple[Holder, ...]:
         return plan.blocking_holders(who(self.plan.port, self.plan.protocol))
