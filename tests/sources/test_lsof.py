@@ -139,7 +139,7 @@ LISTENER = "f3|tIPv4|d4242|PTCP|n127.0.0.1:80|TST=LISTEN|TQR=0|TQS=0"
 
 
 def test_without_root_it_says_what_it_cannot_see():
-    reading = parse(rows(LISTENER)._replace(everyone=False))
+    reading = parse(rows(LISTENER)._replace(sees_every_process=False))
     assert [gap.what for gap in reading.gaps] == ["socket"]
     assert reading.gaps[0].hint == "run with sudo"
 
@@ -186,8 +186,8 @@ def test_a_state_nobody_knows_is_kept_as_text():
 
 def test_without_a_device_rows_are_matched_by_endpoint_and_state():
     row = "f{}|tIPv4|d0x0|PTCP|n127.0.0.1:80|TST=LISTEN"
-    second = rows(row.format(3), process="p8|cserver|Lroot").output
-    (found,) = parse(LsofOutput(rows(row.format(3), row.format(4)).output + second)).sockets
+    second = rows(row.format(3), process="p8|cserver|Lroot").data
+    (found,) = parse(LsofOutput(rows(row.format(3), row.format(4)).data + second)).sockets
     assert found.owners == (
         Owner(7, "server", user="root", how="lsof"),
         Owner(8, "server", user="root", how="lsof"),
@@ -328,7 +328,7 @@ def script(tmp_path, monkeypatch):
 @on_unix
 def test_the_program_runs_with_a_low_limit_of_descriptors(script):
     script('ulimit -Sn; echo "$LC_ALL $*"; pwd\n')
-    assert lsof.read(Wanted()).output == b"1024\nC -n -P -w +c0 -F0pcLftdPnT -iTCP -iUDP\n/\n"
+    assert lsof.read(Wanted()).data == b"1024\nC -n -P -w +c0 -F0pcLftdPnT -iTCP -iUDP\n/\n"
 
 
 @on_unix
