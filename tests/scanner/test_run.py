@@ -12,8 +12,7 @@ from portbook.errors import SourceMissing, UsageError
 from portbook.probe import resolve
 from portbook.probe.outcome import SILENCE, Answer, Evidence
 from portbook.probe.request import Event, Limits, Probe
-from portbook.probe.resolve import Place as Found
-from portbook.probe.resolve import Resolved
+from portbook.probe.resolve import Resolved, ResolvedAddress
 from portbook.records import Socket
 from portbook.scanner import canary, run
 from portbook.scanner.canary import MOST_CANARIES, MOST_EACH, Place, SelfWatch
@@ -35,10 +34,10 @@ class FakeEngine:
         self.limits: list[Limits] = []
         self.closed = 0
 
-    def __call__(self, probes, limits, *, tally=None, tell=None):
+    def __call__(self, probes, limits, *, tally=None, on_event=None):
         self.limits.append(limits)
         for event in self.events:
-            tell(event)
+            on_event(event)
         try:
             for probe in probes:
                 self.asked.append(probe)
@@ -136,7 +135,7 @@ def test_silence_is_counted_as_silence_and_never_as_closed():
 def test_events_are_told_and_kept_to_a_limit():
     events = [Event("breaker", REMOTE, f"event {n}", 0.1) for n in range(MOST_EVENTS + 5)]
     told = []
-    running = scanned(REMOTE, [1], FakeEngine(events=events), tell=told.append)
+    running = scanned(REMOTE, [1], FakeEngine(events=events), on_event=told.append)
     list(running)
     assert told == events
     assert list(running.report.events) == events[:MOST_EVENTS]
@@ -215,10 +214,10 @@ def test_ctrl_c_in_the_engine_leaves_a_partial_report():
 
 def test_a_deadline_that_the_engine_tells_of_makes_it_partial():
     class Late(FakeEngine):
-        def __call__(self, probes, limits, *, tally=None, tell=None):
+        def __call__(self, probes, limits, *, tally=None, on_event=None):
             self.limits.append(limits)
             yield Answer(REMOTE, REMOTE, None, next(iter(probes)).port, "tcp", "closed", RST)
-            tell(Event("deadline", None, "the time is up", 1.0))
+            on_event(Event("deadline", None, "the time is up", 1.0))
 
     engine = Late()
     running = scanned(REMOTE, range(1, 11), engine, limits=Limits(deadline_s=60))
@@ -277,10 +276,10 @@ def test_the_package_says_what_it_is():
 def names(monkeypatch):
     """A resolver that knows a few names."""
     known = {
-        "both.example": [Found("203.0.113.7"), Found("2001:db8::7")],
-        "here.example": [Found("203.0.113.7")],
-        "public.example": [Found("203.0.113.8"), Found("8.8.8.8")],
-        "link.example": [Found("fe80::7", "3")],
+        "both.example": [ResolvedAddress("203.0.113.7"), ResolvedAddress("2001:db8::7")],
+        "here.example": [ResolvedAddress("203.0.113.7")],
+        "public.example": [ResolvedAddress("203.0.113.8"), ResolvedAddress("8.8.8.8")],
+        "link.example": [ResolvedAddress("fe80::7", "3")],
     }
 
     def look_up(name):
@@ -336,34 +335,34 @@ def test_a_resolver_that_hangs_is_given_up():
     def look_up(name):
         if name == "slow":
             gate.wait(60)
-        return [Found("203.0.113.1")]
+        return [ResolvedAddress("203.0.113.1")]
 
     try:
         slow, fast = resolve.resolve(["slow", "fast"], 0.3, look_up)
     finally:
         gate.set()
-    assert fast == Resolved("fast", (Found("203.0.113.1"),))
-    assert slow.places == ()
+    assert fast == Resolved("fast", (ResolvedAddress("203.0.113.1"),))
+    assert slow.addresses == ()
     assert slow.failure is not None
     assert "no answer from the resolver within 0.3 s" in str(slow.failure.text)
 
 
 def test_more_names_than_threads_are_all_looked_up():
     names = [f"host{n}" for n in range(resolve.MOST_THREADS * 3)]
-    assert [r.name for r in resolve.resolve(names, 10, lambda name: [Found(name)])] == names
+    assert [r.name for r in resolve.resolve(names, 10, lambda name: [ResolvedAddress(name)])] == names
 
 
 @pytest.mark.parametrize("name", ["a" * 70 + ".example", "a..b"])
 def test_what_cannot_be_a_name_is_an_answer_not_an_exception(name):
     """Refused before a resolver is asked: labels have 1 to 63 characters (RFC 1035 section 2.3.4)."""
     (resolved,) = resolve.resolve([name], 10)
-    assert resolved.places == ()
+    assert resolved.addresses == ()
     assert resolved.failure is not None
     assert resolved.failure.kind == "resolver"
 
 
 def test_localhost_is_looked_up():
-    assert Found("127.0.0.1") in resolve.look_up("localhost")
+    assert ResolvedAddress("127.0.0.1") in resolve.look_up("localhost")
 
 
 # --- the check of itself -------------------------------------------------------------------------------------------

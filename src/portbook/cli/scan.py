@@ -64,7 +64,7 @@ def command(
         limits = replace(limits, breaker=None)
     meter = progress.meter(streams_rows=form is not None)
     running = scan(
-        targets, ports, udp=udp, limits=limits, allow_public=allow_public, only_open=only_open, tell=meter.tell
+        targets, ports, udp=udp, limits=limits, allow_public=allow_public, only_open=only_open, on_event=meter.tell
     )
 
     def through(answers: Iterator[Answer], stack: ExitStack) -> Iterator[Answer]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from operator import attrgetter
 
-from portbook.probe.outcome import Answer, Evidence, Outcome, in_words
+from portbook.probe.outcome import Answer, Evidence, Outcome, describe
 from portbook.render.machine import ENCODER
 from portbook.render.text import BOLD, PLAIN, Column, Style, safe, table
 from portbook.scanner.report import SCHEMA, Report, SelfCheck
@@ -170,7 +170,7 @@ def notes(report: Report) -> list[str]:
 
 
 def _nameless(answer: Answer) -> str:
-    return safe(f"{answer.target}: {in_words(answer.evidence) or 'no address'}")
+    return safe(f"{answer.target}: {describe(answer.evidence) or 'no address'}")
 
 
 def _lines(hosts: list[Host], style: Style) -> list[str]:
@@ -230,7 +230,7 @@ def _heading(host: Host) -> str:
 
 
 def _because(evidence: Evidence) -> str:
-    words = safe(in_words(evidence))
+    words = safe(describe(evidence))
     return f" ({words})" if words else ""
 
 
@@ -240,7 +240,7 @@ def _row(answer: Answer) -> list[str]:
         answer.protocol,
         answer.outcome,
         safe(answer.service or ""),
-        safe(in_words(answer.evidence)),
+        safe(describe(answer.evidence)),
         ""
         if answer.rtt_ms is None
         else f"{answer.rtt_ms:.2f} ms"
@@ -261,9 +261,9 @@ def _self_check(check: SelfCheck) -> str:
 def _time(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.2f} s"
-    from portbook.render.holding import age
+    from portbook.render.holding import format_age
 
-    return age(seconds)
+    return format_age(seconds)
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from portbook.enrich.names import service_name
 from portbook.errors import UsageError
 from portbook.probe.outcome import Answer, Evidence
-from portbook.probe.request import Event, Limits, Listener, Probe, Tally
+from portbook.probe.request import Event, EventCallback, Limits, Probe, Tally
 from portbook.records import Protocol
 from portbook.scanner import ports as port_lists
 from portbook.scanner import targets as target_lists
@@ -38,7 +38,12 @@ class Engine(Interface):
     """What asks: probes in, one answer for each out, in whatever order they come."""
 
     def __call__(  # noqa: D102  the class says it
-        self, probes: Iterable[Probe], limits: Limits, *, tally: Tally | None = None, tell: Listener | None = None
+        self,
+        probes: Iterable[Probe],
+        limits: Limits,
+        *,
+        tally: Tally | None = None,
+        on_event: EventCallback | None = None,
     ) -> Iterator[Answer]: ...
 
 
@@ -50,7 +55,7 @@ def scan(
     limits: Limits | None = None,
     allow_public: bool = False,
     only_open: bool = False,
-    tell: Listener | None = None,
+    on_event: EventCallback | None = None,
 ) -> Scan:
     """Ask every port of every target; iterate over the answers as they come.
 
@@ -65,7 +70,7 @@ def scan(
     :param limits: how hard to try; None: as hard as is good for the network
     :param allow_public: ask globally routable addresses too
     :param only_open: give out open ports alone, and names that have no address; the report counts all
-    :param tell: called with each Event, from within the iteration
+    :param on_event: called with each Event, from within the iteration
     :raises UsageError: what was asked makes no sense, or a target is public and may not be asked; for what a
         name was resolved to, when the iteration begins
     """
@@ -78,7 +83,7 @@ def scan(
     _check(limits)
     if not allow_public:
         target_lists.refuse_public(item for item in asked if isinstance(item, Span))
-    return Scan(asked, numbers, protocol, limits, allow_public, only_open, tell)
+    return Scan(asked, numbers, protocol, limits, allow_public, only_open, on_event)
 
 
 class Scan:
@@ -92,7 +97,7 @@ class Scan:
         limits: Limits,
         allow_public: bool = True,
         only_open: bool = False,
-        tell: Listener | None = None,
+        on_event: EventCallback | None = None,
         engine: Engine | None = None,
     ) -> None:
         self.ports = ports
@@ -106,7 +111,7 @@ class Scan:
         self._limits = limits
         self._allow_public = allow_public
         self._only_open = only_open
-        self._tell = tell
+        self._on_event = on_event
         self._engine = engine
         self._addresses = 0
         self._outcomes: dict[str, int] = {}
@@ -184,8 +189,8 @@ class Scan:
             from portbook.probe.resolve import LIMIT_S, resolve
 
             limit_s = min(LIMIT_S, self._limits.deadline_s or LIMIT_S)
-            for name, places, failure in resolve(list(dict.fromkeys(names)), limit_s):
-                found[name] = [target_lists.span_of(name, *place) for place in places]
+            for name, addresses, failure in resolve(list(dict.fromkeys(names)), limit_s):
+                found[name] = [target_lists.span_of(name, *address) for address in addresses]
                 if failure is not None:
                     failures.append(
                         Answer(name, None, None, NO_PORT, self.protocol, "name-not-found", failure, attempts=0)
@@ -216,7 +221,7 @@ class Scan:
         if limits.deadline_s is not None:
             limits = replace(limits, deadline_s=max(0.001, limits.deadline_s - (monotonic() - self._began)))
         engine = self._engine or _load(self.protocol)
-        answers = engine(self._until_cancelled(probes), limits, tally=self.tally, tell=self._heard)
+        answers = engine(self._until_cancelled(probes), limits, tally=self.tally, on_event=self._heard)
         with ExitStack() as stack:
             stack.callback(getattr(answers, "close", _nothing))
             yield from answers
@@ -248,8 +253,8 @@ class Scan:
             self._events.append(event)
         else:
             self._dropped += 1
-        if self._tell is not None:
-            self._tell(event)
+        if self._on_event is not None:
+            self._on_event(event)
 
     def _reported(self) -> Report:
         asked = sum(self._outcomes.values())

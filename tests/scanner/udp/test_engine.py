@@ -465,7 +465,7 @@ def test_a_rate_limit_of_refusals_is_waited_for(lab, target, variable, value, tm
     lab.target.nft("udp dport 3050-3059 drop")
     events: list[Event] = []
     with lab.client:
-        answers = scan(target, [*range(3000, 3120), 53], tell=events.append)
+        answers = scan(target, [*range(3000, 3120), 53], on_event=events.append)
     expected = dict.fromkeys(range(3000, 3120), "closed") | dict.fromkeys(range(3050, 3060), "open|filtered")
     assert outcomes(answers) == {53: "open"} | expected
     assert {answers[port].evidence.text for port in range(3050, 3060)} == {PROVEN}
@@ -476,7 +476,7 @@ def test_what_a_limit_may_explain_when_the_time_is_up_is_said(lab) -> None:
     events: list[Event] = []
     tally = Tally()
     with lab.client:
-        answers = scan(TARGET, range(3000, 3120), Limits(deadline_s=2.0), tell=events.append, tally=tally)
+        answers = scan(TARGET, range(3000, 3120), Limits(deadline_s=2.0), on_event=events.append, tally=tally)
     silent = [a for a in answers.values() if a.outcome == "open|filtered"]
     assert len(answers) == 120
     assert len(silent) > 60
@@ -625,7 +625,7 @@ def test_descriptors_that_run_out_on_the_way(alone) -> None:
     def with_fewer_and_fewer() -> tuple[dict[str, int], set[str]]:
         events: list[Event] = []
         probes = (Probe("x", "127.0.0.1", port) for port in range(30000, 32000))
-        answers = scan_udp(probes, Limits(), tell=events.append)
+        answers = scan_udp(probes, Limits(), on_event=events.append)
         first = next(answers)
         resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors() - 5, 64))
         return collections.Counter(a.outcome for a in (first, *answers)), {event.kind for event in events}

@@ -28,7 +28,7 @@ from portbook.enrich.names import service_name
 from portbook.probe.descriptors import window_size
 from portbook.probe.outcome import Answer, Evidence, Outcome
 from portbook.probe.pacing import TokenBucket
-from portbook.probe.request import Event, EventKind, Limits, Listener, Probe, Tally
+from portbook.probe.request import Event, EventCallback, EventKind, Limits, Probe, Tally
 from portbook.resilience import classify
 from portbook.scanner.udp import payloads, wire
 from portbook.scanner.udp.refusals import CONTROL_EVERY, VOUCH_S
@@ -48,7 +48,7 @@ TIME_UP = "the time was up"
 
 
 def scan_udp(
-    probes: Iterable[Probe], limits: Limits, *, tally: Tally | None = None, tell: Listener | None = None
+    probes: Iterable[Probe], limits: Limits, *, tally: Tally | None = None, on_event: EventCallback | None = None
 ) -> Iterator[Answer]:
     """Ask UDP ports; give out an answer for each as it is known, in no particular order.
 
@@ -56,7 +56,7 @@ def scan_udp(
     ``deadline_s`` what was silent until then is given out as such, and what was not asked is counted in
     ``tally.skipped``.
     """
-    scan = _Scan(iter(probes), limits, wire.choose(), tally or Tally(), tell)
+    scan = _Scan(iter(probes), limits, wire.choose(), tally or Tally(), on_event)
     try:
         yield from scan.run()
     finally:
@@ -67,13 +67,13 @@ class _Scan:
     """The engine: one thread, no callbacks; whatever happens is done in ``run``."""
 
     def __init__(
-        self, probes: Iterator[Probe], limits: Limits, wire: Wire, tally: Tally, tell: Listener | None
+        self, probes: Iterator[Probe], limits: Limits, wire: Wire, tally: Tally, on_event: EventCallback | None
     ) -> None:
         self._probes = probes
         self._limits = limits
         self._wire = wire
         self._tally = tally
-        self._tell = tell
+        self._on_event = on_event
         self._began = perf_counter()
         self._deadline = self._began + limits.deadline_s if limits.deadline_s is not None else inf
         self._bucket = TokenBucket(limits.rate, self._began, burst=1.0)  # no bursts: hosts limit what they refuse
@@ -113,8 +113,8 @@ class _Scan:
             yield self._answers.popleft()
 
     def _say(self, kind: EventKind, address: str | None, text: str) -> None:
-        if self._tell is not None:
-            self._tell(Event(kind, address, text, perf_counter() - self._began))
+        if self._on_event is not None:
+            self._on_event(Event(kind, address, text, perf_counter() - self._began))
 
     # --- what to ask next ------------------------------------------------------------------------------------------
 
