@@ -9,6 +9,8 @@ import shutil
 import struct
 import subprocess
 import sys
+import zlib
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -229,6 +231,29 @@ def test_a_kernels_btf_cut_short(share):
     data = btf.read()
     with pytest.raises(SourceGarbled, match="cannot be read"):
         find(data[: int(len(data) * share)], "sock.sk_protocol")
+
+
+def test_a_kernel_is_told_by_its_build_id_and_without_one_by_its_btf(monkeypatch, tmp_path):
+    need(os.path.exists(btf.PATH), "a kernel with BTF")
+    notes = tmp_path / "notes"
+    monkeypatch.setattr(btf, "NOTES", str(notes))
+    size = os.stat(btf.PATH).st_size
+    of_btf = (size, zlib.crc32(btf.read()))
+    assert btf.fingerprint() == of_btf
+    notes.write_bytes(b"no build id")
+    assert btf.fingerprint() == of_btf
+    note = bytes.fromhex("04000000 14000000 03000000 474e5500") + bytes(range(20))
+    notes.write_bytes(note)
+    assert btf.fingerprint() == (size, zlib.crc32(note))
+    notes.write_bytes(note[:-1] + b"!")
+    assert btf.fingerprint() != (size, zlib.crc32(note))
+
+
+def test_the_running_kernel_has_a_build_id():
+    need(os.path.exists(btf.NOTES), "/sys/kernel/notes")
+    build_id = re.search(rb"(?s)\x14\0\0\0\x03\0\0\0GNU\0(.{20})", Path(btf.NOTES).read_bytes())
+    assert build_id is not None
+    assert len(set(build_id[1])) > 1
 
 
 def test_no_btf(monkeypatch, tmp_path):

@@ -15,12 +15,15 @@ import os
 import struct
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 from zlib import crc32
 
 from portbook.errors import SourceGarbled, SourceMissing
 
 PATH = "/sys/kernel/btf/vmlinux"
+NOTES = "/sys/kernel/notes"
+BUILD_ID = struct.pack("=II4s", 20, 3, b"GNU")  # length of a SHA-1, NT_GNU_BUILD_ID, owner: include/uapi/linux/elf.h
 PAGE = 4096  # sysfs gives no more at once: kernfs_file_read_iter
 MOST_PAGES = 1 << 14  # 64 MB, ten times what a kernel has
 
@@ -62,12 +65,28 @@ def read() -> bytes:
 
 
 def fingerprint() -> tuple[int, int]:
-    """Size and CRC-32 of the running kernel's BTF, without holding it; raises SourceMissing."""
+    """The size of the running kernel's BTF, and a CRC-32 that tells kernels apart; raises SourceMissing.
+
+    The checksum is that of the kernel's ELF notes if they have a build id: ld(1), --build-id, makes it from the whole
+    kernel, BTF included. Otherwise it is that of BTF itself, which takes 4 ms to read.
+    """
+    notes = _notes()
+    if BUILD_ID in notes:
+        with suppress(OSError):  # then _parts() says what is wrong
+            return os.stat(PATH).st_size, crc32(notes)
     size = checksum = 0
     for part in _parts():
         size += len(part)
         checksum = crc32(part, checksum)
     return size, checksum
+
+
+def _notes() -> bytes:
+    try:
+        with open(NOTES, "rb") as file:
+            return file.read(PAGE)
+    except OSError:
+        return b""
 
 
 def _parts() -> Iterator[bytes]:

@@ -1,8 +1,8 @@
-"""The running kernel's offsets, looked up once and kept in a file: reading BTF takes 30 ms, reading the file 3.
+"""The running kernel's offsets, looked up once and kept in a file: reading BTF takes 30 ms, reading the file 1.
 
-The file belongs to one kernel: its release, and size and checksum of its BTF, have to fit. It is used only when it
-and its directory are this user's and nobody else may write there, for a wrong offset makes wrong answers. Where it
-cannot be written, the next call looks into BTF again: that costs time and nothing else.
+The file belongs to one kernel: its release, the size of its BTF and the checksum of its build id have to fit. It is
+used only when it and its directory are this user's and nobody else may write there, for a wrong offset makes wrong
+answers. Where it cannot be written, the next call looks into BTF again: that costs time and nothing else.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import msgspec
 from portbook.errors import StoreError
 from portbook.sources.bpf import btf
 from portbook.sources.bpf.btf import Layout, Place
-from portbook.system.files import new_file
 
 SYSTEM_DIRECTORY = "/var/cache"  # Filesystem Hierarchy Standard, section 5.5
 OWN, NAME = "portbook", "offsets.json"
@@ -148,6 +147,8 @@ def _read(opened: int) -> bytes:
 
 def keep(kernel: Kernel, layout: Layout) -> None:
     """Write the file whole or not at all. Where that cannot be, nothing is lost but time."""
+    from portbook.system.files import new_file
+
     parts = (kernel, layout.places, layout.functions)
     text = msgspec.json.encode((_checksum(*parts), *parts))
     with suppress(OSError, ValueError, StoreError):
