@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from portbook.numerals import counted
 from portbook.records import Gap, Listing, Socket
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -67,9 +68,9 @@ def write_elsewhere(listing: Listing) -> None:
     """Say on stderr what waits on ports in other network namespaces."""
     count, places = listing.listeners_elsewhere, listing.namespaces_elsewhere
     if count and places:
-        where = "another network namespace" if places == 1 else f"{places} other network namespaces"
-        what = "1 more listener is" if count == 1 else f"{count} more listeners are"
-        sys.stderr.write(f"portbook: {what} in {where}; --netns all shows them\n")
+        where = "another network namespace" if places == 1 else counted(places, "other network namespace")
+        verb = "is" if count == 1 else "are"
+        sys.stderr.write(f"portbook: {counted(count, 'more listener')} {verb} in {where}; --netns all shows them\n")
 
 
 def write_gaps(gaps: Iterable[Gap]) -> None:

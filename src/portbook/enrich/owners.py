@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from portbook.enrich import enrichers, namespaces
 from portbook.enrich.names import service_name
+from portbook.numerals import counted
 from portbook.records import FoundBy, Gap, Owner, Socket
 from portbook.system.users import user_name
 
@@ -135,7 +136,7 @@ class _Groups(dict[tuple[tuple[int, ...], FoundBy], Group]):
 def _invisible(count: int, denied: bool, hidden: bool) -> Iterator[Gap]:
     if not count:
         return
-    sockets = "1 socket" if count == 1 else f"{count} sockets"
+    sockets = counted(count, "socket")
     if denied or hidden:
         reason = " (/proc is mounted with hidepid)" if hidden else ""
         yield Gap("owner", count, f"owners of {sockets} are not visible to uid {os.geteuid()}{reason}", _remedy())
@@ -177,8 +178,7 @@ def _drop_reused(sockets: list[Socket], owners: Iterable[Owner], seen_at: dateti
         sockets[i] = replace(s, owners=tuple(o for o in s.owners if not late(s, o)))
     if not wrong:
         return []
-    sockets_text = "1 socket" if len(wrong) == 1 else f"{len(wrong)} sockets"
-    why = f"the pid that held {sockets_text} belongs to a process that started later"
+    why = f"the pid that held {counted(len(wrong), 'socket')} belongs to a process that started later"
     return [Gap("owner", len(wrong), why, "the owner has ended; whoever inherited the socket is not known")]
 
 
