@@ -12,7 +12,7 @@ import pytest
 from msgspec import Struct
 
 from portbook import errors, query, records, resilience, sources
-from portbook.bind.attempt import Options, Tried
+from portbook.bind.attempt import BindAttempt, Options
 from portbook.bind.free import Free
 from portbook.cli import COMMANDS, portbook
 from portbook.managers import supervisor
@@ -62,7 +62,7 @@ JSON_RECORDS = (
     Free,
     Verdict,
     Options,
-    Tried,
+    BindAttempt,
     Finding,
     stop_records.StopReport,
     stop_records.StopTarget,

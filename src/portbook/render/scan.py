@@ -262,9 +262,9 @@ def _self_check(check: SelfCheck) -> str:
 def _time(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.2f} s"
-    from portbook.render.holding import age
+    from portbook.render.holding import format_age
 
-    return age(seconds)
+    return format_age(seconds)
 
 
 def _by_address(host: Host) -> tuple[int, int, str]:
