@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
+from portbook.numerals import counted
 from portbook.records import Gap, Owner
 from portbook.system.winapi import ERROR_ACCESS_DENIED, Functions, Prototypes, filetime_to_datetime, last_error
 
@@ -53,7 +54,7 @@ def _gaps(gone: set[int], denied: set[int]) -> Iterator[Gap]:
 
 
 def _processes(pids: set[int]) -> str:
-    return "1 process" if len(pids) == 1 else f"{len(pids)} processes"
+    return counted(len(pids), "process", "processes")
 
 
 # --- the list of processes -----------------------------------------------------------------------------------------

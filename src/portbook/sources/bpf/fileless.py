@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from portbook.addresses import interface_names
 from portbook.errors import SourceError
+from portbook.numerals import counted, parse_number
 from portbook.records import FAMILIES, PROTOCOLS, STATES, Gap, Protocol, State
 from portbook.sources import sockdiag
 from portbook.sources.base import Wanted
@@ -173,7 +174,7 @@ def _read_namespace(
 def _unread_namespaces(failures: list[Exception]) -> Iterator[Gap]:
     if not failures:
         return
-    what = "another network namespace" if len(failures) == 1 else f"{len(failures)} other network namespaces"
+    what = "another network namespace" if len(failures) == 1 else counted(len(failures), "other network namespace")
     reasons = ", ".join(sorted({str(error) for error in failures}))
     why = f"connections without a descriptor in {what} are not known: {reasons}"
     yield Gap("socket", None, why, "setns(2) needs CAP_SYS_ADMIN, which root has")
@@ -230,5 +231,5 @@ def parse_counts(text: bytes) -> KernelCounts:
         name, _, rest = line.partition(b": ")
         words = rest.split()
         for key, value in zip(words[::2], words[1::2], strict=False):
-            totals[name.removesuffix(b"6"), key] += int(value)
+            totals[name.removesuffix(b"6"), key] += parse_number(value)
     return KernelCounts(totals[b"TCP", b"inuse"], totals[b"UDP", b"inuse"], totals[b"TCP", b"tw"])
