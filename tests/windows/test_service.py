@@ -12,20 +12,20 @@ from portbook.records import Owner
 
 
 def test_services_run_in_processes():
-    running = windows.running()
+    running = windows.running_services()
     names = {name.lower() for services in running.values() for name in services}
     assert "eventlog" in names
     assert all(pid > 0 for pid in running)
 
 
 def test_a_buffer_that_is_too_small_is_asked_again(monkeypatch):
-    whole = windows.running()
+    whole = windows.running_services()
     monkeypatch.setattr(windows, "FIRST_SIZE", 64)
-    assert windows.running() == whole
+    assert windows.running_services() == whole
 
 
 def test_the_owner_of_a_service_is_named_after_it():
-    pid, services = next((pid, names) for pid, names in windows.running().items() if len(names) == 1)
+    pid, services = next((pid, names) for pid, names in windows.running_services().items() if len(names) == 1)
     (service, mine), gaps = windows.enrich([Owner(pid, name="svchost.exe"), Owner(os.getpid())])
     assert service == Owner(pid, name="svchost.exe", service=services[0])
     assert mine == Owner(os.getpid())
