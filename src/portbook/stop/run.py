@@ -254,7 +254,7 @@ class _Stop:
         sockets = self._blocking_sockets()
         if not sockets:
             return set()
-        return {pid for pid in pids if owners.held_by(sockets, ((pid, pid),))[0]}
+        return {pid for pid in pids if owners.owned_by(sockets, ((pid, pid),))[0]}
 
     def _holders(self) -> tuple[Holder, ...]:
         return plan.blocking_holders(who(self.plan.port, self.plan.protocol))

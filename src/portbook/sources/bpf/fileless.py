@@ -108,7 +108,7 @@ def ask(wanted: Wanted, own: int, seen: Mapping[int, Seen] | None = None, known:
     """
     look = partial(_look, wanted, seen or {}, known)
     answers: dict[int, Inside | SourceError | OSError] = {own: look(own)}
-    if wanted.everywhere:
+    if wanted.all_namespaces:
         doors = namespaces.inhabited()
         doors.pop(own, None)
         answers.update(namespaces.visit(doors, look) if doors else {})
