@@ -18,7 +18,7 @@ def test_services_run_in_processes():
     assert all(pid > 0 for pid in running)
 
 
-def test_a_buffer_that_is_too_small_is_asked_again(monkeypatch):
+def test_a_buffer_that_is_too_small_is_enlarged(monkeypatch):
     whole = windows.running_services()
     monkeypatch.setattr(windows, "FIRST_SIZE", 64)
     assert windows.running_services() == whole
@@ -33,15 +33,15 @@ def test_the_owner_of_a_service_is_named_after_it():
 
 
 def test_several_services_of_one_process_are_all_named(monkeypatch):
-    monkeypatch.setattr(windows, "running", lambda: {8: ["Dnscache", "CryptSvc"]})
+    monkeypatch.setattr(windows, "running_services", lambda: {8: ["Dnscache", "CryptSvc"]})
     (owner,), _ = windows.enrich([Owner(8)])
     assert (owner.service, owner.confidence) == ("CryptSvc, Dnscache", "certain")
 
 
 @pytest.mark.parametrize(("answer", "service"), [("Dnscache", "Dnscache"), (None, "CryptSvc, Dnscache")])
 def test_the_tag_tells_which_of_several(monkeypatch, answer, service):
-    monkeypatch.setattr(windows, "running", lambda: {8: ["Dnscache", "CryptSvc"]})
-    monkeypatch.setattr(windows, "_asked", lambda query, pid, tag: answer if (pid, tag) == (8, 5) else "wrong")
+    monkeypatch.setattr(windows, "running_services", lambda: {8: ["Dnscache", "CryptSvc"]})
+    monkeypatch.setattr(windows, "_query_tag", lambda query, pid, tag: answer if (pid, tag) == (8, 5) else "wrong")
     (owner,), _ = windows.enrich([Owner(8, service_tag=5)])
     assert owner.service == service
 
@@ -64,13 +64,13 @@ def test_a_tag_is_asked_for_as_windows_answers(code, name, answer):
             ctypes.memmove(asked.name, text, ctypes.sizeof(text))
         return code
 
-    assert windows._asked(query, 8, 5) == answer
+    assert windows._query_tag(query, 8, 5) == answer
 
 
 def test_without_the_service_manager_there_is_a_gap(monkeypatch):
     def fail():
         raise OSError("no")
 
-    monkeypatch.setattr(windows, "running", fail)
+    monkeypatch.setattr(windows, "running_services", fail)
     owners, (gap,) = windows.enrich([Owner(8)])
     assert (owners, gap.what) == ([Owner(8)], "service")
