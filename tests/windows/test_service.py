@@ -39,7 +39,7 @@ def test_several_services_of_one_process_are_all_named(monkeypatch):
 
 
 @pytest.mark.parametrize(("answer", "service"), [("Dnscache", "Dnscache"), (None, "CryptSvc, Dnscache")])
-def test_the_tag_tells_which_of_several(monkeypatch, answer, service):
+def test_the_tag_identifies_one_of_several_services(monkeypatch, answer, service):
     monkeypatch.setattr(windows, "running_services", lambda: {8: ["Dnscache", "CryptSvc"]})
     monkeypatch.setattr(windows, "_query_tag", lambda query, pid, tag: answer if (pid, tag) == (8, 5) else "wrong")
     (owner,), _ = windows.enrich([Owner(8, service_tag=5)])
@@ -47,7 +47,7 @@ def test_the_tag_tells_which_of_several(monkeypatch, answer, service):
 
 
 @pytest.mark.parametrize(("code", "name", "answer"), [(0, "Dnscache", "Dnscache"), (0, None, None), (87, None, None)])
-def test_a_tag_is_asked_for_as_windows_answers(code, name, answer):
+def test_a_tag_is_queried_as_windows_answers(code, name, answer):
     """Wine has a stub that ends the process: this stands in for I_QueryTagInformation, and allocates as it does."""
 
     def query(machine, level, information):

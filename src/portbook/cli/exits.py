@@ -17,8 +17,10 @@ COMPLETE = "_PORTBOOK_COMPLETE"  # set by the shell's completion script
 def run(arguments: list[str]) -> int:
     """Run the command line and return its exit code. Errors of the output are raised."""
     _escape_what_cannot_be_encoded()
-    if COMPLETE in os.environ:
-        portbook.main(arguments, prog_name="portbook", complete_var=COMPLETE)
+    if instruction := os.environ.get(COMPLETE):
+        from click.shell_completion import shell_complete
+
+        return shell_complete(portbook, {}, "portbook", COMPLETE, instruction)
     try:
         with portbook.make_context("portbook", arguments) as context:
             return int(portbook.invoke(context) or YES)

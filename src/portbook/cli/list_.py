@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from portbook import query
-from portbook.cli import exits, output
+from portbook.cli import base, exits, output
 from portbook.errors import UsageError
-from portbook.query import Query
-from portbook.records import Socket
+
+if TYPE_CHECKING:  # not needed to complete options
+    from portbook.query import Query
+    from portbook.records import Socket
 
 # option: (field of the query, value of a flag or name of the value in help texts, help text)
 FLAGS = {
@@ -55,9 +56,9 @@ SORTS: dict[str, Callable[[Socket], Any]] = {
 
 def _filters(command: Callable[..., int]) -> Callable[..., int]:
     for option, (_, metavar, text) in reversed(FILTERS.items()):
-        command = click.option(*_spelling(option), multiple=True, metavar=metavar, help=text)(command)
+        command = base.option(*_spelling(option), multiple=True, metavar=metavar, help=text)(command)
     for option, (_, _, text) in reversed(FLAGS.items()):
-        command = click.option(*_spelling(option), is_flag=True, help=text)(command)
+        command = base.option(*_spelling(option), is_flag=True, help=text)(command)
     return command
 
 
@@ -69,7 +70,7 @@ def _spelling(option: str) -> list[str]:
 NEGATED_TERM = r"-[a-z-]+:"  # "-reach:loopback": a term of the query, although it begins like an option
 
 
-class QueryCommand(click.Command):
+class QueryCommand(base.Command):
     """A command whose arguments may be negated terms of a query."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -80,18 +81,18 @@ class QueryCommand(click.Command):
         return super().parse_args(ctx, [*options, "--", *terms, *args[end + 1 :]] if terms else args)
 
 
-@click.command("list", cls=QueryCommand)
+@base.command("list", cls=QueryCommand)
 @click.argument("query", nargs=-1, metavar="[QUERY]...")
-@click.option(
+@base.option(
     "-a", "--all", "every", is_flag=True, help="every state, not only listening, bound and unconnected sockets"
 )
 @_filters
-@click.option(
+@base.option(
     "-w", "--wide", is_flag=True, help="add every pid, inode, queues, creation time, executable and command line"
 )
 @output.format_options
-@click.option("--sort", metavar="FIELD", help=f"{', '.join(SORTS)}; prefix with - to reverse")
-@click.option("--source", metavar="NAME", help="read this data source; see portbook sources")
+@base.option("--sort", metavar="FIELD", help=f"{', '.join(SORTS)}; prefix with - to reverse")
+@base.option("--source", metavar="NAME", help="read this data source; see portbook sources")
 @output.strict_option
 def command(
     query: tuple[str, ...], every: bool, wide: bool, form: str | None, sort: str | None, source: str | None,
@@ -126,6 +127,9 @@ def command(
 
 def build_query(texts: tuple[str, ...], every: bool, filters: dict[str, Any]) -> Query:
     """The query that the options and the text make together."""
+    from portbook import query
+    from portbook.query import Query
+
     selection = query.parse(" ".join(texts))
     for option, (field, value, _) in FLAGS.items():
         if filters[_parameter(option)]:

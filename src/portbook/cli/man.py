@@ -7,10 +7,10 @@ from inspect import cleandoc
 
 import click
 
-from portbook.cli import exits
+from portbook.cli import base, exits
 
 
-@click.command("man")
+@base.command("man")
 def command() -> int:
     """Print the manual page.
 

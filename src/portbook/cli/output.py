@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import click
+from portbook.cli import base
 
-from portbook.records import Gap, Listing, Socket
+if TYPE_CHECKING:  # not needed to complete options
+    from portbook.records import Gap, Listing, Socket
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-SortKey = tuple[Callable[[Socket], Any], bool]  # the key of a socket, and whether the order is reversed
+SortKey = tuple[Callable[["Socket"], Any], bool]  # the key of a socket, and whether the order is reversed
 
 FORMATS = {
     "json": "one JSON object",
@@ -23,12 +24,12 @@ FORMATS = {
 def format_options(command: Command) -> Command:
     """Add --json, --jsonl and --csv; the last one given counts."""
     for name, text in reversed(FORMATS.items()):
-        command = click.option(f"--{name}", "form", flag_value=name, default=None, help=text)(command)
+        command = base.option(f"--{name}", "form", flag_value=name, default=None, help=text)(command)
     return command
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="JSON, one object on each line")
-strict_option = click.option("--strict", is_flag=True, help="exit with 3 if the answer has gaps")
+json_option = base.option("--json", "as_json", is_flag=True, help="JSON, one object on each line")
+strict_option = base.option("--strict", is_flag=True, help="exit with 3 if the answer has gaps")
 
 
 def write_machine(listing: Listing, form: str, key: SortKey | None) -> None:
@@ -65,11 +66,13 @@ def write_people(listing: Listing, wide: bool, key: SortKey, netns: bool = False
 
 def write_elsewhere(listing: Listing) -> None:
     """Write to standard error how many listeners other network namespaces have."""
+    from portbook.numerals import counted
+
     count, places = listing.listeners_elsewhere, listing.namespaces_elsewhere
     if count and places:
-        where = "another network namespace" if places == 1 else f"{places} other network namespaces"
-        what = "1 more listener is" if count == 1 else f"{count} more listeners are"
-        sys.stderr.write(f"portbook: {what} in {where}; --netns all shows them\n")
+        where = "another network namespace" if places == 1 else counted(places, "other network namespace")
+        verb = "is" if count == 1 else "are"
+        sys.stderr.write(f"portbook: {counted(count, 'more listener')} {verb} in {where}; --netns all shows them\n")
 
 
 def write_gaps(gaps: Iterable[Gap]) -> None:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from portbook.cli import progress, survey
+from portbook.cli import base, progress, survey
 from portbook.probe.outcome import Answer, describe
 
 if TYPE_CHECKING:
     from portbook.scanner.report import Report
 
 
-@click.command("probe")
+@base.command("probe")
 @click.argument("host")
 @click.argument("ports")
 @survey.only_open

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import sys
 
-import click
-
-from portbook.cli import exits, output
+from portbook.cli import base, exits, output
 
 
-@click.command("sources")
+@base.command("sources")
 @output.json_option
 def command(as_json: bool) -> int:
     """Show the data sources of this machine.

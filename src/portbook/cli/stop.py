@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from portbook.cli import exits, output
+from portbook.cli import base, exits, output
 from portbook.cli.who import read_port
 
 if TYPE_CHECKING:
@@ -20,10 +20,10 @@ NO_TERMINAL = "there is no terminal for the question; --yes ends the processes w
 ANSWERED_NO = "the answer was no"
 
 
-@click.command("stop")
+@base.command("stop")
 @click.argument("ports", nargs=-1, required=True, metavar="PORT[/udp]...")
-@click.option("--force", is_flag=True, help="after the timeout, kill what is left (SIGKILL, TerminateProcess)")
-@click.option(
+@base.option("--force", is_flag=True, help="after the timeout, kill what is left (SIGKILL, TerminateProcess)")
+@base.option(
     "--timeout",
     type=click.FloatRange(0),
     default=10.0,
@@ -31,10 +31,10 @@ ANSWERED_NO = "the answer was no"
     show_default=True,
     help="how long the processes have to end",
 )
-@click.option("--yes", is_flag=True, help="do not ask for confirmation")
-@click.option("--dry-run", is_flag=True, help="show the processes that would be ended, and end nothing")
-@click.option("--via-manager", is_flag=True, help="let the service manager or container runtime stop it")
-@click.option("--override", is_flag=True, help="also end what a supervisor restarts, protected and parent processes")
+@base.option("--yes", is_flag=True, help="do not ask for confirmation")
+@base.option("--dry-run", is_flag=True, help="show the processes that would be ended, and end nothing")
+@base.option("--via-manager", is_flag=True, help="let the service manager or container runtime stop it")
+@base.option("--override", is_flag=True, help="also end what a supervisor restarts, protected and parent processes")
 @output.json_option
 def command(
     ports: tuple[str, ...],

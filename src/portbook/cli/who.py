@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
-from portbook.cli import exits, output
+from portbook.cli import base, exits, output
 from portbook.errors import UsageError
-from portbook.query import read_ports
-from portbook.records import PROTOCOLS, Protocol
+
+if TYPE_CHECKING:
+    from portbook.records import Protocol
 
 
-@click.command("who")
+@base.command("who")
 @click.argument("ports", nargs=-1, required=True, metavar="PORT[/tcp|/udp]...")
 @output.json_option
-@click.option("--source", metavar="NAME", help="read this data source; see portbook sources")
+@base.option("--source", metavar="NAME", help="read this data source; see portbook sources")
 @output.strict_option
 def command(ports: tuple[str, ...], as_json: bool, source: str | None, strict: bool) -> int:
     """Show which processes hold a port of this machine.
@@ -49,6 +51,9 @@ def command(ports: tuple[str, ...], as_json: bool, source: str | None, strict: b
 
 def read_port(text: str) -> tuple[int, Protocol | None]:
     """Read ``80``, ``80/tcp`` or ``53/udp``; raise UsageError."""
+    from portbook.query import read_ports
+    from portbook.records import PROTOCOLS
+
     number, slash, word = text.partition("/")
     ranges = read_ports(number)
     low, high = ranges[0]

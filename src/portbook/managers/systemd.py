@@ -7,6 +7,8 @@ https://systemd.io/CGROUP_DELEGATION.
 
 from __future__ import annotations
 
+from portbook.numerals import UINT32, number_or_none, parse_hex
+
 # Units that start processes of their own (systemd.unit(5)). A scope is made for processes that something else started.
 KINDS = (".service", ".socket", ".mount", ".swap")
 MANAGER = "user@"
@@ -42,9 +44,10 @@ def exact_unit_of(cgroup: str) -> str | None:
 def user_of(cgroup: str) -> int | None:
     """The uid of the user whose service manager runs the unit; None for that of the system."""
     for segment in cgroup.split("/"):
-        uid = segment.removeprefix(MANAGER).removesuffix(".service")
-        if segment.startswith(MANAGER) and uid.isascii() and uid.isdecimal() and len(uid) <= 10:
-            return int(uid)
+        if segment.startswith(MANAGER):
+            uid = number_or_none(segment.removeprefix(MANAGER).removesuffix(".service"), UINT32)
+            if uid is not None:
+                return uid
     return None
 
 
@@ -73,7 +76,7 @@ def unescape(name: str) -> str:
     text = bytearray(first.encode("utf-8", "replace"))
     for part in rest:
         if len(part) >= 2 and HEX.issuperset(part[:2]):
-            text.append(int(part[:2], 16))
+            text.append(parse_hex(part[:2]))
             text += part[2:].encode("utf-8", "replace")
         else:
             text += b"\\x" + part.encode("utf-8", "replace")

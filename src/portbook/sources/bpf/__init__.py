@@ -21,6 +21,7 @@ from msgspec.structs import replace
 
 from portbook.addresses import is_link_local
 from portbook.errors import SourceDenied, SourceError, SourceGarbled, SourceMissing
+from portbook.numerals import parse_hex
 from portbook.query import LISTENING
 from portbook.records import Gap, Owner, Protocol, Socket, State
 from portbook.sources import sockdiag
@@ -86,10 +87,10 @@ def _check_privilege() -> None:
     """Ask the kernel what we may, before anything is read for nothing: proc_pid_status(5), CapEff."""
     try:
         with open("/proc/self/status", "rb") as file:
-            line = next((line for line in file if line.startswith(b"CapEff:")), b"CapEff: 0")
+            line = next((line for line in file if line.startswith(b"CapEff:")), b"CapEff: 00")
     except OSError as error:
         raise SourceMissing(f"bpf: /proc/self/status: {error.strerror}") from error
-    held = int(line.split()[1], 16)
+    held = parse_hex(line.split()[1])
     if not (held >> CAP_SYS_ADMIN & 1 or (held >> CAP_BPF & 1 and held >> CAP_PERFMON & 1)):
         why = f"bpf: uid {os.geteuid()} may not load programs into the kernel"
         raise SourceDenied(why, "run with sudo, or with CAP_BPF and CAP_PERFMON")
