@@ -66,11 +66,13 @@ def write_people(listing: Listing, wide: bool, key: SortKey, netns: bool = False
 
 def write_elsewhere(listing: Listing) -> None:
     """Write to standard error how many listeners other network namespaces have."""
+    from portbook.numerals import counted
+
     count, places = listing.listeners_elsewhere, listing.namespaces_elsewhere
     if count and places:
-        where = "another network namespace" if places == 1 else f"{places} other network namespaces"
-        what = "1 more listener is" if count == 1 else f"{count} more listeners are"
-        sys.stderr.write(f"portbook: {what} in {where}; --netns all shows them\n")
+        where = "another network namespace" if places == 1 else counted(places, "other network namespace")
+        verb = "is" if count == 1 else "are"
+        sys.stderr.write(f"portbook: {counted(count, 'more listener')} {verb} in {where}; --netns all shows them\n")
 
 
 def write_gaps(gaps: Iterable[Gap]) -> None:

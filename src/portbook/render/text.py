@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple, TextIO
 
+from portbook.numerals import UINT16, number_or_none
+
 LEAST = 8  # characters that a shortened column keeps
 
 
@@ -51,9 +53,9 @@ def style_of(stream: TextIO) -> Style:
 
 
 def _terminal_width(stream: TextIO) -> int | None:
-    columns = os.environ.get("COLUMNS", "")
-    if columns.isdecimal() and int(columns) > 0:
-        return int(columns)
+    columns = number_or_none(os.environ.get("COLUMNS", ""), UINT16, 1)
+    if columns is not None:
+        return columns
     try:
         return os.get_terminal_size(stream.fileno()).columns or None
     except OSError:

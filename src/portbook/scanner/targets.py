@@ -13,6 +13,7 @@ from math import gcd
 from typing import NamedTuple
 
 from portbook.errors import UsageError
+from portbook.numerals import is_number, number_or_none
 from portbook.probe.request import Probe
 
 VALID = "valid are 10.0.0.1, 10.0.0.0/24, 10.0.0.1-20, 10.0.0.1-10.0.1.9, fe80::1%eth0, a name, @file"
@@ -155,10 +156,9 @@ def _range(text: str, body: str) -> tuple[Address, Address] | None:
 
 def _range_end(first: Address, text: str) -> Address | None:
     """Parse the end of a range: a whole address, or the last number of an IPv4 address."""
-    if first.version == 4 and text.isascii() and text.isdecimal() and len(text) <= 3:
-        if int(text) > 0xFF:
-            return None
-        return IPv4Address(int(first) & ~0xFF | int(text))
+    if first.version == 4 and is_number(text) and len(text) <= 3:
+        last = number_or_none(text, 0xFF)
+        return None if last is None else IPv4Address(int(first) & ~0xFF | last)
     return _address(text)
 
 
