@@ -35,7 +35,9 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("module", ["inspect", "locale", "textwrap", "rich", "asyncio", "dataclasses"])
+@pytest.mark.parametrize(
+    "module", ["inspect", "platform", "gettext", "locale", "textwrap", "rich", "asyncio", "dataclasses"]
+)
 def test_a_listing_does_not_load(module):
     looking = f"found = sys.modules.get({module!r}); sys.stderr.write(str(getattr(found, '__file__', None)))"
     done = python(RUN.format(arguments=LIST) + looking)
@@ -60,6 +62,16 @@ def test_a_deferred_module_is_the_real_one_when_it_is_used():
     )
     done = python(code)
     assert (done.stdout, done.stderr) == ("False a (x) inspect IntType\n", "")
+
+
+def test_what_is_answered_for_a_deferred_module_is_what_it_would_answer():
+    code = (
+        "from portbook.cli import startup; startup.prepare(); import platform, gettext; from gettext import ngettext;"
+        "mine = platform.system(); print(platform.machine() != '', mine == platform.system(), gettext.gettext('a'),"
+        "ngettext('a', 'b', 2), gettext.find('nothing'), gettext.gettext('c'))"
+    )
+    done = python(code)
+    assert (done.stdout, done.stderr) == ("True True a b None c\n", "")
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
