@@ -6,8 +6,8 @@ a link-local address (RFC 4007), is kept beside it.
 
 from __future__ import annotations
 
+import _socket  # the C module below socket, without its enums and selectors, which are slow to import
 import errno
-import socket
 import sys
 
 from msgspec import Struct
@@ -32,7 +32,7 @@ class Endpoint(Struct, frozen=True):
     dual: bool = False  # "::" without IPV6_V6ONLY: takes the port of IPv4 as well
 
     @property
-    def family(self) -> socket.AddressFamily:
+    def family(self) -> int:
         """AF_INET or AF_INET6."""
         return family_of(self.address)
 
@@ -50,10 +50,10 @@ DUAL = (Endpoint("::", dual=True),)
 def address_text(packed: bytes) -> str:
     """The canonical text of a packed address (RFC 5952), the same on every platform and Python version."""
     if len(packed) == 4:
-        return socket.inet_ntop(socket.AF_INET, packed)
+        return _socket.inet_ntop(_socket.AF_INET, packed)
     if packed[:12] == MAPPED:
-        return MAPPED_PREFIX + socket.inet_ntop(socket.AF_INET, packed[12:])
-    text = socket.inet_ntop(socket.AF_INET6, packed)
+        return MAPPED_PREFIX + _socket.inet_ntop(_socket.AF_INET, packed[12:])
+    text = _socket.inet_ntop(_socket.AF_INET6, packed)
     if "." not in text:
         return text
     from ipaddress import IPv6Address
@@ -64,14 +64,14 @@ def address_text(packed: bytes) -> str:
 def canonical(text: str) -> str:
     """The canonical text of an address without brackets and zone; raise ValueError."""
     try:
-        return address_text(socket.inet_pton(family_of(text), text))
+        return address_text(_socket.inet_pton(family_of(text), text))
     except (OSError, ValueError) as error:  # ValueError: a NUL, or characters that cannot be encoded
         raise ValueError(f"{text!r} is not an IP address") from error
 
 
-def family_of(address: str) -> socket.AddressFamily:
+def family_of(address: str) -> int:
     """AF_INET or AF_INET6, of an address as text."""
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
+    return _socket.AF_INET6 if ":" in address else _socket.AF_INET
 
 
 def is_link_local(address: str) -> bool:
@@ -124,7 +124,7 @@ def scope_id(zone: str | None) -> int:
         if number is not None:
             return number
     try:
-        return socket.if_nametoindex(zone)
+        return _socket.if_nametoindex(zone)
     except (OSError, ValueError) as error:  # OSError without a number; ValueError: a NUL
         raise OSError(errno.ENODEV, f"no interface {zone!r}") from error
 
@@ -134,7 +134,7 @@ def zone_name(scope: int) -> str:
     if sys.platform == "win32":
         return str(scope)
     try:
-        return _encodable(socket.if_indextoname(scope))
+        return _encodable(_socket.if_indextoname(scope))
     except (OSError, OverflowError):
         return str(scope)
 
@@ -142,7 +142,7 @@ def zone_name(scope: int) -> str:
 def interface_names() -> dict[int, str]:
     """Interface index to name, in the calling thread's network namespace; empty where the system does not say."""
     try:
-        return {index: _encodable(name) for index, name in socket.if_nameindex()}
+        return {index: _encodable(name) for index, name in _socket.if_nameindex()}
     except OSError:
         return {}
 

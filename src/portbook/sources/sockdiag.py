@@ -11,8 +11,8 @@ import errno
 import os
 import struct
 import sys
+from _socket import AF_INET, AF_INET6, AF_UNSPEC, ntohs
 from collections.abc import Collection, Iterator
-from socket import AF_INET, AF_INET6, AF_UNSPEC, ntohs
 from struct import Struct
 from typing import NamedTuple
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from _socket import SO_RCVBUF, SOCK_RAW, SOL_SOCKET, socket
 from collections.abc import Iterator
-from socket import SO_RCVBUF, SOCK_RAW, SOL_SOCKET, socket
 from time import monotonic, sleep
 from types import TracebackType
 from typing import NamedTuple

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import os
 import struct
+from _socket import AF_INET, AF_INET6, ntohs
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
-from socket import AF_INET, AF_INET6, ntohs
 from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
