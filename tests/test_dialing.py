@@ -64,7 +64,11 @@ def test_a_name_without_an_address():
 def test_every_address_of_a_name_is_tried(monkeypatch):
     monkeypatch.setattr(
         "portbook.probe.resolve.look_up",
-        lambda _: [dialing.Place("127.0.0.1"), dialing.Place("127.0.0.2"), dialing.Place("::1")],
+        lambda _: [
+            dialing.ResolvedAddress("127.0.0.1"),
+            dialing.ResolvedAddress("127.0.0.2"),
+            dialing.ResolvedAddress("::1"),
+        ],
     )
     with listening("127.0.0.2") as ((_, port),):
         found = dialing.dial(f"several.test:{port}")
@@ -268,9 +272,7 @@ def test_a_resolver_that_hangs_does_not_outlast_the_time(monkeypatch):
     released = threading.Event()
     monkeypatch.setattr("portbook.probe.resolve.look_up", lambda name: released.wait(60) and [])
     began = time.monotonic()
-    missing = waiting.wait_for(
-        [("slow.test:80", lambda left_s: dialing.dial("slow.test:80", lookup_s=left_s).open)], 0.3
-    )
+    missing = waiting.wait_for(["slow.test:80"], timeout_s=0.3)
     released.set()
     assert missing == ["slow.test:80"]
     assert time.monotonic() - began < 30
@@ -284,7 +286,7 @@ def test_a_command_that_is_not_there_is_said_before_the_wait():
 def test_free_waits_for_the_holder():
     with listening("127.0.0.1") as ((_, port),):
         done = portbook("wait", "--free", port, "--timeout", "0.3")
-    assert (done.returncode, done.stderr) == (1, f"portbook: after 0.3 s still held {port}\n")
+    assert (done.returncode, done.stderr) == (1, f"portbook: after 0.3 s still in use: {port}\n")
     assert portbook("wait", "--free", port, "--timeout", "20").returncode == 0
 
 

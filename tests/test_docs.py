@@ -12,7 +12,7 @@ import pytest
 from msgspec import Struct
 
 from portbook import errors, query, records, resilience, sources
-from portbook.bind.attempt import Options, Tried
+from portbook.bind.attempt import BindAttempt, Options
 from portbook.bind.free import Free
 from portbook.cli import COMMANDS, portbook
 from portbook.managers import supervisor
@@ -62,7 +62,7 @@ JSON_RECORDS = (
     Free,
     Verdict,
     Options,
-    Tried,
+    BindAttempt,
     Finding,
     stop_records.StopReport,
     stop_records.StopTarget,
@@ -194,7 +194,7 @@ def test_reach_page_has_exactly_the_kinds_of_evidence() -> None:
 def icmp(version: int, number: int, code: int) -> list[object]:
     """What the engines make of a message from the target itself, and from somebody else."""
     target = "10.0.0.1" if version == 4 else "fd00::1"
-    found = tcp.icmp_finding(error_queue.QueuedError(version, number, code, target, 80, 0))
+    found = tcp.icmp_result(error_queue.QueuedError(version, number, code, target, 80, 0))
     outcomes = [
         refusals.judge(Evidence("icmp", icmp_type=number, icmp_code=code, sender=sender), target)
         for sender in (target, "10.0.0.254")
@@ -223,11 +223,11 @@ def test_reach_page_has_exactly_the_error_numbers_and_what_they_mean() -> None:
     known = {
         name: [
             [str(number) for number, (_, posix) in resilience.WINDOWS.items() if posix == name],
-            [tcp.SENT.get(name, tcp.NOT_ASKED)[0]],
-            [tcp.AT_ONCE.get(name, tcp.NOT_ASKED)[0]],
+            [tcp.ERRORS_AFTER_SYN.get(name, tcp.NOT_SENT)[0]],
+            [tcp.ERRORS_OF_CONNECT.get(name, tcp.NOT_SENT)[0]],
             [found] if (found := refusals.OUTCOMES.get(name, "error")) else [],
         ]
-        for name in (*tcp.SENT, "EMSGSIZE")
+        for name in (*tcp.ERRORS_AFTER_SYN, "EMSGSIZE")
     }
     assert told == known
     posix = {name for name in refusals.OUTCOMES if name in errorcode.values()}

@@ -53,8 +53,8 @@ def test_reserved_ports_are_for_those_who_ask_by_number(monkeypatch):
     assert not any(18900 <= port <= 18999 for port in anything)
     named = choice.pool(range(18890, 19010), avoid_ephemeral=True)
     assert {port for port, reason in named.shuffled() if reason is None} == set(range(18890, 19010))
-    assert choice.pool([40000, 40002], avoid_ephemeral=True).why_not(40000) is None  # no connection gets it
-    assert choice.pool([40000, 40002], avoid_ephemeral=True).why_not(40002) == "ephemeral"
+    assert choice.pool([40000, 40002], avoid_ephemeral=True).skip_reason(40000) is None  # no connection gets it
+    assert choice.pool([40000, 40002], avoid_ephemeral=True).skip_reason(40002) == "ephemeral"
 
 
 @pytest.mark.parametrize("numbers", [[], [0], [65536], [-1, 80]])

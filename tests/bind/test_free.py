@@ -188,7 +188,7 @@ def test_without_descriptors_it_cannot_be_found_out(space):
 def test_privileged_ports_of_an_ordinary_user(own_network, as_nobody):
     done = as_nobody(sys.executable, "-m", "portbook", "free", "--range", "80-89,17000", "-n2", env={"PYTHONPATH": SRC})
     assert (done.returncode, done.stdout) == (1, "17000\n")
-    assert "found 1 of 2: 10 not allowed to this user (EACCES)" in done.stderr
+    assert "found 1 of 2: permission denied for 10 (EACCES)" in done.stderr
 
 
 # --- the command ---------------------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ def test_the_command_prints_numbers_and_what_they_are_worth(own_network):
     assert numbers == sorted(numbers)
     binds = [(port, address, kind) for port in numbers for address in ("0.0.0.0", "::") for kind in KINDS.values()]
     assert all(refusal(*one) is None for one in binds)
-    assert "nothing reserves them" in done.stderr
+    assert "not reserved" in done.stderr
     assert command("-q").stderr == ""
 
 
@@ -211,11 +211,11 @@ def test_the_command_says_how_many_are_missing_and_why(own_network):
     assert (done.returncode, done.stdout) == (1, "17000\n17002\n")
     assert done.stderr.splitlines()[1] == "portbook: found 2 of 3: 1 in use (EADDRINUSE)"
     done = command("--address", "192.0.2.1")
-    assert done.stderr == "portbook: found 0 of 1: the address is not one of this machine (EADDRNOTAVAIL)\n"
+    assert done.stderr == "portbook: found 0 of 1: this machine does not have the address (EADDRNOTAVAIL)\n"
     limits = ephemeral.take()
     done = command("--range", f"{limits.low}-{limits.low + 9}", "--avoid-ephemeral")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "10 not tried, as they may be taken by outgoing connections" in done.stderr
+    assert "10 skipped because outgoing connections may get them" in done.stderr
 
 
 def test_json(own_network):

@@ -80,7 +80,7 @@ def test_any_of_some(own_network):
         assert {one.port for one in held} == set(range(17000, 17020))
         with (
             nothing_left_open(),
-            pytest.raises(LeaseError, match=r"any of 20 ports: bind\(\) of tcp on 0.0.0.0 says EADDRINUSE"),
+            pytest.raises(LeaseError, match=r"any of 20 ports: bind\(\) on 0.0.0.0 \(tcp\) failed with EADDRINUSE"),
         ):
             lease(ports=range(17000, 17020))
 
@@ -106,8 +106,8 @@ def test_a_number_whose_other_family_is_taken_is_not_given(space):
     space.sysctl("net.ipv4.ip_local_port_range", "40000 40009")
     port, error, code = space.call(ask)
     assert (port, code) == (40004, 1)
-    assert error.startswith("cannot lease any of 26 ports: bind() of tcp on ")  # which was the last is chance
-    assert "says EADDRINUSE" in error
+    assert error.startswith("cannot lease any of 26 ports: bind() on ")  # which was the last is chance
+    assert "failed with EADDRINUSE" in error
 
 
 def test_no_port_is_left_at_all(space):
@@ -157,16 +157,16 @@ def test_a_named_port_that_is_held(own_network):
     with lease(17000), nothing_left_open(), pytest.raises(LeaseError) as caught:
         lease(17000)
     assert str(caught.value) == (
-        "cannot lease port 17000: bind() of tcp on 0.0.0.0 says EADDRINUSE, address already in use; "
-        "portbook why 17000 tells what is in the way"
+        "cannot lease port 17000: bind() on 0.0.0.0 (tcp) failed with EADDRINUSE, address already in use; "
+        "run portbook why 17000 for the reason"
     )
     assert caught.value.__cause__.errno == 98
     with opened(17000, "::", UDP), lease(17000), nothing_left_open():
         for asked, told in (
-            ({"protocols": ("udp",)}, "portbook why 17000/udp tells"),
-            ({"address": "127.0.0.1"}, "portbook why 17000 --address 127.0.0.1 tells"),
-            ({"address": "::1"}, "portbook why 17000 --address ::1 tells"),
-            ({"dual": True}, "portbook why 17000 --dual tells"),
+            ({"protocols": ("udp",)}, "run portbook why 17000/udp for"),
+            ({"address": "127.0.0.1"}, "portbook why 17000 --address 127.0.0.1 for"),
+            ({"address": "::1"}, "portbook why 17000 --address ::1 for"),
+            ({"dual": True}, "portbook why 17000 --dual for"),
         ):
             with pytest.raises(LeaseError, match=told):
                 lease(17000, **asked)
@@ -207,7 +207,7 @@ def test_what_makes_no_sense_is_refused(arguments, more):
 
 
 def test_an_address_of_another_machine(own_network):
-    with pytest.raises(LeaseError, match=r"a port: bind\(\) of tcp on 192.0.2.1 says EADDRNOTAVAIL"):
+    with pytest.raises(LeaseError, match=r"a port: bind\(\) on 192.0.2.1 \(tcp\) failed with EADDRNOTAVAIL"):
         lease(address="192.0.2.1")
 
 
@@ -251,8 +251,8 @@ def test_a_privileged_port_of_an_ordinary_user(own_network, as_nobody):
     done = as_nobody(sys.executable, "-c", script, env={"PYTHONPATH": os.path.dirname(portbook.__path__[0])})
     assert done.stderr == ""
     assert done.stdout == (
-        "cannot lease port 80: bind() of tcp on 0.0.0.0 says EACCES, permission denied; "
-        "portbook why 80 tells what is in the way\n"
+        "cannot lease port 80: bind() on 0.0.0.0 (tcp) failed with EACCES, permission denied; "
+        "run portbook why 80 for the reason\n"
     )
 
 

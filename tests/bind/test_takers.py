@@ -300,8 +300,8 @@ def test_a_held_port_is_no():
         done = ended(str(port), "--", "echo", "never")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        f"portbook: cannot lease port {port}: bind() of tcp on 0.0.0.0 says EADDRINUSE, address already in use; "
-        f"portbook why {port} tells what is in the way\n"
+        f"portbook: cannot lease port {port}: bind() on 0.0.0.0 (tcp) failed with EADDRINUSE, address already in use; "
+        f"run portbook why {port} for the reason\n"
     )
 
 
@@ -312,7 +312,7 @@ def test_a_held_port_is_no():
         (["8080"], "no command to run"),
         (["--", "no-such-command-anywhere"], "there is no command"),
         (["70000", "--", "true"], "70000"),
-        (["80", "--range", "90-91", "--", "true"], "makes no sense"),
+        (["80", "--range", "90-91", "--", "true"], "exclude each other"),
         (["--dual", "--address", "127.0.0.1", "--", "true"], "dual-stack"),
         (["--range", "x", "--", "true"], "not a number"),
     ],
@@ -330,7 +330,7 @@ def test_what_cannot_be_run_is_said(tmp_path):
     script.chmod(0o755)
     done = ended("-q", "--", str(script))
     assert (done.returncode, done.stdout) == (5, "")
-    assert "cannot be run: Exec format error; a script begins with #!" in done.stderr
+    assert f"cannot run {script}: Exec format error; begin a script with #!" in done.stderr
 
 
 def test_the_number_alone():
@@ -343,7 +343,8 @@ def test_the_number_alone():
     port, rest = done.stdout.splitlines()
     assert (done.returncode, rest) == (0, "[] 5")  # 0, 1, 2, the server, the directory
     assert done.stderr == (
-        f"portbook: port {port} (tcp-ipv4, tcp-ipv6) is let go now: until the command binds it, anybody else may\n"
+        f"portbook: port {port} (tcp-ipv4, tcp-ipv6) is released now: "
+        "another program may take it before the command binds it\n"
     )
 
 
@@ -356,7 +357,8 @@ def test_without_descriptors_the_sockets_cannot_be_passed():
         done = subprocess.run(run, capture_output=True, text=True, timeout=60, env=environment, check=False)
         assert (done.returncode, done.stdout) == (5, ""), limit
         assert re.match(
-            r"portbook: cannot (lease a port: socket\(\) of \w+ on \S+ says EMFILE|pass the sockets on: ).*\n$",
+            r"portbook: cannot (lease a port: socket\(\) on \S+ \(\w+\) failed with EMFILE"
+            r"|pass the sockets to the command: ).*\n$",
             done.stderr,
         )
     done = subprocess.run(["sh", "-c", command, "12"], capture_output=True, text=True, env=environment, check=False)

@@ -1027,14 +1027,14 @@ def imported(*arguments):
 
 
 def test_the_version_costs_no_library():
-    assert not imported("--version") & {"click", "msgspec", "psutil", "rich", "stamina", "typing_extensions", "asyncio"}
+    assert not imported("--version") & {"click", "msgspec", "psutil", "rich", "typing_extensions", "asyncio"}
 
 
 @pytest.mark.parametrize("arguments", ["list", "list --all --json", "-p 80 --csv"])
 def test_a_listing_imports_nothing_that_it_does_not_need(arguments):
     names = imported(*arguments.split())
     assert {"click", "msgspec"} <= names
-    unneeded = {"rich", "stamina", "asyncio", "subprocess"}
+    unneeded = {"rich", "asyncio", "subprocess"}
     if sys.platform == "linux":
         unneeded |= {"psutil", "ipaddress"}
     assert not names & unneeded

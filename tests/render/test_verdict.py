@@ -7,25 +7,27 @@ import re
 import pytest
 
 from portbook.addresses import Endpoint
-from portbook.bind.attempt import Options, Tried
+from portbook.bind.attempt import BindAttempt, Options
 from portbook.records import Owner, Socket
 from portbook.render import verdict as render
 from portbook.render.text import Style
-from portbook.verdict.evidence import Evidence
 from portbook.verdict.judge import judge
+from portbook.verdict.situation import Situation
 
-IN_USE = [Tried(Endpoint("0.0.0.0"), 80, 98, "EADDRINUSE", "bind"), Tried(Endpoint("::"), 80)]
+IN_USE = [BindAttempt(Endpoint("0.0.0.0"), 80, 98, "EADDRINUSE", "bind"), BindAttempt(Endpoint("::"), 80)]
 EVIL = Owner(7, "x\n\x1b[2J\u202e", command_line=("a\rb",))
 SOCKETS = (Socket("tcp", "ipv4", "127.0.0.1", 80, state="LISTEN", owners=(EVIL,)),)
-NO = judge(Evidence("linux", 80, sockets=SOCKETS, ephemeral=(1, 1000)), IN_USE)
+NO = judge(Situation("linux", 80, sockets=SOCKETS, ephemeral=(1, 1000)), IN_USE)
 
 
 def test_the_answer_comes_first():
-    assert render.lines(NO, Style())[0] == "you cannot have port 80/tcp: 0.0.0.0 is not to be had, [::] is free"
-    yes = judge(Evidence("linux", 80), [Tried(Endpoint("0.0.0.0"), 80), Tried(Endpoint("::"), 80)])
-    assert render.lines(yes, Style())[0] == "you can have port 80/tcp: 0.0.0.0 and [::] are free"
-    unknown = judge(Evidence("linux", 80, "udp"), [Tried(Endpoint("::"), 80, 24, "EMFILE", "socket")])
-    assert render.lines(unknown, Style())[0] == "whether you can have port 80/udp could not be found out"
+    assert render.lines(NO, Style())[0] == "you cannot have port 80/tcp: 0.0.0.0:80 is in use, [::]:80 is free"
+    yes = judge(Situation("linux", 80), [BindAttempt(Endpoint("0.0.0.0"), 80), BindAttempt(Endpoint("::"), 80)])
+    assert render.lines(yes, Style())[0] == "you can have port 80/tcp: 0.0.0.0:80 and [::]:80 are free"
+    unknown = judge(Situation("linux", 80, "udp"), [BindAttempt(Endpoint("::"), 80, 24, "EMFILE", "socket")])
+    assert render.lines(unknown, Style())[0] == (
+        "cannot tell whether you can have port 80/udp: [::]:80 cannot be bound (EMFILE)"
+    )
 
 
 def test_each_finding_has_its_remedy_and_each_bind_its_number():
@@ -33,8 +35,8 @@ def test_each_finding_has_its_remedy_and_each_bind_its_number():
     assert re.search(r"^  blocks   listener for 0\.0\.0\.0$", text, re.MULTILINE)
     assert re.search(r"^  warns    ephemeral-port$", text, re.MULTILINE)
     assert text.count("remedy: ") == 2
-    assert "bind and listen on 0.0.0.0:80 with SO_REUSEADDR: bind failed with EADDRINUSE (98)" in text
-    assert "bind and listen on [::]:80 with SO_REUSEADDR: could be had" in text
+    assert "0.0.0.0:80 with SO_REUSEADDR: bind() failed with EADDRINUSE (98)" in text
+    assert "[::]:80 with SO_REUSEADDR: bind() and listen() succeeded" in text
 
 
 @pytest.mark.parametrize("width", [None, 20, 80, 200])
@@ -45,9 +47,9 @@ def test_nothing_a_process_chose_reaches_the_terminal(width):
 
 def test_the_name_of_an_interface_is_escaped_too():
     where = Endpoint("fe80::1", "e\x1b[2J")
-    evidence = Evidence("linux", 80, endpoints=(where,), foreign=("fe80::1",))
-    for tried in (Tried(where, 80), Tried(where, 80, 99, "EADDRNOTAVAIL", "bind")):
-        assert "\x1b" not in "".join(render.lines(judge(evidence, [tried]), Style()))
+    situation = Situation("linux", 80, endpoints=(where,), foreign=("fe80::1",))
+    for tried in (BindAttempt(where, 80), BindAttempt(where, 80, 99, "EADDRNOTAVAIL", "bind")):
+        assert "\x1b" not in "".join(render.lines(judge(situation, [tried]), Style()))
 
 
 @pytest.mark.parametrize("width", [80, 200])
@@ -65,15 +67,15 @@ def test_colour_is_by_severity_and_text_is_the_same():
     ("platform", "options", "words"),
     [
         ("linux", Options(), "with SO_REUSEADDR:"),
-        ("linux", Options(reuse_address=False), "0.0.0.0:80:"),
+        ("linux", Options(reuse_address=False), "0.0.0.0:80: bind() and listen() succeeded"),
         ("linux", Options(reuse_port=True), "with SO_REUSEADDR and SO_REUSEPORT:"),
         ("windows", Options(), "with SO_EXCLUSIVEADDRUSE:"),
         ("windows", Options("tcp", reuse_address=True), "with SO_REUSEADDR:"),
-        ("linux", Options("udp"), "bind 0.0.0.0:80:"),
+        ("linux", Options("udp"), "0.0.0.0:80: bind() succeeded"),
     ],
 )
 def test_the_options_of_the_bind_are_told(platform, options, words):
-    verdict = judge(Evidence(platform, 80, options.protocol, options=options), [Tried(Endpoint("0.0.0.0"), 80)])
+    verdict = judge(Situation(platform, 80, options.protocol, options=options), [BindAttempt(Endpoint("0.0.0.0"), 80)])
     assert words in render.lines(verdict, Style())[-1]
 
 

@@ -12,13 +12,12 @@ from portbook.errors import SourceMissing, UsageError
 from portbook.probe import resolve
 from portbook.probe.outcome import SILENCE, Answer, Evidence
 from portbook.probe.request import Event, Limits, Probe
-from portbook.probe.resolve import Place as Found
-from portbook.probe.resolve import Resolved
+from portbook.probe.resolve import Resolved, ResolvedAddress
 from portbook.records import Socket
 from portbook.scanner import canary, run
-from portbook.scanner.canary import MOST_CANARIES, MOST_EACH, Place, SelfWatch
+from portbook.scanner.canary import MOST_CANARIES, MOST_EACH, LocalAddress, SelfWatch
 from portbook.scanner.run import MOST_EVENTS, Scan, scan
-from portbook.scanner.targets import parse
+from portbook.scanner.targets import parse_target
 
 SYN_ACK, RST = Evidence("syn-ack"), Evidence("rst", 111, "ECONNREFUSED")
 HAVE_IPV6 = socket.has_ipv6
@@ -35,10 +34,10 @@ class FakeEngine:
         self.limits: list[Limits] = []
         self.closed = 0
 
-    def __call__(self, probes, limits, *, tally=None, tell=None):
+    def __call__(self, probes, limits, *, tally=None, on_event=None):
         self.limits.append(limits)
         for event in self.events:
-            tell(event)
+            on_event(event)
         try:
             for probe in probes:
                 self.asked.append(probe)
@@ -76,7 +75,12 @@ class TrueEngine(FakeEngine):
 def scanned(targets, ports, engine, **more):
     """A scan of remote addresses through an engine that sends nothing."""
     return Scan(
-        [parse(t) for t in targets.split()], list(ports), "tcp", more.pop("limits", Limits()), engine=engine, **more
+        [parse_target(t) for t in targets.split()],
+        list(ports),
+        "tcp",
+        more.pop("limits", Limits()),
+        engine=engine,
+        **more,
     )
 
 
@@ -136,7 +140,7 @@ def test_silence_is_counted_as_silence_and_never_as_closed():
 def test_events_are_told_and_kept_to_a_limit():
     events = [Event("breaker", REMOTE, f"event {n}", 0.1) for n in range(MOST_EVENTS + 5)]
     told = []
-    running = scanned(REMOTE, [1], FakeEngine(events=events), tell=told.append)
+    running = scanned(REMOTE, [1], FakeEngine(events=events), on_event=told.append)
     list(running)
     assert told == events
     assert list(running.report.events) == events[:MOST_EVENTS]
@@ -215,10 +219,10 @@ def test_ctrl_c_in_the_engine_leaves_a_partial_report():
 
 def test_a_deadline_that_the_engine_tells_of_makes_it_partial():
     class Late(FakeEngine):
-        def __call__(self, probes, limits, *, tally=None, tell=None):
+        def __call__(self, probes, limits, *, tally=None, on_event=None):
             self.limits.append(limits)
             yield Answer(REMOTE, REMOTE, None, next(iter(probes)).port, "tcp", "closed", RST)
-            tell(Event("deadline", None, "the time is up", 1.0))
+            on_event(Event("deadline", None, "the time is up", 1.0))
 
     engine = Late()
     running = scanned(REMOTE, range(1, 11), engine, limits=Limits(deadline_s=60))
@@ -277,10 +281,10 @@ def test_the_package_says_what_it_is():
 def names(monkeypatch):
     """A resolver that knows a few names."""
     known = {
-        "both.example": [Found("203.0.113.7"), Found("2001:db8::7")],
-        "here.example": [Found("203.0.113.7")],
-        "public.example": [Found("203.0.113.8"), Found("8.8.8.8")],
-        "link.example": [Found("fe80::7", "3")],
+        "both.example": [ResolvedAddress("203.0.113.7"), ResolvedAddress("2001:db8::7")],
+        "here.example": [ResolvedAddress("203.0.113.7")],
+        "public.example": [ResolvedAddress("203.0.113.8"), ResolvedAddress("8.8.8.8")],
+        "link.example": [ResolvedAddress("fe80::7", "3")],
     }
 
     def look_up(name):
@@ -336,34 +340,34 @@ def test_a_resolver_that_hangs_is_given_up():
     def look_up(name):
         if name == "slow":
             gate.wait(60)
-        return [Found("203.0.113.1")]
+        return [ResolvedAddress("203.0.113.1")]
 
     try:
         slow, fast = resolve.resolve(["slow", "fast"], 0.3, look_up)
     finally:
         gate.set()
-    assert fast == Resolved("fast", (Found("203.0.113.1"),))
-    assert slow.places == ()
+    assert fast == Resolved("fast", (ResolvedAddress("203.0.113.1"),))
+    assert slow.addresses == ()
     assert slow.failure is not None
     assert "no answer from the resolver within 0.3 s" in str(slow.failure.text)
 
 
 def test_more_names_than_threads_are_all_looked_up():
     names = [f"host{n}" for n in range(resolve.MOST_THREADS * 3)]
-    assert [r.name for r in resolve.resolve(names, 10, lambda name: [Found(name)])] == names
+    assert [r.name for r in resolve.resolve(names, 10, lambda name: [ResolvedAddress(name)])] == names
 
 
 @pytest.mark.parametrize("name", ["a" * 70 + ".example", "a..b"])
 def test_what_cannot_be_a_name_is_an_answer_not_an_exception(name):
     """Refused before a resolver is asked: labels have 1 to 63 characters (RFC 1035 section 2.3.4)."""
     (resolved,) = resolve.resolve([name], 10)
-    assert resolved.places == ()
+    assert resolved.addresses == ()
     assert resolved.failure is not None
     assert resolved.failure.kind == "resolver"
 
 
 def test_localhost_is_looked_up():
-    assert Found("127.0.0.1") in resolve.look_up("localhost")
+    assert ResolvedAddress("127.0.0.1") in resolve.look_up("localhost")
 
 
 # --- the check of itself -------------------------------------------------------------------------------------------
@@ -450,7 +454,7 @@ def test_a_port_that_a_canary_sat_on_is_asked_again_when_it_is_gone(monkeypatch)
     with listening("127.0.0.9", MOST_EACH) as some:
         free += some  # free again after this block, and nobody else is on this address
     opened: list[socket.socket] = []
-    monkeypatch.setattr(canary, "_open_one", open_one)
+    monkeypatch.setattr(canary, "_open_canary", open_one)
     engine = TrueEngine()
     running = scanned("127.0.0.9", [1, 2, 3, *free], engine)
     answers = list(running)
@@ -493,8 +497,8 @@ def test_a_listener_that_ended_meanwhile_was_not_missed():
 
 def test_canaries_are_gone_after_the_scan(monkeypatch):
     opened = []
-    real = canary._open_one
-    monkeypatch.setattr(canary, "_open_one", lambda *a: opened.append(real(*a)) or opened[-1])
+    real = canary._open_canary
+    monkeypatch.setattr(canary, "_open_canary", lambda *a: opened.append(real(*a)) or opened[-1])
     with scanned("127.0.0.1", range(1, 50), TrueEngine()) as running:
         next(running)
     assert len(opened) == MOST_EACH
@@ -505,7 +509,7 @@ def test_without_descriptors_there_are_no_canaries_and_no_error(monkeypatch):
     def full(*_):
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(canary, "_open_one", full)
+    monkeypatch.setattr(canary, "_open_canary", full)
     with listening() as ports:
         running = scanned("127.0.0.1", ports, TrueEngine())
         assert [a.outcome for a in running] == ["open"]
@@ -523,9 +527,9 @@ def test_tables_that_cannot_be_read_are_said_to_be_unknown(monkeypatch):
 
 
 def test_an_address_of_somebody_else_has_no_canary():
-    assert not canary.is_ours(Place(REMOTE, REMOTE, None), "tcp")
-    assert not canary.is_ours(Place("fe80::1%nonesuch", "fe80::1", "nonesuch"), "tcp")
-    assert canary.is_ours(Place("127.3.2.1", "127.3.2.1", None), "udp")
+    assert not canary.is_local(LocalAddress(REMOTE, REMOTE, None))
+    assert not canary.is_local(LocalAddress("fe80::1%nonesuch", "fe80::1", "nonesuch"))
+    assert canary.is_local(LocalAddress("127.3.2.1", "127.3.2.1", None))
 
 
 @pytest.mark.skipif(not HAVE_IPV6, reason="IPv6")
@@ -557,14 +561,15 @@ def listener(address, **more):
 )
 def test_which_addresses_reach_a_listener(row, reached):
     places = [
-        Place("t", a, "eth0" if a.startswith("fe80") else None) for a in ("127.0.0.1", "127.0.0.2", "::1", "fe80::1")
+        LocalAddress("t", a, "eth0" if a.startswith("fe80") else None)
+        for a in ("127.0.0.1", "127.0.0.2", "::1", "fe80::1")
     ]
     assert {address for address, _ in canary._covered([row], places, frozenset([80]))} == reached
     assert list(canary._covered([row], places, frozenset([81]))) == []
 
 
 def test_udp_canaries_answer_this_machine():
-    watch = SelfWatch("udp", [parse("127.0.0.1")], [1])
+    watch = SelfWatch("udp", [parse_target("127.0.0.1")], [1])
     try:
         assert len(watch.extras()) == MOST_EACH
         for probe in watch.extras():

@@ -1,22 +1,22 @@
-"""From evidence and what a bind was told to a verdict: pure."""
+"""From situation and what a bind was told to a verdict: pure."""
 
 from __future__ import annotations
 
 import pytest
 
 from portbook.addresses import DUAL, Endpoint
-from portbook.bind.attempt import Options, Tried
+from portbook.bind.attempt import BindAttempt, Options
 from portbook.netconfig.facts import Caller, ExcludedRange
 from portbook.records import Owner, Socket
-from portbook.verdict.evidence import Evidence
-from portbook.verdict.judge import agrees, judge, outcome
+from portbook.verdict.judge import bound_all, is_explained, judge
+from portbook.verdict.situation import Situation
 from tests.verdict.verdicts import codes, finding
 
 V4, V6 = Endpoint("0.0.0.0"), Endpoint("::")
-IN_USE = Tried(V4, 80, 98, "EADDRINUSE", "bind")
-DENIED = Tried(V4, 80, 13, "EACCES", "bind")
-SHORT = Tried(V4, 80, 24, "EMFILE", "socket")
-HAD, HAD6 = Tried(V4, 80), Tried(V6, 80)
+IN_USE = BindAttempt(V4, 80, 98, "EADDRINUSE", "bind")
+DENIED = BindAttempt(V4, 80, 13, "EACCES", "bind")
+SHORT = BindAttempt(V4, 80, 24, "EMFILE", "socket")
+HAD, HAD6 = BindAttempt(V4, 80), BindAttempt(V6, 80)
 LISTENER = Socket("tcp", "ipv4", "0.0.0.0", 80, state="LISTEN", inode=1, owners=(Owner(7, "nginx"),))
 BOUND = Socket("tcp", "ipv4", "0.0.0.0", 80, state="BOUND", inode=2, owners=(Owner(8, "odd"),))
 
@@ -33,27 +33,27 @@ BOUND = Socket("tcp", "ipv4", "0.0.0.0", 80, state="BOUND", inode=2, owners=(Own
     ],
 )
 def test_all_must_be_had_and_what_is_scarce_is_no_refusal(tried, expected):
-    assert outcome(tried) is expected
-    assert judge(Evidence("linux", 80), tried).can_have is expected
+    assert bound_all(tried) is expected
+    assert judge(Situation("linux", 80), tried).can_have is expected
 
 
 def test_what_the_tables_show_and_the_bind_says_is_plain():
-    verdict = judge(Evidence("linux", 80, sockets=(LISTENER,)), [IN_USE, HAD6])
+    verdict = judge(Situation("linux", 80, sockets=(LISTENER,)), [IN_USE, HAD6])
     assert (verdict.can_have, verdict.foreseen, codes(verdict)) == (False, False, ["listener"])
     assert (verdict.taken, verdict.free) == (("0.0.0.0",), ("[::]",))
-    assert agrees(verdict)
+    assert is_explained(verdict)
 
 
 def test_a_bind_that_succeeds_wins_over_every_rule():
-    verdict = judge(Evidence("linux", 80, sockets=(LISTENER,)), [HAD, HAD6])
+    verdict = judge(Situation("linux", 80, sockets=(LISTENER,)), [HAD, HAD6])
     assert (verdict.can_have, verdict.foreseen) == (True, False)
     assert finding(verdict, "listener").severity == "warns"
     assert finding(verdict, "unexplained").evidence == {"error": None, "against": ["listener"]}
-    assert not agrees(verdict)
+    assert not is_explained(verdict)
 
 
 def test_a_bind_that_fails_wins_over_finding_nothing():
-    verdict = judge(Evidence("linux", 80), [IN_USE, HAD6])
+    verdict = judge(Situation("linux", 80), [IN_USE, HAD6])
     assert (verdict.can_have, verdict.foreseen) == (False, True)
     assert finding(verdict, "unexplained").evidence == {"error": 98, "error_name": "EADDRINUSE", "step": "bind"}
 
@@ -62,81 +62,85 @@ def test_a_bind_that_fails_wins_over_finding_nothing():
     ("tried", "severity", "foreseen"), [(IN_USE, "blocks", None), (HAD, "warns", None)], ids=["fails", "succeeds"]
 )
 def test_what_nobody_can_know_is_settled_by_the_bind(tried, severity, foreseen):
-    verdict = judge(Evidence("linux", 80, sockets=(BOUND,)), [tried, HAD6])
+    verdict = judge(Situation("linux", 80, sockets=(BOUND,)), [tried, HAD6])
     found = finding(verdict, "bound-only")
     assert (found.severity, found.confidence, verdict.foreseen) == (severity, "certain", foreseen)
-    assert agrees(verdict)
+    assert is_explained(verdict)
 
 
 def test_a_holder_does_not_explain_that_permission_is_missing():
-    verdict = judge(Evidence("linux", 8080, sockets=(LISTENER,)), [DENIED, HAD6])
+    verdict = judge(Situation("linux", 8080, sockets=(LISTENER,)), [DENIED, HAD6])
     found = finding(verdict, "unexplained")
     assert (found.severity, found.evidence["error_name"]) == ("blocks", "EACCES")
     assert "SELinux" in found.remedy
 
 
 def test_permission_below_the_limit_with_a_capability_that_does_not_count():
-    evidence = Evidence("linux", 80, caller=Caller(0, True, True), privileged_below=1024)
-    verdict = judge(evidence, [DENIED, Tried(V6, 80, 13, "EACCES", "bind")])
+    situation = Situation("linux", 80, caller=Caller(0, True, True), privileged_below=1024)
+    verdict = judge(situation, [DENIED, BindAttempt(V6, 80, 13, "EACCES", "bind")])
     assert finding(verdict, "privileged-port").endpoints == ("0.0.0.0", "[::]")
-    assert agrees(verdict)
+    assert is_explained(verdict)
 
 
 def test_each_endpoint_needs_its_own_explanation():
-    verdict = judge(Evidence("linux", 80, sockets=(LISTENER,)), [IN_USE, Tried(V6, 80, 98, "EADDRINUSE", "bind")])
+    verdict = judge(
+        Situation("linux", 80, sockets=(LISTENER,)), [IN_USE, BindAttempt(V6, 80, 98, "EADDRINUSE", "bind")]
+    )
     assert finding(verdict, "unexplained").endpoints == ("[::]",)
 
 
 def test_a_machine_without_ipv6():
-    verdict = judge(Evidence("linux", 80, endpoints=DUAL), [Tried(DUAL[0], 80, 97, "EAFNOSUPPORT", "socket")])
+    verdict = judge(Situation("linux", 80, endpoints=DUAL), [BindAttempt(DUAL[0], 80, 97, "EAFNOSUPPORT", "socket")])
     assert (verdict.can_have, codes(verdict, "blocks")) == (False, ["ipv6-disabled"])
-    verdict = judge(Evidence("linux", 80, ipv6="absent"), [HAD])
+    verdict = judge(Situation("linux", 80, ipv6="absent"), [HAD])
     assert (verdict.can_have, codes(verdict, "warns")) == (True, ["ipv6-disabled"])
 
 
 def test_what_blocks_comes_first():
-    evidence = Evidence("linux", 80, sockets=(LISTENER,), ephemeral=(1, 1000), endpoints=(Endpoint("127.0.0.1"),))
-    verdict = judge(evidence, [Tried(Endpoint("127.0.0.1"), 80, 98, "EADDRINUSE", "bind")])
+    situation = Situation("linux", 80, sockets=(LISTENER,), ephemeral=(1, 1000), endpoints=(Endpoint("127.0.0.1"),))
+    verdict = judge(situation, [BindAttempt(Endpoint("127.0.0.1"), 80, 98, "EADDRINUSE", "bind")])
     assert [f.severity for f in verdict.findings] == ["blocks", "shadows", "warns"]
 
 
 # --- Windows: error numbers say which kind of holder it is ---------------------------------------------------------
 
-WINDOWS = Evidence("windows", 80, sockets=(LISTENER,))
+WINDOWS = Situation("windows", 80, sockets=(LISTENER,))
 
 
 def test_an_ordinary_holder_of_windows():
-    verdict = judge(WINDOWS, [Tried(V4, 80, 10048, "WSAEADDRINUSE", "bind"), HAD6])
+    verdict = judge(WINDOWS, [BindAttempt(V4, 80, 10048, "WSAEADDRINUSE", "bind"), HAD6])
     assert codes(verdict) == ["listener"]
 
 
 def test_an_exclusive_holder_of_windows():
-    verdict = judge(WINDOWS, [Tried(V4, 80, 10013, "WSAEACCES", "bind"), HAD6])
+    verdict = judge(WINDOWS, [BindAttempt(V4, 80, 10013, "WSAEACCES", "bind"), HAD6])
     assert codes(verdict) == ["listener", "exclusive-holder"]
     assert finding(verdict, "exclusive-holder").evidence == {"error": 10013}
-    assert agrees(verdict)
+    assert is_explained(verdict)
 
 
 def test_an_excluded_range_is_no_exclusive_holder():
     excluded = (ExcludedRange("ipv4", "tcp", 50, 149, administered=False),)
-    verdict = judge(Evidence("windows", 80, excluded=excluded), [Tried(V4, 80, 10013, "WSAEACCES", "bind"), HAD6])
+    verdict = judge(
+        Situation("windows", 80, excluded=excluded), [BindAttempt(V4, 80, 10013, "WSAEACCES", "bind"), HAD6]
+    )
     assert codes(verdict) == ["excluded-range"]
 
 
 def test_an_administered_range_may_let_a_server_have_what_it_asks_for():
     excluded = (ExcludedRange("ipv4", "tcp", 80, 80, administered=True),)
-    verdict = judge(Evidence("windows", 80, excluded=excluded), [HAD, HAD6])
+    verdict = judge(Situation("windows", 80, excluded=excluded), [HAD, HAD6])
     found = finding(verdict, "excluded-range")
     assert (verdict.can_have, verdict.foreseen, found.severity) == (True, None, "warns")
-    assert found.text.endswith("not in the way: who asks for it by number gets it")
-    assert agrees(verdict)
+    assert found.text.endswith("this does not block the bind: a bind that names the port is allowed")
+    assert is_explained(verdict)
 
 
 def test_access_denied_and_nothing_to_be_seen():
-    verdict = judge(Evidence("windows", 80), [Tried(V4, 80, 10013, "WSAEACCES", "bind"), HAD6])
+    verdict = judge(Situation("windows", 80), [BindAttempt(V4, 80, 10013, "WSAEACCES", "bind"), HAD6])
     assert "excludedportrange" in finding(verdict, "unexplained").remedy
 
 
 def test_options_are_kept():
     options = Options("udp", reuse_address=True)
-    assert judge(Evidence("linux", 80, "udp", options=options), [HAD]).options == options
+    assert judge(Situation("linux", 80, "udp", options=options), [HAD]).options == options

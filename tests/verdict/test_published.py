@@ -60,7 +60,7 @@ def test_a_port_that_podman_publishes(web):
     assert codes(verdict, "blocks") == ["listener"]
     relay, rule = finding(verdict, "relay"), finding(verdict, "nat-rule")
     assert (relay.evidence["pid"], relay.evidence["container"]) == (web["State"]["ConmonPid"], f"podman:{NAME}")
-    assert relay.remedy == f"podman stop {NAME} lets go of the port"
+    assert relay.remedy == f"podman stop {NAME} frees the port"
     assert (rule.evidence["to_address"], rule.evidence["to_port"]) == (address, 80)
     assert codes(why(8081)) == []
 

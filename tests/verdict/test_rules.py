@@ -1,4 +1,4 @@
-"""Rules over evidence that this machine cannot produce: Windows, macOS, VRFs, service managers, containers."""
+"""Rules over situation that this machine cannot produce: Windows, macOS, VRFs, service managers, containers."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from portbook.netconfig.linux import interfaces, sysctl
 from portbook.records import STATES, Gap, Owner, Socket
 from portbook.system import netlink
 from portbook.system.users import user_name
-from portbook.verdict.conflict import SHARING, obstacle
-from portbook.verdict.evidence import Evidence
+from portbook.verdict.conflict import SHARING, conflict
 from portbook.verdict.findings import CODES, SEVERITIES
-from portbook.verdict.judge import foresee
-from portbook.verdict.rules import RULES, findings
+from portbook.verdict.judge import predict
+from portbook.verdict.rules import RULES, apply_rules
+from portbook.verdict.situation import Situation
 
 SYSTEM = Owner(4, "System")
 ID = "0123456789abcdef" * 4
@@ -43,14 +43,14 @@ def listener(*owners: Owner, address: str = "0.0.0.0", port: int = 80, **more) -
     return Socket("tcp", family, address, port, state="LISTEN", owners=owners, **more)
 
 
-def looked_after(owner: Owner, platform: str) -> Evidence:
+def looked_after(owner: Owner, platform: str) -> Situation:
     """What is gathered of a listener that somebody may start again."""
     one = supervisor.find_supervisor(owner, (), platform, 0)
-    return Evidence(platform, 80, sockets=(listener(owner),), supervisors={owner.pid: one} if one else {})
+    return Situation(platform, 80, sockets=(listener(owner),), supervisors={owner.pid: one} if one else {})
 
 
-def found(evidence: Evidence) -> dict:
-    return {f.code: f for f in findings(evidence)}
+def found(situation: Situation) -> dict:
+    return {f.code: f for f in apply_rules(situation)}
 
 
 # --- Windows -------------------------------------------------------------------------------------------------------
@@ -60,8 +60,8 @@ WINNAT = ExcludedRange("ipv4", "tcp", 50000, 50099, administered=False)
 
 def test_an_excluded_range_of_winnat_with_its_cause_and_its_cure():
     dynamic = (DynamicRange("ipv4", "tcp", 1024, 64511),)
-    evidence = Evidence("windows", 3000, excluded=(ExcludedRange("ipv4", "tcp", 2980, 3079, False),), dynamic=dynamic)
-    one = found(evidence)["excluded-range"]
+    situation = Situation("windows", 3000, excluded=(ExcludedRange("ipv4", "tcp", 2980, 3079, False),), dynamic=dynamic)
+    one = found(situation)["excluded-range"]
     assert (one.severity, one.endpoints) == ("blocks", ("0.0.0.0",))
     assert one.evidence == {
         "first": 2980, "last": 3079, "family": "ipv4", "protocol": "tcp", "administered": False, "dynamic_start": 1024
@@ -72,16 +72,16 @@ def test_an_excluded_range_of_winnat_with_its_cause_and_its_cure():
 
 
 def test_an_excluded_range_where_the_dynamic_range_is_as_it_should_be():
-    evidence = Evidence("windows", 50001, excluded=(WINNAT,), dynamic=(DynamicRange("ipv4", "tcp", 49152, 16384),))
-    one = found(evidence)["excluded-range"]
+    situation = Situation("windows", 50001, excluded=(WINNAT,), dynamic=(DynamicRange("ipv4", "tcp", 49152, 16384),))
+    one = found(situation)["excluded-range"]
     assert "dynamic_start" not in one.evidence
     assert "set dynamicport" not in one.remedy
-    assert "ephemeral-port" in found(evidence)
+    assert "ephemeral-port" in found(situation)
 
 
 def test_an_administered_range_is_deleted_by_its_own_command():
-    evidence = Evidence("windows", 8081, excluded=(ExcludedRange("ipv6", "tcp", 8080, 8089, administered=True),))
-    one = found(evidence)["excluded-range"]
+    situation = Situation("windows", 8081, excluded=(ExcludedRange("ipv6", "tcp", 8080, 8089, administered=True),))
+    one = found(situation)["excluded-range"]
     assert (one.endpoints, one.confidence) == (("[::]",), "likely")
     assert "netsh int ipv6 delete excludedportrange protocol=tcp startport=8080 numberofports=10" in one.remedy
 
@@ -91,13 +91,13 @@ def test_an_administered_range_is_deleted_by_its_own_command():
     [(49999, "tcp", "0.0.0.0"), (50100, "tcp", "0.0.0.0"), (50000, "udp", "0.0.0.0"), (50000, "tcp", "::1")],
 )
 def test_the_four_lists_are_four(port, protocol, endpoint):
-    evidence = Evidence("windows", port, protocol, (Endpoint(endpoint),), excluded=(WINNAT,))
-    assert "excluded-range" not in found(evidence)
+    situation = Situation("windows", port, protocol, (Endpoint(endpoint),), excluded=(WINNAT,))
+    assert "excluded-range" not in found(situation)
 
 
 def test_a_dual_stack_socket_needs_the_port_of_ipv4_too():
-    evidence = Evidence("windows", 50000, endpoints=(Endpoint("::", dual=True),), excluded=(WINNAT,))
-    assert found(evidence)["excluded-range"].endpoints == ("[::]",)
+    situation = Situation("windows", 50000, endpoints=(Endpoint("::", dual=True),), excluded=(WINNAT,))
+    assert found(situation)["excluded-range"].endpoints == ("[::]",)
 
 
 def test_http_sys_names_the_process_behind_pid_4():
@@ -106,36 +106,36 @@ def test_http_sys_names_the_process_behind_pid_4():
         HttpQueue(None, ("HTTPS://*:443/",), (99,)),
     )
     sockets = (listener(SYSTEM, port=5985),)
-    behind = {1234: Owner(1234, "svchost.exe", service="WinRM")}
-    one = found(Evidence("windows", 5985, sockets=sockets, queues=queues, behind=behind))["http-sys"]
+    queue_owners = {1234: Owner(1234, "svchost.exe", service="WinRM")}
+    one = found(Situation("windows", 5985, sockets=sockets, queues=queues, queue_owners=queue_owners))["http-sys"]
     assert one.evidence == {
         "queue": "WSMAN", "urls": ["HTTP://+:5985/WSMAN/"], "pids": [1234], "services": ["WinRM"]
     }  # fmt: skip
     assert "svchost.exe (pid 1234) on HTTP://+:5985/WSMAN/" in one.text
     assert one.remedy.startswith("Stop-Service WinRM")
-    unknown = found(Evidence("windows", 5985, sockets=sockets, queues=queues))["http-sys"]
+    unknown = found(Situation("windows", 5985, sockets=sockets, queues=queues))["http-sys"]
     assert "process (pid 1234)" in unknown.text
 
 
 def test_http_sys_without_its_lists_says_how_to_see_more():
-    one = found(Evidence("windows", 80, sockets=(listener(SYSTEM),)))["http-sys"]
+    one = found(Situation("windows", 80, sockets=(listener(SYSTEM),)))["http-sys"]
     assert one.confidence == "likely"
     assert "view=requestq" in one.remedy
 
 
 @pytest.mark.parametrize("url", ["", "HTTP", "HTTP://+/x", "HTTP://+:x/", "HTTP://[::1]:80", "HTTP://+:99999999/"])
 def test_urls_that_name_another_port_or_none(url):
-    evidence = Evidence("windows", 8080, queues=(HttpQueue("q", (url,), ()),))
-    assert "http-sys" not in found(evidence)
+    situation = Situation("windows", 8080, queues=(HttpQueue("q", (url,), ()),))
+    assert "http-sys" not in found(situation)
 
 
 def test_a_portproxy_is_named_as_what_it_relays():
     proxy = PortProxy("v4tov4", "*", 8080, "172.20.0.2", 80)
     sockets = (listener(Owner(900, "svchost.exe", service="iphlpsvc"), port=8080),)
-    one = found(Evidence("windows", 8080, sockets=sockets, proxies=(proxy,)))["portproxy"]
+    one = found(Situation("windows", 8080, sockets=sockets, proxies=(proxy,)))["portproxy"]
     assert (one.severity, one.evidence["connect"]) == ("shadows", "172.20.0.2:80")
     assert "netsh interface portproxy delete v4tov4 listenport=8080 listenaddress=*" in one.remedy
-    assert "portproxy" not in found(Evidence("windows", 8081, proxies=(proxy,)))
+    assert "portproxy" not in found(Situation("windows", 8081, proxies=(proxy,)))
 
 
 @pytest.mark.parametrize(
@@ -143,13 +143,13 @@ def test_a_portproxy_is_named_as_what_it_relays():
     [("wslrelay.exe", "WSL"), ("wslhost.exe", "WSL"), ("com.docker.backend.exe", "Docker Desktop")],
 )
 def test_relays_of_wsl_and_docker_desktop(name, what):
-    one = found(Evidence("windows", 80, sockets=(listener(Owner(70, name)),)))["relay"]
+    one = found(Situation("windows", 80, sockets=(listener(Owner(70, name)),)))["relay"]
     assert what in one.text
 
 
 def test_the_remedy_for_a_service_of_windows():
-    evidence = looked_after(Owner(70, "svchost.exe", service="W32Time"), "windows")
-    assert found(evidence)["listener"].remedy.startswith("Stop-Service -Name W32Time, or ")
+    situation = looked_after(Owner(70, "svchost.exe", service="W32Time"), "windows")
+    assert found(situation)["listener"].remedy.startswith("Stop-Service -Name W32Time; or ")
 
 
 # --- macOS ---------------------------------------------------------------------------------------------------------
@@ -157,29 +157,29 @@ def test_the_remedy_for_a_service_of_windows():
 
 @pytest.mark.parametrize("port", [5000, 7000])
 def test_airplay_receiver(port):
-    one = found(Evidence("macos", port, sockets=(listener(Owner(400, "ControlCenter"), port=port),)))["airplay"]
+    one = found(Situation("macos", port, sockets=(listener(Owner(400, "ControlCenter"), port=port),)))["airplay"]
     assert one.confidence == "certain"
     assert "AirPlay Receiver" in one.remedy
 
 
 def test_airplay_receiver_whose_owner_is_not_visible():
-    assert found(Evidence("macos", 5000, sockets=(listener(port=5000),)))["airplay"].confidence == "likely"
+    assert found(Situation("macos", 5000, sockets=(listener(port=5000),)))["airplay"].confidence == "likely"
 
 
 def test_another_holder_of_port_5000_is_not_airplay():
-    assert "airplay" not in found(Evidence("macos", 5000, sockets=(listener(Owner(4, "python3"), port=5000),)))
-    assert "airplay" not in found(Evidence("macos", 5001, sockets=(listener(Owner(4, "ControlCenter"), port=5001),)))
+    assert "airplay" not in found(Situation("macos", 5000, sockets=(listener(Owner(4, "python3"), port=5000),)))
+    assert "airplay" not in found(Situation("macos", 5001, sockets=(listener(Owner(4, "ControlCenter"), port=5001),)))
 
 
 def test_launchd_holds_sockets_for_services():
-    one = found(Evidence("macos", 80, sockets=(listener(Owner(1, "launchd")),)))["socket-activation"]
+    one = found(Situation("macos", 80, sockets=(listener(Owner(1, "launchd")),)))["socket-activation"]
     assert "launchctl" in one.remedy
 
 
 def test_on_macos_a_single_address_may_be_bound_beside_the_wildcard():
-    evidence = Evidence("macos", 80, endpoints=(Endpoint("127.0.0.1"),), sockets=(listener(Owner(4, "a")),))
-    assert set(found(evidence)) == {"other-address"}
-    assert foresee(findings(evidence)) is True
+    situation = Situation("macos", 80, endpoints=(Endpoint("127.0.0.1"),), sockets=(listener(Owner(4, "a")),))
+    assert set(found(situation)) == {"other-address"}
+    assert predict(apply_rules(situation)) is True
 
 
 # --- service managers and containers -------------------------------------------------------------------------------
@@ -190,19 +190,19 @@ USERS_MANAGER = Owner(800, "systemd", cgroup="/user.slice/user-1000.slice/user@1
 
 def test_the_socket_unit_is_stopped_and_not_the_service():
     sockets = (listener(MANAGER, Owner(50, "cupsd"), inode=9),)
-    one = found(Evidence("linux", 80, sockets=sockets, activated={9: "cups.socket"}))["socket-activation"]
+    one = found(Situation("linux", 80, sockets=sockets, activated={9: "cups.socket"}))["socket-activation"]
     assert one.remedy.startswith("systemctl stop cups.socket")
-    assert "cupsd (pid 50) was given it" in one.text
+    assert "has passed it to cupsd (pid 50)" in one.text
 
 
 def test_a_users_own_manager():
-    one = found(Evidence("linux", 80, sockets=(listener(USERS_MANAGER, inode=9),)))["socket-activation"]
+    one = found(Situation("linux", 80, sockets=(listener(USERS_MANAGER, inode=9),)))["socket-activation"]
     assert one.remedy.startswith("systemctl --user list-sockets")
 
 
 @pytest.mark.parametrize("owner", [Owner(1, "nginx"), Owner(70, "systemd-resolved", cgroup="/x"), Owner(9, "systemd")])
 def test_pid_1_of_a_container_is_mostly_a_server(owner):
-    assert "listener" in found(Evidence("linux", 80, sockets=(listener(owner),)))
+    assert "listener" in found(Situation("linux", 80, sockets=(listener(owner),)))
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_the_remedy_names_who_would_start_it_again(owner, command):
 def test_a_service_manager_holds_udp_ports_too():
     manager = Owner(1, "systemd", exe="/usr/lib/systemd/systemd")
     one = Socket("udp", "ipv4", "0.0.0.0", 69, owners=(manager,), inode=5)
-    told = found(Evidence("linux", 69, "udp", sockets=(one,), activated={5: "tftp.socket"}))
+    told = found(Situation("linux", 69, "udp", sockets=(one,), activated={5: "tftp.socket"}))
     assert told["socket-activation"].remedy.startswith("systemctl stop tftp.socket")
     assert "udp-socket" not in told
 
@@ -235,9 +235,9 @@ def test_a_service_manager_holds_udp_ports_too():
 @pytest.mark.parametrize("hint", ["run with sudo", "run with CAP_SYS_PTRACE, outside the container", None])
 def test_how_to_see_a_holder_is_said_by_who_looked_for_it(hint):
     gaps = (Gap("owner", 1, "the owner of 1 socket is not visible", hint),)
-    remedy = found(Evidence("linux", 80, sockets=(listener(),), caller=Caller(0), gaps=gaps))["listener"].remedy
+    remedy = found(Situation("linux", 80, sockets=(listener(),), caller=Caller(0), gaps=gaps))["listener"].remedy
     seen = f"to see the holder: {hint}; or " if hint else ""
-    assert remedy == f"{seen}take another port: portbook free"
+    assert remedy == f"{seen}use another port: portbook free"
 
 
 DOCKER_PROXY = ("docker-proxy", "-host-port", "80", "-container-ip", "172.17.0.2", "-container-port", "8000")
@@ -246,13 +246,13 @@ WEB = Publication("docker:web", "tcp", "0.0.0.0", 80, 8000, ("172.17.0.2",))
 
 def test_the_container_behind_docker_proxy():
     sockets = (listener(Owner(9, "docker-proxy", command_line=DOCKER_PROXY)),)
-    one = found(Evidence("linux", 80, sockets=sockets, publications=(WEB,)))["relay"]
-    assert (one.evidence["container"], one.remedy) == ("docker:web", "docker stop web lets go of the port")
+    one = found(Situation("linux", 80, sockets=sockets, publications=(WEB,)))["relay"]
+    assert (one.evidence["container"], one.remedy) == ("docker:web", "docker stop web frees the port")
 
 
 def test_the_container_behind_a_nat_rule():
-    evidence = Evidence("linux", 80, nat=(NatRule("ipv4", "prerouting", "172.17.0.2", 8000),), publications=(WEB,))
-    one = found(evidence)["nat-rule"]
+    situation = Situation("linux", 80, nat=(NatRule("ipv4", "prerouting", "172.17.0.2", 8000),), publications=(WEB,))
+    one = found(situation)["nat-rule"]
     assert one.evidence["container"] == "docker:web"
     assert one.remedy.startswith("docker stop web")
 
@@ -267,8 +267,8 @@ LISTED = b"""[{"Id": "0123456789abcdef", "Names": ["/web", "/other/alias"], "Por
 def test_publications_as_docker_lists_them():
     import msgspec
 
-    entries = msgspec.json.decode(LISTED, type=list[publications.Listed])
-    read = [p for entry in entries for p in publications.read("docker", entry)]
+    entries = msgspec.json.decode(LISTED, type=list[publications.ListedContainer])
+    read = [p for entry in entries for p in publications.parse("docker", entry)]
     assert read[0] == WEB
     assert (read[1].container, read[1].host_port, read[1].protocol) == ("docker:web", 0, "udp")
     assert read[2].container == "docker:fedcba987654"
@@ -281,18 +281,18 @@ RED = (Link("red", "vrf", "red"), Link("eth1", "dummy", "red"))
 
 @pytest.mark.parametrize("device", ["red", "eth1"])
 def test_a_port_of_a_vrf_is_another_table(device):
-    evidence = Evidence("linux", 80, sockets=(listener(Owner(4, "a"), interface=device),), links=RED)
-    one = found(evidence)["vrf"]
+    situation = Situation("linux", 80, sockets=(listener(Owner(4, "a"), interface=device),), links=RED)
+    one = found(situation)["vrf"]
     assert (one.severity, one.evidence["vrf"]) == ("warns", "red")
     assert "ip vrf exec red" in one.remedy
-    assert foresee(findings(evidence)) is True
+    assert predict(apply_rules(situation)) is True
 
 
 def test_unless_all_are_accepted():
     sockets = (listener(Owner(4, "a"), interface="red"),)
-    evidence = Evidence("linux", 80, sockets=sockets, links=RED, vrf_accepts_all=True)
-    assert found(evidence)["vrf"].severity == "shadows"
-    assert foresee(findings(evidence)) is False
+    situation = Situation("linux", 80, sockets=sockets, links=RED, vrf_accepts_all=True)
+    assert found(situation)["vrf"].severity == "shadows"
+    assert predict(apply_rules(situation)) is False
 
 
 def attribute(kind: int, value: bytes) -> bytes:
@@ -392,11 +392,11 @@ ENDPOINTS = st.sampled_from([Endpoint("0.0.0.0"), Endpoint("::"), Endpoint("::",
     st.none() | st.booleans(),
 )
 def test_whatever_the_evidence_every_finding_is_of_the_table(platform, held, endpoints, reuse_port, reuse):
-    evidence = Evidence(
+    situation = Situation(
         platform, 80, endpoints=tuple(endpoints), sockets=tuple(held), options=Options("tcp", reuse, reuse_port),
         caller=Caller(0, True, True), ephemeral=(1, 99), privileged_below=1024,
     )  # fmt: skip
-    for one in findings(evidence):
+    for one in apply_rules(situation):
         assert one.code in CODES
         assert one.severity in SEVERITIES
         assert one.text
@@ -408,4 +408,4 @@ def test_every_system_of_the_table_has_its_rules_of_sharing():
 
 def test_a_connection_that_is_being_made_has_no_port_of_its_own():
     half_open = Socket("tcp", "ipv4", "127.0.0.1", 80, "127.0.0.1", 9, "SYN_RECV", inode=0)
-    assert obstacle(Evidence("linux", 80), half_open, Endpoint("0.0.0.0")) is None
+    assert conflict(Situation("linux", 80), half_open, Endpoint("0.0.0.0")) is None

@@ -34,7 +34,7 @@ def test_a_free_port_is_yes():
     port = unheld_port()
     run = portbook(str(port))
     assert (run.returncode, run.stderr) == (0, "")
-    assert run.stdout.startswith(f"you can have port {port}/tcp: 0.0.0.0 and [::] are free\n")
+    assert run.stdout.startswith(f"you can have port {port}/tcp: 0.0.0.0:{port} and [::]:{port} are free\n")
 
 
 def test_a_port_that_is_held_is_no(listener):
@@ -72,7 +72,7 @@ def test_what_cannot_be_found_out_is_5():
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert run.returncode == 5, run.stderr
-    assert run.stdout.startswith("whether you can have port 7777/tcp could not be found out\n")
+    assert run.stdout.startswith("cannot tell whether you can have port 7777/tcp: ")
     assert "EMFILE" in run.stdout
 
 

@@ -30,11 +30,11 @@ def test_the_transport_is_the_proactor():
 def test_the_numbers_of_a_refusal():
     with refusing() as closed:
         (answer,) = scanned(of(closed[0], [closed[1]])).values()
-        asked = tcp.ask(*closed, timeout_s=5)
+        connection = tcp.connect(*closed, timeout_s=5)
     assert answer.evidence.errno in CONNECTION_REFUSED
     assert answer.evidence.error in ("ERROR_CONNECTION_REFUSED", "WSAECONNREFUSED")
-    assert (asked.finding.outcome, asked.socket) == ("closed", None)
-    assert asked.finding.evidence.errno in CONNECTION_REFUSED
+    assert (connection.result.outcome, connection.socket) == ("closed", None)
+    assert connection.result.evidence.errno in CONNECTION_REFUSED
 
 
 @pytest.mark.skipif(not WINE, reason="a full queue is answered by RST (listen function)")
@@ -66,7 +66,7 @@ def test_rate_and_deadline():
     events: list[Event] = []
     tally = Tally()
     limits = Limits(rate=50.0, deadline_s=0.5)
-    answers = list(scan_tcp(of("127.0.0.1", range(1, 1000)), limits, tally=tally, tell=events.append))
+    answers = list(scan_tcp(of("127.0.0.1", range(1, 1000)), limits, tally=tally, on_event=events.append))
     assert [event.kind for event in events] == ["deadline"]
     assert 0 < len(answers) <= 50 * 0.6 + 2
     assert tally.asked == len(answers)
@@ -81,8 +81,8 @@ def test_loopback_is_told_to_refuse_at_once():
 @pytest.mark.skipif(not WINE, reason="a full queue is answered by RST (listen function)")
 def test_one_port_that_is_silent():
     with deaf() as place:
-        asked = tcp.ask(*place, timeout_s=0.2)
-    assert asked.finding is tcp.UNHEARD
+        connection = tcp.connect(*place, timeout_s=0.2)
+    assert connection.result is tcp.TIMED_OUT
 
 
 def test_an_interface_that_does_not_exist():

@@ -20,6 +20,7 @@ from portbook.errors import SourceDenied, SourceError, SourceGarbled, SourceMiss
 from portbook.netconfig.facts import DynamicRange, PortProxy
 from portbook.netconfig.windows import httpsys, netsh, portproxy, reservations
 from tests.netconfig.windows import test_httpsys
+from tests.netconfig.windows.reading import dynamic_ranges, excluded_ranges, http_queues, port_proxies
 from tests.netconfig.windows.test_netsh import DATA, DYNAMIC, EXCLUDED, shown
 from tests.windows.conftest import WINE
 
@@ -35,7 +36,7 @@ replayed = pytest.mark.skipif(not REPLAY, reason="netsh.exe is not the one that 
 
 @pytest.mark.skipif(REPLAY or not WINE, reason="netsh.exe is not the one of Wine")
 def test_the_stub_of_wine_does_not_say_that_nothing_is_reserved():
-    for look in (netsh.excluded_ranges, netsh.dynamic_ranges, httpsys.http_queues):
+    for look in (excluded_ranges, dynamic_ranges, http_queues):
         with pytest.raises(SourceGarbled):
             look()
     found = reservations.take()
@@ -55,7 +56,7 @@ def test_netsh_of_windows():
 def test_a_program_that_is_not_there(monkeypatch):
     monkeypatch.setattr(netsh, "PROGRAM", "portbook-has-no-such-program.exe")
     with pytest.raises(SourceMissing, match="not installed"):
-        netsh.excluded_ranges()
+        excluded_ranges()
 
 
 # --- replayed ------------------------------------------------------------------------------------------------------
@@ -94,11 +95,11 @@ def codec(monkeypatch):
 def test_excluded_ranges_in_every_language_through_a_real_process(replay, codec, name):
     replay(netsh_excludedportrange=DATA / f"excluded.{name}.txt")
     codec(name)
-    assert shown(netsh.excluded_ranges(["tcp"], ["ipv4"])) == EXCLUDED[name]
+    assert shown(excluded_ranges(["tcp"], ["ipv4"])) == EXCLUDED[name]
 
 
 @replayed
-def test_why_asks_netsh_and_says_when_the_bind_contradicts_it(replay):
+def test_why_reports_what_netsh_printed_even_if_the_bind_contradicts_it(replay):
     """Nothing is really excluded here, so that the bind succeeds; what was read is told all the same."""
     replay(netsh_excludedportrange=DATA / "excluded.german.cp850.txt")
     verdict = why(49750)
@@ -116,7 +117,7 @@ def test_why_asks_netsh_and_says_when_the_bind_contradicts_it(replay):
 def test_dynamic_ranges_in_every_language_through_a_real_process(replay, codec, name):
     replay(netsh_dynamicport=DATA / f"dynamic.{name}.txt")
     codec(name)
-    assert netsh.dynamic_ranges(["udp"], ["ipv6"]) == (DynamicRange("ipv6", "udp", *DYNAMIC[name]),)
+    assert dynamic_ranges(["udp"], ["ipv6"]) == (DynamicRange("ipv6", "udp", *DYNAMIC[name]),)
 
 
 @replayed
@@ -124,7 +125,7 @@ def test_dynamic_ranges_in_every_language_through_a_real_process(replay, codec, 
 def test_queues_in_every_language_through_a_real_process(replay, codec, name):
     replay(netsh_servicestate=DATA / f"queues.{name}.txt")
     codec(name)
-    assert httpsys.http_queues() == test_httpsys.EXPECTED
+    assert http_queues() == test_httpsys.EXPECTED
 
 
 @replayed
@@ -134,19 +135,19 @@ def test_utf8_while_the_code_page_is_another(replay, codec, tmp_path, name):
     (tmp_path / "utf8.txt").write_bytes(text.encode())
     replay(netsh_excludedportrange=tmp_path / "utf8.txt")
     codec(name)
-    assert shown(netsh.excluded_ranges(["tcp"], ["ipv4"])) == EXCLUDED[name]
+    assert shown(excluded_ranges(["tcp"], ["ipv4"])) == EXCLUDED[name]
 
 
 @replayed
 def test_bytes_arrive_as_they_are(replay):
-    (raw,) = netsh.read([httpsys.COMMAND])
+    (raw,) = netsh.read([httpsys.SHOW_QUEUES])
     assert not isinstance(raw, SourceError)
     assert raw.data == (DATA / "queues.english.cp437.txt").read_bytes()
     assert raw.codec.removeprefix("cp").isdigit()
 
 
 @replayed
-def test_everything_is_asked_at_once_with_the_documented_arguments(replay, tmp_path):
+def test_all_commands_run_at_the_same_time_with_the_documented_arguments(replay, tmp_path):
     replay(log=tmp_path, netsh_together="9")  # one after the other, the first would wait beyond the time limit
     found = reservations.take()
     assert found.gaps == ()
@@ -178,14 +179,14 @@ def test_one_list_that_fails_is_a_gap_beside_the_others(replay, tmp_path):
     assert {r.family for r in found.excluded} == {"ipv4"}
     assert [gap.what for gap in found.gaps] == ["reservation"] * 2
     with pytest.raises(SourceGarbled, match="ipv6"):
-        netsh.excluded_ranges()
+        excluded_ranges()
 
 
 @replayed
 def test_an_exit_code_that_says_failure(replay):
     replay(netsh_exit="1")
     with pytest.raises(SourceMissing, match="ended with exit code 1"):
-        netsh.dynamic_ranges()
+        dynamic_ranges()
 
 
 @replayed
@@ -194,7 +195,7 @@ def test_no_answer_in_time(replay, monkeypatch):
     monkeypatch.setattr(netsh, "TIMEOUT_S", 1.0)
     started = time.monotonic()
     with pytest.raises(SourceTimeout, match="did not finish within 1 s"):
-        httpsys.http_queues()
+        http_queues()
     assert time.monotonic() - started < 15
 
 
@@ -202,7 +203,7 @@ def test_no_answer_in_time(replay, monkeypatch):
 def test_an_answer_that_is_too_long(replay, monkeypatch):
     monkeypatch.setattr(netsh, "MOST_BYTES", 100)
     with pytest.raises(SourceGarbled, match="more than 100 bytes"):
-        httpsys.http_queues()
+        http_queues()
 
 
 # --- registry ------------------------------------------------------------------------------------------------------
@@ -227,7 +228,7 @@ def registry() -> Iterator[object]:
 
 
 def test_without_the_key_there_is_no_proxy(registry):
-    assert portproxy.port_proxies() == ()
+    assert port_proxies() == ()
 
 
 def test_proxies_of_every_kind(registry):
@@ -235,7 +236,7 @@ def test_proxies_of_every_kind(registry):
     registry("v6tov4", **{"::1/443": "127.0.0.1/8443"})
     registry("v4tov6", **{"0.0.0.0/53": "2001:db8::1/5353"})
     registry("v6tov6")
-    assert set(portproxy.port_proxies()) == {
+    assert set(port_proxies()) == {
         PortProxy("v4tov4", "*", 8080, "192.0.2.7", 80),
         PortProxy("v4tov4", "127.0.0.1", 2222, "wsl.example", 22),
         PortProxy("v6tov4", "::1", 443, "127.0.0.1", 8443),
@@ -245,20 +246,20 @@ def test_proxies_of_every_kind(registry):
 
 def test_a_value_that_is_no_proxy_does_not_hide_the_others(registry):
     registry("v4tov4", **{"*/8080": "192.0.2.7/80", "*/81": 7, "nonsense": "x"})
-    answers = portproxy.answers()
+    answers = portproxy.take()
     assert [answer for answer in answers if not isinstance(answer, SourceError)] == [
         (PortProxy("v4tov4", "*", 8080, "192.0.2.7", 80),)
     ]
     assert len(answers) == 3
     with pytest.raises(SourceGarbled):
-        portproxy.port_proxies()
+        port_proxies()
 
 
 def test_a_registry_that_changes_while_it_is_read(registry, monkeypatch):
     """The number of values is told before they are read; a value that is gone by then ends the list."""
     registry("v4tov4", **{"*/8080": "192.0.2.7/80"})
     monkeypatch.setattr(winreg, "QueryInfoKey", lambda key: (0, 3, 0))
-    assert portproxy.port_proxies() == (PortProxy("v4tov4", "*", 8080, "192.0.2.7", 80),)
+    assert port_proxies() == (PortProxy("v4tov4", "*", 8080, "192.0.2.7", 80),)
 
 
 @pytest.fixture
@@ -275,11 +276,11 @@ def test_a_registry_that_may_not_be_read(refusing):
 
 
 @replayed
-def test_then_netsh_is_asked(refusing, replay):
+def test_then_netsh_is_run(refusing, replay):
     replay(netsh_v4tov4=DATA / "portproxy.english.cp437.txt", netsh=DATA / "portproxy.none.cp437.txt")
     found = reservations.take(["tcp"], ["ipv4"], queues=False)
     assert found.proxies is not None
     assert [proxy.listen_port for proxy in found.proxies] == [3000, 8081]
     assert len(found.gaps) == 4  # three kinds of which netsh says nothing, and the registry
     with pytest.raises(SourceError):
-        portproxy.port_proxies()
+        port_proxies()

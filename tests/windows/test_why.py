@@ -29,7 +29,7 @@ START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from portbook.__main__
 @pytest.fixture(autouse=True)
 def no_lists(monkeypatch):
     """What netsh says has tests of its own."""
-    monkeypatch.setattr(gather, "read_reservations", lambda asked, sockets: NOTHING_KEPT)
+    monkeypatch.setattr(gather, "read_reservations", lambda request, sockets: NOTHING_KEPT)
 
 
 def held(address: str = "0.0.0.0", exclusive: bool = False, kind=socket.SOCK_STREAM) -> socket.socket:
@@ -142,9 +142,11 @@ def test_the_command_and_its_exit_codes():
 def test_the_process_behind_a_queue_of_http_sys_has_a_name(monkeypatch):
     port = free_port()
     kept = NOTHING_KEPT._replace(queues=(HttpQueue("demo", (f"HTTP://+:{port}/", "HTTP://+:1/"), (os.getpid(),)),))
-    monkeypatch.setattr(gather, "read_reservations", lambda asked, sockets: kept)
+    monkeypatch.setattr(gather, "read_reservations", lambda request, sockets: kept)
     verdict = why(port)
-    assert f"python.exe (pid {os.getpid()}) on HTTP://+:{port}/, of the queue demo" in finding(verdict, "http-sys").text
+    assert (
+        f"python.exe (pid {os.getpid()}) on HTTP://+:{port}/ (request queue demo)" in finding(verdict, "http-sys").text
+    )
     assert verdict.can_have  # the list is composed, and the bind wins
 
 
@@ -166,7 +168,7 @@ def test_the_list_of_excluded_ranges_explains_it(monkeypatch):
         excluded=tuple(ExcludedRange(family, "tcp", low, high, administered=False) for family in families),
         dynamic=tuple(DynamicRange(family, "tcp", 1024, 64511) for family in families),
     )
-    monkeypatch.setattr(gather, "read_reservations", lambda asked, sockets: kept)
+    monkeypatch.setattr(gather, "read_reservations", lambda request, sockets: kept)
     verdict = why(low + 5)
     assert (verdict.can_have, verdict.foreseen) == (False, False)
     assert codes(verdict, "blocks") == ["excluded-range", "excluded-range"]

@@ -1,1 +1,1 @@
-"""Can I have this port, and if not, why not."""
+"""Have a port: the real bind, free ports, leased sockets and how another program inherits them."""

@@ -1,7 +1,7 @@
-"""Which numbers to try, and in which order, when any port will do.
+"""Which port numbers to try, and in which order, when any port will do.
 
-Every order is random and even: two programs that choose at the same moment then seldom choose the same number, which
-is what makes a number without its socket worth anything at all.
+Every order is random and uniform: two programs that choose at the same moment seldom choose the same number. Only this
+makes a number without its socket useful at all.
 """
 
 from __future__ import annotations
@@ -17,28 +17,33 @@ from portbook.records import PROTOCOLS, Gap
 
 # Below are the system ports of RFC 6335 section 6, which Unix keeps for root.
 ANY = range(1024, 65536)
-Reason = Literal["registered", "reserved", "ephemeral"]
+SkipReason = Literal["registered", "reserved", "ephemeral"]
 
 
 class Pool(NamedTuple):
-    """The numbers that may be chosen, and why some of them are passed over."""
+    """The numbers that may be chosen, and why some of them are skipped."""
 
     numbers: Sequence[int]
-    reserved: ephemeral.Ephemeral | None = None  # its reserved ports are passed over
-    ephemeral: ephemeral.Ephemeral | None = None  # what connections get is passed over
-    registered: bool = False  # ports with a name are passed over
+    reserved: ephemeral.Ephemeral | None = None  # skip its reserved ports
+    ephemeral: ephemeral.Ephemeral | None = None  # skip the ports that connections get
+    registered: bool = False  # skip ports with a service name
 
     @property
     def gaps(self) -> tuple[Gap, ...]:
-        """What could not be known about the numbers."""
-        return (self.ephemeral.gaps if self.ephemeral else ()) + (self.reserved.reserved_gaps if self.reserved else ())
+        """The settings that could not be read."""
+        gaps: tuple[Gap, ...] = ()
+        if self.ephemeral:
+            gaps += self.ephemeral.gaps
+        if self.reserved:
+            gaps += self.reserved.reserved_gaps
+        return gaps
 
-    def shuffled(self) -> Iterator[tuple[int, Reason | None]]:
-        """Every number once, in a random order, and why it is passed over, if it is."""
-        return ((port, self.why_not(port)) for port in shuffled(self.numbers))
+    def shuffled(self) -> Iterator[tuple[int, SkipReason | None]]:
+        """Every number once, in random order, with the reason why it is skipped, if it is."""
+        return ((port, self.skip_reason(port)) for port in shuffled(self.numbers))
 
-    def why_not(self, port: int) -> Reason | None:
-        """Why a number is passed over; None: it is not."""
+    def skip_reason(self, port: int) -> SkipReason | None:
+        """Why a number is skipped; None: it is not."""
         if self.ephemeral and self.ephemeral.has(port):
             return "ephemeral"
         if self.reserved and self.reserved.keeps(port):
@@ -49,28 +54,30 @@ class Pool(NamedTuple):
 
 
 def pool(ports: Iterable[int] | None = None, *, avoid_ephemeral: bool = False) -> Pool:
-    """What may be chosen.
+    """Return the numbers that may be chosen.
 
-    Without ``ports``: what is commonly wanted is passed over, that is every port with a registered or well-known name
-    (``enrich/names.py``), and what the administrator reserved. Who names the ports has decided that already: a range is
-    often reserved so that no connection gets it and one's own servers do.
+    Without ``ports``, those that other programs are likely to want are skipped: ports with a registered or well-known
+    name (``enrich/names.py``), and ports that the administrator reserved. With ``ports``, the caller has decided
+    already: a range is often reserved so that servers get it and connections do not.
 
     :raises UsageError: a number is not a port, or there is none
     """
     system = ephemeral.take() if avoid_ephemeral or ports is None else None
     if ports is None:
         return Pool(ANY, system, system if avoid_ephemeral else None, registered=True)
-    asked = sorted(set(ports))
-    if not asked or asked[0] < 1 or asked[-1] > 65535:
-        raise UsageError("no port to choose from" if not asked else "a port is out of range", "valid are 1 to 65535")
-    return Pool(asked, None, system)
+    numbers = sorted(set(ports))
+    if not numbers:
+        raise UsageError("no port to choose from", "valid are 1 to 65535")
+    if numbers[0] < 1 or numbers[-1] > 65535:
+        raise UsageError("a port is out of range", "valid are 1 to 65535")
+    return Pool(numbers, None, system)
 
 
 def shuffled(numbers: Sequence[int]) -> Iterator[int]:
-    """Every number once, in a random order, without shuffling those that are never asked for.
+    """Every number once, in random order, without shuffling those that are never taken.
 
     R. A. Fisher, F. Yates, "Statistical tables", 1938, example 12, on a list of which only the moved entries are kept.
-    The system's random numbers: forked workers do not share a sequence.
+    It uses the system's random numbers, so forked workers do not share a sequence.
     """
     randrange = SystemRandom().randrange
     moved: dict[int, int] = {}

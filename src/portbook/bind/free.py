@@ -1,10 +1,10 @@
-"""Which ports are free: numbers that were really bound on every asked endpoint, a moment ago.
+"""Which ports are free: numbers that were really bound, a moment ago, on every requested endpoint.
 
-Nothing keeps a number free once this has answered; ``lease`` holds the sockets instead.
+Nothing reserves a number after this has returned; ``lease`` holds the sockets instead.
 
-A number counts as free when anybody could have it: it is bound without SO_REUSEADDR, so a socket that is bound and does
-not listen yet, or connections in TIME_WAIT, are in the way, though a server might get past them (socket(7)). It is not
-listened on: nobody who connects at that moment is accepted and then cut off.
+A number counts as free if any program could bind it: it is bound without SO_REUSEADDR, so a socket that is bound and
+does not listen yet, and connections in TIME_WAIT, block it, though a server might bind in spite of them (socket(7)).
+The sockets do not listen, so no client is accepted and then disconnected.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from msgspec import Struct
 
 from portbook.addresses import Endpoint
 from portbook.bind import choice, endpoints
-from portbook.bind.attempt import Options, Tried, attempt
+from portbook.bind.attempt import BindAttempt, Options, attempt
 from portbook.errors import PortbookError, UsageError
 from portbook.records import PROTOCOLS, SCHEMA, Gap, Protocol
 from portbook.resilience import SCARCE
 
-# Errors that every other number would meet as well: the address is not here, the family or the interface is not.
+# Errors that every other number would meet as well: this machine does not have the address, family or interface.
 HOPELESS = frozenset(("EADDRNOTAVAIL", "EAFNOSUPPORT", "EINVAL", "ENODEV", "ENXIO", "EPERM"))
 
 
 class Free(Struct, frozen=True):
-    """Ports that were bindable. A moment ago: nothing reserves them."""
+    """Ports that could be bound a moment ago. Nothing reserves them."""
 
     schema: int
-    count: int  # how many were asked for
+    count: int  # how many were requested
     ports: tuple[int, ...]  # ascending, each once
     protocols: tuple[Protocol, ...]  # each port was bound for all of them
-    addresses: tuple[str, ...]  # and at all of these; a family that this machine lacks is not among them
-    reserved: bool  # False: somebody else may have taken a port by now
-    tried: int  # numbers that were bound, or refused
-    refused: dict[str, int]  # why numbers were not to be had: the system's name of the error, and how many
-    passed_over: dict[str, int]  # numbers that were not tried: registered, reserved, ephemeral
+    addresses: tuple[str, ...]  # and at all of these; without a family that this machine lacks
+    reserved: bool  # False: another program may have taken a port by now
+    tried: int  # numbers that were bound or refused
+    refused: dict[str, int]  # how many numbers met an error, by the system's name of the error
+    passed_over: dict[str, int]  # how many numbers were skipped: registered, reserved, ephemeral
     gaps: tuple[Gap, ...] = ()
 
     @property
     def enough(self) -> bool:
-        """Whether as many were found as were asked for."""
+        """Whether as many ports were found as requested."""
         return len(self.ports) == self.count
 
 
@@ -53,84 +53,83 @@ def free(
     ports: Iterable[int] | None = None,
     avoid_ephemeral: bool = False,
 ) -> Free:
-    """Find ports that can be bound now, for every protocol on every endpoint at once.
+    """Find ports that can be bound now, for every protocol on every endpoint at the same time.
 
-    :param address: one address, or "localhost" for both loopbacks; None is 0.0.0.0 and ::
+    :param address: one address, or "localhost" for both loopback addresses; None is 0.0.0.0 and ::
     :param ports: choose among these, reserved and well-known ones too
-    :param avoid_ephemeral: pass over what an outgoing connection may take at any moment
-    :raises UsageError: a number, a protocol or the address makes no sense
-    :raises PortbookError: it could not be found out, such as without a descriptor
+    :param avoid_ephemeral: skip ports that an outgoing connection may get at any moment
+    :returns: as many ports as were found, and what prevented more
+    :raises UsageError: a number, a protocol or the address is not valid
+    :raises PortbookError: binds cannot be tried, for example without a free descriptor
     """
     if count < 1:
-        raise UsageError(f"{count} ports make no sense", "ask for one or more")
-    return _search(
-        count, check(protocols), endpoints.parse(address), choice.pool(ports, avoid_ephemeral=avoid_ephemeral)
-    )
+        raise UsageError(f"cannot find {count} ports", "ask for one or more")
+    known_protocols = check_protocols(protocols)
+    places = endpoints.parse(address)
+    return _search(count, known_protocols, places, choice.pool(ports, avoid_ephemeral=avoid_ephemeral))
 
 
-def check(protocols: Iterable[Protocol]) -> tuple[Protocol, ...]:
-    """Every protocol once, in the order of PROTOCOLS; raise UsageError when one is unknown or there is none."""
-    asked = {protocols} if isinstance(protocols, str) else set(protocols)
-    if not asked or not asked <= set(PROTOCOLS):
-        raise UsageError(f"protocols {sorted(asked)} make no sense", f"valid are {', '.join(PROTOCOLS)}")
-    return tuple(protocol for protocol in PROTOCOLS if protocol in asked)
+def check_protocols(protocols: Iterable[Protocol]) -> tuple[Protocol, ...]:
+    """Return every protocol once, in the order of PROTOCOLS; raise UsageError if one is unknown or there is none."""
+    requested = {protocols} if isinstance(protocols, str) else set(protocols)
+    if not requested:
+        raise UsageError("no protocol", f"valid are {', '.join(PROTOCOLS)}")
+    unknown = requested - set(PROTOCOLS)
+    if unknown:
+        raise UsageError(f"unknown protocol {', '.join(sorted(unknown))}", f"valid are {', '.join(PROTOCOLS)}")
+    return tuple(protocol for protocol in PROTOCOLS if protocol in requested)
 
 
 def _search(count: int, protocols: tuple[Protocol, ...], places: tuple[Endpoint, ...], pool: choice.Pool) -> Free:
     tally = _Tally()
-    for port, reason in pool.shuffled():
-        if reason:
-            tally.passed_over[reason] += 1
-        elif not tally.add(port, _tried(port, places, protocols)) or len(tally.found) == count:
+    for port, skip_reason in pool.shuffled():
+        if skip_reason:
+            tally.skipped[skip_reason] += 1
+            continue
+        another_may_succeed = tally.add(port, _bind_all(port, places, protocols))
+        if not another_may_succeed or len(tally.ports) == count:
             break
     return Free(
         SCHEMA,
         count,
-        tuple(sorted(tally.found)),
+        tuple(sorted(tally.ports)),
         protocols,
         tuple(tally.addresses) or tuple(place.address for place in places),
         reserved=False,
-        tried=len(tally.found) + tally.refused.total(),
+        tried=len(tally.ports) + tally.refused.total(),
         refused=dict(tally.refused),
-        passed_over=dict(tally.passed_over),
+        passed_over=dict(tally.skipped),
         gaps=pool.gaps,
     )
 
 
 class _Tally:
-    """What became of the numbers so far."""
+    """The numbers so far: free, refused, skipped."""
 
     def __init__(self) -> None:
-        self.found: list[int] = []
+        self.ports: list[int] = []
         self.addresses: dict[str, None] = {}
         self.refused: Counter[str] = Counter()
-        self.passed_over: Counter[str] = Counter()
+        self.skipped: Counter[str] = Counter()
 
-    def add(self, port: int, tried: Sequence[Tried]) -> bool:
-        """Count a number; whether another one may do better."""
-        error = next((one.error_name for one in tried if one.error_name), None)
-        if error is not None:
-            self.refused[error] += 1
-            return _posix(error) not in HOPELESS
-        self.found.append(port)
-        self.addresses.update(dict.fromkeys(one.endpoint.address for one in tried))
+    def add(self, port: int, attempts: Sequence[BindAttempt]) -> bool:
+        """Count a number; whether another number may succeed."""
+        failed = next((result for result in attempts if not result.ok), None)
+        if failed is not None:
+            self.refused[failed.error_name or ""] += 1
+            return failed.posix_error not in HOPELESS
+        self.ports.append(port)
+        self.addresses.update(dict.fromkeys(result.endpoint.address for result in attempts))
         return True
 
 
-def _tried(port: int, places: Sequence[Endpoint], protocols: Iterable[Protocol]) -> list[Tried]:
-    tried = [one for protocol in protocols for one in attempt(port, places, _options(protocol))]
-    scarce = next((one for one in tried if _posix(one.error_name) in SCARCE), None)
-    if scarce is not None:
-        where = f"{scarce.step}() of port {port} on {scarce.endpoint}"
-        raise PortbookError(
-            f"cannot try ports: {where} says {scarce.error_name}", "raise the limit, or close something"
-        )
-    return tried
-
-
-def _options(protocol: Protocol) -> Options:
-    return Options(protocol, reuse_address=False, listens=False)
-
-
-def _posix(error_name: str | None) -> str:
-    return (error_name or "").removeprefix("WSA")
+def _bind_all(port: int, places: Sequence[Endpoint], protocols: Iterable[Protocol]) -> list[BindAttempt]:
+    attempts: list[BindAttempt] = []
+    for protocol in protocols:
+        attempts += attempt(port, places, Options(protocol, reuse_address=False, listens=False))
+    for result in attempts:
+        if result.posix_error in SCARCE:
+            call = f"{result.step}() for port {port} on {result.endpoint!s}"
+            message = f"cannot try ports: {call} failed with {result.error_name}"
+            raise PortbookError(message, "raise the limit on open files, or close some")
+    return attempts

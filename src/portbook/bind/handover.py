@@ -1,12 +1,13 @@
-"""Sockets for another program: how it is told which descriptors or handles it has inherited.
+"""Sockets for another program, and how it learns which descriptors or handles it has inherited.
 
-POSIX, as sd_listen_fds(3) describes it and many servers know it: descriptors from 3 on, ``LISTEN_FDS`` says how many,
-``LISTEN_PID`` for whom, ``LISTEN_FDNAMES`` what each is. Windows has no such custom: the handles are inherited (sockets
-are handles that a child may inherit: SetHandleInformation on learn.microsoft.com), and ``PORTBOOK_HANDLES`` says what
-each is and its number: ``tcp-ipv4=312,tcp-ipv6=316``. ``PORT`` is the number of the port on both.
+POSIX, as sd_listen_fds(3) describes it and many servers support it: descriptors from 3 on, ``LISTEN_FDS`` is their
+number, ``LISTEN_PID`` the process they are for, ``LISTEN_FDNAMES`` what each is. Windows has no such convention: the
+handles are inherited (sockets are handles that a child may inherit: SetHandleInformation on learn.microsoft.com), and
+``PORTBOOK_HANDLES`` says what each is and its number: ``tcp-ipv4=312,tcp-ipv6=316``. ``PORT`` is the port number on
+both.
 
-This file is also the program that ``Lease.start`` puts in front of a command, because only the process itself knows its
-pid: so at the top it imports nothing but the standard library, and little of that.
+This file is also the program that ``Lease.start`` runs before the command, because only a process itself knows its pid:
+so at the top it imports nothing but the standard library, and little of that.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import socket
 import sys
 
 if sys.platform != "win32":
-    import fcntl  # not when it is needed: by then there may be no descriptor left to read it from
+    import fcntl  # not later: then there may be no descriptor left to read the module from
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ LISTEN = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 
 
 def environment(port: int, sockets: Sequence[socket.socket], pid: int) -> dict[str, str]:
-    """What a program is told that finds these sockets at their places, in this order."""
+    """The variables for a program that inherits these sockets, in this order."""
     if sys.platform == "win32":
         return {"PORT": str(port), HANDLES: ",".join(f"{name(sock)}={sock.fileno()}" for sock in sockets)}
     names = ":".join(map(name, sockets))
@@ -38,18 +39,18 @@ def environment(port: int, sockets: Sequence[socket.socket], pid: int) -> dict[s
 
 
 def name(sock: socket.socket) -> str:
-    """What a socket is, as in ``tcp-ipv6``; no colon, which separates the names."""
+    """What a socket is, such as ``tcp-ipv6``; without a colon, which separates the names."""
     protocol = "udp" if sock.type == socket.SOCK_DGRAM else "tcp"
     return f"{protocol}-{'ipv6' if sock.family == socket.AF_INET6 else 'ipv4'}"
 
 
 def place(descriptors: Sequence[int]) -> None:
-    """Copy descriptors to 3, 4, …, where a program that replaces this one finds them. POSIX.
+    """Copy descriptors to 3, 4, …, where a program that replaces this one expects them. POSIX.
 
-    :raises OSError: there is no descriptor left
+    :raises OSError: no descriptor is left
     """
     if sys.platform != "win32":
-        # First out of the way: one of them may be where another one has to be. The kernel closes these on exec.
+        # First copy them beyond the target numbers: one may be where another belongs. The kernel closes these on exec.
         beyond = FIRST + len(descriptors)
         copies = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, beyond) for descriptor in descriptors]
         for number, copy in enumerate(copies, FIRST):
@@ -57,10 +58,10 @@ def place(descriptors: Sequence[int]) -> None:
 
 
 def start(command: Sequence[str], sockets: Sequence[socket.socket], options: dict[str, Any]) -> subprocess.Popen[Any]:
-    """Start a child that has the sockets, and no other of ours.
+    """Start a child that inherits the sockets, and no other descriptor of ours.
 
-    On Windows another child that is started by another thread just then may inherit them as well, unless it names what
-    it inherits (PROC_THREAD_ATTRIBUTE_HANDLE_LIST) or inherits nothing: subprocess does the latter.
+    On Windows a child that another thread starts at the same moment may inherit them as well, unless it names what it
+    inherits (PROC_THREAD_ATTRIBUTE_HANDLE_LIST) or inherits nothing, which is what subprocess does.
     """
     import subprocess
 
@@ -81,17 +82,17 @@ def start(command: Sequence[str], sockets: Sequence[socket.socket], options: dic
 
 
 def inherited() -> tuple[socket.socket, ...]:
-    """The sockets that this process was started with; none when it was not. They are told once: a child does not
-    take them for its own.
+    """Return the sockets that ``portbook lease``, ``Lease.start`` or systemd passed to this process; else none.
 
-    For programs that ``portbook lease``, ``Lease.start`` or systemd started. Close them as any socket.
+    The variables are removed from the environment, so a second call returns none, and a child does not mistake the
+    sockets for its own. Close them like any socket.
 
-    :raises OSError: what was inherited is not a socket
+    :raises OSError: an inherited descriptor is not a socket
     """
     if sys.platform == "win32":
-        told = os.environ.pop(HANDLES, "")
-        return tuple(_of_handle(*part.split("=")) for part in told.split(",") if part)
-    numbers = _told()
+        handles = os.environ.pop(HANDLES, "")
+        return tuple(_of_handle(*part.split("=")) for part in handles.split(",") if part)
+    numbers = _inherited_descriptors()
     for word in LISTEN:
         os.environ.pop(word, None)
     for number in numbers:
@@ -99,15 +100,17 @@ def inherited() -> tuple[socket.socket, ...]:
     return tuple(socket.socket(fileno=number) for number in numbers)
 
 
-def _told() -> range:
-    """The descriptors that are meant for this process."""
-    mine = os.environ.get("LISTEN_PID") == str(os.getpid())
+def _inherited_descriptors() -> range:
+    """The descriptors that the environment names for this process."""
     count = os.environ.get("LISTEN_FDS", "")
-    return range(FIRST, FIRST + int(count)) if mine and count.isdigit() and len(count) < 6 else range(0)
+    is_count = count.isascii() and count.isdigit() and len(count) <= 5
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or not is_count:
+        return range(0)
+    return range(FIRST, FIRST + int(count))
 
 
 def _of_handle(kind: str, number: str) -> socket.socket:
-    """Told what it is: Wine cannot ask an inherited socket (SO_PROTOCOL_INFO), and then need not."""
+    """Name the kind of socket explicitly: Wine cannot read it from an inherited socket (SO_PROTOCOL_INFO)."""
     protocol, family = kind.split("-")
     sock = socket.socket(
         socket.AF_INET6 if family == "ipv6" else socket.AF_INET,
@@ -120,19 +123,19 @@ def _of_handle(kind: str, number: str) -> socket.socket:
 
 
 def _become(count: str, *words: str) -> None:
-    """Put so many descriptors in their places, tell this pid, and run what follows instead."""
+    """Move ``count`` descriptors to their places, set LISTEN_PID, and replace this process by the command."""
     descriptors = [int(word) for word in words[: int(count)]]
     place(descriptors)
     for descriptor in descriptors:
         if descriptor >= FIRST + len(descriptors):
-            os.close(descriptor)  # else the program would hold the port twice, once without knowing
+            os.close(descriptor)  # else the program would hold the port twice without knowing
     os.environ["LISTEN_PID"] = str(os.getpid())
     command = words[int(count) :]
     try:
         os.execvp(command[0], command)  # noqa: S606  the caller's command, and no shell
     except OSError as error:
         sys.stderr.write(f"portbook: {command[0]!r} cannot be run: {error.strerror}\n")
-        sys.exit(127)  # as a shell says it (POSIX.1-2024, Shell Command Language, 2.8.2)
+        sys.exit(127)  # as a shell does (POSIX.1-2024, Shell Command Language, 2.8.2)
 
 
 if __name__ == "__main__":

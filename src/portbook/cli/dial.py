@@ -6,15 +6,15 @@ import sys
 
 import click
 
-from portbook.cli import exits, output
+from portbook.cli import base, exits, output
 
 
-@click.command("dial")
+@base.command("dial")
 @click.argument("targets", nargs=-1, required=True, metavar="HOST:PORT...")
-@click.option("--timeout", type=click.FloatRange(0.001, 3600), default=3.0, metavar="SECONDS", help="of one attempt")
-@click.option("--retries", type=click.IntRange(0, 100), default=0, metavar="N", help="more attempts after silence")
-@click.option("--count", "times", type=click.IntRange(1, 10_000), default=1, metavar="N", help="dial so often")
-@click.option("--tls", is_flag=True, help="shake hands: protocol, certificate, expiry")
+@base.option("--timeout", type=click.FloatRange(0.001, 3600), default=3.0, metavar="SECONDS", help="of one attempt")
+@base.option("--retries", type=click.IntRange(0, 100), default=0, metavar="N", help="more attempts after silence")
+@base.option("--count", "times", type=click.IntRange(1, 10_000), default=1, metavar="N", help="dial so often")
+@base.option("--tls", is_flag=True, help="shake hands: protocol, certificate, expiry")
 @output.json_option
 def command(targets: tuple[str, ...], timeout: float, retries: int, times: int, tls: bool, as_json: bool) -> int:
     """Find out whether a TCP port can be reached, at every address of the host.

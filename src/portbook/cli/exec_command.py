@@ -1,4 +1,4 @@
-"""The command behind "--", which takes the place of ours: same process, same signals, its exit code."""
+"""The command after ``--``, which replaces this process: same process id, same signals, its own exit code."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from portbook.cli import base
 from portbook.errors import PortbookError, UsageError
 
 if TYPE_CHECKING:
@@ -19,67 +20,71 @@ if TYPE_CHECKING:
 
     Start = Callable[[Sequence[str]], Popen[bytes]]
 
-# Python ignores these from its start on, and what is ignored stays so across exec (signal(7)): a program whose reader
-# has gone would run on. subprocess gives them back as well, with restore_signals.
+# Python ignores these signals, and an ignored signal stays ignored across exec (signal(7)): a program whose reader has
+# ended would run on. subprocess restores them as well, with restore_signals.
 IGNORED = ("SIGPIPE", "SIGXFSZ")
-HINTS = {ENOEXEC: "a script begins with #! and its interpreter"}
+HINTS = {ENOEXEC: "begin a script with #! and its interpreter"}
 
 
-class CommandWithTail(click.Command):
-    """Takes everything behind "--" as a command to run."""
+class CommandWithTail(base.Command):
+    """A click command that keeps everything after ``--`` as a command to run."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Keep the command apart, whatever it looks like."""
+        """Remove the command from the arguments, whatever it contains."""
         end = args.index("--") if "--" in args else len(args)
         ctx.meta["portbook.command"] = args[end + 1 :]
         return super().parse_args(ctx, args[:end])
 
 
 def arguments(ctx: click.Context) -> list[str]:
-    """The command and its arguments; empty when there is none."""
+    """The command to run and its arguments; empty if there is none."""
     given: list[str] = ctx.meta["portbook.command"]
     return given
 
 
 def executable(name: str) -> str:
-    """The full path of a command; raise UsageError when there is none of this name."""
+    """The full path of a command.
+
+    :raises UsageError: there is no command with this name
+    """
     path = shutil.which(name)
     if path is None:
-        raise UsageError(f"there is no command {name!r}", "what follows -- is run without a shell")
+        raise UsageError(f"there is no command {name!r}", "the words after -- are run without a shell")
     return path
 
 
-def run(path: str, given: list[str], beside: Start | None = None) -> int:
-    """Run the command in place of this process; on Windows, which cannot, as a child whose exit code is ours.
+def run(path: str, given: list[str], start: Start | None = None) -> int:
+    """Run the command in place of this process; on Windows, which cannot, as a child with its exit code.
 
-    :param beside: how such a child is started
+    :param start: on Windows, what starts the child
+    :returns: the exit code, on Windows; elsewhere this does not return
     :raises PortbookError: the system refuses to run it
     """
     sys.stdout.flush()
     sys.stderr.flush()
     try:
         if sys.platform != "win32":
-            _give_back_signals()
-            os.execv(path, given)  # noqa: S606  what the user asked for, and no shell
-        return _ended((beside or _start)([path, *given[1:]]))
+            _restore_signals()
+            os.execv(path, given)  # noqa: S606  what the user typed, without a shell
+        return _wait((start or _start_child)([path, *given[1:]]))
     except OSError as error:
-        raise PortbookError(f"{path} cannot be run: {error.strerror}", HINTS.get(error.errno or 0)) from error
+        raise PortbookError(f"cannot run {path}: {error.strerror}", HINTS.get(error.errno or 0)) from error
 
 
-def _give_back_signals() -> None:
+def _restore_signals() -> None:
     for name in IGNORED:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 
-def _start(command: Sequence[str]) -> Popen[bytes]:
+def _start_child(command: Sequence[str]) -> Popen[bytes]:
     import subprocess
 
     return subprocess.Popen(command)
 
 
-def _ended(process: Popen[bytes]) -> int:
-    """The exit code. Ctrl-C goes to everybody at the console: what it means is for the command to decide."""
+def _wait(process: Popen[bytes]) -> int:
+    """The exit code. Ctrl-C reaches every process of the console: the command decides what to do about it."""
     while True:
         try:
             return process.wait()

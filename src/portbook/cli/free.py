@@ -1,4 +1,4 @@
-"""``portbook free``: numbers of ports that can be bound now."""
+"""``portbook free``: ports that can be bound now."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from typing import TYPE_CHECKING
 
 import click
 
-from portbook.cli import exits, output
+from portbook.cli import base, exits, output
 from portbook.records import PROTOCOLS, Protocol
 
 if TYPE_CHECKING:
     from portbook.bind.free import Free
 
-ASKED: dict[str | None, tuple[Protocol, ...]] = {None: ("tcp",), "udp": ("udp",), "both": PROTOCOLS}
-udp_option = click.option("--udp", "which", flag_value="udp", default=None, help="UDP instead of TCP")
-both_option = click.option("--both", "which", flag_value="both", default=None, help="TCP and UDP, the same number")
-address_option = click.option(
-    "--address", metavar="A", help="this address only; localhost: both loopbacks (default: 0.0.0.0 and ::)"
+PROTOCOLS_OF: dict[str | None, tuple[Protocol, ...]] = {None: ("tcp",), "udp": ("udp",), "both": PROTOCOLS}
+udp_option = base.option("--udp", "which", flag_value="udp", default=None, help="UDP instead of TCP")
+both_option = base.option("--both", "which", flag_value="both", default=None, help="TCP and UDP of the same port")
+address_option = base.option(
+    "--address", metavar="A", help="this address only; localhost: 127.0.0.1 and ::1 (default: 0.0.0.0 and ::)"
 )
 
 
-@click.command("free")
-@click.option("-n", "count", type=click.IntRange(1, 65535), default=1, metavar="N", help="how many (default: 1)")
-@click.option("--range", "among", metavar="A-B", help="choose among these ports")
+@base.command("free")
+@base.option("-n", "count", type=click.IntRange(1, 65535), default=1, metavar="N", help="how many (default: 1)")
+@base.option("--range", "among", metavar="A-B", help="choose among these ports")
 @udp_option
 @both_option
 @address_option
-@click.option("--avoid-ephemeral", is_flag=True, help="none that an outgoing connection may take")
-@click.option("-q", "--quiet", is_flag=True, help="do not say that nothing reserves them")
+@base.option("--avoid-ephemeral", is_flag=True, help="skip ports that an outgoing connection may get")
+@base.option("-q", "--quiet", is_flag=True, help="omit the note that the ports are not reserved")
 @output.json_option
 def command(
     count: int,
@@ -39,10 +39,10 @@ def command(
     quiet: bool,
     as_json: bool,
 ) -> int:
-    """Print ports that can be bound now, one a line.
+    """Print ports that can be bound now, one per line.
 
-    A number is not a reservation: anybody may take the port before you do. portbook lease hands over the bound
-    socket instead. Exit code 0, or 1 when fewer were found than asked for.
+    A number is not a reservation: another program may take the port before you do. portbook lease passes the bound
+    socket to a command instead. Exit code 0, or 1 if fewer ports were found than requested.
 
     \b
     Examples:
@@ -53,30 +53,33 @@ def command(
     from portbook.bind.free import free
     from portbook.render import free as render
 
-    ports = read_ports(among) if among is not None else None
-    found = free(count, protocols=ASKED[which], address=address, ports=ports, avoid_ephemeral=avoid_ephemeral)
+    ports = parse_port_list(among) if among is not None else None
+    answer = free(count, protocols=PROTOCOLS_OF[which], address=address, ports=ports, avoid_ephemeral=avoid_ephemeral)
     if as_json:
-        output.write_bytes(render.json(found))
+        output.write_bytes(render.json(answer))
     else:
-        _write_people(found, quiet)
-    return exits.YES if found.enough else exits.NO
+        _write_text(answer, quiet)
+    return exits.YES if answer.enough else exits.NO
 
 
-def read_ports(text: str) -> list[int]:
+def parse_port_list(text: str) -> list[int]:
     """Read ``8000-8100,9000``; raise UsageError."""
     from portbook import query
 
-    return sorted({port for low, high in query.read_ports(text) for port in range(low, high + 1)})
+    ports: set[int] = set()
+    for low, high in query.parse_port_ranges(text):
+        ports.update(range(low, high + 1))
+    return sorted(ports)
 
 
-def _write_people(found: Free, quiet: bool) -> None:
+def _write_text(answer: Free, quiet: bool) -> None:
     from portbook.render import free as render
     from portbook.render.text import safe
 
-    sys.stdout.write("".join(f"{port}\n" for port in found.ports))
+    sys.stdout.write("".join(f"{port}\n" for port in answer.ports))
     sys.stdout.flush()
-    if found.ports and not quiet:
-        sys.stderr.write(safe(f"portbook: {render.caution(found)}") + "\n")
-    if not found.enough:
-        sys.stderr.write(safe(f"portbook: {render.shortage(found)}") + "\n")
-    output.write_gaps(found.gaps)
+    if answer.ports and not quiet:
+        sys.stderr.write(safe(f"portbook: {render.caution(answer)}") + "\n")
+    if not answer.enough:
+        sys.stderr.write(safe(f"portbook: {render.shortage(answer)}") + "\n")
+    output.write_gaps(answer.gaps)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from portbook.cli import exec_command
-from portbook.cli.free import ASKED, address_option, both_option, read_ports, udp_option
+from portbook.cli import base, exec_command
+from portbook.cli.free import PROTOCOLS_OF, address_option, both_option, parse_port_list, udp_option
 from portbook.errors import PortbookError, UsageError
 from portbook.records import Protocol
 
@@ -20,17 +20,18 @@ if TYPE_CHECKING:
     from portbook.bind.lease import Lease
 
 PLACEHOLDER = "{port}"
+MOST_CANDIDATES = 8  # for --number-only
 
 
-@click.command("lease", cls=exec_command.CommandWithTail)
+@base.command("lease", cls=exec_command.CommandWithTail)
 @click.argument("port", type=click.IntRange(0, 65535), default=0, metavar="[PORT] -- COMMAND...")
-@click.option("--range", "among", metavar="A-B", help="any of these ports")
+@base.option("--range", "among", metavar="A-B", help="any of these ports")
 @udp_option
 @both_option
 @address_option
-@click.option("--dual", is_flag=True, help="one dual-stack socket instead of one for each family")
-@click.option("--number-only", is_flag=True, help="let go just before the command starts: for one that binds itself")
-@click.option("-q", "--quiet", is_flag=True, help="do not say which port it is")
+@base.option("--dual", is_flag=True, help="one dual-stack socket instead of one per family")
+@base.option("--number-only", is_flag=True, help="release the port before the command starts, which binds it itself")
+@base.option("-q", "--quiet", is_flag=True, help="do not print which port it is")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -44,9 +45,9 @@ def command(
 ) -> int:
     """Bind a port, listen, and run a command that has the socket.
 
-    Without PORT the system chooses one. The command finds the sockets as descriptors from 3 on, with LISTEN_FDS,
-    LISTEN_PID and LISTEN_FDNAMES as for systemd; on Windows as inherited handles, PORTBOOK_HANDLES. {port} in its
-    arguments is replaced, and PORT is set. Exit code of the command; 1 when the port cannot be had.
+    Without PORT the system chooses one. The command gets the sockets as descriptors from 3 on, with LISTEN_FDS,
+    LISTEN_PID and LISTEN_FDNAMES as from systemd; on Windows as inherited handles, PORTBOOK_HANDLES. {port} in its
+    arguments is replaced, and PORT is set. Exit code of the command; 1 if the port cannot be bound.
 
     \b
     Examples:
@@ -59,55 +60,60 @@ def command(
     given = exec_command.arguments(ctx)
     if not given:
         raise UsageError("no command to run", "portbook lease [PORT] -- COMMAND...")
-    path = exec_command.executable(given[0])  # what cannot be run is said before anything is bound
-    ports: Sequence[int] | None = read_ports(among) if among is not None else None
+    path = exec_command.executable(given[0])  # before anything is bound
+    protocols = PROTOCOLS_OF[which]
+    ports: Sequence[int] | None = parse_port_list(among) if among is not None else None
     if number_only and not port and ports is None:
-        ports = _quiet_ports(ASKED[which], address)
-    held = lease(port, protocols=ASKED[which], address=address, dual=dual, ports=ports)
+        ports = _unwanted_ports(protocols, address)
+    leased = lease(port, protocols=protocols, address=address, dual=dual, ports=ports)
     if not quiet and (port == 0 or number_only):
-        sys.stderr.write(f"portbook: {_told(held, number_only)}\n")
-    filled = [given[0], *(word.replace(PLACEHOLDER, str(held.port)) for word in given[1:])]
-    return _run_alone(path, filled, held) if number_only else _run_with(path, filled, held)
+        sys.stderr.write(f"portbook: {_announcement(leased, number_only)}\n")
+    arguments = [given[0], *(word.replace(PLACEHOLDER, str(leased.port)) for word in given[1:])]
+    if number_only:
+        return _run_with_number(path, arguments, leased)
+    return _run_with_sockets(path, arguments, leased)
 
 
-def _quiet_ports(protocols: Sequence[Protocol], address: str | None) -> Sequence[int] | None:
-    """Numbers that no connection and hardly any server wants, so that the race is seldom lost."""
+def _unwanted_ports(protocols: Sequence[Protocol], address: str | None) -> Sequence[int] | None:
+    """Free ports that no connection gets and few servers want, so that the race is seldom lost."""
     from portbook.bind.free import free
 
-    return free(8, protocols=protocols, address=address, avoid_ephemeral=True).ports or None
+    answer = free(MOST_CANDIDATES, protocols=protocols, address=address, avoid_ephemeral=True)
+    return answer.ports or None
 
 
-def _told(held: Lease, number_only: bool) -> str:
+def _announcement(leased: Lease, number_only: bool) -> str:
     from portbook.bind.handover import name
 
-    what = ", ".join(map(name, held.sockets))
+    text = f"port {leased.port} ({', '.join(map(name, leased.sockets))})"
     if number_only:
-        return f"port {held.port} ({what}) is let go now: until the command binds it, anybody else may"
-    return f"port {held.port} ({what})"
+        return f"{text} is released now: another program may take it before the command binds it"
+    return text
 
 
-def _run_alone(path: str, filled: list[str], held: Lease) -> int:
-    held.close()
-    os.environ["PORT"] = str(held.port)
-    return exec_command.run(path, filled)
+def _run_with_number(path: str, arguments: list[str], leased: Lease) -> int:
+    leased.close()
+    os.environ["PORT"] = str(leased.port)
+    return exec_command.run(path, arguments)
 
 
-def _run_with(path: str, filled: list[str], held: Lease) -> int:
-    """The command's copies are all that is left: the port is free when the command ends."""
+def _run_with_sockets(path: str, arguments: list[str], leased: Lease) -> int:
+    """Only the command's copies of the sockets remain: the port is free when the command ends."""
     from portbook.bind import handover
 
-    with held:
+    with leased:
         if sys.platform == "win32":
-            return exec_command.run(path, filled, beside=lambda command: _handed_over(command, held))
+            return exec_command.run(path, arguments, start=lambda command: _start_and_close(command, leased))
         try:
-            handover.place([sock.fileno() for sock in held.sockets])
+            handover.place([sock.fileno() for sock in leased.sockets])
         except OSError as error:
-            raise PortbookError(f"cannot pass the sockets on: {error.strerror}", "raise the limit") from error
-        os.environ.update(held.environment())
-        return exec_command.run(path, filled)
+            message = f"cannot pass the sockets to the command: {error.strerror}"
+            raise PortbookError(message, "raise the limit on open files") from error
+        os.environ.update(leased.environment())
+        return exec_command.run(path, arguments)
 
 
-def _handed_over(command: Sequence[str], held: Lease) -> Popen[bytes]:
-    process = held.start(command)
-    held.close()
+def _start_and_close(command: Sequence[str], leased: Lease) -> Popen[bytes]:
+    process = leased.start(command)
+    leased.close()
     return process

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 from msgspec.structs import replace
 
-from portbook.cli import progress, survey
+from portbook.cli import base, progress, survey
 from portbook.errors import UsageError
 from portbook.probe.outcome import Answer
 
@@ -21,16 +21,14 @@ if TYPE_CHECKING:
 NOTHING = "nothing"  # to write, but the XML
 
 
-@click.command("scan")
+@base.command("scan")
 @click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
-@click.option(
-    "-p", "--ports", default="@common", metavar="PORTS", help="22,8000-8100, or a group; @common if not given"
-)
-@click.option("-u", "--udp", is_flag=True, help="UDP instead of TCP")
+@base.option("-p", "--ports", default="@common", metavar="PORTS", help="22,8000-8100, or a group; @common if not given")
+@base.option("-u", "--udp", is_flag=True, help="UDP instead of TCP")
 @survey.only_open
 @survey.options
-@click.option("--no-breaker", is_flag=True, help="ask every TCP port of hosts that answer nothing, too; slow")
-@click.option(
+@base.option("--no-breaker", is_flag=True, help="ask every TCP port of hosts that answer nothing, too; slow")
+@base.option(
     "--nmap-xml", "xml_path", metavar="FILE", help="write nmap's XML as well; - is the output, and nothing else"
 )
 @survey.allow_public
@@ -64,7 +62,7 @@ def command(
         limits = replace(limits, breaker=None)
     meter = progress.meter(streams_rows=form is not None)
     running = scan(
-        targets, ports, udp=udp, limits=limits, allow_public=allow_public, only_open=only_open, tell=meter.tell
+        targets, ports, udp=udp, limits=limits, allow_public=allow_public, only_open=only_open, on_event=meter.tell
     )
 
     def through(answers: Iterator[Answer], stack: ExitStack) -> Iterator[Answer]:

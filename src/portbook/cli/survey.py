@@ -10,10 +10,9 @@ from contextlib import ExitStack
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import click
 from msgspec.structs import replace
 
-from portbook.cli import exits, progress
+from portbook.cli import base, exits, progress
 from portbook.probe.outcome import Answer
 from portbook.probe.request import Limits
 
@@ -42,16 +41,16 @@ Through = Callable[[Iterator[Answer], ExitStack], Iterator[Answer]]  # what happ
 def options(command: Command) -> Command:
     """The numbers, which ``limits`` takes, and the formats, of which the last one counts."""
     for name, text in reversed(FORMATS.items()):
-        command = click.option(f"--{name}", "form", flag_value=name, default=None, help=text)(command)
+        command = base.option(f"--{name}", "form", flag_value=name, default=None, help=text)(command)
     for name, (kind, metavar, text) in reversed(NUMBERS.items()):
-        command = click.option(f"--{name}", type=kind, metavar=metavar, help=text)(command)
+        command = base.option(f"--{name}", type=kind, metavar=metavar, help=text)(command)
     return command
 
 
-allow_public = click.option(
+allow_public = base.option(
     "--allow-public", is_flag=True, help="ask globally routable addresses too; ask their owners first"
 )
-only_open = click.option("--open", "only_open", is_flag=True, help="show open ports only")
+only_open = base.option("--open", "only_open", is_flag=True, help="show open ports only")
 
 
 def limits(

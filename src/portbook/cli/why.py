@@ -1,4 +1,4 @@
-"""``portbook why``: can I have this port, and if not, why not."""
+"""``portbook why``: whether a server can bind a port, and why not."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ import sys
 
 import click
 
-from portbook.cli import exits, output
+from portbook.cli import base, exits, output
 from portbook.cli.who import read_port
 
-CODES = {True: exits.YES, False: exits.NO, None: exits.UNKNOWN}
+EXIT_CODES = {True: exits.YES, False: exits.NO, None: exits.UNKNOWN}
 
 
-@click.command("why")
+@base.command("why")
 @click.argument("port", metavar="PORT[/tcp|/udp]")
-@click.option("--address", metavar="A", help="ask for one address; IPv6 without IPv4")
-@click.option("--dual", is_flag=True, help="ask for one socket of both families, [::] without V6ONLY")
-@click.option("--no-reuse", is_flag=True, help="without SO_REUSEADDR, as a careless server")
-@click.option("--reuseport", is_flag=True, help="with SO_REUSEPORT")
+@base.option("--address", metavar="A", help="bind this address only (IPv6: with IPV6_V6ONLY)")
+@base.option("--dual", is_flag=True, help="bind one [::] socket for IPv6 and IPv4, without IPV6_V6ONLY")
+@base.option("--no-reuse", is_flag=True, help="bind like a server that does not set SO_REUSEADDR")
+@base.option("--reuseport", is_flag=True, help="bind with SO_REUSEPORT")
 @output.json_option
 @output.strict_option
 def command(
     port: str, address: str | None, dual: bool, no_reuse: bool, reuseport: bool, as_json: bool, strict: bool
 ) -> int:
-    """Say whether a server could have a port, and what stands in its way.
+    """Say whether a server can bind a port, and what blocks it.
 
-    The port is bound for a moment, as a server would bind it: TCP with SO_REUSEADDR and a listen(), on Windows with
-    SO_EXCLUSIVEADDRUSE; 0.0.0.0 and [::] each, and both must be free. What is found is told with its evidence and a
-    remedy; what the bind was told always counts. Exit code 0 you can have it, 1 you cannot, 5 could not find out.
+    Binds the port for a moment, as a server would: TCP with SO_REUSEADDR and listen(), on Windows with
+    SO_EXCLUSIVEADDRUSE; on 0.0.0.0 and [::], which must both be free. Each finding has its evidence and a remedy; the
+    result of the bind decides. Exit code 0 you can have the port, 1 you cannot, 5 it could not be determined.
 
     \b
     Examples:
@@ -55,4 +55,6 @@ def command(
         sys.stdout.write("\n".join(render.lines(answer, style_of(sys.stdout))) + "\n")
         sys.stdout.flush()
         output.write_gaps(answer.gaps)
-    return exits.GAPS if strict and answer.gaps else CODES[answer.can_have]
+    if strict and answer.gaps:
+        return exits.GAPS
+    return EXIT_CODES[answer.can_have]

@@ -1,6 +1,6 @@
-"""Ports that containers have published, as docker and podman tell it: whose a NAT rule or a docker-proxy is.
+"""Ports that containers have published, as docker and podman list them: they name the container behind a relay.
 
-Asked for only when something points at a container. Source: Docker Engine API, ContainerList
+Read only if something points at a container. Source: Docker Engine API, ContainerList
 (https://docs.docker.com/reference/api/engine), which podman answers in the same form.
 """
 
@@ -14,7 +14,7 @@ from portbook.managers import runtimes
 from portbook.netconfig.facts import Publication
 from portbook.records import Gap
 
-MOST = 5_000  # ports of all containers
+MOST_PORTS = 5_000  # of all containers
 
 
 class _Port(msgspec.Struct, rename="pascal"):
@@ -33,7 +33,7 @@ class _Settings(msgspec.Struct, rename="pascal"):
     networks: dict[str, _Network] | None = None
 
 
-class Listed(msgspec.Struct, rename="pascal"):
+class ListedContainer(msgspec.Struct, rename="pascal"):
     """What ContainerList says of a container's network."""
 
     id: str
@@ -43,35 +43,37 @@ class Listed(msgspec.Struct, rename="pascal"):
 
 
 def take() -> tuple[tuple[Publication, ...], list[Gap]]:
-    """Ask root's daemons."""
-    found: list[Publication] = []
+    """Read the published ports from root's daemons; a daemon that does not answer is a gap."""
+    publications: list[Publication] = []
     gaps: list[Gap] = []
     for runtime, paths in runtimes.api_sockets().items():
         try:
-            found += _first(runtime, paths)
+            publications += _read_first(runtime, paths)
         except (OSError, ValueError, RecursionError) as error:
             hint = "run with sudo" if isinstance(error, PermissionError) else None
-            gaps.append(Gap("container", None, f"which {runtime} container has published the port: {error}", hint))
-    return tuple(found[:MOST]), gaps
+            gaps.append(Gap("container", None, f"cannot read which ports {runtime} has published: {error}", hint))
+    return tuple(publications[:MOST_PORTS]), gaps
 
 
-def _first(runtime: str, paths: list[str]) -> Iterator[Publication]:
-    """From the first API that answers; nothing where none is."""
+def _read_first(runtime: str, paths: list[str]) -> Iterator[Publication]:
+    """From the first API that answers; nothing if none exists."""
     for path in paths:
         try:
-            entries = runtimes.list_containers(path, Listed)
+            containers = runtimes.list_containers(path, ListedContainer)
         except (FileNotFoundError, ConnectionRefusedError):
             continue
-        for entry in entries:
-            yield from read(runtime, entry)
+        for container in containers:
+            yield from parse(runtime, container)
         return
 
 
-def read(runtime: str, entry: Listed) -> Iterator[Publication]:
-    """The ports of one container: pure. One without published ports is named by its addresses all the same."""
-    name = runtimes.own_name(entry.names or []) or entry.id[:12]
-    networks = (entry.network_settings.networks if entry.network_settings else None) or {}
-    addresses = tuple(a for n in networks.values() for a in (n.ip, n.ip6) if a)
-    for port in entry.ports or [_Port(0)]:
-        label, host = f"{runtime}:{name}", port.public_port or 0
-        yield Publication(label, port.type, port.ip, host, port.private_port, addresses)
+def parse(runtime: str, container: ListedContainer) -> Iterator[Publication]:
+    """The ports of one container: pure. A container without published ports still gives a name to its addresses."""
+    label = f"{runtime}:{runtimes.own_name(container.names or []) or container.id[:12]}"
+    addresses: list[str] = []
+    if container.network_settings and container.network_settings.networks:
+        for network in container.network_settings.networks.values():
+            addresses += filter(None, (network.ip, network.ip6))
+    for port in container.ports or [_Port(0)]:
+        host_port = port.public_port or 0
+        yield Publication(label, port.type, port.ip, host_port, port.private_port, tuple(addresses))

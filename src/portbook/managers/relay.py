@@ -1,4 +1,4 @@
-"""Who is really behind a relay, from its command line. Pure; the command line is what its process chose: hostile text.
+"""Where a relay forwards connections, from its command line. Pure; a process chooses its command line: hostile text.
 
 Sources: docker-proxy's flags (cmd/docker-proxy in github.com/moby/moby), ssh(1) and ssh_config(5), "kubectl
 port-forward" on kubernetes.io, socat(1), conmon(8); "Accessing network applications with WSL" on learn.microsoft.com.
@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from msgspec import Struct
 
+from portbook.addresses import format_endpoint
 from portbook.managers.supervisor import RELAYS
+from portbook.numerals import UINT16, number_or_none
 
 MOST_ARGUMENTS = 2_000
 MOST_LENGTH = 4_096  # of one argument
@@ -19,22 +21,24 @@ Arguments = Sequence[str]
 
 
 class Relay(Struct, frozen=True):
-    """What a relay passes on, and to whom."""
+    """A program that forwards connections, and where it forwards them."""
 
     program: str
-    to: str  # "172.17.0.2:80", "web in namespace shop, port 80", "db:5432 through bastion"
+    to: str  # "container 172.17.0.2:80", "port 80 of svc/web in namespace shop", "db:5432 through bastion"
     remedy: str | None = None
     address: str | None = None  # of a container
     container: str | None = None
     port: int | None = None
 
 
-def read(command_line: Arguments | None, name: str | None, exe: str | None, port: int) -> Relay | None:
-    """What the process passes on that holds ``port``; None if it is no relay that is known."""
+def identify(command_line: Arguments | None, name: str | None, exe: str | None, port: int) -> Relay | None:
+    """Where the process that holds ``port`` forwards it; None if it is not a known relay."""
     arguments = [word[:MOST_LENGTH] for word in (command_line or ())[:MOST_ARGUMENTS]]
     for program in _programs(arguments, name, exe):
-        if program in READERS and (found := READERS[program](arguments[1:], port)) is not None:
-            return found
+        if program in PARSERS:
+            relay = PARSERS[program](arguments[1:], port)
+            if relay is not None:
+                return relay
         if program in BY_NAME:
             to, remedy = BY_NAME[program]
             return Relay(program, to, remedy.replace("publish=PORT", f"publish={port}"))
@@ -42,6 +46,7 @@ def read(command_line: Arguments | None, name: str | None, exe: str | None, port
 
 
 def _programs(arguments: Arguments, name: str | None, exe: str | None) -> Iterator[str]:
+    """What the program may be called, without directory and extension."""
     for text in (name, exe, *arguments[:1]):
         if text:
             yield text.replace("\\", "/").rpartition("/")[2].lower().removesuffix(".exe")
@@ -54,13 +59,14 @@ def _option(arguments: Arguments, *names: str) -> str | None:
         if left in names:
             if equals:
                 return right
-            return arguments[at + 1] if at + 1 < len(arguments) else None
+            following = arguments[at + 1 : at + 2]
+            return following[0] if following else None
     return None
 
 
 def _number(text: str | None) -> int | None:
     """A port; None for anything else."""
-    return int(text) if text and len(text) <= 5 and text.isascii() and text.isdecimal() else None
+    return None if text is None else number_or_none(text, UINT16)
 
 
 # --- container runtimes --------------------------------------------------------------------------------------------
@@ -73,8 +79,8 @@ def _docker_proxy(arguments: Arguments, port: int) -> Relay | None:
     inner = _number(_option(arguments, "-container-port", "--container-port"))
     if address is None or inner is None:
         return None
-    remedy = f"docker ps --filter publish={port} names the container; docker stop lets go of the port"
-    return Relay("docker-proxy", f"the container at {address}, port {inner}", remedy, address=address, port=inner)
+    remedy = f"docker ps --filter publish={port} shows the container; docker stop frees the port"
+    return Relay("docker-proxy", f"container {format_endpoint(address, inner)}", remedy, address=address, port=inner)
 
 
 def _conmon(arguments: Arguments, port: int) -> Relay | None:
@@ -82,7 +88,7 @@ def _conmon(arguments: Arguments, port: int) -> Relay | None:
     if number is None:
         return None
     label = name or number[:12]
-    return Relay("conmon", f"the container {label}", f"podman stop {label}", container=f"podman:{label}")
+    return Relay("conmon", f"container {label}", f"podman stop {label}", container=f"podman:{label}")
 
 
 # --- ssh -----------------------------------------------------------------------------------------------------------
@@ -96,7 +102,7 @@ def _ssh(arguments: Arguments, port: int) -> Relay | None:
         fields = _ssh_fields(spec)
         to = _ssh_target(kind, fields, port)
         if to is not None:
-            return Relay("ssh", f"{to} through {host or 'a host'}", "end that ssh, or its -L or -D")
+            return Relay("ssh", f"{to} through {host or 'a host'}", "end this ssh, or omit its -L or -D option")
     return None
 
 
@@ -146,9 +152,9 @@ def _ssh_fields(spec: str) -> list[str]:
 def _ssh_target(kind: str, fields: list[str], port: int) -> str | None:
     """``[bind:]port:host:hostport``, ``[bind:]port:/socket``, and for -D ``[bind:]port``."""
     if kind == "D":
-        return "wherever its SOCKS clients ask" if _number(fields[-1]) == port else None
+        return "the targets of its SOCKS clients" if _number(fields[-1]) == port else None
     if len(fields) >= 2 and fields[-1].startswith("/"):
-        return f"the socket {fields[-1]}" if _number(fields[-2]) == port else None
+        return f"Unix socket {fields[-1]}" if _number(fields[-2]) == port else None
     if len(fields) in (3, 4) and _number(fields[-3]) == port:
         host = f"[{fields[-2]}]" if ":" in fields[-2] else fields[-2]
         return f"{host}:{fields[-1]}"
@@ -156,12 +162,13 @@ def _ssh_target(kind: str, fields: list[str], port: int) -> str | None:
 
 
 def _sshd(arguments: Arguments) -> Relay | None:
-    """A session of sshd holds ports of -R and of X11; it writes who it serves over its arguments (setproctitle(3))."""
+    """A session of sshd holds ports for ssh -R and X11; its arguments are replaced by its user (setproctitle(3))."""
     title = arguments[0] if len(arguments) == 1 else ""
     daemon, colon, session = title.partition(": ")
     if not colon or daemon not in ("sshd", "sshd-session") or "[listener]" in session:
         return None
-    return Relay("sshd", f"the ssh client of {session.strip()}: ssh -R, or X11", "end that session, or its ssh -R")
+    target = f"the SSH client of {session.strip()} (ssh -R or X11)"
+    return Relay("sshd", target, "end this SSH session, or omit the client's -R option")
 
 
 # --- others --------------------------------------------------------------------------------------------------------
@@ -196,14 +203,14 @@ def _kubectl(arguments: Arguments, port: int) -> Relay | None:
     words = list(_positional(arguments))
     if "port-forward" not in words:
         return None
-    what, *specs = words[words.index("port-forward") + 1 :] or [""]
+    resource, *specs = words[words.index("port-forward") + 1 :] or [""]
     for spec in specs:
         local, colon, remote = spec.partition(":")
         if local == "" or _number(local) == port:  # ":80" lets kubectl choose
             namespace = _option(arguments, "-n", "--namespace")
             inside = f" in namespace {namespace}" if namespace else ""
             inner = remote if colon else local
-            return Relay("kubectl", f"{what}{inside}, port {inner}", "end that kubectl", port=_number(inner))
+            return Relay("kubectl", f"port {inner} of {resource}{inside}", "end this kubectl", port=_number(inner))
     return None
 
 
@@ -217,31 +224,47 @@ def _positional(arguments: Arguments) -> Iterator[str]:
 
 
 def _socat(arguments: Arguments, port: int) -> Relay | None:
-    ends = [word for word in arguments if ":" in word and not word.startswith("-")]
-    for one, other in (ends[:2], ends[1::-1]) if len(ends) >= 2 else ():
-        kind, _, rest = one.partition(":")
-        if "LISTEN" in kind.upper() and _number(rest.partition(",")[0].rpartition(":")[2]) == port:
-            return Relay("socat", other.partition(",")[0], "end that socat")
+    addresses = [word for word in arguments if ":" in word and not word.startswith("-")]
+    if len(addresses) < 2:
+        return None
+    first, second = addresses[:2]
+    for listener, target in ((first, second), (second, first)):
+        kind, _, rest = listener.partition(":")
+        listen_port = rest.partition(",")[0].rpartition(":")[2]
+        if "LISTEN" in kind.upper() and _number(listen_port) == port:
+            return Relay("socat", target.partition(",")[0], "end this socat")
     return None
 
 
-READERS: dict[str, Callable[[Arguments, int], Relay | None]] = {
+PARSERS: dict[str, Callable[[Arguments, int], Relay | None]] = {
     "docker-proxy": _docker_proxy,
     "conmon": _conmon,
     "ssh": _ssh,
     "kubectl": _kubectl,
     "socat": _socat,
 }
-# Those that do not say on their command line for whom.
+# Relays whose command line does not show the target.
 BY_NAME: dict[str, tuple[str, str]] = {
     "rootlessport": ("a container of rootless podman", RELAYS["rootlessport"]),
     "rootlessport-child": ("a container of rootless podman", RELAYS["rootlessport"]),
     "rootlesskit": ("a container of rootless docker", RELAYS["rootlesskit"]),
     "slirp4netns": ("a rootless container", RELAYS["slirp4netns"]),
     "pasta": ("a rootless container", RELAYS["pasta"]),
-    "gvproxy": ("a container in podman machine", "podman ps names it; podman machine stop ends all"),
-    "com.docker.backend": ("a container of Docker Desktop", "docker ps --format '{{.Names}} {{.Ports}}' names it"),
-    "vpnkit": ("a container of Docker Desktop", "docker ps --format '{{.Names}} {{.Ports}}' names it"),
-    "wslrelay": ("a program inside WSL that listens on the same port", "end it there: wsl -- ss -ltnp; wsl --shutdown"),
-    "wslhost": ("a program inside WSL that listens on the same port", "end it there: wsl -- ss -ltnp; wsl --shutdown"),
+    "gvproxy": (
+        "a container in podman machine",
+        "podman ps shows the container; podman machine stop stops all of them",
+    ),
+    "com.docker.backend": (
+        "a container of Docker Desktop",
+        "docker ps --format '{{.Names}} {{.Ports}}' shows the container",
+    ),
+    "vpnkit": ("a container of Docker Desktop", "docker ps --format '{{.Names}} {{.Ports}}' shows the container"),
+    "wslrelay": (
+        "a program inside WSL that listens on the same port",
+        "end it inside WSL: wsl -- ss -ltnp shows it; wsl --shutdown ends WSL",
+    ),
+    "wslhost": (
+        "a program inside WSL that listens on the same port",
+        "end it inside WSL: wsl -- ss -ltnp shows it; wsl --shutdown ends WSL",
+    ),
 }

@@ -1,1 +1,1 @@
-"""Asking one port: over TCP, over UDP."""
+"""One connection: what a probe is, and how a TCP port is probed."""

@@ -1,8 +1,9 @@
 """Windows: let a connect fail with the first RST.
 
-Windows repeats a SYN that was answered by RST, so that a closed port of loopback takes two seconds to say so; with a
-shorter time limit it would be taken for silence. SIO_TCP_INITIAL_RTO (Windows 8 and later) switches that off. For
-loopback alone: elsewhere one lost SYN would be taken for silence. Where it is refused (Wine), all is well without.
+Windows repeats a SYN that was answered by RST, so that a connect to a closed port of loopback takes two seconds to
+fail; with a shorter timeout it would look like silence. SIO_TCP_INITIAL_RTO (Windows 8 and later) switches that off.
+For loopback alone: elsewhere one lost SYN would look like silence. Where the system refuses it (Wine), connects work
+without.
 
 Facts: learn.microsoft.com: "SIO_TCP_INITIAL_RTO control code", TCP_INITIAL_RTO_PARAMETERS; mstcpip.h. Python's
 socket.ioctl() takes three codes, and this is none of them.
@@ -23,7 +24,7 @@ NO_SYN_RETRANSMISSIONS = struct.pack("=HBx", 0xFFFF, 0xFE)
 
 
 def refuse_at_once(sock: socket.socket, ioctl: Callable[..., int] | None = None) -> bool:
-    """Let the next connect of a socket fail with the first RST; False when the system does not, which is no error."""
+    """Let the next connect of a socket fail with the first RST; False when the system refuses, which is no error."""
     if ioctl is None:
         if sys.platform != "win32":
             return False

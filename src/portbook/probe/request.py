@@ -1,4 +1,4 @@
-"""What is asked of an engine: which port of which address, within which limits; and what it tells on the way."""
+"""What a scan engine gets (``Probe``, ``Limits``), and what it reports while it runs (``Event``, ``Tally``)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from portbook.resilience import BreakerSettings
 
 
 class Probe(NamedTuple):
-    """One question: one port of one address. Streams of these may be millions long."""
+    """One port of one address to be tested. Streams of these may be millions long."""
 
     target: str  # as the user wrote it
     address: str  # canonical text without brackets or zone
@@ -20,27 +20,27 @@ class Probe(NamedTuple):
 
 
 class Limits(Struct, frozen=True):
-    """How hard an engine may try. Times in seconds; None leaves the choice to the engine."""
+    """How hard an engine may try. None leaves the choice to the engine."""
 
-    timeout_s: float | None = None  # of one attempt; None: adapted to the round trips measured (RFC 6298)
-    retries: int = 1  # more attempts for a port that was silent
-    most_retries: int = 7  # when the host's answers to further attempts show that packets get lost; see probe/pacing.py
+    timeout_s: float | None = None  # of one attempt; None: adapted to the measured round trips (RFC 6298)
+    retries: int = 1  # more attempts for a silent port
+    most_retries: int = 7  # where answers to later attempts show that packets get lost; see probe/pacing.py
     rate: float | None = None  # probes started a second, at most
     concurrency: int | None = None  # probes in flight, at most; None: what the descriptor limit allows
-    deadline_s: float | None = None  # for everything
-    breaker: BreakerSettings | None = BreakerSettings()  # when hosts that answer no TCP are left alone; None: never
+    deadline_s: float | None = None  # for the whole scan
+    breaker: BreakerSettings | None = BreakerSettings()  # when a TCP scan gives up a silent host; None: never
 
 
-# breaker: a silent host is left alone, or probed again. descriptors: they ran short. rate-limit: a host limits its
+# breaker: probing of a silent host stops, or is tried again. descriptors: they ran short. rate-limit: a host limits its
 # refusals. deadline: the time was up before everything was probed.
 EventKind = Literal["breaker", "descriptors", "rate-limit", "deadline"]
 
 
 class Event(Struct, frozen=True):
-    """Something a person or a log wants to know while an engine runs."""
+    """Something to show or to log while an engine runs."""
 
     kind: EventKind
-    address: str | None  # whom it concerns
+    address: str | None  # of the host that it concerns
     text: str
     at_s: float  # since the engine began
 
@@ -48,13 +48,13 @@ class Event(Struct, frozen=True):
 class Tally(Struct):
     """What an engine has done so far; it updates this while it runs."""
 
-    asked: int = 0  # probes begun, repeated ones not counted again
-    answered: int = 0  # answers given out
+    asked: int = 0  # ports probed; repeated attempts are not counted again
+    answered: int = 0  # ports with an answer
     open: int = 0
-    silent: int = 0  # answered by nobody, after every attempt
+    silent: int = 0  # no answer after every attempt
     repeated: int = 0  # attempts beyond the first
-    skipped: int = 0  # not asked: breaker open, deadline, cancelled
+    skipped: int = 0  # not probed: breaker open, deadline, cancelled
     in_flight: int = 0
 
 
-Listener = Callable[[Event], None]
+EventCallback = Callable[[Event], None]

@@ -1,7 +1,7 @@
 """Names to addresses, all of them, within a time limit.
 
-getaddrinfo(3) cannot be interrupted, so each name is looked up in a thread that is left behind when it does not
-come back: a daemon, which keeps no interpreter from ending.
+getaddrinfo(3) cannot be interrupted, so each name is looked up in a thread that is abandoned when it does not return:
+a daemon thread, which does not keep the interpreter from exiting.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from portbook.probe.outcome import Evidence
 
 LIMIT_S = 10.0  # two tries of five seconds, the default of resolv.conf(5)
 MOST_THREADS = 32
-POLL_S = 0.1  # on Windows a wait is not interrupted by Ctrl-C, only what comes between two waits
+POLL_S = 0.1  # on Windows, Ctrl-C does not interrupt a wait, only what runs between two waits
 
 
-class Place(NamedTuple):
+class ResolvedAddress(NamedTuple):
     """One address of a name."""
 
     address: str
@@ -29,45 +29,52 @@ class Place(NamedTuple):
 
 
 class Resolved(NamedTuple):
-    """What the resolver said about a name: its addresses, or why there are none."""
+    """What the resolver returned for a name: its addresses, or why there are none."""
 
     name: str
-    places: tuple[Place, ...] = ()
+    addresses: tuple[ResolvedAddress, ...] = ()
     failure: Evidence | None = None
 
 
-Lookup = Callable[[str], Sequence[Place]]
+Lookup = Callable[[str], Sequence[ResolvedAddress]]
 
 
 def resolve(names: Sequence[str], limit_s: float = LIMIT_S, lookup: Lookup | None = None) -> list[Resolved]:
-    """Look up every name at the same time; those that nothing came back for within the limit have failed."""
+    """Look up all names at the same time.
+
+    :param limit_s: seconds; a name without an answer by then has failed. It begins anew with each answer
+    :param lookup: looks up one name; None: ``look_up``
+    :returns: one result for each name, in order
+    """
     waiting = SimpleQueue[str]()
     done = SimpleQueue[Resolved]()
     for name in names:
         waiting.put(name)
     for _ in range(min(len(names), MOST_THREADS)):
-        Thread(target=_work, args=(waiting, done, lookup or look_up), daemon=True).start()
-    found = {resolved.name: resolved for resolved in _collect(done, len(names), limit_s)}
+        Thread(target=_serve, args=(waiting, done, lookup or look_up), daemon=True).start()
+    by_name = {resolved.name: resolved for resolved in _collect(done, len(names), limit_s)}
     silent = Evidence("resolver", text=f"no answer from the resolver within {limit_s:g} s")
-    return [found.get(name) or Resolved(name, failure=silent) for name in names]
+    return [by_name.get(name) or Resolved(name, failure=silent) for name in names]
 
 
-def look_up(name: str) -> Sequence[Place]:
-    """Every address of a name, in the resolver's order (RFC 6724); raise OSError or UnicodeError."""
+def look_up(name: str) -> Sequence[ResolvedAddress]:
+    """Return every address of a name, in the resolver's order (RFC 6724); raise OSError or UnicodeError."""
     rows = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(_place(family, sockaddr) for family, _, _, _, sockaddr in rows if family in FAMILIES))
+    addresses = [_resolved_address(family, sockaddr) for family, _, _, _, sockaddr in rows if family in FAMILIES]
+    return list(dict.fromkeys(addresses))
 
 
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
-def _place(family: int, sockaddr: tuple[object, ...]) -> Place:
+def _resolved_address(family: int, sockaddr: tuple[object, ...]) -> ResolvedAddress:
     address, _ = split_zone(str(sockaddr[0]))
     scope = sockaddr[3] if family == socket.AF_INET6 else 0  # RFC 3493 section 3.3: sin6_scope_id
-    return Place(address, zone_name(scope) if isinstance(scope, int) and scope else None)
+    zone = zone_name(scope) if isinstance(scope, int) and scope else None
+    return ResolvedAddress(address, zone)
 
 
-def _work(waiting: SimpleQueue[str], done: SimpleQueue[Resolved], lookup: Lookup) -> None:
+def _serve(waiting: SimpleQueue[str], done: SimpleQueue[Resolved], lookup: Lookup) -> None:
     while True:
         try:
             name = waiting.get_nowait()
@@ -79,24 +86,27 @@ def _work(waiting: SimpleQueue[str], done: SimpleQueue[Resolved], lookup: Lookup
 def _resolved(name: str, lookup: Lookup) -> Resolved:
     try:
         return Resolved(name, tuple(lookup(name)))
-    except OSError as error:  # gaierror is one; its errno is an EAI_ number, which has no name in errno(3)
+    except OSError as error:  # gaierror too; its errno is an EAI_ number, which errno(3) does not name
         return Resolved(name, failure=Evidence("resolver", error.errno, _eai(error.errno), text=error.strerror))
     except ValueError as error:  # not a name at all: too long, an empty label, a NUL
         return Resolved(name, failure=Evidence("resolver", text=str(error)))
 
 
 def _eai(number: int | None) -> str | None:
-    return next((name for name in dir(socket) if name.startswith("EAI_") and getattr(socket, name) == number), None)
+    for name in dir(socket):
+        if name.startswith("EAI_") and getattr(socket, name) == number:
+            return name
+    return None
 
 
 def _collect(done: SimpleQueue[Resolved], count: int, limit_s: float) -> list[Resolved]:
-    """Results as they come; the limit begins anew with each, as names may have to wait for a thread."""
-    found: list[Resolved] = []
+    """Collect results as they come; the limit begins anew with each, as names may have to wait for a thread."""
+    results: list[Resolved] = []
     until = monotonic() + limit_s
-    while len(found) < count and monotonic() < until:
+    while len(results) < count and monotonic() < until:
         try:
-            found.append(done.get(timeout=POLL_S))
+            results.append(done.get(timeout=POLL_S))
             until = monotonic() + limit_s
         except Empty:
             continue
-    return found
+    return results

@@ -1,6 +1,6 @@
-"""One TCP connect: begun without waiting, finished when the system says so, judged by what was seen.
+"""One TCP connect: started without waiting, finished when the system reports its end, with the evidence of it.
 
-The scan engine holds a thousand of these at once; ``ask`` holds one and waits for it. Either way the evidence is what
+The scan engine has a thousand of these in flight; ``connect`` has one and waits for it. Either way the evidence is what
 the kernel keeps: SO_ERROR, and on Linux the error queue of the socket with type, code and sender of an ICMP message.
 
 Facts: RFC 9293 sections 3.5 and 3.10.7.3 (RST in SYN-SENT, simultaneous open); RFC 1122 section 4.2.3.9; RFC 792,
@@ -27,26 +27,28 @@ from portbook.resilience import Fault, classify, of_errno
 LINUX = sys.platform == "linux"
 
 
-class Finding(NamedTuple):
-    """What one attempt found, and by what."""
+class ConnectResult(NamedTuple):
+    """What one connect found out, and the evidence."""
 
     outcome: Outcome
     evidence: Evidence
 
 
-OPEN = Finding("open", Evidence("syn-ack"))
-CLOSED = Finding("closed", Evidence("rst", errno.ECONNREFUSED, "ECONNREFUSED"))
-SILENT = Finding("filtered", SILENCE)  # from one attempt alone: "timeout"
-# Two ends of one connection in one socket (RFC 9293 section 3.5, simultaneous open): the system chose the very port
-# that is asked as the source. That it could shows that nobody listens there. Asked again, it rarely happens twice.
-SELF = Finding("closed", Evidence("self-connect", text="nobody holds the port"))
-UNHEARD = Finding("timeout", SILENCE)
-NOT_CONNECTED = Finding("error", Evidence("errno", errno.ENOTCONN, "ENOTCONN", text="neither connected nor refused"))
+OPEN = ConnectResult("open", Evidence("syn-ack"))
+CLOSED = ConnectResult("closed", Evidence("rst", errno.ECONNREFUSED, "ECONNREFUSED"))
+SILENT = ConnectResult("filtered", SILENCE)  # from one attempt alone: "timeout"
+# Both ends of a connection in one socket (RFC 9293 section 3.5, simultaneous open): the system chose as the source the
+# very port that is probed. That it could shows that nothing listens there. It rarely happens twice.
+SELF_CONNECTED = ConnectResult("closed", Evidence("self-connect", text="nothing holds the port"))
+TIMED_OUT = ConnectResult("timeout", SILENCE)
+NOT_CONNECTED = ConnectResult(
+    "error", Evidence("errno", errno.ENOTCONN, "ENOTCONN", text="neither connected nor refused")
+)
 
-# What an error says about the port when the question had been sent. ECONNRESET and EPIPE come after the handshake:
-# before it a RST is ECONNREFUSED (RFC 9293 section 3.10.7.3), so somebody accepted and hung up at once. EACCES comes
-# from the network too: Linux makes it of ICMPv6 "administratively prohibited".
-SENT: dict[str, tuple[Outcome, EvidenceKind]] = {
+# What an error says about the port after the SYN was sent. ECONNRESET and EPIPE come after the handshake: before it a
+# RST is ECONNREFUSED (RFC 9293 section 3.10.7.3), so a listener accepted and closed at once. EACCES comes from the
+# network too: Linux translates ICMPv6 "administratively prohibited" into it.
+ERRORS_AFTER_SYN: dict[str, tuple[Outcome, EvidenceKind]] = {
     "ECONNREFUSED": ("closed", "rst"),
     "ECONNRESET": ("open", "syn-ack"),
     "EPIPE": ("open", "syn-ack"),
@@ -60,22 +62,22 @@ SENT: dict[str, tuple[Outcome, EvidenceKind]] = {
     "EACCES": ("filtered", "errno"),
     "EPERM": ("filtered", "errno"),
 }
-# The same when connect() itself said so. Loopback of the BSDs is refused at once; all else is this machine's own
-# opinion, and what forbids it (a "prohibit" route, a security module) is not on the way.
-AT_ONCE = {
-    name: SENT[name]
+# The same when connect() itself reports it. Loopback of the BSDs is refused at once; all else is decided by this
+# machine, and what forbids it (a "prohibit" route, a security module) is not on the way.
+ERRORS_OF_CONNECT = {
+    name: ERRORS_AFTER_SYN[name]
     for name in ("ECONNREFUSED", "ECONNRESET", "EHOSTUNREACH", "EHOSTDOWN", "ENETUNREACH", "ENETDOWN", "ETIMEDOUT")
 }
-NOT_ASKED: tuple[Outcome, EvidenceKind] = ("error", "errno")
+NOT_SENT: tuple[Outcome, EvidenceKind] = ("error", "errno")
 
 IN_PROGRESS = frozenset(
     (errno.EWOULDBLOCK, errno.EINPROGRESS, errno.EALREADY)
     if sys.platform == "win32"
-    else (errno.EINPROGRESS, errno.EALREADY, errno.EINTR)  # connect(2): after EINTR it goes on by itself
+    else (errno.EINPROGRESS, errno.EALREADY, errno.EINTR)  # connect(2): after EINTR it continues by itself
 )
 
-# Type 3 of ICMP and type 1 of ICMPv6, destination unreachable, by code. A TCP never says "port unreachable" (it sends
-# RST), nor "protocol unreachable": these are firewalls, as is every "prohibited".
+# Type 3 of ICMP and type 1 of ICMPv6, destination unreachable, by code. A TCP never sends "port unreachable" (it sends
+# RST), nor "protocol unreachable": these come from firewalls, as does every "prohibited".
 UNREACHABLE: dict[int, dict[int, tuple[Outcome, str]]] = {
     4: {
         0: ("unreachable", "network unreachable"),
@@ -107,16 +109,16 @@ UNREACHABLE: dict[int, dict[int, tuple[Outcome, str]]] = {
 DESTINATION_UNREACHABLE = {4: 3, 6: 1}
 OTHER_ICMP: tuple[Outcome, str] = ("unreachable", "")  # time exceeded: a loop of routes; parameter problem
 
-# SO_LINGER on with no time: close() sends RST and keeps no TIME_WAIT (RFC 9293 section 3.10.4, ABORT). Legitimate here:
+# SO_LINGER with no time: close() sends RST and leaves no TIME_WAIT (RFC 9293 section 3.10.5, ABORT). Legitimate here:
 # no data was sent or will be, and a thousand TIME_WAITs a second would use up the local ports. nmap does the same.
 ABORT = struct.pack("=HH" if sys.platform == "win32" else "=ii", 1, 0)
 SELF_TRIES = 4  # the chance that the system chooses one port so often by accident is 1 in 10**17
 
 
-class Asked(NamedTuple):
-    """One port, asked once. The socket is connected, and the caller's to close, when the outcome is open."""
+class Connection(NamedTuple):
+    """A connect to one port that has ended. When the outcome is open, the caller has to close the socket."""
 
-    finding: Finding
+    result: ConnectResult
     elapsed_s: float
     socket: socket.socket | None
 
@@ -124,8 +126,8 @@ class Asked(NamedTuple):
 # --- the steps -----------------------------------------------------------------------------------------------------
 
 
-def create(address: str) -> socket.socket:
-    """A non-blocking socket of the address's family that keeps ICMP errors; OSError when there is none to be had."""
+def create_socket(address: str) -> socket.socket:
+    """Create a non-blocking socket of the address's family that keeps ICMP errors; raise OSError."""
     sock = socket.socket(family_of(address), socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
@@ -141,33 +143,33 @@ def create(address: str) -> socket.socket:
     return sock
 
 
-def begin(sock: socket.socket, where: SocketAddress) -> Finding | None:
-    """Send the SYN; a finding when connect() knows the end of it at once, else None."""
-    error = sock.connect_ex(where)
+def start_connect(sock: socket.socket, destination: SocketAddress) -> ConnectResult | None:
+    """Send the SYN; return the result when connect() knows it at once, else None."""
+    error = sock.connect_ex(destination)
     if error in IN_PROGRESS:
         return None
-    return established(sock) if error == 0 else judged(error, sent=False)
+    return established_result(sock) if error == 0 else errno_result(error, sent=False)
 
 
-def finish(sock: socket.socket, port: int) -> Finding:
-    """What became of a connect, once the socket is writable or in error."""
+def finish_connect(sock: socket.socket, port: int) -> ConnectResult:
+    """Return the result of a connect whose socket has become writable or has an error."""
     error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if error == 0 and (ends := _ends(sock)) is not None:
-        return SELF if ends[0] == ends[1] else OPEN
-    if (icmp := icmp_kept(sock, port)) is not None:
+        return SELF_CONNECTED if ends[0] == ends[1] else OPEN
+    if (icmp := queued_icmp_result(sock, port)) is not None:
         return icmp
     error = error or sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # a RST may have come in between
-    return judged(error) if error else NOT_CONNECTED
+    return errno_result(error) if error else NOT_CONNECTED
 
 
-def established(sock: socket.socket) -> Finding:
-    """Open, if the other end is another socket; the system has said that the handshake is complete."""
-    ends = _ends(sock)  # None: the other side has hung up since
-    return SELF if ends is not None and ends[0] == ends[1] else OPEN
+def established_result(sock: socket.socket) -> ConnectResult:
+    """Open, if the other end is another socket; the system has reported that the handshake is complete."""
+    ends = _ends(sock)  # None: the other side has closed since
+    return SELF_CONNECTED if ends is not None and ends[0] == ends[1] else OPEN
 
 
 def _ends(sock: socket.socket) -> tuple[SocketAddress, SocketAddress] | None:
-    """Local and remote address of a connection; None when there is none."""
+    """Return local and remote address of a connection; None when there is none."""
     try:
         return sock.getsockname(), sock.getpeername()
     except OSError:
@@ -175,8 +177,8 @@ def _ends(sock: socket.socket) -> tuple[SocketAddress, SocketAddress] | None:
 
 
 def abort(sock: socket.socket) -> None:
-    """Close with RST, so that neither side keeps anything."""
-    with suppress(OSError):  # macOS: EINVAL when the other side has closed already; then there is nothing to cut short
+    """Close with RST, so that neither side keeps state of the connection."""
+    with suppress(OSError):  # macOS: EINVAL when the other side has closed already; then there is nothing to abort
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
     sock.close()
 
@@ -185,73 +187,81 @@ def abort(sock: socket.socket) -> None:
 
 
 @cache
-def judged(number: int, *, sent: bool = True) -> Finding:
-    """What an error number says about a port."""
-    return weighed(of_errno(number), number, sent=sent)
+def errno_result(number: int, *, sent: bool = True) -> ConnectResult:
+    """What an error number says about a port; ``sent`` as in ``fault_result``."""
+    return fault_result(of_errno(number), number, sent=sent)
 
 
-def weighed(fault: Fault, number: int, *, sent: bool = True) -> Finding:
-    """What an error says about a port; ``sent`` when it came later than from connect() itself."""
-    outcome, kind = (SENT if sent else AT_ONCE).get(fault.posix, NOT_ASKED)
+def fault_result(fault: Fault, number: int, *, sent: bool = True) -> ConnectResult:
+    """What an error says about a port.
+
+    :param number: errno, or winerror on Windows
+    :param sent: the SYN had been sent; False when connect() itself returned the error
+    """
+    errors = ERRORS_AFTER_SYN if sent else ERRORS_OF_CONNECT
+    outcome, kind = errors.get(fault.posix, NOT_SENT)
     text = fault.reason if kind == "errno" else None
-    return Finding(outcome, Evidence(kind, number, fault.name, text=text))
+    return ConnectResult(outcome, Evidence(kind, number, fault.name, text=text))
 
 
-def icmp_finding(icmp: QueuedError) -> Finding:
+def icmp_result(icmp: QueuedError) -> ConnectResult:
     """What an ICMP message says about a port."""
     outcome, text = OTHER_ICMP
     if icmp.version is not None and icmp.type == DESTINATION_UNREACHABLE[icmp.version]:
         outcome, text = UNREACHABLE[icmp.version].get(icmp.code, OTHER_ICMP)
     name = errno.errorcode.get(icmp.errno)
-    return Finding(outcome, Evidence("icmp", icmp.errno, name, icmp.type, icmp.code, icmp.sender, text or None))
+    return ConnectResult(outcome, Evidence("icmp", icmp.errno, name, icmp.type, icmp.code, icmp.sender, text or None))
 
 
-def icmp_kept(sock: socket.socket, port: int) -> Finding | None:
-    """What an ICMP message about a port says, when the system kept one for its socket."""
+def queued_icmp_result(sock: socket.socket, port: int) -> ConnectResult | None:
+    """What an ICMP message about a port says, when the socket's error queue has one; None elsewhere than on Linux."""
     if not LINUX:
         return None
-    return next((icmp_finding(kept) for kept in drain(sock) if kept.version and kept.port == port), None)
+    for kept in drain(sock):
+        if kept.version and kept.port == port:
+            return icmp_result(kept)
+    return None
 
 
 # --- one at a time -------------------------------------------------------------------------------------------------
 
 
-def ask(address: str, port: int, zone: str | None = None, timeout_s: float = 3.0) -> Asked:
-    """Connect to one port and wait for the end of it, at most ``timeout_s``."""
+def connect(address: str, port: int, zone: str | None = None, timeout_s: float = 3.0) -> Connection:
+    """Connect to one port; wait at most ``timeout_s`` seconds. Never raises OSError: an error is a result."""
     began = perf_counter()
     for _ in range(SELF_TRIES):
-        asked = _ask_once(address, port, zone, began, began + timeout_s)
-        if asked.finding is not SELF:
+        connection = _connect_once(address, port, zone, began, began + timeout_s)
+        if connection.result is not SELF_CONNECTED:
             break
-    return asked
+    return connection
 
 
-def _ask_once(address: str, port: int, zone: str | None, began: float, until: float) -> Asked:
+def _connect_once(address: str, port: int, zone: str | None, began: float, until: float) -> Connection:
     sock = None
-    finding: Finding | None = None
+    result: ConnectResult | None = None
     try:
-        sock = create(address)
-        finding = begin(sock, socket_address(address, port, zone))
-        if finding is None and _ended(sock, max(0.0, until - perf_counter())):
-            finding = finish(sock, port)
+        sock = create_socket(address)
+        result = start_connect(sock, socket_address(address, port, zone))
+        if result is None and _wait(sock, max(0.0, until - perf_counter())):
+            result = finish_connect(sock, port)
     except OSError as error:
-        finding = weighed(classify(error), error.errno or 0, sent=False)
+        result = fault_result(classify(error), error.errno or 0, sent=False)
     elapsed_s = perf_counter() - began
-    if sock is not None and (finding is None or finding.outcome != "open"):
+    if sock is not None and (result is None or result.outcome != "open"):
         abort(sock)
         sock = None
-    return Asked(finding or UNHEARD, elapsed_s, sock)
+    return Connection(result or TIMED_OUT, elapsed_s, sock)
 
 
-def _ended(sock: socket.socket, timeout_s: float) -> bool:
-    """Wait for a connect to succeed or fail."""
-    if sys.platform == "win32":  # there a failed connect is exceptional, not writable
+def _wait(sock: socket.socket, timeout_s: float) -> bool:
+    """Wait for a connect to succeed or fail; False when it has not."""
+    if sys.platform == "win32":  # select() reports a failed connect as exceptional, not as writable
         from select import select
 
         _, writable, failed = select([], [sock], [sock], timeout_s)
         return bool(writable or failed)
     from selectors import EVENT_WRITE, DefaultSelector
 
-    with DefaultSelector() as selector:  # select() ends at descriptor 1023
+    with DefaultSelector() as selector:  # unlike select(), not limited to descriptor 1023
         selector.register(sock, EVENT_WRITE)
         return bool(selector.select(timeout_s))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from portbook.addresses import format_endpoint
-from portbook.dialing import Dial, Dialed, Timing
-from portbook.probe.outcome import in_words
+from portbook.dialing import Dial, DialedAddress, Timing
+from portbook.probe.outcome import describe
 from portbook.probe.tls import Tls
 from portbook.render.machine import ENCODER
 from portbook.render.text import BOLD, PLAIN, Style, safe
@@ -34,10 +34,10 @@ def _named(dial: Dial) -> bool:
     return any(answer.address not in (None, dial.host.partition("%")[0]) for answer in dial.addresses)
 
 
-def _facts(answer: Dialed) -> Iterator[str]:
+def _facts(answer: DialedAddress) -> Iterator[str]:
     if answer.address is not None:
         yield f"{format_endpoint(answer.address, None, answer.zone)} {answer.outcome}"
-    yield safe(in_words(answer.evidence))
+    yield safe(describe(answer.evidence))
     if answer.connect_ms is not None:
         yield f"{answer.connect_ms:.2f} ms"
     if answer.attempts > 1:

@@ -7,36 +7,39 @@ from collections.abc import Iterator
 from portbook.bind.free import Free
 from portbook.render.machine import ENCODER
 
-# What an error says about ports that somebody wants; any other is called by its name.
+# What a bind error means for the ports that met it, by its POSIX name; any other error is shown by its name.
 REFUSED = {
     "EADDRINUSE": "{} in use",
-    "EACCES": "{} not allowed to this user",
-    "EADDRNOTAVAIL": "the address is not one of this machine",
+    "EACCES": "permission denied for {}",
+    "EADDRNOTAVAIL": "this machine does not have the address",
     "EAFNOSUPPORT": "this machine does not have the address family",
 }
-PASSED_OVER = {
-    "registered": "have a well-known name",
-    "reserved": "are reserved by the administrator",
-    "ephemeral": "may be taken by outgoing connections",
+SKIPPED = {
+    "registered": "they have a service name",
+    "reserved": "the administrator reserved them",
+    "ephemeral": "outgoing connections may get them",
 }
 
 
-def json(found: Free) -> Iterator[bytes]:
+def json(answer: Free) -> Iterator[bytes]:
     """One object on one line."""
-    yield ENCODER.encode(found) + b"\n"
+    yield ENCODER.encode(answer) + b"\n"
 
 
-def caution(found: Free) -> str:
-    """What the numbers are worth."""
-    them, have = ("them", "portbook lease holds one") if len(found.ports) > 1 else ("it", "portbook lease holds it")
-    where = " and ".join(f"[{a}]" if ":" in a else a for a in found.addresses)
-    return f"bindable a moment ago, {' and '.join(found.protocols)} on {where}; nothing reserves {them}: {have}"
+def caution(answer: Free) -> str:
+    """That the ports are not reserved."""
+    addresses = " and ".join(f"[{address}]" if ":" in address else address for address in answer.addresses)
+    protocols = " and ".join(answer.protocols)
+    return f"free a moment ago ({protocols} on {addresses}), but not reserved: use portbook lease to hold a port"
 
 
-def shortage(found: Free) -> str:
-    """How many were found, and what became of the other numbers."""
-    refused = [
-        f"{REFUSED.get(name.removeprefix('WSA'), '{} refused').format(n)} ({name})" for name, n in found.refused.items()
-    ]
-    passed = [f"{n} not tried, as they {PASSED_OVER[reason]}" for reason, n in found.passed_over.items()]
-    return f"found {len(found.ports)} of {found.count}: {', '.join(refused + passed) or 'there are no more numbers'}"
+def shortage(answer: Free) -> str:
+    """How many ports were found, and what happened to the other numbers."""
+    reasons: list[str] = []
+    for name, count in answer.refused.items():
+        meaning = REFUSED.get(name.removeprefix("WSA"), "{} refused").format(count)
+        reasons.append(f"{meaning} ({name})")
+    for reason, count in answer.passed_over.items():
+        reasons.append(f"{count} skipped because {SKIPPED[reason]}")
+    why = ", ".join(reasons) or "there are no more numbers"
+    return f"found {len(answer.ports)} of {answer.count}: {why}"

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from operator import attrgetter
 
-from portbook.probe.outcome import Answer, Evidence, Outcome, in_words
+from portbook.numerals import counted
+from portbook.probe.outcome import Answer, Evidence, Outcome, describe
 from portbook.render.machine import ENCODER
 from portbook.render.text import BOLD, PLAIN, Column, Style, safe, table
 from portbook.scanner.report import SCHEMA, Report, SelfCheck
@@ -130,17 +131,17 @@ def people(answers: Iterable[Answer], style: Style) -> Iterator[list[str]]:
             yield _lines(some, style)
     yield _lines(hosts.rest(), style)
     if hosts.quiet:
-        yield [f"{_count(hosts.quiet, 'address', 'addresses')} gave no answer at all", ""]
+        yield [f"{counted(hosts.quiet, 'address', 'addresses')} gave no answer at all", ""]
 
 
 def summary(report: Report) -> list[str]:
     """What was done, what was not, and how far the answers can be trusted."""
     counts = ", ".join(f"{report.outcomes[outcome]:,} {outcome}" for outcome in ORDER if outcome in report.outcomes)
-    asked = f"{_count(report.ports, 'port')} of {_count(report.addresses, 'address', 'addresses')}"
+    asked = f"{counted(report.ports, 'port')} of {counted(report.addresses, 'address', 'addresses')}"
     rate = f" ({report.rate:,.0f} a second)" if report.rate and report.elapsed_s >= 0.001 else ""
     lines = [*partial(report), f"{counts or 'no answer'}: {asked} in {_time(report.elapsed_s)}{rate}"]
     if report.silent or report.repeated:
-        lines.append(f"{report.silent:,} silent, {_count(report.repeated, 'attempt')} repeated")
+        lines.append(f"{report.silent:,} silent, {counted(report.repeated, 'attempt')} repeated")
     if report.self_check is not None:
         lines.append(_self_check(report.self_check))
     return lines
@@ -149,8 +150,8 @@ def summary(report: Report) -> list[str]:
 def partial(report: Report) -> list[str]:
     """Why not everything was asked; empty when it was."""
     if report.partial is None:
-        return [f"{_count(report.skipped, 'port')} not asked"] if report.skipped else []
-    skipped = f"; {_count(report.skipped, 'port')} left" if report.skipped else ""
+        return [f"{counted(report.skipped, 'port')} not asked"] if report.skipped else []
+    skipped = f"; {counted(report.skipped, 'port')} left" if report.skipped else ""
     return [f"partial: {WHY[report.partial]}{skipped}"]
 
 
@@ -161,16 +162,16 @@ def notes(report: Report) -> list[str]:
     last = {event.address: event.text for event in report.events if event.kind == "breaker"}
     if mute := [address for address, text in last.items() if " to closed:" not in text]:
         remedy = "; --no-breaker asks all their ports" if report.skipped and report.partial is None else ""
-        lines.append(f"asked less, because nothing came back: {_count(len(mute), 'address', 'addresses')}{remedy}")
+        lines.append(f"asked less, because nothing came back: {counted(len(mute), 'address', 'addresses')}{remedy}")
     others = [event for event in report.events if event.kind != "breaker"]
     lines += [f"{event.address}: {event.text}" if event.address else event.text for event in others[:MOST_EVENTS]]
     if (more := len(others) - MOST_EVENTS) > 0:
-        lines.append(f"and {_count(more, 'event')} more; --json has them")
+        lines.append(f"and {counted(more, 'event')} more; --json has them")
     return lines
 
 
 def _nameless(answer: Answer) -> str:
-    return safe(f"{answer.target}: {in_words(answer.evidence) or 'no address'}")
+    return safe(f"{answer.target}: {describe(answer.evidence) or 'no address'}")
 
 
 def _lines(hosts: list[Host], style: Style) -> list[str]:
@@ -230,7 +231,7 @@ def _heading(host: Host) -> str:
 
 
 def _because(evidence: Evidence) -> str:
-    words = safe(in_words(evidence))
+    words = safe(describe(evidence))
     return f" ({words})" if words else ""
 
 
@@ -240,7 +241,7 @@ def _row(answer: Answer) -> list[str]:
         answer.protocol,
         answer.outcome,
         safe(answer.service or ""),
-        safe(in_words(answer.evidence)),
+        safe(describe(answer.evidence)),
         ""
         if answer.rtt_ms is None
         else f"{answer.rtt_ms:.2f} ms"
@@ -250,24 +251,20 @@ def _row(answer: Answer) -> list[str]:
 
 
 def _self_check(check: SelfCheck) -> str:
-    canaries = f"{check.canaries - check.canaries_missed} of {_count(check.canaries, 'canary', 'canaries')}"
+    canaries = f"{check.canaries - check.canaries_missed} of {counted(check.canaries, 'canary', 'canaries')}"
     if not check.known or check.known_missed is None:
         return f"self-check: found {canaries}"
     return (
-        f"self-check: found {canaries}, {check.known - check.known_missed} of {_count(check.known, 'listening port')}"
+        f"self-check: found {canaries}, {check.known - check.known_missed} of {counted(check.known, 'listening port')}"
     )
 
 
 def _time(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.2f} s"
-    from portbook.render.holding import age
+    from portbook.render.holding import format_age
 
-    return age(seconds)
-
-
-def _count(number: int, one: str, many: str | None = None) -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
+    return format_age(seconds)
 
 
 def _by_address(host: Host) -> tuple[int, int, str]:

@@ -1,18 +1,33 @@
-"""Whether a port can be had, and what stands in the way, in words and as JSON."""
+"""Whether a port can be bound, and what blocks the bind, in words and as JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from portbook.bind.attempt import Tried
+from portbook.bind.attempt import BindAttempt
 from portbook.render.machine import ENCODER
 from portbook.render.text import BOLD, DIM, PLAIN, RED, YELLOW, Style, safe
 from portbook.verdict.findings import Finding, Severity
 from portbook.verdict.judge import Verdict
 
-INDENT = 11  # the words beside it are severities
+INDENT = 11  # the width of the column of severities
 COLOURS: dict[Severity, str] = {"blocks": RED, "shadows": YELLOW, "warns": DIM}
 LEAST_WIDTH = 40
+# What an error of a bind means, by its name; of any other the name is shown.
+MEANINGS = {
+    "EADDRINUSE": "is in use",
+    "WSAEADDRINUSE": "is in use",
+    "EACCES": "cannot be bound (permission denied)",
+    "WSAEACCES": "cannot be bound (access denied)",
+    "EPERM": "cannot be bound (operation not permitted)",
+    "EADDRNOTAVAIL": "cannot be bound (address not available)",
+    "WSAEADDRNOTAVAIL": "cannot be bound (address not available)",
+    "EAFNOSUPPORT": "cannot be bound (no IPv6)",
+    "WSAEAFNOSUPPORT": "cannot be bound (no IPv6)",
+    "EINVAL": "cannot be bound (invalid address)",
+    "ENODEV": "cannot be bound (no such interface)",
+    "ENXIO": "cannot be bound (no such interface)",
+}
 
 
 def json(verdict: Verdict) -> bytes:
@@ -21,42 +36,58 @@ def json(verdict: Verdict) -> bytes:
 
 
 def lines(verdict: Verdict, style: Style) -> list[str]:
-    """The answer, then each finding with its remedy, then what the real bind was told."""
-    heading = safe(_heading(verdict))  # names of interfaces are in it
+    """The answer, then each finding with its remedy, then the result of the real bind."""
+    heading = safe(_heading(verdict))  # it contains names of interfaces
     parts = [f"{BOLD}{heading}{PLAIN}" if style.colour else heading]
     for finding in verdict.findings:
         parts += ["", *_finding(finding, style)]
-    return [*parts, "", *_tried(verdict, style)]
+    return [*parts, "", *_attempts(verdict, style)]
 
 
 def _heading(verdict: Verdict) -> str:
     port = f"port {verdict.port}/{verdict.protocol}"
-    if verdict.can_have:
-        return f"you can have {port}: {_are(verdict.free, 'free')}"
-    states = ", ".join(filter(None, (_are(verdict.taken, "not to be had"), _are(verdict.free, "free"))))
+    states = ", ".join(_states(verdict))
     if verdict.can_have is None:
-        return f"whether you can have {port} could not be found out"
+        return f"cannot tell whether you can have {port}: {states}"
+    if verdict.can_have:
+        return f"you can have {port}: {states}"
     return f"you cannot have {port}: {states}"
 
 
-def _are(names: Sequence[str], what: str) -> str:
-    return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} {what}" if names else ""
+def _states(verdict: Verdict) -> Iterator[str]:
+    """``0.0.0.0:80 is in use``, ``[::]:80 is free``; endpoints with the same state together, free ones last."""
+    endpoints_by_state: dict[str, list[str]] = {}
+    for attempt in sorted(verdict.tried, key=lambda attempt: attempt.ok):
+        endpoints_by_state.setdefault(_state(attempt), []).append(_format_place(attempt, verdict))
+    for state, places in endpoints_by_state.items():
+        plural = f"are {state[3:]}" if state.startswith("is ") else state
+        yield f"{' and '.join(places)} {state if len(places) == 1 else plural}"
+
+
+def _state(attempt: BindAttempt) -> str:
+    if attempt.ok:
+        return "is free"
+    return MEANINGS.get(attempt.error_name or "", f"cannot be bound ({attempt.error_name})")
+
+
+def _format_place(attempt: BindAttempt, verdict: Verdict) -> str:
+    return f"{attempt.endpoint}:{verdict.port}"
 
 
 def _finding(finding: Finding, style: Style) -> Iterator[str]:
     word = f"  {finding.severity:<{INDENT - 2}}"
     if style.colour:
         word = f"{COLOURS[finding.severity]}{word}{PLAIN}"
-    concerned = f" for {safe(' and '.join(finding.endpoints))}" if finding.endpoints else ""
+    endpoints = f" for {safe(' and '.join(finding.endpoints))}" if finding.endpoints else ""
     likely = ", likely" if finding.confidence == "likely" else ""
-    yield f"{word}{finding.code}{concerned}{likely}"
+    yield f"{word}{finding.code}{endpoints}{likely}"
     yield from _wrapped(safe(finding.text), style)
     if finding.remedy:
         yield from _wrapped(f"remedy: {safe(finding.remedy)}", style)
 
 
 def _wrapped(text: str, style: Style) -> list[str]:
-    """At words, and never in the middle of a command that is longer than a line: people copy it."""
+    """Wrap at spaces only: people copy commands, which may be longer than a line."""
     indent = " " * INDENT
     if style.width is None:
         return [indent + text]
@@ -68,23 +99,25 @@ def _wrapped(text: str, style: Style) -> list[str]:
     )
 
 
-def _tried(verdict: Verdict, style: Style) -> Iterator[str]:
-    asked = " and ".join(_asked(verdict))
-    how = f" with {asked}" if asked else ""
-    call = "bind and listen on" if verdict.protocol == "tcp" else "bind"
-    for number, tried in enumerate(verdict.tried):
-        word = "tried" if number == 0 else ""
-        where = f"{tried.endpoint}:{verdict.port}"
-        both = " for IPv6 and IPv4" if tried.endpoint.dual else ""
-        yield from _led(word, safe(f"{call} {where}{both}{how}: {_outcome(tried)}"), style)
+def _attempts(verdict: Verdict, style: Style) -> Iterator[str]:
+    names = " and ".join(_option_names(verdict))
+    options = f" with {names}" if names else ""
+    for number, attempt in enumerate(verdict.tried):
+        families = " (IPv6 and IPv4)" if attempt.endpoint.dual else ""
+        text = safe(f"{_format_place(attempt, verdict)}{families}{options}: {_result(attempt, verdict)}")
+        first, *others = _wrapped(text, style)
+        label = "tried" if number == 0 else ""
+        yield f"  {label:<{INDENT - 2}}{first[INDENT:]}"
+        yield from others
 
 
-def _asked(verdict: Verdict) -> Iterator[str]:
-    """The options of the bind, as portbook.bind.attempt sets them."""
+def _option_names(verdict: Verdict) -> Iterator[str]:
+    """The socket options of the bind, as portbook.bind.attempt sets them."""
     options = verdict.options
     windows = verdict.platform == "windows"
-    by_default = verdict.protocol == "tcp" and not windows
-    reuses = by_default if options.reuse_address is None else options.reuse_address
+    reuses = options.reuse_address
+    if reuses is None:
+        reuses = verdict.protocol == "tcp" and not windows
     if reuses:
         yield "SO_REUSEADDR"
     elif windows:
@@ -93,11 +126,8 @@ def _asked(verdict: Verdict) -> Iterator[str]:
         yield "SO_REUSEPORT"
 
 
-def _led(word: str, text: str, style: Style) -> Iterator[str]:
-    first, *more = _wrapped(text, style)
-    yield f"  {word:<{INDENT - 2}}{first[INDENT:]}"
-    yield from more
-
-
-def _outcome(tried: Tried) -> str:
-    return "could be had" if tried.ok else f"{tried.step} failed with {tried.error_name} ({tried.error})"
+def _result(attempt: BindAttempt, verdict: Verdict) -> str:
+    if not attempt.ok:
+        return f"{attempt.step}() failed with {attempt.error_name} ({attempt.error})"
+    listened = verdict.protocol == "tcp" and verdict.options.listens
+    return "bind() and listen() succeeded" if listened else "bind() succeeded"

@@ -1,7 +1,7 @@
 """macOS, and Linux: lsof's output for other programs.
 
-lsof goes through the processes it may look into and lists their sockets, so every row has an owner, and a socket that
-no visible process holds has no row. Without root only the caller's own processes are visible.
+lsof lists the sockets of each process that it may inspect, so every row has an owner, and a socket without a visible
+owner has no row. Without root only the caller's own processes are visible.
 
 Facts: lsof(8), "OUTPUT FOR OTHER PROGRAMS"; https://github.com/lsof-org/lsof: safestrprt() for the escapes,
 build_IPstates() for the words, dialects/darwin/libproc/dsock.c for macOS's addresses.
@@ -15,7 +15,7 @@ from typing import NamedTuple, get_args
 
 from portbook.addresses import MAPPED_PREFIX, address_text, is_link_local, parse_endpoint, reach_of, split_host_port
 from portbook.errors import SourceGarbled, SourceMissing
-from portbook.numerals import UINT16, number_or_none, parse_hex, parse_number
+from portbook.numerals import UINT16, counted, number_or_none, parse_hex, parse_number
 from portbook.records import Family, Gap, Owner, Protocol, Socket, State
 from portbook.sources.base import Reading, Source, Wanted
 
@@ -24,14 +24,14 @@ PROGRAM = "lsof"
 OPTIONS = ("-n", "-P", "-w", "+c0", "-F0pcLftdPnT")
 # At its start lsof closes every descriptor that its limit allows, and without close_range(2) one by one: with the limit
 # of a billion that containers may have, for minutes. A lower soft limit ends that. The shell sets it, in the child and
-# for it alone: a preexec_fn would run Python between fork and exec, which can deadlock when the caller has threads.
+# only there: a preexec_fn would run Python between fork and exec, which can deadlock when the caller has threads.
 SHELL = ("/bin/sh", "-c", 'ulimit -Sn 1024 2>/dev/null; exec "$0" "$@"')
 TIME_LIMIT_S = 20.0
 MOST_BYTES = 256 << 20  # about 100 bytes a descriptor
 
 FAMILIES: dict[bytes, Family] = {b"IPv4": "ipv4", b"IPv6": "ipv6"}
 PROTOCOLS: dict[bytes, Protocol] = {b"TCP": "tcp", b"UDP": "udp"}
-# The words differ by system: FIN_WAIT1 is Linux's, FIN_WAIT_1 BSD's. CLOSED is also what macOS says of a bound socket.
+# The words differ by system: FIN_WAIT1 on Linux, FIN_WAIT_1 on BSD. macOS prints CLOSED for a bound socket too.
 TCP_STATES: dict[str, State] = {
     **{state: state for state in get_args(State)},
     "SYN_RCVD": "SYN_RECV",
@@ -49,17 +49,19 @@ AddressAndPort = tuple[str, int, str | None]
 
 
 class LsofOutput(NamedTuple):
-    """What lsof wrote, and whether it could see every process."""
+    """What lsof printed, and whether it could inspect every process."""
 
-    output: bytes
-    everyone: bool = True
+    data: bytes
+    sees_every_process: bool = True
 
 
 def missing() -> str | None:
-    """Why this source does not work here."""
+    """Why this source does not work here; None if it does."""
     from portbook.system import program
 
-    return None if program.find(PROGRAM) else "lsof is not installed"
+    if program.find(PROGRAM):
+        return None
+    return "lsof is not installed"
 
 
 def read(wanted: Wanted) -> LsofOutput:
@@ -79,15 +81,15 @@ def read(wanted: Wanted) -> LsofOutput:
     return LsofOutput(output.stdout, os.geteuid() == 0)
 
 
-# --- the pure half -------------------------------------------------------------------------------------------------
+# --- parse ---------------------------------------------------------------------------------------------------------
 
 
-def parse(answer: LsofOutput) -> Reading:
-    """Read the output; raise SourceGarbled. Rows of one socket, from any number of descriptors, become one."""
+def parse(output: LsofOutput) -> Reading:
+    """Parse the output; raise SourceGarbled. Rows of one socket, from any number of descriptors, become one."""
     sockets: dict[object, Socket] = {}
     owners: dict[object, dict[int, Owner]] = {}
     unreadable = 0
-    for process, file in _files(answer.output):
+    for process, file in _files(output.data):
         protocol, family = PROTOCOLS.get(file.get(b"P", b"")), FAMILIES.get(file.get(b"t", b""))
         if protocol is None or family is None:
             continue
@@ -102,26 +104,26 @@ def parse(answer: LsofOutput) -> Reading:
             sockets.setdefault(key, socket)
             owners.setdefault(key, {}).setdefault(owner.pid, owner)
     if unreadable and not sockets:
-        raise SourceGarbled(f"lsof: none of {unreadable} rows could be read")
-    return Reading(list(_held(sockets, owners)), list(_gaps(unreadable, answer.everyone)))
+        raise SourceGarbled(f"lsof: none of {unreadable} rows could be parsed")
+    return Reading(list(_with_owners(sockets, owners)), list(_gaps(unreadable, output.sees_every_process)))
 
 
-def _held(sockets: dict[object, Socket], owners: dict[object, dict[int, Owner]]) -> Iterator[Socket]:
+def _with_owners(sockets: dict[object, Socket], owners: dict[object, dict[int, Owner]]) -> Iterator[Socket]:
     from msgspec.structs import replace
 
     for key, socket in sockets.items():
         yield replace(socket, owners=tuple(owners[key].values()))
 
 
-def _gaps(unreadable: int, everyone: bool) -> Iterator[Gap]:
+def _gaps(unreadable: int, sees_every_process: bool) -> Iterator[Gap]:
     if unreadable:
-        yield Gap("socket", unreadable, f"{unreadable} rows of lsof could not be read")
-    if not everyone:
+        yield Gap("socket", unreadable, f"{counted(unreadable, 'row')} of lsof could not be parsed")
+    if not sees_every_process:
         yield Gap("socket", None, "lsof lists the sockets of the caller's own processes only", "run with sudo")
 
 
 def _files(output: bytes) -> Iterator[tuple[Fields, Fields]]:
-    """Each descriptor's fields, with those of its process. A line is one set; its first field says of what."""
+    """The fields of each process and descriptor. A line is one set of fields; the first one says which kind."""
     process: Fields | None = None
     for line in output.split(b"\n"):
         if line[:1] == b"p":
@@ -134,18 +136,18 @@ def _files(output: bytes) -> Iterator[tuple[Fields, Fields]]:
 
 def _fields(line: bytes) -> Fields:
     """Fields by their letter; those of T, which comes several times, by letter and name: ``TST=LISTEN``."""
-    found: Fields = {}
+    fields: Fields = {}
     for field in line.split(b"\0"):
         if field[:1] == b"T":
             name, _, value = field.partition(b"=")
-            found[name] = value
+            fields[name] = value
         else:
-            found[field[:1]] = field[1:]
-    return found
+            fields[field[:1]] = field[1:]
+    return fields
 
 
 def _key(protocol: Protocol, family: Family, file: Fields) -> object:
-    """What tells sockets apart: the device field, which is the inode on Linux and an address in the kernel on macOS."""
+    """What identifies a socket: the device field, which is the inode on Linux, an address in the kernel on macOS."""
     device = file.get(b"d", b"")
     if device.strip(b"0x"):
         return protocol, device
@@ -153,26 +155,34 @@ def _key(protocol: Protocol, family: Family, file: Fields) -> object:
 
 
 def _owner(process: Fields) -> Owner:
-    name, user = process.get(b"c"), process.get(b"L")
-    return Owner(
-        parse_number(process[b"p"]),
-        None if name is None else unescape(name),
-        user=None if user is None else unescape(user),
-        how="lsof",
-    )
+    return Owner(parse_number(process[b"p"]), _text(process, b"c"), user=_text(process, b"L"), how="lsof")
+
+
+def _text(process: Fields, letter: bytes) -> str | None:
+    value = process.get(letter)
+    if value is None:
+        return None
+    return unescape(value)
 
 
 def _socket(protocol: Protocol, family: Family, file: Fields) -> Socket | None:
-    """One row; None for a socket that has neither a port nor a peer."""
+    """The socket of one row; None if it has neither a port nor a peer."""
     local, arrow, remote = file.get(b"n", b"").decode("ascii").partition("->")
     address, port, zone = _endpoint(local, family)
-    peer, peer_port, _ = _endpoint(remote, family) if arrow else (None, None, None)
+    peer: str | None = None
+    peer_port: int | None = None
+    if arrow:
+        peer, peer_port, _ = _endpoint(remote, family)
     if not port and peer is None:
         return None
-    state, word = _state(protocol, file, connected=peer is not None)
-    listening = state == "LISTEN"
-    received, sent = _count(file, b"TQR"), _count(file, b"TQS")
+    state, state_text = _state(protocol, file, connected=peer is not None)
     inode = number_or_none(file.get(b"d", b""))
+    recv_queue, send_queue = _count(file, b"TQR"), _count(file, b"TQS")
+    accept_queue: int | None = None
+    if state == "LISTEN":
+        if inode is not None:  # Linux shows the accept queue here (tcp4_seq_show); macOS bytes, which are always 0
+            accept_queue = recv_queue
+        recv_queue = send_queue = None
     return Socket(
         protocol,
         family,
@@ -184,37 +194,38 @@ def _socket(protocol: Protocol, family: Family, file: Fields) -> Socket | None:
         reach_of(address),
         zone,
         inode=inode,
-        recv_queue=None if listening else received,
-        send_queue=None if listening else sent,
-        # Linux shows a listener's waiting connections in this place (tcp4_seq_show); macOS bytes, always 0.
-        accept_queue=received if listening and inode is not None else None,
-        state_text=word,
+        recv_queue=recv_queue,
+        send_queue=send_queue,
+        accept_queue=accept_queue,
+        state_text=state_text,
     )
 
 
 def _state(protocol: Protocol, file: Fields, *, connected: bool) -> tuple[State | None, str | None]:
-    """The state, and lsof's own word for one that is not known."""
+    """The state, and lsof's own word for a state that portbook does not know."""
     if protocol == "udp":
         return "ESTABLISHED" if connected else None, None
     word = unescape(file.get(b"TST", b""))
-    state = TCP_STATES.get(word, "UNKNOWN")
+    state = TCP_STATES.get(word)
+    if state is None:
+        return "UNKNOWN", word
     if state == "CLOSE" and not connected:
         return "BOUND", None
-    return state, word if state == "UNKNOWN" else None
+    return state, None
 
 
 def _endpoint(text: str, family: Family) -> AddressAndPort:
     """Address, port and zone of ``127.0.0.1:80``, ``[::1]:80``, ``*:80`` or ``*:*``."""
     host, port = split_host_port(text)
-    number = 0 if port == "*" else parse_number(port, UINT16)
+    number = 0
+    if port != "*":
+        number = parse_number(port, UINT16)
     if host == "*":
         return ANY[family], number, None
     endpoint = parse_endpoint(host)
     address, index = _without_index(endpoint.address)
-    if (
-        family == "ipv6" and ":" not in address
-    ):  # lsof prints an IPv6 socket that speaks IPv4 with the IPv4 address alone
-        address = MAPPED_PREFIX + address
+    if family == "ipv6" and ":" not in address:
+        address = MAPPED_PREFIX + address  # lsof prints an IPv6 socket that is connected by IPv4 as 127.0.0.1:80
     return address, number, endpoint.zone or index
 
 
@@ -229,12 +240,16 @@ def _without_index(address: str) -> tuple[str, str | None]:
 
     packed = inet_pton(AF_INET6, address)
     index = int.from_bytes(packed[2:4], "big")
-    return address_text(packed[:2] + b"\0\0" + packed[4:]), str(index) if index else None
+    if not index:
+        return address, None
+    return address_text(packed[:2] + b"\0\0" + packed[4:]), str(index)
 
 
 def _count(file: Fields, name: bytes) -> int | None:
     value = file.get(name)
-    return None if value is None else parse_number(value)
+    if value is None:
+        return None
+    return parse_number(value)
 
 
 def unescape(text: bytes) -> str:
@@ -254,7 +269,7 @@ def unescape(text: bytes) -> str:
 
 
 def _unescaped(text: bytes, at: int) -> tuple[int, int]:
-    """The byte that is meant at a place, and how many bytes say so."""
+    """The byte that the text encodes at a place, and the number of bytes that encode it."""
     code = text[at + 1 : at + 4]
     if text[at] != BACKSLASH or not code:
         return text[at], 1

@@ -1,4 +1,4 @@
-"""What stands in the way of a bind, or will: one record, with a code that scripts may rely on."""
+"""Reasons why a bind fails or may fail: one record, with a code that scripts may rely on."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import Any, Literal, get_args
 from msgspec import Struct
 
 from portbook.records import Confidence
-from portbook.verdict.evidence import Evidence
+from portbook.verdict.situation import Situation
 
-# blocks: the bind fails for it. shadows: somebody else gets what is meant for this port, or takes it by another
-# address. warns: no obstacle now.
+# blocks: the bind fails because of it. shadows: another program receives what is sent to this port, or holds the port
+# at another address. warns: it does not block now.
 Severity = Literal["blocks", "shadows", "warns"]
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)
-
 
 FindingCode = Literal[
     "listener",
@@ -48,46 +47,46 @@ FindingCode = Literal[
 
 
 class Finding(Struct, frozen=True):
-    """One reason, with what it rests on and what to do."""
+    """One reason, with its evidence and what to do."""
 
     code: FindingCode
     severity: Severity
-    text: str  # names in it are what processes chose: hostile text
+    text: str  # hostile: it contains names that processes chose
     remedy: str | None = None
     evidence: dict[str, Any] = {}
-    endpoints: tuple[str, ...] = ()  # what was asked and is concerned: "0.0.0.0", "[::]"
-    confidence: Confidence = "certain"  # likely: it depends on an option of the other socket, which nobody is told
-    perhaps: tuple[str, ...] = ()  # concerned too, if that option is so; the bind settles it
+    endpoints: tuple[str, ...] = ()  # requested endpoints that it concerns: "0.0.0.0", "[::]"
+    confidence: Confidence = "certain"  # likely: it depends on an option of the other socket, which no system shows
+    perhaps: tuple[str, ...] = ()  # endpoints that it concerns if that option is set; the bind decides
 
 
-Rule = Callable[[Evidence], Iterator[Finding]]
+Rule = Callable[[Situation], Iterator[Finding]]
 
 CODES: dict[FindingCode, str] = {
-    "listener": "a socket listens there",
+    "listener": "a TCP socket listens on the port",
     "reuseport-group": "several sockets share the port with SO_REUSEPORT",
     "socket-activation": "a service manager holds the port for a service",
-    "udp-socket": "a UDP socket is bound there",
-    "bound-only": "a TCP socket is bound and does not listen",
-    "connection": "a connection has this port as its own",
-    "orphan": "a connection that its process has closed is not finished",
-    "time-wait": "closed connections are kept in TIME_WAIT",
-    "wildcard-shadow": "a wildcard address takes the port of single ones, or the other way round",
-    "dual-stack-shadow": "an IPv6 socket takes the port of IPv4 as well",
-    "device-bound": "the socket in the way takes packets of one interface only (SO_BINDTODEVICE)",
-    "vrf": "a socket has the port in a VRF",
-    "other-address": "the port is held on an address that was not asked for",
-    "relay": "the holder passes connections on to somebody else",
+    "udp-socket": "a UDP socket is bound to the port",
+    "bound-only": "a TCP socket is bound to the port and does not listen",
+    "connection": "a connection has the port as its local port",
+    "orphan": "a connection without an owner is not closed yet",
+    "time-wait": "closed connections are in TIME_WAIT",
+    "wildcard-shadow": "a bind to every address conflicts with a socket on one address, or the reverse",
+    "dual-stack-shadow": "an IPv6 socket without IPV6_V6ONLY takes the IPv4 port too",
+    "device-bound": "a socket bound to one interface (SO_BINDTODEVICE) blocks the bind",
+    "vrf": "a socket is bound to the port in a VRF",
+    "other-address": "the port is in use at an address that was not requested",
+    "relay": "the holder forwards connections to another program",
     "privileged-port": "low ports need a capability",
-    "address-not-local": "no interface of this machine has the address",
-    "address-tentative": "IPv6 is still finding out whether the address is a neighbour's",
-    "ipv6-disabled": "this machine does not speak IPv6, or has no IPv6 address",
-    "nat-rule": "packets to the port are redirected before any socket sees them",
-    "ephemeral-port": "any outgoing connection may get this port",
-    "reserved-port": "the administrator keeps automatic choice away from this port",
+    "address-not-local": "the address is not an address of this machine",
+    "address-tentative": "IPv6 duplicate address detection has not finished",
+    "ipv6-disabled": "this machine has no IPv6, or no IPv6 address",
+    "nat-rule": "a NAT rule redirects packets to the port before a socket receives them",
+    "ephemeral-port": "the system may give the port to any outgoing connection",
+    "reserved-port": "the administrator excluded the port from automatic choice",
     "excluded-range": "Windows has excluded the port",
     "http-sys": "http.sys holds the port for another process",
-    "exclusive-holder": "the holder has SO_EXCLUSIVEADDRUSE, or is another user's",
-    "portproxy": "netsh's portproxy listens there",
-    "airplay": "AirPlay Receiver of macOS has the port",
-    "unexplained": "the bind and what was found do not agree",
+    "exclusive-holder": "the holder has set SO_EXCLUSIVEADDRUSE, or belongs to another user",
+    "portproxy": "netsh portproxy forwards the port",
+    "airplay": "AirPlay Receiver of macOS holds the port",
+    "unexplained": "the bind and the findings do not agree",
 }

@@ -1,7 +1,7 @@
-"""From evidence and a real bind to a verdict. Pure.
+"""From a situation and a real bind to a verdict. Pure.
 
-The bind always wins. Where the rules foresaw something else, that is said, with the error number: a verdict that hides
-it would send people the wrong way.
+The bind is always right. Where the rules predicted something else, the verdict says so with the error number, because
+hiding it would mislead.
 """
 
 from __future__ import annotations
@@ -11,192 +11,241 @@ from collections.abc import Iterable, Iterator, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from portbook.bind.attempt import Options, Tried
+from portbook.bind.attempt import BindAttempt, Options
 from portbook.records import SCHEMA, Gap, Platform, Protocol
 from portbook.resilience import SCARCE
-from portbook.verdict.evidence import Evidence
-from portbook.verdict.findings import SEVERITIES, Finding, Severity
-from portbook.verdict.rules import findings as apply_rules
+from portbook.verdict.findings import SEVERITIES, Finding, FindingCode, Severity
+from portbook.verdict.rules import apply_rules
 from portbook.verdict.rules.linux import privilege_remedy
+from portbook.verdict.situation import Situation
 
-SHARED = "both sides let the port be shared"
-BESIDE = {"windows": "a more specific address could be bound beside it"}
-ALLOWED = "who asks for it by number gets it"
-HELD = frozenset(("EADDRINUSE", "EACCES"))  # Windows says WSAEACCES (10013) for an exclusive holder
-# Which errors of a bind each code accounts for, in POSIX's spelling.
-EXPLAINS: dict[str, frozenset[str]] = {
+# Which errors of a bind each code explains, by their POSIX names.
+EXPLAINS: dict[FindingCode, frozenset[str]] = {
     "privileged-port": frozenset(("EACCES",)),
     "excluded-range": frozenset(("EACCES",)),
     "address-not-local": frozenset(("EADDRNOTAVAIL", "EINVAL")),  # EINVAL: link-local, and no interface
     "address-tentative": frozenset(("EADDRNOTAVAIL",)),
     "ipv6-disabled": frozenset(("EAFNOSUPPORT", "EADDRNOTAVAIL")),
 }
-IN_USE = frozenset(("EADDRINUSE",))
+IN_USE = frozenset(("EADDRINUSE",))  # explained by every other code
+IN_USE_ON_WINDOWS = frozenset(("EADDRINUSE", "EACCES"))  # WSAEACCES (10013): an exclusive holder
+HOLDERS = frozenset(("listener", "udp-socket", "bound-only"))
+
+# Why a bind succeeded beside something that might have blocked it.
+BOTH_SHARE = "both sockets allow sharing"
+SPECIFIC_ADDRESS = "Windows lets a more specific address bind beside it"
+EXPLICIT_BIND = "a bind that names the port is allowed"
 
 
 class Verdict(Struct, frozen=True):
-    """The answer to "can I have this port, and if not, why not?"."""
+    """Whether a server can bind the port, and the findings that say why not."""
 
     schema: int
     platform: Platform
     port: int
     protocol: Protocol
     options: Options
-    can_have: bool | None  # None: could not be found out
-    free: tuple[str, ...]  # of what was asked: "[::]"
-    taken: tuple[str, ...]
-    findings: tuple[Finding, ...]  # what blocks comes first
-    tried: tuple[Tried, ...]  # the real bind
-    foreseen: bool | None = None  # what the findings alone would have said; None: they could not tell
+    can_have: bool | None  # None: could not be determined
+    free: tuple[str, ...]  # requested endpoints that were bound: "[::]"
+    taken: tuple[str, ...]  # requested endpoints that were not
+    findings: tuple[Finding, ...]  # those that block come first
+    tried: tuple[BindAttempt, ...]  # the real bind
+    foreseen: bool | None = None  # what the rules predict without the bind; None: they cannot
     gaps: tuple[Gap, ...] = ()
 
 
-def judge(evidence: Evidence, tried: Sequence[Tried]) -> Verdict:
-    """Weigh what was found against what a real bind was told."""
-    found = list(apply_rules(evidence))
-    settled = [_settled(finding, evidence, tried) for finding in found]
-    settled += _readings(evidence, tried, settled)
-    settled += _unexplained(evidence, found, settled, tried)
+def judge(situation: Situation, attempts: Sequence[BindAttempt]) -> Verdict:
+    """Combine what the rules find with the result of the real bind."""
+    predicted = list(apply_rules(situation))
+    findings = [_settle(finding, situation, attempts) for finding in predicted]
+    findings += _from_errors(situation, attempts, findings)
+    findings += _unexplained(situation, attempts, predicted, findings)
+    findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return Verdict(
         SCHEMA,
-        evidence.platform,
-        evidence.port,
-        evidence.protocol,
-        evidence.options,
-        outcome(tried),
-        tuple(str(t.endpoint) for t in tried if t.ok),
-        tuple(str(t.endpoint) for t in tried if not t.ok),
-        tuple(sorted(settled, key=lambda f: SEVERITIES.index(f.severity))),
-        tuple(tried),
-        foresee(found),
-        evidence.gaps,
+        situation.platform,
+        situation.port,
+        situation.protocol,
+        situation.options,
+        can_have=bound_all(attempts),
+        free=tuple(str(attempt.endpoint) for attempt in attempts if attempt.ok),
+        taken=tuple(str(attempt.endpoint) for attempt in attempts if not attempt.ok),
+        findings=tuple(findings),
+        tried=tuple(attempts),
+        foreseen=predict(predicted),
+        gaps=situation.gaps,
     )
 
 
-def outcome(tried: Sequence[Tried]) -> bool | None:
-    """Yes if everything could be had, no if something was refused; else this machine was short of something."""
-    if all(t.ok for t in tried):
+def bound_all(attempts: Sequence[BindAttempt]) -> bool | None:
+    """Whether every bind succeeded; None if this machine only lacked descriptors or memory."""
+    failed = [attempt for attempt in attempts if not attempt.ok]
+    if not failed:
         return True
-    return None if all(t.ok or posix(t) in SCARCE for t in tried) else False
+    if all(attempt.posix_error in SCARCE for attempt in failed):
+        return None
+    return False
 
 
-def foresee(findings: Iterable[Finding]) -> bool | None:
-    """What the rules say without the bind."""
-    blocking = [f.confidence for f in findings if f.severity == "blocks"]
+def predict(findings: Iterable[Finding]) -> bool | None:
+    """Whether the bind should succeed according to the rules; None if they cannot tell."""
+    blocking = [finding.confidence for finding in findings if finding.severity == "blocks"]
     if not blocking:
         return True
     return False if "certain" in blocking else None
 
 
-def agrees(verdict: Verdict) -> bool:
+def is_explained(verdict: Verdict) -> bool:
     """Whether the bind left nothing unexplained."""
-    return all(f.code != "unexplained" for f in verdict.findings)
+    return all(finding.code != "unexplained" for finding in verdict.findings)
 
 
-def posix(tried: Tried) -> str:
-    """The error in POSIX's spelling."""
-    return (tried.error_name or "").removeprefix("WSA")
+def _explains(finding: Finding, attempt: BindAttempt, situation: Situation) -> bool:
+    """Whether a finding explains the error of this attempt."""
+    if finding.severity != "blocks":
+        return False
+    if str(attempt.endpoint) not in (*finding.endpoints, *finding.perhaps):
+        return False
+    in_use = IN_USE_ON_WINDOWS if situation.platform == "windows" else IN_USE
+    return attempt.posix_error in EXPLAINS.get(finding.code, in_use)
 
 
-def _explains(finding: Finding, tried: Tried, evidence: Evidence) -> bool:
-    """Whether a finding is about this endpoint, and about this error."""
-    held = HELD if evidence.platform == "windows" else IN_USE
-    errors = EXPLAINS.get(finding.code, held)
-    concerned = str(tried.endpoint) in (*finding.endpoints, *finding.perhaps)
-    return finding.severity == "blocks" and concerned and posix(tried) in errors
+# --- what the bind decides about a finding -------------------------------------------------------------------------
 
 
-def _settled(finding: Finding, evidence: Evidence, tried: Sequence[Tried]) -> Finding:
-    """What might have been in the way is now known to be, or not to be."""
+def _settle(finding: Finding, situation: Situation, attempts: Sequence[BindAttempt]) -> Finding:
+    """Replace what a finding could only suppose by what the bind has shown."""
     if finding.severity != "blocks":
         return finding
-    if finding.perhaps:
-        failed = {str(t.endpoint) for t in tried if not t.ok}
-        also = tuple(name for name in finding.perhaps if name in failed)
-        finding = replace(finding, endpoints=(*finding.endpoints, *also), perhaps=())
-    mine = [t for t in tried if str(t.endpoint) in finding.endpoints]
-    if mine and all(t.ok for t in mine):
-        if finding.confidence == "certain":
-            return replace(finding, severity="warns")  # and _unexplained says what is wrong
-        beside = BESIDE.get(evidence.platform, SHARED)
-        text = f"{finding.text}; not in the way: {ALLOWED if finding.code in EXPLAINS else beside}"
-        return replace(finding, severity="warns", text=text, remedy=None, confidence="certain")
-    alone = not any(t.ok for t in mine) and any(_explains(finding, t, evidence) for t in mine)
-    return replace(finding, confidence="certain") if alone and finding.confidence == "likely" else finding
+    finding = _settle_endpoints(finding, attempts)
+    concerned = [attempt for attempt in attempts if str(attempt.endpoint) in finding.endpoints]
+    succeeded = [attempt for attempt in concerned if attempt.ok]
+    if concerned and len(succeeded) == len(concerned):
+        return _not_blocking(finding, situation)
+    if finding.confidence == "certain" or succeeded:
+        return finding
+    if any(_explains(finding, attempt, situation) for attempt in concerned):
+        return replace(finding, confidence="certain")
+    return finding
 
 
-# --- errors that say more than the tables --------------------------------------------------------------------------
+def _settle_endpoints(finding: Finding, attempts: Sequence[BindAttempt]) -> Finding:
+    """Count those of the supposed endpoints as concerned that could not be bound."""
+    if not finding.perhaps:
+        return finding
+    failed = {str(attempt.endpoint) for attempt in attempts if not attempt.ok}
+    confirmed = tuple(name for name in finding.perhaps if name in failed)
+    return replace(finding, endpoints=(*finding.endpoints, *confirmed), perhaps=())
 
 
-def _readings(evidence: Evidence, tried: Sequence[Tried], found: Sequence[Finding]) -> Iterator[Finding]:
-    """What an error number adds."""
-    yield from _other_namespace(evidence, tried, found)
-    yield from _exclusive(evidence, tried, found)
-    yield from _no_family(tried, found)
+def _not_blocking(finding: Finding, situation: Situation) -> Finding:
+    """The finding of a bind that succeeded nevertheless."""
+    if finding.confidence == "certain":
+        return replace(finding, severity="warns")  # _unexplained reports the contradiction
+    if finding.code in EXPLAINS:
+        reason = EXPLICIT_BIND
+    elif situation.platform == "windows":
+        reason = SPECIFIC_ADDRESS
+    else:
+        reason = BOTH_SHARE
+    text = f"{finding.text}; this does not block the bind: {reason}"
+    return replace(finding, severity="warns", text=text, remedy=None, confidence="certain")
 
 
-def _other_namespace(evidence: Evidence, tried: Sequence[Tried], found: Sequence[Finding]) -> Iterator[Finding]:
-    """CAP_NET_BIND_SERVICE counts in the user namespace that owns the network (user_namespaces(7))."""
-    limit = evidence.privileged_below
-    denied = tuple(str(t.endpoint) for t in tried if posix(t) == "EACCES")
-    if denied and limit is not None and evidence.port < limit and all(f.code != "privileged-port" for f in found):
-        text = (
-            f"ports below {limit} need CAP_NET_BIND_SERVICE in the user namespace that owns this network; "
-            "the capability that this process has counts in another one"
-        )
-        facts = {"net.ipv4.ip_unprivileged_port_start": limit, "CAP_NET_BIND_SERVICE": evidence.caller.may_bind_low}
-        yield Finding("privileged-port", "blocks", text, privilege_remedy(evidence.port), facts, denied)
+# --- errors that show more than the tables -------------------------------------------------------------------------
 
 
-def _exclusive(evidence: Evidence, tried: Sequence[Tried], found: Sequence[Finding]) -> Iterator[Finding]:
-    """Windows tells an exclusive holder (10013) from an ordinary one (10048)."""
-    denied = [t for t in tried if t.error_name == "WSAEACCES"]
-    excluded = any(f.code == "excluded-range" for f in found)
-    holders = [f for f in found if f.code in ("listener", "udp-socket", "bound-only")]
-    if denied and holders and not (excluded or any(f.code == "http-sys" for f in found)):
-        number = denied[0].error
-        text = f"error {number} instead of 10048: the holder has SO_EXCLUSIVEADDRUSE, or belongs to another user"
-        names = tuple(str(t.endpoint) for t in denied)
-        yield Finding("exclusive-holder", "blocks", text, None, {"error": number}, names)
+def _from_errors(
+    situation: Situation, attempts: Sequence[BindAttempt], findings: Sequence[Finding]
+) -> Iterator[Finding]:
+    """What the error numbers of the bind add."""
+    codes = {finding.code for finding in findings}
+    yield from _other_user_namespace(situation, attempts, codes)
+    yield from _exclusive_holder(attempts, codes)
+    yield from _no_address_family(attempts, codes)
 
 
-def _no_family(tried: Sequence[Tried], found: Sequence[Finding]) -> Iterator[Finding]:
-    refused = tuple(str(t.endpoint) for t in tried if posix(t) == "EAFNOSUPPORT")
-    if refused and all(f.code != "ipv6-disabled" for f in found):
-        text = "this machine does not speak the address family"
-        yield Finding("ipv6-disabled", "blocks", text, "use an IPv4 address", {"ipv6": "absent"}, refused)
+def _other_user_namespace(
+    situation: Situation, attempts: Sequence[BindAttempt], codes: set[FindingCode]
+) -> Iterator[Finding]:
+    """CAP_NET_BIND_SERVICE counts in the user namespace that owns the network namespace (user_namespaces(7))."""
+    denied = tuple(str(attempt.endpoint) for attempt in attempts if attempt.posix_error == "EACCES")
+    limit = situation.privileged_below
+    if not denied or "privileged-port" in codes or limit is None or situation.port >= limit:
+        return
+    text = (
+        f"ports below {limit} need CAP_NET_BIND_SERVICE in the user namespace that owns this network namespace; "
+        "this process has the capability in another user namespace"
+    )
+    may_bind_low = situation.caller.may_bind_low
+    evidence = {"net.ipv4.ip_unprivileged_port_start": limit, "CAP_NET_BIND_SERVICE": may_bind_low}
+    yield Finding("privileged-port", "blocks", text, privilege_remedy(situation.port), evidence, denied)
 
 
-# --- where they do not agree ---------------------------------------------------------------------------------------
+def _exclusive_holder(attempts: Sequence[BindAttempt], codes: set[FindingCode]) -> Iterator[Finding]:
+    """Windows distinguishes an exclusive holder (10013) from an ordinary one (10048)."""
+    denied = [attempt for attempt in attempts if attempt.error_name == "WSAEACCES"]
+    if not denied or not codes & HOLDERS or codes & {"excluded-range", "http-sys"}:
+        return
+    number = denied[0].error
+    text = (
+        f"the error is {number} (WSAEACCES) and not 10048 (WSAEADDRINUSE): the holder has set SO_EXCLUSIVEADDRUSE or "
+        "belongs to another user"
+    )
+    names = tuple(str(attempt.endpoint) for attempt in denied)
+    yield Finding("exclusive-holder", "blocks", text, None, {"error": number}, names)
+
+
+def _no_address_family(attempts: Sequence[BindAttempt], codes: set[FindingCode]) -> Iterator[Finding]:
+    """A family that the kernel does not have."""
+    names = tuple(str(attempt.endpoint) for attempt in attempts if attempt.posix_error == "EAFNOSUPPORT")
+    if names and "ipv6-disabled" not in codes:
+        text = "the kernel of this machine has no IPv6"
+        yield Finding("ipv6-disabled", "blocks", text, "use an IPv4 address", {"ipv6": "absent"}, names)
+
+
+# --- where the bind and the findings do not agree ------------------------------------------------------------------
 
 HINTS = {
-    "EACCES": "a security module may forbid it: SELinux (semanage port -l), AppArmor, Landlock, seccomp, a BPF program",
-    "EPERM": "a security module or a BPF program of the cgroup forbids it",
-    "EADDRINUSE": "a holder that is not visible from here: another moment, a kernel service, another pid namespace",
+    "EACCES": "check security modules: SELinux (semanage port -l), AppArmor, Landlock, seccomp, cgroup BPF programs",
+    "EPERM": "check security modules and BPF programs of the cgroup",
+    "EADDRINUSE": "the holder may have just ended, be a kernel service, or run in another PID namespace",
     "EADDRNOTAVAIL": "ip address shows the addresses of this machine",
     "EINVAL": "a link-local address needs its interface: fe80::1%eth0",
-    "ENODEV": "there is no such interface: ip link",
+    "ENODEV": "the interface does not exist: ip link lists the interfaces",
 }
 WINDOWS_HINTS = {
-    "EACCES": "an excluded port range: netsh int ipv4 show excludedportrange protocol=tcp (and ipv6, udp)",
-    "EADDRINUSE": "netstat -aon, as administrator",
+    "EACCES": "check excluded port ranges: netsh int ipv4 show excludedportrange protocol=tcp (also ipv6, udp)",
+    "EADDRINUSE": "as administrator: netstat -aon",
 }
 
 
 def _unexplained(
-    evidence: Evidence, found: Sequence[Finding], settled: Sequence[Finding], tried: Sequence[Tried]
+    situation: Situation, attempts: Sequence[BindAttempt], predicted: Sequence[Finding], findings: Sequence[Finding]
 ) -> Iterator[Finding]:
-    for t in tried:
-        name = str(t.endpoint)
-        if not t.ok and not any(_explains(f, t, evidence) for f in settled):
-            hints = WINDOWS_HINTS if evidence.platform == "windows" else HINTS
-            text = f"{t.step} of {name} failed with {t.error_name} ({t.error}), and nothing that was found explains it"
-            severity: Severity = "warns" if posix(t) in SCARCE else "blocks"
-            facts = {"error": t.error, "error_name": t.error_name, "step": t.step}
-            yield Finding("unexplained", severity, text, hints.get(posix(t)), facts, (name,))
-        sure = [f.code for f in found if f.severity == "blocks" and f.confidence == "certain" and name in f.endpoints]
-        if t.ok and sure:
-            text = (
-                f"the bind of {name} succeeded, although {', '.join(sure)} spoke against it: it may have ended just now"
-            )
-            yield Finding("unexplained", "warns", text, None, {"error": None, "against": sure}, (name,))
+    for attempt in attempts:
+        if attempt.ok:
+            yield from _unexpected_success(attempt, predicted)
+        elif not any(_explains(finding, attempt, situation) for finding in findings):
+            yield _unexplained_error(situation, attempt)
+
+
+def _unexplained_error(situation: Situation, attempt: BindAttempt) -> Finding:
+    name = str(attempt.endpoint)
+    text = f"{attempt.step}() on {name} failed with {attempt.error_name} ({attempt.error}), and no finding explains it"
+    severity: Severity = "warns" if attempt.posix_error in SCARCE else "blocks"
+    hints = WINDOWS_HINTS if situation.platform == "windows" else HINTS
+    evidence = {"error": attempt.error, "error_name": attempt.error_name, "step": attempt.step}
+    return Finding("unexplained", severity, text, hints.get(attempt.posix_error), evidence, (name,))
+
+
+def _unexpected_success(attempt: BindAttempt, predicted: Sequence[Finding]) -> Iterator[Finding]:
+    name = str(attempt.endpoint)
+    against = [
+        finding.code
+        for finding in predicted
+        if finding.severity == "blocks" and finding.confidence == "certain" and name in finding.endpoints
+    ]
+    if against:
+        text = f"the bind of {name} succeeded despite the finding {', '.join(against)}, which may have just ended"
+        yield Finding("unexplained", "warns", text, None, {"error": None, "against": against}, (name,))

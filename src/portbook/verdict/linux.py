@@ -1,4 +1,4 @@
-"""Linux: everything the rules may look at, read within bounds; what cannot be read is a gap."""
+"""Linux: read everything that the rules may look at, within limits; what cannot be read is a gap."""
 
 from __future__ import annotations
 
@@ -11,24 +11,28 @@ from portbook.netconfig import ephemeral
 from portbook.netconfig.facts import Caller, Link, LocalAddress, NatRule, Publication
 from portbook.netconfig.linux import sysctl
 from portbook.records import Gap, Socket
-from portbook.verdict import occupants
-from portbook.verdict.evidence import Asked, Evidence
+from portbook.verdict import holders
+from portbook.verdict.situation import BindRequest, Situation
 
 WILDCARDS = frozenset(("0.0.0.0", "::"))  # noqa: S104  compared
 
 
-def gather(asked: Asked) -> Evidence:
-    """Fill the evidence. A free port costs one question about its sockets and a handful of small files."""
-    found = occupants.evidence(asked)
-    sockets, gaps = found.sockets, list(found.gaps)
+def gather(request: BindRequest) -> Situation:
+    """Read the situation. A free port costs one query for its sockets and a few small files."""
+    situation = holders.read(request)
+    sockets = situation.sockets
+    gaps = list(situation.gaps)
     caller = sysctl.read_caller()
     settings = sysctl.parse(sysctl.read())
     automatic = ephemeral.take()
-    specific = [e for e in asked.endpoints if e.address not in WILDCARDS]
+    specific = [endpoint for endpoint in request.endpoints if endpoint.address not in WILDCARDS]
     addresses = _addresses(gaps) if sockets or specific else None
-    nat, publications = _nat(asked, caller, gaps)
+    foreign = tuple(_foreign(specific, addresses, gaps)) if specific else ()
+    links = _links(request, sockets, gaps)
+    nat, publications = _nat(request, caller, gaps)
+    publications += _publications_of_proxies(sockets, gaps)
     return replace(
-        found,
+        situation,
         caller=caller,
         activated=_activated(sockets),
         privileged_below=settings.privileged_below,
@@ -38,26 +42,33 @@ def gather(asked: Asked) -> Evidence:
         ipv6=settings.ipv6,
         vrf_accepts_all=settings.vrf_accepts_all,
         addresses=addresses,
-        foreign=tuple(_foreign(specific, addresses, gaps)) if specific else (),
-        links=_links(asked, sockets, gaps),
-        publications=(*publications, *_published(sockets, gaps)),
+        foreign=foreign,
+        links=links,
+        publications=publications,
         nat=nat,
         gaps=(*gaps, *automatic.gaps, *automatic.reserved_gaps),
     )
 
 
 def _activated(sockets: Iterable[Socket]) -> dict[int, str]:
-    """The units of sockets that systemd has: it makes each in the unit's own cgroup (systemd.socket(5))."""
-    held = [s for s in sockets if s.inode and s.cgroup_id and any(o.name == "systemd" for o in s.owners)]
-    if not held:
+    """The units of sockets that systemd holds, by inode: it makes each in the unit's own cgroup (systemd.socket(5))."""
+    cgroup_ids: dict[int, int] = {}
+    for s in sockets:
+        if s.inode and s.cgroup_id and any(owner.name == "systemd" for owner in s.owners):
+            cgroup_ids[s.inode] = s.cgroup_id
+    if not cgroup_ids:
         return {}
     from portbook.enrich import cgroup
     from portbook.managers.supervisor import UNIT
     from portbook.managers.systemd import exact_unit_of
 
-    paths = cgroup.paths_by_id({s.cgroup_id for s in held if s.cgroup_id})
-    units = {number: exact_unit_of(path) or "" for number, path in paths.items()}  # as systemctl has to be told
-    return {s.inode or 0: unit for s in held if UNIT.fullmatch(unit := units.get(s.cgroup_id or 0, ""))}
+    paths = cgroup.paths_by_id(set(cgroup_ids.values()))
+    activated: dict[int, str] = {}
+    for inode, cgroup_id in cgroup_ids.items():
+        unit = exact_unit_of(paths.get(cgroup_id, "")) or ""  # escaped, as systemctl expects it
+        if UNIT.fullmatch(unit):
+            activated[inode] = unit
+    return activated
 
 
 # --- addresses -----------------------------------------------------------------------------------------------------
@@ -69,14 +80,14 @@ def _addresses(gaps: list[Gap]) -> tuple[LocalAddress, ...] | None:
     try:
         return interfaces.read_addresses()
     except OSError as error:
-        gaps.append(Gap("address", None, f"the addresses of this machine are not known: {error}"))
+        gaps.append(Gap("address", None, f"cannot read the addresses of this machine: {error}"))
         return None
 
 
 def _foreign(
     specific: Iterable[Endpoint], addresses: tuple[LocalAddress, ...] | None, gaps: list[Gap]
 ) -> Iterator[str]:
-    """IPv6 addresses have to be an interface's; for IPv4 the routing table decides."""
+    """The addresses that cannot be bound: IPv6 needs one of an interface; for IPv4 the routing table decides."""
     from portbook.netconfig.linux import interfaces
 
     for endpoint in specific:
@@ -85,7 +96,7 @@ def _foreign(
             try:
                 local = interfaces.is_local(v4)
             except OSError as error:
-                gaps.append(Gap("address", None, f"whether {v4} is an address of this machine is not known: {error}"))
+                gaps.append(Gap("address", None, f"cannot read whether {v4} is an address of this machine: {error}"))
                 continue
         elif addresses is None or endpoint.address.startswith("ff"):  # multicast: RFC 4291 section 2.7
             continue
@@ -95,8 +106,8 @@ def _foreign(
             yield endpoint.address
 
 
-def _links(asked: Asked, sockets: Iterable[Socket], gaps: list[Gap]) -> tuple[Link, ...]:
-    devices = {s.interface or s.zone for s in sockets} | {e.zone for e in asked.endpoints}
+def _links(request: BindRequest, sockets: Iterable[Socket], gaps: list[Gap]) -> tuple[Link, ...]:
+    devices = {s.interface or s.zone for s in sockets} | {endpoint.zone for endpoint in request.endpoints}
     names = {device for device in devices if device}
     if not names:
         return ()
@@ -105,29 +116,33 @@ def _links(asked: Asked, sockets: Iterable[Socket], gaps: list[Gap]) -> tuple[Li
     try:
         return interfaces.read_links(names)
     except OSError as error:
-        gaps.append(Gap("interface", None, f"the interfaces of this machine are not known: {error}"))
+        gaps.append(Gap("interface", None, f"cannot read the interfaces of this machine: {error}"))
         return ()
 
 
 # --- containers ----------------------------------------------------------------------------------------------------
 
 
-def _nat(asked: Asked, caller: Caller, gaps: list[Gap]) -> tuple[tuple[NatRule, ...], tuple[Publication, ...]]:
+def _nat(request: BindRequest, caller: Caller, gaps: list[Gap]) -> tuple[tuple[NatRule, ...], tuple[Publication, ...]]:
+    """The NAT rules for the port, and the containers' ports if a rule leads to another address."""
     from portbook.netconfig.linux import nat
 
-    rules, more = nat.take(asked.port, asked.protocol, may_read=caller.may_read_nat is not False)
-    gaps += more
+    rules, nat_gaps = nat.take(request.port, request.protocol, may_read=caller.may_read_nat is not False)
+    gaps += nat_gaps
     if not rules:
         return (), ()
     from portbook.netconfig.linux.steps import concerning
 
-    rules = concerning(rules, [e.address for e in asked.endpoints], _addresses(gaps) or ())
-    return rules, _publications(gaps) if any(rule.to_address for rule in rules) else ()
+    requested = [endpoint.address for endpoint in request.endpoints]
+    rules = concerning(rules, requested, _addresses(gaps) or ())
+    if any(rule.to_address for rule in rules):
+        return rules, _publications(gaps)
+    return rules, ()
 
 
-def _published(sockets: Iterable[Socket], gaps: list[Gap]) -> tuple[Publication, ...]:
-    """Asked for only when docker-proxy has the port."""
-    if any(o.name == "docker-proxy" for s in sockets for o in s.owners):
+def _publications_of_proxies(sockets: Iterable[Socket], gaps: list[Gap]) -> tuple[Publication, ...]:
+    """Read only if docker-proxy has the port."""
+    if any(owner.name == "docker-proxy" for s in sockets for owner in s.owners):
         return _publications(gaps)
     return ()
 
@@ -135,6 +150,6 @@ def _published(sockets: Iterable[Socket], gaps: list[Gap]) -> tuple[Publication,
 def _publications(gaps: list[Gap]) -> tuple[Publication, ...]:
     from portbook.managers import publications
 
-    found, more = publications.take()
-    gaps += more
-    return found
+    published, publication_gaps = publications.take()
+    gaps += publication_gaps
+    return published

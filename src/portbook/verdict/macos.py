@@ -1,4 +1,4 @@
-"""macOS: everything the rules may look at. Written from documentation; never run there."""
+"""macOS: read everything that the rules may look at. Written from documentation; never run there."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from msgspec.structs import replace
 
 from portbook.netconfig import ephemeral
 from portbook.netconfig.facts import Caller
-from portbook.verdict import occupants
-from portbook.verdict.evidence import Asked, Evidence
+from portbook.verdict import holders
+from portbook.verdict.situation import BindRequest, Situation
 
 
-def gather(asked: Asked) -> Evidence:
-    """Fill the evidence."""
-    found = occupants.evidence(asked)
+def gather(request: BindRequest) -> Situation:
+    """Read the situation."""
+    situation = holders.read(request)
     automatic = ephemeral.take()
+    uid = os.geteuid() if hasattr(os, "geteuid") else None
     return replace(
-        found,
-        caller=Caller(os.geteuid() if hasattr(os, "geteuid") else None),
+        situation,
+        caller=Caller(uid),
         ephemeral=(automatic.low, automatic.high),
         reserved=automatic.reserved,
-        gaps=(*found.gaps, *automatic.gaps, *automatic.reserved_gaps),
+        gaps=(*situation.gaps, *automatic.gaps, *automatic.reserved_gaps),
     )

@@ -1,4 +1,4 @@
-"""Can I have this port, and if not, why not: gather, bind for real, judge."""
+"""``why``: whether a server can bind a port, and why not. Reads the situation, binds for real, judges."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from portbook.addresses import Endpoint
 from portbook.bind import endpoints
 from portbook.bind.attempt import Options, attempt
 from portbook.errors import UsageError
+from portbook.numerals import is_number
 from portbook.query import PORTS
 from portbook.records import PROTOCOLS, Protocol
 from portbook.sources import PLATFORM
-from portbook.verdict.evidence import Asked, Evidence
-from portbook.verdict.judge import Verdict, agrees, judge
+from portbook.verdict.judge import Verdict, is_explained, judge
+from portbook.verdict.situation import BindRequest, Situation
 
-LOOKS = 3  # holders come and go between the look and the bind: until both agree
+MOST_ROUNDS = 3  # holders come and go between the bind and the reading: repeat until both agree
 
 
-Gather = Callable[[Asked], Evidence]
+Gather = Callable[[BindRequest], Situation]
 
 
 def why(
@@ -33,16 +34,17 @@ def why(
     reuse_address: bool | None = None,
     reuse_port: bool = False,
 ) -> Verdict:
-    """Say whether a server could have a port here and now, and what stands in its way.
+    """Say whether a server can bind a port here and now, and what blocks the bind.
 
-    The port is bound for a moment, as a server would, and let go.
+    The port is bound for a moment, as a server would bind it, and released.
 
     :param port: 1 to 65535
-    :param address: one address, IPv6 with V6ONLY; None asks for ``0.0.0.0`` and ``::``, each alone
-    :param dual: ask for one ``::`` that takes the port of IPv4 as well
-    :param reuse_address: SO_REUSEADDR; None does as servers do: for TCP, not on Windows
+    :param address: one address, IPv6 with IPV6_V6ONLY; None is ``0.0.0.0`` and ``::``, one socket each
+    :param dual: one ``::`` socket that takes the IPv4 port as well
+    :param reuse_address: SO_REUSEADDR; None does as servers do: set it for TCP, except on Windows
     :param reuse_port: SO_REUSEPORT, where the system has it
-    :raises UsageError: what was asked makes no sense, or this system does not have it
+    :returns: the verdict; ``can_have`` is None when this process lacked descriptors or memory
+    :raises UsageError: an argument is not valid, or this system does not have the option
     """
     low, high = PORTS
     if not low <= port <= high:
@@ -50,33 +52,32 @@ def why(
     if protocol not in PROTOCOLS:
         raise UsageError(f"unknown protocol {protocol!r}", f"valid are {', '.join(PROTOCOLS)}")
     if reuse_port and not hasattr(socket, "SO_REUSEPORT"):
-        raise UsageError("this system has no SO_REUSEPORT", "leave it away")
+        raise UsageError("this system has no SO_REUSEPORT", "omit the option")
     options = Options(protocol, reuse_address, reuse_port)
-    wanted = tuple(_with_named_zone(endpoint) for endpoint in endpoints.parse(address, dual=dual))
-    asked = Asked(port, protocol, wanted, options)
-    return examine(asked, _gatherer())
+    requested = tuple(_with_named_zone(endpoint) for endpoint in endpoints.parse(address, dual=dual))
+    return examine(BindRequest(port, protocol, requested, options), _gather_of_this_system())
 
 
 def _with_named_zone(endpoint: Endpoint) -> Endpoint:
-    """As sockets are shown: on Linux ``fe80::1%2`` is ``fe80::1%eth0``."""
-    if endpoint.zone is None or not endpoint.zone.isdecimal() or PLATFORM != "linux":
+    """Write the zone as sockets are listed: on Linux ``fe80::1%2`` becomes ``fe80::1%eth0``."""
+    if endpoint.zone is None or not is_number(endpoint.zone) or PLATFORM != "linux":
         return endpoint
     try:
         return replace(endpoint, zone=socket.if_indextoname(int(endpoint.zone)))
     except (OSError, OverflowError):
-        return endpoint  # there is none: the bind will say so
+        return endpoint  # no such interface: the bind reports it
 
 
-def examine(asked: Asked, gather: Gather) -> Verdict:
-    """Look and bind until both agree, a few times at most; what does not agree then is told as it is."""
-    for _ in range(LOOKS):
-        tried = attempt(asked.port, asked.endpoints, asked.options)
-        verdict = judge(gather(asked), tried)
-        if agrees(verdict):
+def examine(request: BindRequest, gather: Gather) -> Verdict:
+    """Bind and read until both agree, three times at most; what does not agree then is reported as it is."""
+    for _ in range(MOST_ROUNDS):
+        attempts = attempt(request.port, request.endpoints, request.options)
+        verdict = judge(gather(request), attempts)
+        if is_explained(verdict):
             break
     return verdict
 
 
-def _gatherer() -> Gather:
+def _gather_of_this_system() -> Gather:
     gather: Gather = import_module(f"portbook.verdict.{PLATFORM}").gather
     return gather

@@ -1,4 +1,4 @@
-"""Windows: everything the rules may look at, read within bounds; what cannot be read is a gap."""
+"""Windows: read everything that the rules may look at, within limits; what cannot be read is a gap."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from portbook.netconfig.facts import HttpQueue
 from portbook.netconfig.windows.httpsys import SYSTEM_PID, queues_of
 from portbook.netconfig.windows.reservations import Reservations, take
 from portbook.records import FAMILIES, Owner, Socket
-from portbook.verdict import occupants
-from portbook.verdict.evidence import Asked, Evidence
+from portbook.verdict import holders
+from portbook.verdict.situation import BindRequest, Situation
 
 
-def gather(asked: Asked) -> Evidence:
-    """Fill the evidence."""
-    found = occupants.evidence(asked)
-    kept = read_reservations(asked, found.sockets)
+def gather(request: BindRequest) -> Situation:
+    """Read the situation."""
+    situation = holders.read(request)
+    reservations = read_reservations(request, situation.sockets)
     return replace(
-        found,
-        excluded=kept.excluded or (),
-        dynamic=kept.dynamic or (),
-        proxies=kept.proxies or (),
-        queues=kept.queues or (),
-        behind=_behind(kept.queues or (), asked.port),
-        gaps=(*found.gaps, *kept.gaps),
+        situation,
+        excluded=reservations.excluded or (),
+        dynamic=reservations.dynamic or (),
+        proxies=reservations.proxies or (),
+        queues=reservations.queues or (),
+        queue_owners=_queue_owners(reservations.queues or (), request.port),
+        gaps=(*situation.gaps, *reservations.gaps),
     )
 
 
-def _behind(queues: tuple[HttpQueue, ...], port: int) -> dict[int, Owner]:
-    """Who answers what http.sys takes in, with names and services."""
+def _queue_owners(queues: tuple[HttpQueue, ...], port: int) -> dict[int, Owner]:
+    """The processes that serve the http.sys queues with the port, with names and services."""
     from portbook.enrich import process, service
 
     pids = {pid for queue in queues_of(port, queues) for pid in queue.pids}
@@ -37,10 +37,12 @@ def _behind(queues: tuple[HttpQueue, ...], port: int) -> dict[int, Owner]:
     return {owner.pid: owner for owner in owners}
 
 
-def read_reservations(asked: Asked, sockets: tuple[Socket, ...]) -> Reservations:
-    """The lists of the families that are asked for; queues of http.sys when pid 4 has the port, or nobody known."""
-    wanted = {"ipv6" if ":" in endpoint.address else "ipv4" for endpoint in asked.endpoints}
-    if any(endpoint.dual for endpoint in asked.endpoints):
-        wanted = set(FAMILIES)
-    behind = any(not s.owners or any(o.pid == SYSTEM_PID for o in s.owners) for s in sockets)
-    return take((asked.protocol,), [family for family in FAMILIES if family in wanted], queues=behind)
+def read_reservations(request: BindRequest, sockets: tuple[Socket, ...]) -> Reservations:
+    """Read the lists of the requested families; http.sys queues if pid 4, or an unknown process, has the port."""
+    if any(endpoint.dual for endpoint in request.endpoints):
+        families = list(FAMILIES)
+    else:
+        requested = {"ipv6" if ":" in endpoint.address else "ipv4" for endpoint in request.endpoints}
+        families = [family for family in FAMILIES if family in requested]
+    may_be_http_sys = any(not s.owners or any(o.pid == SYSTEM_PID for o in s.owners) for s in sockets)
+    return take((request.protocol,), families, queues=may_be_http_sys)

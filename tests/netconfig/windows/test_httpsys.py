@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from portbook.errors import SourceGarbled
 from portbook.netconfig.facts import HttpQueue
 from portbook.netconfig.windows import httpsys, netsh
-from portbook.netconfig.windows.httpsys import UrlPrefix, parse, queue_of, queues_of, url_prefix
+from portbook.netconfig.windows.httpsys import UrlPrefix, parse, queues_of, url_prefix
 from portbook.netconfig.windows.netsh import NetshOutput
 from tests.netconfig.windows.test_netsh import ANY, CODEC, CODECS, in_utf8, sample, samples
 
@@ -70,7 +70,7 @@ def test_the_layout_of_older_systems():
     )
 
 
-def test_a_process_is_never_that_of_the_queue_before():
+def test_a_process_never_belongs_to_the_queue_before():
     """As in a published answer, all of whose headings but the first are indented."""
     lines = sample("queues", "english-2012.cp437").data.decode().splitlines()
     first, second = [at for at, line in enumerate(lines) if line.startswith("Request")][:2]
@@ -108,7 +108,7 @@ def test_a_title_alone_says_that_there_is_no_queue():
 
 
 @pytest.mark.parametrize("line", ["    HTTP://+:80/", "    944", "    State: Active"])
-def test_what_belongs_to_no_queue_is_garbled(line):
+def test_a_line_that_belongs_to_no_queue_is_garbled(line):
     with pytest.raises(SourceGarbled, match="belongs to no queue"):
         queues(TITLE + line + "\r\n")
 
@@ -168,7 +168,7 @@ def test_the_longest_answer_takes_no_time(unit):
     raw = NetshOutput((TITLE + "a: b\r\n    " + unit * (netsh.MOST_BYTES // len(unit))).encode(), "cp850")
     started = time.process_time()
     found = parse(raw)
-    queue_of(80, found)
+    queues_of(80, found)
     assert time.process_time() - started < 60  # what is quadratic takes days
 
 
@@ -213,23 +213,18 @@ def test_urls_of_http_sys(url, prefix):
     ],
 )
 def test_the_queue_of_a_port(port, name, pids):
-    found = queue_of(port, EXPECTED)
-    assert found is not None
-    assert (found.name, found.pids) == (name, pids)
-    assert queues_of(port, EXPECTED) == (found,)
+    (queue,) = queues_of(port, EXPECTED)
+    assert (queue.name, queue.pids) == (name, pids)
 
 
 @pytest.mark.parametrize("port", [0, 1, 8, 44, 127, 5986, 4700, 800, 8000, 65535])
 def test_a_port_without_a_queue(port):
-    assert queue_of(port, EXPECTED) is None
     assert queues_of(port, EXPECTED) == ()
 
 
-def test_of_several_on_a_port_rather_the_one_that_is_known():
-    unknown, known = HttpQueue("a", ("HTTP://+:80/a/",), ()), HttpQueue("b", ("HTTP://+:80/b/",), (8,))
-    assert queue_of(80, [unknown, known]) == known
-    assert queues_of(80, [unknown, known]) == (unknown, known)
-    assert queue_of(80, [unknown]) == unknown
+def test_several_queues_on_a_port():
+    first, second = HttpQueue("a", ("HTTP://+:80/a/",), ()), HttpQueue("b", ("HTTP://+:80/b/",), (8,))
+    assert queues_of(80, [first, second]) == (first, second)
 
 
 @given(
@@ -241,9 +236,9 @@ def test_of_several_on_a_port_rather_the_one_that_is_known():
 )
 def test_the_port_is_the_one_behind_the_host(port, host, bound, path, other):
     queue = HttpQueue(None, (f"HTTP://{host}:{port}{bound}{path}",), (8,))
-    assert queue_of(port, [queue]) == queue
-    assert (queue_of(other, [queue]) is None) == (other != port)
+    assert queues_of(port, [queue]) == (queue,)
+    assert (queues_of(other, [queue]) == ()) == (other != port)
 
 
-def test_the_question_is_the_documented_one():
-    assert " ".join(httpsys.COMMAND) == "http show servicestate view=requestq"
+def test_the_command_is_the_documented_one():
+    assert str(httpsys.SHOW_QUEUES) == "netsh http show servicestate view=requestq"

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from portbook.errors import SourceGarbled, SourceMissing
 from portbook.netconfig.facts import DynamicRange, ExcludedRange
-from portbook.netconfig.windows import netsh, portproxy, reservations
+from portbook.netconfig.windows import netsh, reservations
 from portbook.netconfig.windows.netsh import NetshOutput, parse_dynamic, parse_excluded
+from tests.netconfig.windows.reading import dynamic_ranges, excluded_ranges, port_proxies
 
 DATA = Path(__file__).parents[2] / "data" / "netsh" / "windows"
 CODECS = ["utf-8", "cp1252", "cp65001", "cp437", "cp932", "no-such-codec"]
@@ -92,7 +93,7 @@ def test_a_sample_of_each_kind_is_no_utf8():
             sample("excluded", name).data.decode("utf-8")
 
 
-def test_the_list_is_the_one_that_was_asked_for():
+def test_ranges_have_the_requested_family_and_protocol():
     (found, *_) = parse_excluded(sample("excluded", "german.cp850"), "ipv6", "udp")
     assert (found.family, found.protocol) == ("ipv6", "udp")
 
@@ -219,13 +220,11 @@ def test_the_longest_answer_takes_no_time(unit):
     assert time.process_time() - started < 20  # what is quadratic takes days
 
 
-# --- asking --------------------------------------------------------------------------------------------------------
+# --- read ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="here it can be asked")
-@pytest.mark.parametrize(
-    "look", [netsh.excluded_ranges, netsh.dynamic_ranges, portproxy.port_proxies, reservations.take]
-)
-def test_elsewhere_there_is_no_answer_and_that_is_said(look):
+@pytest.mark.parametrize("look", [excluded_ranges, dynamic_ranges, port_proxies, reservations.take])
+def test_elsewhere_the_commands_are_missing(look):
     with pytest.raises(SourceMissing):
         look()

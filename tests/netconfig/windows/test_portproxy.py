@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from portbook.errors import SourceGarbled
 from portbook.netconfig.facts import PortProxy
 from portbook.netconfig.windows.netsh import NetshOutput
-from portbook.netconfig.windows.portproxy import KINDS, Value, parse, parse_text
+from portbook.netconfig.windows.portproxy import KINDS, ProxyValue, parse, parse_text
 from tests.netconfig.windows.test_netsh import ANY, CODEC, CODECS, in_utf8, sample
 
 
@@ -24,7 +24,7 @@ from tests.netconfig.windows.test_netsh import ANY, CODEC, CODECS, in_utf8, samp
     ],
 )
 def test_values_of_the_registry(kind, name, data, proxy):
-    assert parse(Value(kind, name, data)) == PortProxy(kind, *proxy)
+    assert parse(ProxyValue(kind, name, data)) == PortProxy(kind, *proxy)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_values_of_the_registry(kind, name, data, proxy):
 )
 def test_a_value_that_is_no_proxy_is_garbled(name, data):
     with pytest.raises(SourceGarbled, match="not understood"):
-        parse(Value("v4tov4", name, data))
+        parse(ProxyValue("v4tov4", name, data))
 
 
 ROWS = {
@@ -62,8 +62,8 @@ def test_text_in_every_language(name):
         assert parse_text(sample("portproxy", name)._replace(codec=codec), "v4tov4") == proxies
 
 
-def test_no_text_does_not_say_that_there_is_none():
-    with pytest.raises(SourceGarbled, match="there is no such proxy, or it was not told"):
+def test_an_empty_output_is_not_read_as_no_proxy():
+    with pytest.raises(SourceGarbled, match="there is no such proxy, or netsh does not show it"):
         parse_text(sample("portproxy", "none.cp437"), "v4tov4")
 
 
@@ -76,7 +76,7 @@ def test_a_row_that_is_cut_or_wrong_is_garbled(row):
 
 @given(ANY, CODEC, st.sampled_from(KINDS), st.text(), st.text())
 def test_anything_is_read_or_garbled(data, codec, kind, name, text):
-    for parser in (lambda: parse_text(NetshOutput(data, codec), kind), lambda: (parse(Value(kind, name, text)),)):
+    for parser in (lambda: parse_text(NetshOutput(data, codec), kind), lambda: (parse(ProxyValue(kind, name, text)),)):
         try:
             proxies = parser()
         except SourceGarbled:

@@ -27,7 +27,7 @@ from portbook.probe.request import Event, Limits, Probe, Tally
 from portbook.resilience import BreakerSettings
 from portbook.scanner.tcp import engine
 from portbook.scanner.tcp.engine import scan_tcp
-from portbook.scanner.tcp.loopback import Loopback, Walker
+from portbook.scanner.tcp.loopback import Connector, Loopback
 from portbook.scanner.tcp.poller import Poller
 from portbook.scanner.tcp.proactor import Proactor
 from tests.components import need
@@ -181,22 +181,22 @@ def test_without_care_something_would_be():
     """The namespace is one in which naive sockets do connect to themselves, and the engine's part detects it."""
     with contextlib.closing(narrow()) as space, space:
         seen = Counter(naive(port) for _ in range(20) for port in EPHEMERAL)
-    assert seen[tcp.SELF] > 0
+    assert seen[tcp.SELF_CONNECTED] > 0
     assert seen[tcp.OPEN] == 0
 
 
-def naive(port: int) -> tcp.Finding:
+def naive(port: int) -> tcp.ConnectResult:
     with socket.socket() as sock:
-        return tcp.established(sock) if sock.connect_ex(("127.0.0.1", port)) == 0 else tcp.CLOSED
+        return tcp.established_result(sock) if sock.connect_ex(("127.0.0.1", port)) == 0 else tcp.CLOSED
 
 
 @linux
-def test_a_walker_asks_its_own_port_from_another():
-    walker = Walker(socket.AF_INET)
-    walker.walk([])
-    own = walker.port
+def test_a_connector_asks_its_own_port_from_another():
+    connector = Connector(socket.AF_INET)
+    connector.connect([])
+    own = connector.port
     assert own
-    walker.close()
+    connector.close()
     with contextlib.closing(Loopback(workers=2)):
         found = scanned(of("127.0.0.1", [own] * 1))
     assert outcomes(found) == {"closed": 1}
@@ -393,7 +393,7 @@ def test_dead_hosts_are_left_alone(network):
             whole_network([80, *range(1000, 1099)]),
             Limits(breaker=BreakerSettings(pause_s=0.2, trials=2)),
             tally=tally,
-            tell=events.append,
+            on_event=events.append,
         )
     for address in LIVE:
         mine = {port: answer.outcome for (host, port), answer in found.items() if host == address}
@@ -411,7 +411,7 @@ def test_dead_hosts_are_left_alone(network):
 def test_without_a_breaker_every_port_is_asked(network):
     events: list[Event] = []
     with network.client:
-        found = scanned(whole_network(range(1000, 1003)), Limits(timeout_s=0.2, breaker=None), tell=events.append)
+        found = scanned(whole_network(range(1000, 1003)), Limits(timeout_s=0.2, breaker=None), on_event=events.append)
     assert outcomes(found) == {"closed": 4 * 3, "filtered": 252 * 3}
     assert events == []
 
@@ -461,7 +461,7 @@ def with_descriptors_taken_away(limit: int) -> tuple[Counter[str], list[str]]:
     outcomes: Counter[str] = Counter()
     files: list[int] = []
     probes = of("127.0.0.1", [*range(1, 100), *range(1000, 1300)])
-    for answer in scan_tcp(probes, Limits(timeout_s=0.1), tell=events.append):
+    for answer in scan_tcp(probes, Limits(timeout_s=0.1), on_event=events.append):
         outcomes[answer.outcome] += 1
         if len(files) < limit - 40:
             with contextlib.suppress(OSError):
@@ -519,7 +519,7 @@ def test_the_deadline_is_kept(way):
     read = count()
     with contextlib.closing(dropping()) as space, space:
         endless = (Probe("x", "127.0.0.1", 1000 + next(read) % 60_000) for _ in iter(int, 1))
-        answers = list(scan_tcp(endless, Limits(deadline_s=0.5, concurrency=50), tally=tally, tell=events.append))
+        answers = list(scan_tcp(endless, Limits(deadline_s=0.5, concurrency=50), tally=tally, on_event=events.append))
     assert {answer.outcome for answer in answers} == {"timeout"}
     assert [event.kind for event in events] == ["deadline"]
     assert tally.in_flight == 0
@@ -556,25 +556,29 @@ def test_more_than_select_can_hold(way):
 def test_one_port_at_a_time():
     with listening("127.0.0.1", "::1") as places:
         for address, port in places:
-            asked = tcp.ask(address, port)
-            assert asked.finding is tcp.OPEN
-            assert asked.elapsed_s > 0
-            asked.socket.close()
-    asked = tcp.ask(*places[0])
-    assert asked.finding == tcp.judged(errno.ECONNREFUSED)
-    assert asked.socket is None
+            connection = tcp.connect(address, port)
+            assert connection.result is tcp.OPEN
+            assert connection.elapsed_s > 0
+            connection.socket.close()
+    connection = tcp.connect(*places[0])
+    assert connection.result == tcp.errno_result(errno.ECONNREFUSED)
+    assert connection.socket is None
 
 
 @linux
 def test_one_port_that_is_silent():
     with deaf() as place:
-        asked = tcp.ask(*place, timeout_s=0.1)
-    assert (asked.finding.outcome, asked.finding.evidence.kind, asked.socket) == ("timeout", "silence", None)
+        connection = tcp.connect(*place, timeout_s=0.1)
+    assert (connection.result.outcome, connection.result.evidence.kind, connection.socket) == (
+        "timeout",
+        "silence",
+        None,
+    )
 
 
 def test_one_port_that_cannot_be_asked():
-    asked = tcp.ask("fe80::1", 80, "nosuch")
-    assert asked.finding.outcome == "error"
+    connection = tcp.connect("fe80::1", 80, "nosuch")
+    assert connection.result.outcome == "error"
 
 
 @pytest.mark.parametrize(
@@ -590,7 +594,7 @@ def test_one_port_that_cannot_be_asked():
     ],
 )
 def test_errors_are_judged(number, sent, outcome):
-    assert tcp.judged(number, sent=sent).outcome == outcome
+    assert tcp.errno_result(number, sent=sent).outcome == outcome
 
 
 def test_what_windows_is_told_about_loopback():
@@ -639,14 +643,14 @@ def test_an_interrupt_leaves_nothing(after):
 @linux
 def test_an_interrupt_while_walking_leaves_nothing(monkeypatch):
     before, threads = descriptors(), threading.active_count()
-    walked = Walker.walk
+    walked = Connector.connect
 
-    def interrupted(self: Walker, attempts: list) -> None:
+    def interrupted(self: Connector, attempts: list) -> None:
         walked(self, attempts)
         if threading.current_thread() is threading.main_thread():
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Walker, "walk", interrupted)
+    monkeypatch.setattr(Connector, "connect", interrupted)
     with deaf() as place, pytest.raises(KeyboardInterrupt):
         list(scan_tcp(of("127.0.0.1", [place[1], *range(1, 1000)])))
     assert (descriptors(), threading.active_count()) == (before, threads)
@@ -654,11 +658,11 @@ def test_an_interrupt_while_walking_leaves_nothing(monkeypatch):
 
 @linux
 def test_workers_pass_on_what_goes_wrong(monkeypatch):
-    def broken(self: Walker, attempts: object) -> None:
+    def broken(self: Connector, attempts: object) -> None:
         raise RuntimeError("in a thread")
 
     loopback = Loopback(workers=2)
-    monkeypatch.setattr(loopback.workers[1], "walk", lambda attempts: broken(None, attempts))
+    monkeypatch.setattr(loopback.workers[1], "connect", lambda attempts: broken(None, attempts))
     poller = Poller()
     poller._loopback.close()
     poller._loopback = loopback

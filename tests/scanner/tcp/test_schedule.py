@@ -18,17 +18,17 @@ from portbook.probe import tcp
 from portbook.probe.error_queue import QueuedError
 from portbook.probe.outcome import Answer
 from portbook.probe.request import Limits, Probe, Tally
-from portbook.probe.tcp import CLOSED, OPEN, SELF, Finding
+from portbook.probe.tcp import CLOSED, OPEN, SELF_CONNECTED, ConnectResult
 from portbook.resilience import BreakerSettings
-from portbook.scanner.tcp.attempt import Attempt
 from portbook.scanner.tcp.engine import turn
 from portbook.scanner.tcp.schedule import BUFFER, Schedule
+from portbook.scanner.tcp.state import Attempt
 
 DEFAULTS = Limits()
-EMFILE = tcp.judged(errno.EMFILE, sent=False)
-FORBIDDEN = tcp.judged(errno.EACCES, sent=False)
-NO_ROUTE = tcp.judged(errno.ENETUNREACH, sent=False)
-Network = Callable[[Attempt], tuple[Finding, float] | None]  # what comes back, and after how long; None: nothing
+EMFILE = tcp.errno_result(errno.EMFILE, sent=False)
+FORBIDDEN = tcp.errno_result(errno.EACCES, sent=False)
+NO_ROUTE = tcp.errno_result(errno.ENETUNREACH, sent=False)
+Network = Callable[[Attempt], tuple[ConnectResult, float] | None]  # what comes back, and after how long; None: nothing
 
 
 class FakeTransport:
@@ -38,7 +38,7 @@ class FakeTransport:
         self.network = network
         self.descriptors = descriptors
         self.now = 100.0
-        self.arriving: list[tuple[float, int, Attempt, Finding]] = []
+        self.arriving: list[tuple[float, int, Attempt, ConnectResult]] = []
         self.flying: set[Attempt] = set()
         self.most_flying = self.begun = 0
         self.begun_at: list[float] = []
@@ -54,9 +54,9 @@ class FakeTransport:
             self.begun += 1
             self.begun_at.append(self.now)
             if len(self.flying) >= self.descriptors:
-                attempt.finding = EMFILE
+                attempt.result = EMFILE
             elif (reply := self.network(attempt)) is not None and reply[1] == 0:
-                attempt.finding = reply[0]
+                attempt.result = reply[0]
             else:
                 self.flying.add(attempt)
                 if reply is not None:
@@ -74,9 +74,9 @@ class FakeTransport:
         decided = []
         while self.arriving and self.arriving[0][0] <= self.now:
             at, _, attempt, finding = heappop(self.arriving)
-            if attempt in self.flying and attempt.begun <= at:
+            if attempt in self.flying and attempt.started_at <= at:
                 self.flying.remove(attempt)
-                attempt.finding, attempt.rtt_s = finding, at - attempt.begun
+                attempt.result, attempt.rtt_s = finding, at - attempt.started_at
                 decided.append(attempt)
         return decided
 
@@ -113,7 +113,7 @@ class Run:
             window,
             self.began,
             tally=self.tally,
-            tell=self.events.append,
+            on_event=self.events.append,
         )
         for _ in range(2_000_000):
             if self.schedule.finished:
@@ -174,7 +174,7 @@ def test_every_probe_has_one_end(hosts, ports, kinds, window, retries, rate, bre
         "slow": (CLOSED, 0.8),
         "unreachable": (NO_ROUTE, 0.0),
         "at once": (CLOSED, 0.0),
-        "itself": (SELF, 0.0),
+        "itself": (SELF_CONNECTED, 0.0),
         "forbidden": (FORBIDDEN, 0.0),
     }
 
@@ -248,7 +248,8 @@ def test_a_port_is_not_asked_again_before_a_burst_is_over():
 def test_a_host_is_approached_with_caution():
     """Before anything is heard, a few ports at once; a burst would overflow the queue of an unresolved neighbour."""
     burst = Run(
-        probes(1, 500), lambda attempt: (CLOSED, 0.02) if attempt.begun > 100.0 or attempt.probe.port <= 16 else None
+        probes(1, 500),
+        lambda attempt: (CLOSED, 0.02) if attempt.started_at > 100.0 or attempt.probe.port <= 16 else None,
     )
     assert burst.outcomes == {"closed": 500}
     assert burst.tally.repeated == 0
@@ -258,7 +259,7 @@ def test_a_host_is_approached_with_caution():
 def test_lost_packets_are_noticed_and_made_up_for():
     chance = Random(1)  # 1000 ports of which 100 are open; each attempt is lost with 10 %
 
-    def lossy(attempt: Attempt) -> tuple[Finding, float] | None:
+    def lossy(attempt: Attempt) -> tuple[ConnectResult, float] | None:
         return None if chance.random() < 0.1 else (CLOSED if attempt.probe.port % 10 else OPEN, 0.02)
 
     for _ in range(20):
@@ -267,9 +268,9 @@ def test_lost_packets_are_noticed_and_made_up_for():
 
 
 def test_an_answer_of_a_router_is_no_round_trip_of_the_host():
-    icmp = tcp.icmp_finding(QueuedError(4, 3, 13, "10.9.9.9", 1, errno.EHOSTUNREACH))
+    icmp = tcp.icmp_result(QueuedError(4, 3, 13, "10.9.9.9", 1, errno.EHOSTUNREACH))
 
-    def firewalled(attempt: Attempt) -> tuple[Finding, float]:
+    def firewalled(attempt: Attempt) -> tuple[ConnectResult, float]:
         return (icmp, 0.001) if attempt.probe.port < 90 else (CLOSED, 0.7)
 
     run = Run(probes(1, 100), firewalled)
@@ -282,7 +283,7 @@ def test_an_answer_after_the_system_has_repeated_the_syn_is_no_round_trip():
     run = Run(probes(1, 20), lambda attempt: (CLOSED, 1.02), Limits(timeout_s=2))
     (host,) = run.schedule._hosts
     assert run.outcomes == {"closed": 20}
-    assert host.trip.srtt_s is None
+    assert host.round_trip.srtt_s is None
 
 
 def test_later_attempts_are_given_more_time_up_to_four_times_as_much():
@@ -330,7 +331,7 @@ def test_a_single_host_is_asked_to_the_end():
 
 
 def test_a_host_that_has_answered_is_never_given_up():
-    def firewalled(attempt: Attempt) -> tuple[Finding, float] | None:
+    def firewalled(attempt: Attempt) -> tuple[ConnectResult, float] | None:
         return (OPEN, 0.02) if attempt.probe.port in (3, 500) else None
 
     run = Run(probes(2, 500), firewalled, breaker=BreakerSettings())
@@ -341,7 +342,7 @@ def test_a_host_that_has_answered_is_never_given_up():
 def test_a_trial_takes_the_port_that_is_likeliest_to_answer():
     """One host drops all but HTTPS. Its turn comes long after the breaker has opened; the trial asks for it first."""
 
-    def web_only(attempt: Attempt) -> tuple[Finding, float] | None:
+    def web_only(attempt: Attempt) -> tuple[ConnectResult, float] | None:
         return (OPEN, 0.02) if attempt.probe.port == 443 or number(attempt) == 0 else None
 
     run = Run(probes(2, 500), web_only, breaker=BreakerSettings())
@@ -351,10 +352,10 @@ def test_a_trial_takes_the_port_that_is_likeliest_to_answer():
 
 
 def test_a_trial_that_cannot_be_made_does_not_hold_up_the_rest():
-    def network(attempt: Attempt) -> tuple[Finding, float] | None:
+    def network(attempt: Attempt) -> tuple[ConnectResult, float] | None:
         if number(attempt) == 0:
             return CLOSED, 0.02
-        return (FORBIDDEN, 0.0) if attempt.begun > 101.5 else None
+        return (FORBIDDEN, 0.0) if attempt.started_at > 101.5 else None
 
     run = Run(probes(2, 100), network, breaker=BreakerSettings())
     assert len(run.answers) + run.tally.skipped == 200
@@ -364,8 +365,8 @@ def test_a_host_that_comes_back_is_asked_again():
     """While a stream lasts, a host that was given up is tried now and then."""
     up_at = 110.0
 
-    def late(attempt: Attempt) -> tuple[Finding, float] | None:
-        return (CLOSED, 0.02) if number(attempt) == 0 or attempt.begun > up_at else None
+    def late(attempt: Attempt) -> tuple[ConnectResult, float] | None:
+        return (CLOSED, 0.02) if number(attempt) == 0 or attempt.started_at > up_at else None
 
     run = Run(probes(2, 20_000), late, Limits(rate=1000.0), breaker=BreakerSettings())
     revived = [answer for answer in run.answers if answer.address == "10.0.0.1" and answer.outcome == "closed"]
@@ -384,8 +385,8 @@ def test_without_descriptors_fewer_are_in_flight():
 
 
 def test_without_any_it_waits_for_one():
-    def network(attempt: Attempt) -> tuple[Finding, float]:
-        return (EMFILE, 0.0) if attempt.begun < 105.0 else (CLOSED, 0.02)
+    def network(attempt: Attempt) -> tuple[ConnectResult, float]:
+        return (EMFILE, 0.0) if attempt.started_at < 105.0 else (CLOSED, 0.02)
 
     run = Run(probes(1, 5), network)
     assert run.outcomes == {"closed": 5}
@@ -404,10 +405,10 @@ def test_without_any_for_ever_it_says_so():
 def test_a_connect_to_itself_is_asked_again():
     once: set[int] = set()
 
-    def itself_once(attempt: Attempt) -> tuple[Finding, float]:
+    def itself_once(attempt: Attempt) -> tuple[ConnectResult, float]:
         first = attempt.probe.port not in once
         once.add(attempt.probe.port)
-        return (SELF, 0.001) if first else (CLOSED, 0.001)
+        return (SELF_CONNECTED, 0.001) if first else (CLOSED, 0.001)
 
     run = Run(probes(1, 50), itself_once)
     assert run.outcomes == {"closed": 50}
@@ -416,7 +417,7 @@ def test_a_connect_to_itself_is_asked_again():
 
 
 def test_one_that_keeps_doing_so_is_closed():
-    run = Run(probes(1, 3), lambda _: (SELF, 0.001))
+    run = Run(probes(1, 3), lambda _: (SELF_CONNECTED, 0.001))
     assert run.outcomes == {"closed": 3}
     assert {answer.evidence.kind for answer in run.answers} == {"self-connect"}
 

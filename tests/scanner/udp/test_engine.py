@@ -446,7 +446,7 @@ def test_a_rate_limit_of_refusals_is_waited_for(lab, tmp_path) -> None:
     lab.target.nft("udp dport 3015-3017 drop")
     events: list[Event] = []
     with lab.client:
-        answers = scan(TARGET, [*range(3000, 3040), 53], tell=events.append)
+        answers = scan(TARGET, [*range(3000, 3040), 53], on_event=events.append)
     expected = dict.fromkeys(range(3000, 3040), "closed") | dict.fromkeys(range(3015, 3018), "open|filtered")
     assert outcomes(answers) == {53: "open"} | expected
     assert {answers[port].evidence.text for port in range(3015, 3018)} == {PROVEN}
@@ -549,7 +549,7 @@ def test_descriptors_that_run_out_on_the_way(alone) -> None:
     def with_fewer_and_fewer() -> tuple[dict[str, int], set[str]]:
         events: list[Event] = []
         probes = (Probe("x", "127.0.0.1", port) for port in range(30000, 32000))
-        answers = scan_udp(probes, Limits(), tell=events.append)
+        answers = scan_udp(probes, Limits(), on_event=events.append)
         first = next(answers)
         resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors() - 5, 64))
         return collections.Counter(a.outcome for a in (first, *answers)), {event.kind for event in events}

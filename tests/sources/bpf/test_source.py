@@ -21,7 +21,7 @@ from portbook import take, who
 from portbook.errors import SourceDenied, SourceGarbled, SourceMissing
 from portbook.records import Owner, Socket
 from portbook.sources import bpf, sockdiag
-from portbook.sources.base import Elsewhere, Wanted
+from portbook.sources.base import OtherNamespaces, Wanted
 from portbook.sources.bpf import Raw, btf, calls, fileless, offsets, program
 from portbook.sources.bpf.fileless import Counts, Inside, Seen
 from portbook.sources.bpf.record import FORMAT, SIZE
@@ -87,7 +87,7 @@ def test_what_is_recorded_is_parsed_whoever_comes_first(several, order):
     reading = bpf.parse(Raw(b"".join(records), OWN, True, inside()))
     expected = [replace(s, owners=tuple(Owner(pid, how="fd") for pid in pids)) for s, pids in several]
     assert sorted(reading.sockets, key=lambda s: s.inode) == sorted(expected, key=lambda s: s.inode)
-    assert (reading.gaps, reading.elsewhere) == ([], None)
+    assert (reading.gaps, reading.other_namespaces) == ([], None)
 
 
 @given(st.lists(held(), max_size=8).map(unique))
@@ -96,7 +96,7 @@ def test_other_namespaces_are_counted_when_they_were_not_asked_for(several):
     reading = bpf.parse(Raw(data, OWN, False, inside()))
     assert {s.inode for s in reading.sockets} == {s.inode for s, _ in several if s.netns == OWN}
     others = [s for s, _ in several if s.netns == OTHER]
-    assert reading.elsewhere == Elsewhere(len(others), len({s.netns for s in others}))
+    assert reading.other_namespaces == OtherNamespaces(len(others), len({s.netns for s in others}))
 
 
 LISTENER = Socket(
@@ -835,4 +835,4 @@ def test_other_namespaces_that_cannot_be_entered_are_a_gap(other_namespace, own_
 def test_asking_for_all_namespaces_without_privilege_says_what_is_missing(as_nobody):
     script = "from portbook import take; print([g.why for g in take('netns:all').gaps if g.what == 'socket'])"
     run = as_nobody(sys.executable, "-c", script)
-    assert "only this network namespace was looked at: bpf: uid 65534 may not load programs" in run.stdout, run.stderr
+    assert "only this network namespace was read: bpf: uid 65534 may not load programs" in run.stdout, run.stderr

@@ -1,9 +1,9 @@
-"""Ports that the service iphlpsvc listens on to pass connections on: ``netsh interface portproxy``.
+"""Ports on which the service iphlpsvc listens to forward connections: ``netsh interface portproxy``.
 
-netsh keeps them in the registry, one value per port: its name is what is listened on, "0.0.0.0/8080", its data where
-that leads, "192.0.2.7/80". Microsoft does not document the key; public write-ups of incidents and guides to WSL read
-it. That takes no process. Where the registry may not be read, netsh is asked; it prints nothing when there is no proxy,
-and so cannot say that there is none.
+netsh keeps them in the registry, one value for each port. Its name is where the service listens ("0.0.0.0/8080"), its
+data where it connects to ("192.0.2.7/80"). Microsoft does not document the key; public reports of incidents and guides
+to WSL read it. That needs no process. If the registry cannot be read, netsh is run. It prints nothing when there is no
+proxy, so it cannot confirm that there is none.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import NamedTuple, get_args
 
 from portbook.errors import SourceDenied, SourceError, SourceGarbled, SourceMissing
 from portbook.netconfig.facts import PortProxy, ProxyKind
-from portbook.netconfig.windows.netsh import MOST_PORT, Answers, NetshOutput, Question, ask, complete, number, text_of
+from portbook.netconfig.windows.netsh import NetshCommand, NetshOutput, Results, decode, run_commands
+from portbook.numerals import UINT16, number_or_none
 
 KEY = r"SYSTEM\CurrentControlSet\Services\PortProxy"
 KINDS: tuple[ProxyKind, ...] = get_args(ProxyKind)
@@ -23,41 +24,40 @@ MOST_VALUES = 4 * 0xFFFF
 ERROR_NO_MORE_ITEMS = 259
 
 
-class Value(NamedTuple):
-    """A value of the registry: of which kind, its name, its data as text."""
+class ProxyValue(NamedTuple):
+    """A value of the registry: the kind of proxy, the name of the value, its data as text."""
 
     kind: ProxyKind
     name: str
     data: str
 
 
-def port_proxies() -> tuple[PortProxy, ...]:
-    """Every port that is passed on; empty when none is.
+def take() -> Results[PortProxy]:
+    """Every port proxy, as a result of its own: one that is not understood does not hide the others.
 
-    :raises SourceError: they could not be had, or one of them could not be understood
+    :raises SourceError: they cannot be read
     """
-    return complete(answers())
-
-
-def answers() -> Answers[PortProxy]:
-    """Each as an answer of its own: one that cannot be understood does not hide the others."""
     try:
-        return [_parsed(value) for value in read()]
+        return [_parse(value) for value in read()]
     except SourceDenied as error:
-        asked = ask(
-            [Question(("interface", "portproxy", "show", kind), partial(parse_text, kind=kind)) for kind in KINDS]
-        )
-        return [*asked, error] if any(isinstance(answer, SourceError) for answer in asked) else asked
+        results = run_commands([_command(kind) for kind in KINDS])
+        if any(isinstance(result, SourceError) for result in results):
+            results.append(error)
+        return results
+
+
+def _command(kind: ProxyKind) -> NetshCommand[PortProxy]:
+    return NetshCommand(("interface", "portproxy", "show", kind), partial(parse_text, kind=kind))
 
 
 # --- registry ------------------------------------------------------------------------------------------------------
 
 
-def read() -> tuple[Value, ...]:
-    """All values; none if the key does not exist, which netsh makes with the first one.
+def read() -> tuple[ProxyValue, ...]:
+    """All values; none if the key does not exist, which netsh creates with the first proxy.
 
     :raises SourceMissing: this is not Windows
-    :raises SourceDenied: the registry may not be read
+    :raises SourceDenied: the registry cannot be read
     """
     if sys.platform != "win32":
         raise SourceMissing("port proxies are a feature of Windows")
@@ -67,7 +67,7 @@ def read() -> tuple[Value, ...]:
         raise SourceDenied(f"HKLM\\{KEY} cannot be read: {error.strerror}", "run as administrator") from error
 
 
-def _values(kind: ProxyKind) -> Iterator[Value]:
+def _values(kind: ProxyKind) -> Iterator[ProxyValue]:
     if sys.platform != "win32":
         return
     import winreg
@@ -84,18 +84,18 @@ def _values(kind: ProxyKind) -> Iterator[Value]:
                 if error.winerror != ERROR_NO_MORE_ITEMS:
                     raise
                 return  # one was deleted meanwhile
-            yield Value(kind, name, str(data))
+            yield ProxyValue(kind, name, str(data))
 
 
-def _parsed(value: Value) -> tuple[PortProxy, ...] | SourceError:
+def _parse(value: ProxyValue) -> tuple[PortProxy, ...] | SourceError:
     try:
         return (parse(value),)
     except SourceGarbled as error:
         return error
 
 
-def parse(value: Value) -> PortProxy:
-    """Read one value; raise SourceGarbled."""
+def parse(value: ProxyValue) -> PortProxy:
+    """Parse one value; raise SourceGarbled."""
     listen_address, _, listen_port = value.name.rpartition("/")
     connect_address, _, connect_port = value.data.rpartition("/")
     return _proxy(value.kind, listen_address, listen_port, connect_address, connect_port)
@@ -104,21 +104,30 @@ def parse(value: Value) -> PortProxy:
 # --- text ----------------------------------------------------------------------------------------------------------
 
 
-def parse_text(raw: NetshOutput, kind: ProxyKind) -> tuple[PortProxy, ...]:
-    """Rows are address, port, address, port, behind a ruler; raise SourceGarbled, also when there is none."""
-    lines = iter([fields for line in text_of(raw).splitlines() if (fields := line.split())])
-    ruled = any(len(fields) == 4 and not "".join(fields).strip("-") for fields in lines)
-    rows = [fields for fields in lines if ruled]
+def parse_text(output: NetshOutput, kind: ProxyKind) -> tuple[PortProxy, ...]:
+    """Parse what netsh prints: rows of address, port, address, port below a ruler.
+
+    :raises SourceGarbled: a row is not understood, or there is none
+    """
+    rows: list[list[str]] = []
+    is_below_ruler = False
+    for line in decode(output).splitlines():
+        fields = line.split()
+        if fields and is_below_ruler:
+            rows.append(fields)
+        elif len(fields) == 4 and not "".join(fields).strip("-"):
+            is_below_ruler = True
     if not rows:
-        raise SourceGarbled("no row: there is no such proxy, or it was not told")
+        raise SourceGarbled("no row: there is no such proxy, or netsh does not show it")
     if any(len(fields) != 4 for fields in rows):
         raise SourceGarbled("a row was not understood")
     return tuple(_proxy(kind, *fields) for fields in rows)
 
 
 def _proxy(kind: ProxyKind, listen: str, listen_port: str, connect: str, connect_port: str) -> PortProxy:
-    ports = number(listen_port), number(connect_port)
-    if not listen or not connect or not all(port and port <= MOST_PORT for port in ports):
-        shown = f"{listen}/{listen_port} to {connect}/{connect_port}"
-        raise SourceGarbled(f"the port proxy {shown[:80]!r} was not understood")
-    return PortProxy(kind, listen, ports[0] or 0, connect, ports[1] or 0)
+    from_port = number_or_none(listen_port, UINT16, least=1)
+    to_port = number_or_none(connect_port, UINT16, least=1)
+    if not listen or not connect or from_port is None or to_port is None:
+        text = f"{listen}/{listen_port} to {connect}/{connect_port}"
+        raise SourceGarbled(f"the port proxy {text[:80]!r} was not understood")
+    return PortProxy(kind, listen, from_port, connect, to_port)

@@ -1,4 +1,4 @@
-"""All that Windows keeps back, in one look: the questions to netsh are asked at the same time."""
+"""All that Windows reserves, read at once: the commands of netsh run at the same time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Fact = TypeVar("Fact")
 
 
 class Reservations(NamedTuple):
-    """What was found. None: nothing of this could be had, which is not the same as that there is nothing."""
+    """What Windows reserves. None: this could not be read, which is not the same as that there is nothing."""
 
     excluded: tuple[ExcludedRange, ...] | None
     dynamic: tuple[DynamicRange, ...] | None
@@ -26,38 +26,50 @@ class Reservations(NamedTuple):
 def take(
     protocols: Iterable[Protocol] = PROTOCOLS, families: Iterable[Family] = FAMILIES, *, queues: bool = True
 ) -> Reservations:
-    """Look at what concerns these protocols and families; what could not be had is a gap.
+    """Read what concerns these protocols and families; what cannot be read is a gap.
 
-    :param queues: also at the request queues of http.sys, which matter for ports that pid 4 holds
+    :param queues: read the request queues of http.sys too, which matter for ports that pid 4 holds
     :raises SourceMissing: this is not Windows
     """
     protocols, families = tuple(protocols), tuple(families)
-    excluded = netsh.excluded_questions(protocols, families)
-    dynamic = netsh.dynamic_questions(protocols, families)
-    http = [httpsys.QUESTION] if queues and "tcp" in protocols else []
-    questions: list[netsh.Question[Any]] = [*excluded, *dynamic, *http]
-    answers = netsh.ask(questions)
+    excluded = netsh.excluded_commands(protocols, families)
+    dynamic = netsh.dynamic_commands(protocols, families)
+    commands: list[netsh.NetshCommand[Any]] = [*excluded, *dynamic]
+    proxies: netsh.Results[PortProxy] = []
+    if "tcp" in protocols:
+        proxies = _proxies()
+        if queues:
+            commands.append(httpsys.SHOW_QUEUES)
+    results = netsh.run_commands(commands)
+    at_dynamic = len(excluded)
+    at_queues = at_dynamic + len(dynamic)
     gaps: list[Gap] = []
     return Reservations(
-        _known(answers[: len(excluded)], gaps),
-        _known(answers[len(excluded) : len(excluded) + len(dynamic)], gaps),
-        _known(_proxies() if "tcp" in protocols else [], gaps),
-        _known(answers[len(excluded) + len(dynamic) :], gaps),
+        _facts(results[:at_dynamic], gaps),
+        _facts(results[at_dynamic:at_queues], gaps),
+        _facts(proxies, gaps),
+        _facts(results[at_queues:], gaps),
         tuple(gaps),
     )
 
 
-def _proxies() -> netsh.Answers[PortProxy]:
+def _proxies() -> netsh.Results[PortProxy]:
     try:
-        return portproxy.answers()
+        return portproxy.take()
     except SourceError as error:
         return [error]
 
 
-def _known(answers: netsh.Answers[Fact], gaps: list[Gap]) -> tuple[Fact, ...] | None:
-    """What the answers say, together; None if every one is an error."""
-    failures = [answer for answer in answers if isinstance(answer, SourceError)]
-    gaps += [Gap("reservation", None, failure.args[0], failure.hint) for failure in failures]
-    if failures and len(failures) == len(answers):
+def _facts(results: netsh.Results[Fact], gaps: list[Gap]) -> tuple[Fact, ...] | None:
+    """The facts of all results; a gap for each error; None if there are only errors."""
+    facts: list[Fact] = []
+    errors: list[SourceError] = []
+    for result in results:
+        if isinstance(result, SourceError):
+            errors.append(result)
+        else:
+            facts += result
+    gaps += [Gap("reservation", None, error.args[0], error.hint) for error in errors]
+    if errors and len(errors) == len(results):
         return None
-    return tuple(fact for answer in answers if not isinstance(answer, SourceError) for fact in answer)
+    return tuple(facts)

@@ -13,7 +13,7 @@ from time import perf_counter
 
 from portbook.probe.descriptors import window_size
 from portbook.probe.outcome import Answer
-from portbook.probe.request import Limits, Listener, Probe, Tally
+from portbook.probe.request import EventCallback, Limits, Probe, Tally
 from portbook.resilience import classify
 from portbook.scanner.udp import wire
 from portbook.scanner.udp.schedule import OUT_OF_DESCRIPTORS, Schedule
@@ -22,7 +22,7 @@ from portbook.scanner.udp.state import UdpPort
 
 
 def scan_udp(
-    probes: Iterable[Probe], limits: Limits, *, tally: Tally | None = None, tell: Listener | None = None
+    probes: Iterable[Probe], limits: Limits, *, tally: Tally | None = None, on_event: EventCallback | None = None
 ) -> Iterator[Answer]:
     """Probe UDP ports; answers come as they are decided. Closing the iterator cancels, and closes every socket.
 
@@ -31,10 +31,10 @@ def scan_udp(
     ``tally.skipped``.
 
     :param tally: is updated while the scan runs
-    :param tell: called with each Event, from within the iteration
+    :param on_event: called with each Event, from within the iteration
     """
     window = window_size(limits.concurrency)
-    schedule = Schedule(probes, limits, window, perf_counter(), tally=tally, on_event=tell)
+    schedule = Schedule(probes, limits, window, perf_counter(), tally=tally, on_event=on_event)
     sockets = Sockets(wire.choose())
     try:
         while not schedule.finished:

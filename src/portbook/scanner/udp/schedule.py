@@ -26,7 +26,7 @@ from math import inf
 from portbook.enrich.names import service_name
 from portbook.probe.outcome import Answer, Evidence, Outcome
 from portbook.probe.pacing import TokenBucket
-from portbook.probe.request import Event, EventKind, Limits, Listener, Probe, Tally
+from portbook.probe.request import Event, EventCallback, EventKind, Limits, Probe, Tally
 from portbook.resilience import classify
 from portbook.scanner.udp import payloads
 from portbook.scanner.udp.refusals import CONTROL_EVERY, PROOF_S, judge, of_error
@@ -61,7 +61,7 @@ class Schedule:
         now: float,
         *,
         tally: Tally | None = None,
-        on_event: Listener | None = None,
+        on_event: EventCallback | None = None,
     ) -> None:
         self.tally = tally if tally is not None else Tally()
         self.answers: list[Answer] = []  # new since the engine last took them

@@ -21,10 +21,11 @@ from msgspec.structs import replace
 
 from portbook.addresses import is_link_local
 from portbook.errors import SourceDenied, SourceError, SourceGarbled, SourceMissing
+from portbook.numerals import parse_hex
 from portbook.query import LISTENING
 from portbook.records import Gap, Owner, Protocol, Socket, State
 from portbook.sources import sockdiag
-from portbook.sources.base import Elsewhere, Reading, Source, Wanted
+from portbook.sources.base import OtherNamespaces, Reading, Source, Wanted
 from portbook.sources.bpf.record import FOR_IPV6_ONLY, FORMAT, OF_MPTCP
 from portbook.sources.sockdiag import AF, FAMILY, TCP_STATES, UDP_STATES, Addresses
 
@@ -46,7 +47,7 @@ class Raw(NamedTuple):
 
     records: bytes | None  # None: no file had to be looked at
     netns: int  # ours
-    everywhere: bool  # whether other namespaces were asked for
+    all_namespaces: bool  # whether other namespaces were asked for
     inside: Mapping[int, Inside] = {}
     gaps: tuple[Gap, ...] = ()
 
@@ -86,10 +87,10 @@ def _check_privilege() -> None:
     """Ask the kernel what we may, before anything is read for nothing: proc_pid_status(5), CapEff."""
     try:
         with open("/proc/self/status", "rb") as file:
-            line = next((line for line in file if line.startswith(b"CapEff:")), b"CapEff: 0")
+            line = next((line for line in file if line.startswith(b"CapEff:")), b"CapEff: 00")
     except OSError as error:
         raise SourceMissing(f"bpf: /proc/self/status: {error.strerror}") from error
-    held = int(line.split()[1], 16)
+    held = parse_hex(line.split()[1])
     if not (held >> CAP_SYS_ADMIN & 1 or (held >> CAP_BPF & 1 and held >> CAP_PERFMON & 1)):
         why = f"bpf: uid {os.geteuid()} may not load programs into the kernel"
         raise SourceDenied(why, "run with sudo, or with CAP_BPF and CAP_PERFMON")
@@ -118,10 +119,10 @@ def read(wanted: Wanted) -> Raw:
     own = namespaces.own() or 0
     if wanted.pids is not None:  # what nobody holds is not theirs
         of_them = run(wanted.pids if len(wanted.pids) <= MOST_PIDS else None)
-        return Raw(of_them, own, wanted.everywhere, {own: fileless.nothing()})
+        return Raw(of_them, own, wanted.all_namespaces, {own: fileless.nothing()})
     read_both = _files_first if fileless.is_whole(wanted) else _tables_first
     records, seen, answers = read_both(wanted, own, run)
-    return Raw(records, own, wanted.everywhere, *fileless.sort_out(answers, seen if wanted.everywhere else ()))
+    return Raw(records, own, wanted.all_namespaces, *fileless.sort_out(answers, seen if wanted.all_namespaces else ()))
 
 
 def _files_first(wanted: Wanted, own: int, run: Callable[[], bytes]) -> Both:
@@ -161,7 +162,7 @@ def _choice(wanted: Wanted) -> Choice:
     )
     ports = wanted.ports if wanted.ports and len(wanted.ports) <= MOST_RANGES else ()
     families = tuple(AF[family] for family in wanted.families)
-    return Choice(families, tcp, udp, ports, None if wanted.everywhere else namespaces.own())
+    return Choice(families, tcp, udp, ports, None if wanted.all_namespaces else namespaces.own())
 
 
 def _mask(wanted: Wanted, states: Mapping[int, State | None]) -> int:
@@ -187,7 +188,7 @@ def parse(raw: Raw) -> Reading:
     added = [replace(s, owners=above[s.inode].owners) if s.inode in above else s for s in added] if above else added
     if not any(inside.dumps for inside in raw.inside.values()):  # no sockets below were asked for: then it is shown
         added += [s for s in above.values() if s.state == "LISTEN"]
-    told = None if raw.everywhere or raw.records is None else elsewhere
+    told = None if raw.all_namespaces or raw.records is None else elsewhere
     return Reading(_once(list(rows.values()), added), gaps, told)
 
 
@@ -225,7 +226,7 @@ KINDS: dict[tuple[int, int], Kind] = {
 }
 
 
-def _rows(raw: Raw) -> tuple[dict[int, Socket], dict[int, Socket], Elsewhere]:
+def _rows(raw: Raw) -> tuple[dict[int, Socket], dict[int, Socket], OtherNamespaces]:
     """The sockets by inode, with their owners; MPTCP sockets alike, apart; and what was seen of other namespaces."""
     known = {AF_INET: Addresses(4), AF_INET6: Addresses(16)}
     owners = _Owners()
@@ -233,7 +234,7 @@ def _rows(raw: Raw) -> tuple[dict[int, Socket], dict[int, Socket], Elsewhere]:
     above: set[int] = set()
     holders: dict[int, list[int]] = defaultdict(list)  # of sockets that come more than once
     elsewhere: dict[int, int] = {}
-    own, everywhere = raw.netns, raw.everywhere
+    own, everywhere = raw.netns, raw.all_namespaces
     # fmt: off
     for (inode, cookie, cgroup, source, destination, pid, _fd, netns, uid, received, sent, interface, _pending,
          port, dport, family, number, state_number, flags) in FORMAT.iter_unpack(raw.records or b""):
@@ -284,7 +285,8 @@ def _rows(raw: Raw) -> tuple[dict[int, Socket], dict[int, Socket], Elsewhere]:
         )
     for inode, more in holders.items():
         rows[inode] = replace(rows[inode], owners=_merged(rows[inode].owners, more, owners))
-    return rows, {inode: rows.pop(inode) for inode in above}, Elsewhere(len(elsewhere), len(set(elsewhere.values())))
+    others = OtherNamespaces(len(elsewhere), len(set(elsewhere.values())))
+    return rows, {inode: rows.pop(inode) for inode in above}, others
 
 
 def _scope(raw: Raw, netns: int, interface: int, address: str) -> tuple[str | None, str | None]:

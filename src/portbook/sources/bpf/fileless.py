@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from portbook.addresses import interface_names
 from portbook.errors import SourceError
+from portbook.numerals import counted, parse_number
 from portbook.records import FAMILIES, PROTOCOLS, STATES, Gap, Protocol, State
 from portbook.sources import sockdiag
 from portbook.sources.base import Wanted
@@ -108,7 +109,7 @@ def ask(wanted: Wanted, own: int, seen: Mapping[int, Seen] | None = None, known:
     """
     look = partial(_look, wanted, seen or {}, known)
     answers: dict[int, Inside | SourceError | OSError] = {own: look(own)}
-    if wanted.everywhere:
+    if wanted.all_namespaces:
         doors = namespaces.inhabited()
         doors.pop(own, None)
         answers.update(namespaces.visit(doors, look) if doors else {})
@@ -144,7 +145,7 @@ def _look(wanted: Wanted, seen: Mapping[int, Seen], known: Collection[int], netn
 def _closed_doors(failed: Mapping[int, Exception]) -> Iterator[Gap]:
     if not failed:
         return
-    what = "another network namespace" if len(failed) == 1 else f"{len(failed)} other network namespaces"
+    what = "another network namespace" if len(failed) == 1 else counted(len(failed), "other network namespace")
     reasons = ", ".join(sorted({str(error) for error in failed.values()}))
     why = f"connections without a descriptor in {what} are not known: {reasons}"
     yield Gap("socket", None, why, "setns(2) needs CAP_SYS_ADMIN, as root has it")
@@ -198,5 +199,5 @@ def parse_counts(text: bytes) -> Counts:
         name, _, rest = line.partition(b": ")
         words = rest.split()
         for key, value in zip(words[::2], words[1::2], strict=False):
-            found[name.removesuffix(b"6"), key] += int(value)
+            found[name.removesuffix(b"6"), key] += parse_number(value)
     return Counts(found[b"TCP", b"inuse"], found[b"UDP", b"inuse"], found[b"TCP", b"tw"])

@@ -1,24 +1,24 @@
-"""The rules, in the order in which their findings are told: who is in the way, then what, then what may come."""
+"""The rules, in the order in which their findings are reported: who blocks the bind, then what, then warnings."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from portbook.verdict.evidence import Evidence
 from portbook.verdict.findings import Finding, Rule
 from portbook.verdict.rules import addresses, holders, linux, macos, relays, windows
+from portbook.verdict.situation import Situation
 
 EVERY = ("linux", "windows", "macos")
 # Rule: the systems it is for.
 RULES: tuple[tuple[Rule, tuple[str, ...]], ...] = (
     (linux.privileged, ("linux",)),
     (windows.excluded, ("windows",)),
-    (addresses.foreign, EVERY),
+    (addresses.not_local, EVERY),
     (addresses.tentative, EVERY),
     (addresses.no_ipv6, EVERY),
     (holders.listeners, EVERY),
     (holders.udp_sockets, EVERY),
-    (holders.bound, EVERY),
+    (holders.bound_only, EVERY),
     (holders.connections, EVERY),
     (holders.orphans, ("linux",)),
     (holders.time_wait, EVERY),
@@ -31,15 +31,15 @@ RULES: tuple[tuple[Rule, tuple[str, ...]], ...] = (
     (linux.vrfs, ("linux",)),
     (addresses.wildcards, EVERY),
     (addresses.dual_stack, EVERY),
-    (addresses.elsewhere, EVERY),
+    (addresses.other_addresses, EVERY),
     (linux.ephemeral, ("linux", "macos")),
     (windows.dynamic, ("windows",)),
     (linux.reserved, ("linux",)),
 )
 
 
-def findings(evidence: Evidence) -> Iterator[Finding]:
-    """What every rule of the system has to say."""
+def apply_rules(situation: Situation) -> Iterator[Finding]:
+    """The findings of every rule of the system."""
     for rule, platforms in RULES:
-        if evidence.platform in platforms:
-            yield from rule(evidence)
+        if situation.platform in platforms:
+            yield from rule(situation)

@@ -1,4 +1,4 @@
-"""Which address of the port is free and which is not, and addresses that cannot be bound at all."""
+"""Which addresses of the port are free and which are in use, and addresses that cannot be bound at all."""
 
 from __future__ import annotations
 
@@ -6,74 +6,88 @@ from collections.abc import Iterator
 
 from portbook.addresses import Endpoint, is_link_local, is_mapped
 from portbook.records import Socket
-from portbook.verdict import naming
-from portbook.verdict.conflict import elsewhere as in_another_vrf
-from portbook.verdict.conflict import joins, obstacle
-from portbook.verdict.evidence import Evidence
+from portbook.verdict import description
+from portbook.verdict.conflict import WAITING, conflict, in_another_vrf, joins_group
 from portbook.verdict.findings import Finding, FindingCode, Severity
-from portbook.verdict.overlap import ANY, Claim, of_endpoint, of_socket
+from portbook.verdict.overlap import ANY, Claim, claim_of_endpoint, claim_of_socket
+from portbook.verdict.situation import Situation
 
-MOST_NAMED = 4  # addresses in words
-MOST_ADDRESSES = 64  # that are looked at: a router may have thousands
-WAITING = ("LISTEN", "BOUND", None)
+MOST_ADDRESSES = 64  # that are examined: a router may have thousands
+MOST_FREE = 4  # in words
 
 
-def wildcards(evidence: Evidence) -> Iterator[Finding]:
-    """``0.0.0.0`` against ``127.0.0.1``: neither may have what the other has."""
-    for endpoint in evidence.endpoints:
-        across = [s for s in _across(evidence, endpoint) if not _is_dual_matter(s, endpoint)]
-        wide = [s for s in across if ANY in of_socket(s)]
-        narrow = [s for s in across if ANY not in of_socket(s)]
+# --- one address against every address, IPv6 against IPv4 ----------------------------------------------------------
+
+
+def wildcards(situation: Situation) -> Iterator[Finding]:
+    """``0.0.0.0`` against ``127.0.0.1``: each blocks the other."""
+    for endpoint in situation.endpoints:
+        wide: list[Socket] = []
+        narrow: list[Socket] = []
+        for s in _conflicts_at_other_address(situation, endpoint):
+            if _differ_in_family(s, endpoint):
+                continue  # dual_stack reports it
+            (wide if ANY in claim_of_socket(s) else narrow).append(s)
         if wide:
-            text = f"{naming.places(wide)} takes every address of the machine, {endpoint} too"
-            yield _shadow(evidence, "wildcard-shadow", text, endpoint, wide)
+            text = f"{_are_in_use(wide, 'is', 'are')} bound to every address, which includes {endpoint}"
+            yield _shadow(situation, "wildcard-shadow", text, endpoint, wide)
         if narrow:
-            are = "is one" if len(narrow) == 1 else "are some"
-            text = f"{naming.places(narrow)} {are} of the addresses that {endpoint} asks for"
-            yield _shadow(evidence, "wildcard-shadow", text, endpoint, narrow)
+            family = "IPv6" if _is_ipv6(endpoint.address) else "IPv4"
+            text = f"{endpoint} means every {family} address, but {_are_in_use(narrow, 'is', 'are')} in use"
+            yield _shadow(situation, "wildcard-shadow", text, endpoint, narrow)
 
 
-def dual_stack(evidence: Evidence) -> Iterator[Finding]:
-    """An IPv6 socket without IPV6_V6ONLY has the port of IPv4 as well (RFC 3493 section 5.3)."""
-    for endpoint in evidence.endpoints:
-        dual = [s for s in _across(evidence, endpoint) if _is_dual_matter(s, endpoint)]
-        found = [s for s in dual if not _is_explained(evidence, s, endpoint)]
-        if found:
-            yield _shadow(evidence, "dual-stack-shadow", _dual(found, endpoint), endpoint, found)
+def dual_stack(situation: Situation) -> Iterator[Finding]:
+    """An IPv6 socket without IPV6_V6ONLY takes the IPv4 port too (RFC 3493 section 5.3)."""
+    for endpoint in situation.endpoints:
+        across = [s for s in _conflicts_at_other_address(situation, endpoint) if _differ_in_family(s, endpoint)]
+        sockets = [s for s in across if not _has_certain_cause(situation, s, endpoint)]
+        if sockets:
+            yield _shadow(situation, "dual-stack-shadow", _dual_stack_text(sockets, endpoint), endpoint, sockets)
 
 
-def _dual(found: list[Socket], endpoint: Endpoint) -> str:
-    names = naming.places(found)
-    if found[0].family == "ipv4":
-        return f"a dual-stack {endpoint} asks for the port of IPv4 too, and {names} has it"
-    if found[0].v6only is None:
-        return f"{names} takes the port of IPv4 too, unless it has IPV6_V6ONLY, which is not told here"
-    return f"{names} has no IPV6_V6ONLY, so that it takes the port of IPv4 too"
+def _are_in_use(sockets: list[Socket], one: str, several: str) -> str:
+    """``127.0.0.1:80 is``, ``127.0.0.1:80 and 127.0.0.2:80 are``."""
+    verb = one if len(description.locals_of(sockets)) == 1 else several
+    return f"{description.format_locals(sockets)} {verb}"
 
 
-def _is_explained(evidence: Evidence, s: Socket, endpoint: Endpoint) -> bool:
-    """Whether a socket that may take IPv4 stands beside one that surely does: a server often has one of each."""
-    unsure = s.family == "ipv6" and s.v6only is None
-    return unsure and any(obstacle(evidence, other, endpoint) == "certain" for other in evidence.sockets)
+def _dual_stack_text(sockets: list[Socket], endpoint: Endpoint) -> str:
+    if sockets[0].family == "ipv4":
+        return f"a dual-stack {endpoint} also needs the IPv4 port, but {_are_in_use(sockets, 'is', 'are')} in use"
+    takes = _are_in_use(sockets, "also takes", "also take")
+    if sockets[0].v6only is None:
+        return f"{takes} the IPv4 port unless IPV6_V6ONLY is set, which this system does not show"
+    return f"{takes} the IPv4 port: IPV6_V6ONLY is not set"
 
 
-def _across(evidence: Evidence, endpoint: Endpoint) -> list[Socket]:
-    """Sockets at another address than was asked that are in the way, each address once."""
-    waiting = (s for s in evidence.sockets if s.state in WAITING and _differ(s, endpoint))
-    found = {(s.local_address, s.v6only): s for s in waiting if obstacle(evidence, s, endpoint)}
-    return list(found.values())
+def _has_certain_cause(situation: Situation, s: Socket, endpoint: Endpoint) -> bool:
+    """Whether another socket certainly blocks IPv4, and this one only may: servers often have one socket of each."""
+    unknown_v6only = s.family == "ipv6" and s.v6only is None
+    return unknown_v6only and any(conflict(situation, other, endpoint) == "certain" for other in situation.sockets)
+
+
+def _conflicts_at_other_address(situation: Situation, endpoint: Endpoint) -> list[Socket]:
+    """Sockets that block the endpoint from another address, each address once."""
+    sockets: dict[tuple[str, bool | None], Socket] = {}
+    for s in situation.sockets:
+        if s.state in WAITING and _differ(s, endpoint) and conflict(situation, s, endpoint):
+            sockets[s.local_address, s.v6only] = s
+    return list(sockets.values())
 
 
 def _differ(s: Socket, endpoint: Endpoint) -> bool:
-    """Whether they meet, and not by being the same address."""
-    if _is_dual_matter(s, endpoint):
+    """Whether a socket's address and the endpoint's are not the same."""
+    if _differ_in_family(s, endpoint):
         return True
-    has, asked = of_socket(s), of_endpoint(endpoint)
-    return not any(mine is not None and mine == other for mine, other in zip(has, asked, strict=True))
+    taken, requested = claim_of_socket(s), claim_of_endpoint(endpoint)
+    same_v4 = taken.v4 is not None and taken.v4 == requested.v4
+    same_v6 = taken.v6 is not None and taken.v6 == requested.v6
+    return not (same_v4 or same_v6)
 
 
-def _is_dual_matter(s: Socket, endpoint: Endpoint) -> bool:
-    """Whether they would not meet if every IPv6 socket were IPv6 alone."""
+def _differ_in_family(s: Socket, endpoint: Endpoint) -> bool:
+    """Whether they could not conflict if every IPv6 socket had IPV6_V6ONLY."""
     return _is_ipv6(s.local_address) != _is_ipv6(endpoint.address)
 
 
@@ -81,118 +95,140 @@ def _is_ipv6(address: str) -> bool:
     return ":" in address and not is_mapped(address)
 
 
-def _shadow(evidence: Evidence, code: FindingCode, text: str, endpoint: Endpoint, found: list[Socket]) -> Finding:
-    free, taken = _by_address(evidence, of_endpoint(endpoint))
-    remedy = f"free, as far as the tables show: {_some(free)}; ask with --address" if free else None
-    facts = {"asked": str(endpoint), "holders": [naming.where(s) for s in found], "free": free, "taken": taken}
-    return Finding(code, "shadows", text, remedy, facts, (str(endpoint),))
+def _shadow(situation: Situation, code: FindingCode, text: str, endpoint: Endpoint, sockets: list[Socket]) -> Finding:
+    free, taken = _free_and_taken(situation, claim_of_endpoint(endpoint))
+    remedy = None
+    if free:
+        remedy = f"bind one address that looks free: {', '.join(free[:MOST_FREE])}; check it with --address"
+    holders = [description.format_local(s) for s in sockets]
+    evidence = {"asked": str(endpoint), "holders": holders, "free": free, "taken": taken}
+    return Finding(code, "shadows", text, remedy, evidence, (str(endpoint),))
 
 
-def _by_address(evidence: Evidence, asked: Claim) -> tuple[list[str], list[str]]:
-    """Addresses of this machine that could be had one by one, and those that could not."""
+def _free_and_taken(situation: Situation, requested: Claim) -> tuple[list[str], list[str]]:
+    """The addresses of this machine that could be bound one by one, and those that could not."""
     free: list[str] = []
     taken: list[str] = []
-    waiting = [s for s in evidence.sockets if s.state in WAITING]
-    for address in _candidates(evidence, asked)[:MOST_ADDRESSES]:
-        one = Endpoint(address)
-        hit = any(obstacle(evidence, s, one) for s in waiting)
-        (taken if hit else free).append(str(one))
+    waiting = [s for s in situation.sockets if s.state in WAITING]
+    for address in _candidates(situation, requested)[:MOST_ADDRESSES]:
+        endpoint = Endpoint(address)
+        is_taken = any(conflict(situation, s, endpoint) for s in waiting)
+        (taken if is_taken else free).append(str(endpoint))
     return free, taken
 
 
-def _candidates(evidence: Evidence, asked: Claim) -> list[str]:
-    """The wildcards and addresses of the machine that a wildcard stands for; for a single address, that one."""
-    wildcards = [a for a, claimed in (("0.0.0.0", asked.v4), ("::", asked.v6)) if claimed == ANY]  # noqa: S104
-    mine = [a.address for a in evidence.addresses or () if not is_link_local(a.address) and not a.tentative]
-    families = [":" in wildcard for wildcard in wildcards]
-    single = [a for a in (asked.v4, asked.v6) if a not in (None, ANY) and a is not None]
-    return [*wildcards, *single, *(a for a in dict.fromkeys(mine) if (":" in a) in families)]
+def _candidates(situation: Situation, requested: Claim) -> list[str]:
+    """For a wildcard, itself and the machine's addresses of its family; for a single address, that address."""
+    wildcards: list[str] = []
+    single: list[str] = []
+    for wildcard, address in (("0.0.0.0", requested.v4), ("::", requested.v6)):  # noqa: S104  compared
+        if address == ANY:
+            wildcards.append(wildcard)
+        elif address is not None:
+            single.append(address)
+    families = {_is_ipv6(wildcard) for wildcard in wildcards}
+    own: dict[str, None] = {}
+    for local in situation.addresses or ():
+        usable = not is_link_local(local.address) and not local.tentative
+        if usable and (":" in local.address) in families:
+            own[local.address] = None
+    return [*wildcards, *single, *own]
 
 
-def _some(names: list[str]) -> str:
-    more = len(names) - MOST_NAMED
-    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def elsewhere(evidence: Evidence) -> Iterator[Finding]:
-    """Who waits on the port at an address that was not asked for: clients may mean that one."""
-    seen = set()
-    for s in evidence.sockets:
-        waits = s.state in WAITING and s.protocol == evidence.protocol
-        if any(in_another_vrf(evidence, s, e) or joins(evidence, s, e) for e in evidence.endpoints):
+def other_addresses(situation: Situation) -> Iterator[Finding]:
+    """Sockets that wait on the port at an address that was not requested: clients may mean that one."""
+    reported = set()
+    for s in situation.sockets:
+        if s.state not in WAITING or s.protocol != situation.protocol or _place(s) in reported:
             continue
-        if waits and place_of(s) not in seen and not any(obstacle(evidence, s, e) for e in evidence.endpoints):
-            seen.add(place_of(s))
-            text = f"{naming.where(s)} is held, another address than was asked: {naming.named(evidence, [s])}"
-            yield Finding("other-address", "shadows", text, None, naming.told(evidence, [s]))
-
-
-def place_of(s: Socket) -> str:
-    """The address, once for all sockets that share it."""
-    return f"{naming.where(s)} {s.interface}"
-
-
-def foreign(evidence: Evidence) -> Iterator[Finding]:
-    """An address that no interface has. Linux may let it be bound: IP_FREEBIND and ip_nonlocal_bind, ip(7)."""
-    for endpoint in evidence.endpoints:
-        family = "ipv6" if ":" in endpoint.address else "ipv4"
-        if _lacks_interface(evidence, endpoint):
-            yield _nowhere(evidence, endpoint)
+        if any(_concerns(situation, s, endpoint) for endpoint in situation.endpoints):
             continue
-        if endpoint.address in evidence.foreign:
-            allowed = family in evidence.nonlocal_bind
-            setting = f"net.{family}.ip_nonlocal_bind"
-            text = f"no interface of this machine has {endpoint}"
-            remedy = "use an address of this machine (ip address), or 0.0.0.0 or [::]"
-            if evidence.platform == "linux":
-                remedy += f"; for an address that comes later: sysctl {setting}=1, or IP_FREEBIND in the server"
-            if allowed:
-                text, remedy = f"{text}; {setting} is set, so it can be bound, and nothing arrives yet", ""
-            facts = {"address": endpoint.address, "mine": _mine(evidence), setting: int(allowed)}
-            severity: Severity = "warns" if allowed else "blocks"
-            yield Finding("address-not-local", severity, text, remedy or None, facts, (str(endpoint),))
+        reported.add(_place(s))
+        holds = f"{description.format_local(s)}, another address of the port"
+        text = description.describe_holders(situation, [s], f"holds {holds}", f"hold {holds}")
+        yield Finding("other-address", "shadows", text, None, description.as_dict(situation, [s]))
 
 
-def _lacks_interface(evidence: Evidence, endpoint: Endpoint) -> bool:
-    return evidence.platform == "linux" and is_link_local(endpoint.address) and endpoint.zone is None
+def _concerns(situation: Situation, s: Socket, endpoint: Endpoint) -> bool:
+    """Whether another rule reports what this socket means for the endpoint."""
+    if in_another_vrf(situation, s, endpoint) or joins_group(situation, s, endpoint):
+        return True
+    return conflict(situation, s, endpoint) is not None
 
 
-def _nowhere(evidence: Evidence, endpoint: Endpoint) -> Finding:
-    """A link-local address is one of an interface, and there may be the same on each: RFC 4007 section 6."""
-    having = [a.interface for a in evidence.addresses or () if a.address == endpoint.address]
-    text = f"{endpoint} is a link-local address, and of which interface is not said"
-    remedy = f"write {endpoint.address}%{having[0] if having else 'INTERFACE'}"
-    facts = {"address": endpoint.address, "interfaces": having}
-    return Finding("address-not-local", "blocks", text, remedy, facts, (str(endpoint),))
+def _place(s: Socket) -> str:
+    """The address and interface, the same for all sockets that share them."""
+    return f"{description.format_local(s)} {s.interface}"
 
 
-def _mine(evidence: Evidence) -> list[str]:
-    return [a.address for a in evidence.addresses or ()]
+# --- addresses that cannot be bound --------------------------------------------------------------------------------
 
 
-def tentative(evidence: Evidence) -> Iterator[Finding]:
-    """RFC 4862 section 5.4: until duplicate address detection is done the address is not used."""
-    waiting = {a.address: a for a in evidence.addresses or () if a.tentative}
-    for endpoint in evidence.endpoints:
-        if (found := waiting.get(endpoint.address)) is not None:
-            text = f"{endpoint} is tentative on {found.interface}: IPv6 still asks whether a neighbour has it"
-            remedy = "wait a second or two; if it stays so a neighbour has it: ip -6 address"
-            facts = {"address": found.address, "interface": found.interface}
-            yield Finding("address-tentative", "blocks", text, remedy, facts, (str(endpoint),))
+def not_local(situation: Situation) -> Iterator[Finding]:
+    """An address that no interface has. Linux can allow the bind: IP_FREEBIND and ip_nonlocal_bind, ip(7)."""
+    for endpoint in situation.endpoints:
+        if _lacks_interface(situation, endpoint):
+            yield _without_interface(situation, endpoint)
+        elif endpoint.address in situation.foreign:
+            yield _not_local(situation, endpoint)
 
 
-def no_ipv6(evidence: Evidence) -> Iterator[Finding]:
-    """No IPv6 at all, or none that could arrive (disable_ipv6 in Documentation/networking/ip-sysctl.rst)."""
-    asked = [e for e in evidence.endpoints if ":" in e.address]
-    if evidence.ipv6 not in ("disabled", "absent") or not asked:
+def _not_local(situation: Situation, endpoint: Endpoint) -> Finding:
+    family = "ipv6" if ":" in endpoint.address else "ipv4"
+    setting = f"net.{family}.ip_nonlocal_bind"
+    allowed = family in situation.nonlocal_bind
+    text = f"{endpoint} is not an address of this machine"
+    remedy: str | None = "use an address of this machine, or 0.0.0.0 or [::]"
+    severity: Severity = "blocks"
+    if allowed:
+        text += f"; {setting}=1 allows the bind, but no packets arrive until the address exists"
+        remedy = None
+        severity = "warns"
+    elif situation.platform == "linux":
+        remedy = (
+            "use an address that ip address shows, or 0.0.0.0 or [::]; "
+            f"to bind an address before it exists: sysctl {setting}=1, or IP_FREEBIND in the server"
+        )
+    own = [local.address for local in situation.addresses or ()]
+    evidence = {"address": endpoint.address, "mine": own, setting: int(allowed)}
+    return Finding("address-not-local", severity, text, remedy, evidence, (str(endpoint),))
+
+
+def _lacks_interface(situation: Situation, endpoint: Endpoint) -> bool:
+    return situation.platform == "linux" and is_link_local(endpoint.address) and endpoint.zone is None
+
+
+def _without_interface(situation: Situation, endpoint: Endpoint) -> Finding:
+    """A link-local address belongs to an interface, and several interfaces may have the same: RFC 4007 section 6."""
+    interfaces = [local.interface for local in situation.addresses or () if local.address == endpoint.address]
+    text = f"{endpoint} is a link-local address and needs an interface"
+    remedy = f"write {endpoint.address}%{interfaces[0] if interfaces else 'INTERFACE'}"
+    evidence = {"address": endpoint.address, "interfaces": interfaces}
+    return Finding("address-not-local", "blocks", text, remedy, evidence, (str(endpoint),))
+
+
+def tentative(situation: Situation) -> Iterator[Finding]:
+    """RFC 4862 section 5.4: an address is not used until duplicate address detection has finished."""
+    tentative_addresses = {local.address: local for local in situation.addresses or () if local.tentative}
+    for endpoint in situation.endpoints:
+        local = tentative_addresses.get(endpoint.address)
+        if local is not None:
+            text = f"{endpoint} is tentative on {local.interface}: IPv6 duplicate address detection has not finished"
+            remedy = "retry in 1 or 2 seconds; if ip -6 address still shows tentative, another machine has the address"
+            evidence = {"address": local.address, "interface": local.interface}
+            yield Finding("address-tentative", "blocks", text, remedy, evidence, (str(endpoint),))
+
+
+def no_ipv6(situation: Situation) -> Iterator[Finding]:
+    """No IPv6 in the kernel, or no IPv6 address (disable_ipv6 in Documentation/networking/ip-sysctl.rst)."""
+    names = tuple(str(endpoint) for endpoint in situation.endpoints if ":" in endpoint.address)
+    if not names:
         return
-    names = tuple(str(e) for e in asked)
-    if evidence.ipv6 == "absent":
-        alone = len(asked) == len(evidence.endpoints)
-        text = "this machine does not speak IPv6 (the kernel has none, or ipv6.disable=1)"
-        severity: Severity = "blocks" if alone else "warns"
+    if situation.ipv6 == "absent":
+        severity: Severity = "blocks" if len(names) == len(situation.endpoints) else "warns"
+        text = "the kernel of this machine has no IPv6 (not built in, or ipv6.disable=1)"
         yield Finding("ipv6-disabled", severity, text, "use an IPv4 address", {"ipv6": "absent"}, names)
-        return
-    text = "IPv6 is switched off (net.ipv6.conf.all.disable_ipv6): [::] can be bound, and nobody can reach it"
-    remedy = "sysctl net.ipv6.conf.all.disable_ipv6=0, if IPv6 is wanted"
-    yield Finding("ipv6-disabled", "warns", text, remedy, {"ipv6": "disabled"}, names)
+    elif situation.ipv6 == "disabled":
+        text = "IPv6 is disabled (net.ipv6.conf.all.disable_ipv6=1): [::] can be bound, but no client can reach it"
+        remedy = "to use IPv6: sysctl net.ipv6.conf.all.disable_ipv6=0"
+        yield Finding("ipv6-disabled", "warns", text, remedy, {"ipv6": "disabled"}, names)

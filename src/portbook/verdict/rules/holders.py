@@ -1,4 +1,4 @@
-"""Sockets on the port: who has it, and in what state. Every system.
+"""Sockets on the port: who holds them, and in what state. Every system.
 
 Sources: socket(7), ip(7), tcp(7); RFC 9293 sections 3.3.2 (states) and 3.6.1 (TIME_WAIT); sd_listen_fds(3),
 launchd.plist(5).
@@ -11,207 +11,260 @@ from collections.abc import Iterable, Iterator
 from msgspec.structs import replace
 
 from portbook.records import Owner, Socket
-from portbook.verdict import naming
-from portbook.verdict.conflict import is_group, joins, place, reuses, stopped
-from portbook.verdict.evidence import Evidence
+from portbook.verdict import description
+from portbook.verdict.conflict import (
+    Blocked,
+    blocked,
+    group_key,
+    is_reuseport_group,
+    joins_group,
+    sets_reuse_address,
+)
+from portbook.verdict.description import count_of, format_local, format_locals
 from portbook.verdict.findings import Finding, FindingCode
+from portbook.verdict.situation import Situation
 
 CONNECTED = frozenset(("ESTABLISHED", "SYN_SENT", "FIN_WAIT1", "FIN_WAIT2", "CLOSE_WAIT", "LAST_ACK", "CLOSING"))
-# A TIME_WAIT lasts twice the longest life of a segment: 60 s on Linux (TCP_TIMEWAIT_LEN), 30 s on macOS, and what
-# TcpTimedWaitDelay says on Windows.
-REUSE = "set SO_REUSEADDR"
+# TIME_WAIT lasts twice the maximum segment lifetime: 60 s on Linux (TCP_TIMEWAIT_LEN), 30 s on macOS, and
+# TcpTimedWaitDelay on Windows.
+TIME_WAIT = frozenset(("TIME_WAIT",))
 
 
-def listeners(evidence: Evidence) -> Iterator[Finding]:
-    """Sockets that listen, each place once."""
-    alone: list[list[Socket]] = []
-    for group in _places(evidence, ("LISTEN",)):
-        if manager := _manager(group):
-            yield _activated(evidence, group, manager)
-        elif is_group(evidence, group[0]):
-            yield _group(evidence, group)
+# --- sockets that wait ---------------------------------------------------------------------------------------------
+
+
+def listeners(situation: Situation) -> Iterator[Finding]:
+    """Sockets that listen: one finding for each holder, service manager and SO_REUSEPORT group."""
+    groups: list[list[Socket]] = []
+    for group in _blocking_groups(situation, ("LISTEN",)):
+        manager = _service_manager(group)
+        if manager is not None:
+            yield _socket_activation(situation, group, manager)
+        elif is_reuseport_group(situation, group[0]):
+            yield _reuseport_group(situation, group)
         else:
-            alone.append(group)
-    for sockets in _by_owner(alone):
-        verb = "listens" if len(sockets) == 1 else "listen"
-        yield _finding(evidence, "listener", sockets, f"{naming.places(sockets)} {verb}")
-    for group in _groups(evidence, ("LISTEN",)):
-        if not stopped(evidence, group[:1]).endpoints:
-            yield from _joined(evidence, group)
+            groups.append(group)
+    for sockets in _by_owner(groups):
+        where = format_locals(sockets)
+        yield _holder(situation, "listener", sockets, f"listens on {where}", f"listen on {where}")
+    for group in _groups(situation, ("LISTEN",)):
+        if not blocked(situation, group[:1]).endpoints:
+            yield from _joinable_group(situation, group)
 
 
-def _finding(evidence: Evidence, code: FindingCode, sockets: list[Socket], what: str) -> Finding:
-    """Sockets of one holder that are all in the way."""
-    text = f"{what}: {naming.named(evidence, sockets)}"
-    facts, remedy = naming.told(evidence, sockets), naming.remedy(evidence, sockets)
-    return Finding(code, "blocks", text, remedy, facts, *stopped(evidence, sockets))
+def udp_sockets(situation: Situation) -> Iterator[Finding]:
+    """A UDP socket has its port as soon as it is bound, connected or not (RFC 768)."""
+    if situation.protocol != "udp":
+        return
+    groups: list[list[Socket]] = []
+    for group in _blocking_groups(situation, (None, "ESTABLISHED")):
+        manager = _service_manager(group)
+        if manager is not None:
+            yield _socket_activation(situation, group, manager)
+        else:
+            groups.append(group)
+    for sockets in _by_owner(groups):
+        where = f"{format_locals(sockets)}/udp"
+        yield _holder(situation, "udp-socket", sockets, f"is bound to {where}", f"are bound to {where}")
 
 
-def _group(evidence: Evidence, group: list[Socket]) -> Finding:
-    option, join = SHARING_OPTION.get(evidence.platform, ("SO_REUSEPORT", _joining(group)))
-    text = f"{len(group)} sockets share {naming.where(group[0])} ({option}): {naming.named(evidence, group)}"
-    remedy = join + (naming.remedy(evidence, group) or "")
-    facts = naming.told(evidence, group)
-    return Finding("reuseport-group", "blocks", text, remedy or None, facts, *stopped(evidence, group))
+def bound_only(situation: Situation) -> Iterator[Finding]:
+    """TCP sockets that are bound and do not listen, which most tools do not show."""
+    for sockets in _by_owner(_blocking_groups(situation, ("BOUND",))):
+        where = format_locals(sockets)
+        one, several = f"is bound to {where} and does not listen", f"are bound to {where} and do not listen"
+        finding = _holder(situation, "bound-only", sockets, one, several)
+        if not sets_reuse_address(situation):
+            remedy = f"set SO_REUSEADDR, which helps if the holder has set it too; else {finding.remedy}"
+            finding = replace(finding, remedy=remedy)
+        yield finding
 
 
-# Windows has no SO_REUSEPORT: there SO_REUSEADDR lets anybody share, and who gets a connection is not defined.
-SHARING_OPTION = {"windows": ("SO_REUSEADDR", "")}
+def _holder(situation: Situation, code: FindingCode, sockets: list[Socket], one: str, several: str) -> Finding:
+    """A finding about the sockets of one holder that block the bind."""
+    text = description.describe_holders(situation, sockets, one, several)
+    remedy = description.release_remedy(situation, sockets)
+    return _blocks(code, text, remedy, description.as_dict(situation, sockets), blocked(situation, sockets))
 
 
-def _joining(group: list[Socket]) -> str:
-    users = " or ".join(sorted({str(s.user or s.uid) for s in group}))
-    return f"a process of user {users} joins them with SO_REUSEPORT; else "
+def _blocks(code: FindingCode, text: str, remedy: str | None, evidence: dict[str, object], hit: Blocked) -> Finding:
+    return Finding(code, "blocks", text, remedy, evidence, hit.endpoints, hit.confidence, hit.perhaps)
 
 
-def _joined(evidence: Evidence, group: list[Socket]) -> Iterator[Finding]:
-    """No obstacle, and not alone: the kernel spreads connections over all sockets that share a port (socket(7))."""
-    names = tuple(str(e) for e in evidence.endpoints if joins(evidence, group[0], e))
+# --- sockets that share the port -----------------------------------------------------------------------------------
+
+
+def _reuseport_group(situation: Situation, group: list[Socket]) -> Finding:
+    # Windows has no SO_REUSEPORT: there SO_REUSEADDR lets sockets share, and which one gets a connection is undefined.
+    option = "SO_REUSEADDR" if situation.platform == "windows" else "SO_REUSEPORT"
+    shares = f"{format_local(group[0])} by {count_of(len(group), 'socket')} with {option}"
+    text = description.describe_holders(situation, group, f"listens on {shares}", f"listen on {shares}")
+    remedy = description.release_remedy(situation, group)
+    if option == "SO_REUSEPORT":
+        users = " or ".join(sorted({str(s.user or s.uid) for s in group}))
+        remedy = f"to share the port, set SO_REUSEPORT and run as user {users}; else {remedy}"
+    return _blocks("reuseport-group", text, remedy, description.as_dict(situation, group), blocked(situation, group))
+
+
+def _joinable_group(situation: Situation, group: list[Socket]) -> Iterator[Finding]:
+    names = tuple(str(endpoint) for endpoint in situation.endpoints if joins_group(situation, group[0], endpoint))
     if names:
-        some = f"{len(group)} sockets share {naming.where(group[0])} (SO_REUSEPORT)"
-        text = f"{some}, this would be one more, with its part of the connections: {naming.named(evidence, group)}"
-        yield Finding("reuseport-group", "shadows", text, None, naming.told(evidence, group), names)
+        shares = (
+            f"{format_local(group[0])} by {count_of(len(group), 'socket')} with SO_REUSEPORT; "
+            "the new socket shares the connections with them"
+        )
+        text = description.describe_holders(situation, group, f"listens on {shares}", f"listen on {shares}")
+        yield Finding("reuseport-group", "shadows", text, None, description.as_dict(situation, group), names)
 
 
-def _activated(evidence: Evidence, group: list[Socket], manager: Owner) -> Finding:
-    """Ending the service is of no use: the manager keeps the socket, and starts it again."""
-    unit = next((evidence.activated[s.inode] for s in group if s.inode in evidence.activated), None)
-    others = [f"{o.name or '?'} (pid {o.pid})" for o in naming.owners_of(group) if o.pid != manager.pid]
-    has = f"; {', '.join(others[:4])} was given it" if others else ""
-    text = f"{manager.name} (pid {manager.pid}) holds {naming.where(group[0])} for {unit or 'a service'}{has}"
-    facts = {**naming.told(evidence, group), "unit": unit, "manager": manager.pid}
+# --- sockets of service managers -----------------------------------------------------------------------------------
+
+
+def _socket_activation(situation: Situation, group: list[Socket], manager: Owner) -> Finding:
+    """Ending the service does not free the port: the manager keeps the socket and starts the service again."""
+    unit = next((situation.activated[s.inode] for s in group if s.inode in situation.activated), None)
+    text = f"{manager.name} (pid {manager.pid}) holds {format_local(group[0])} for {unit or 'a service'}"
+    services = [f"{o.name or '?'} (pid {o.pid})" for o in description.owners_of(group) if o.pid != manager.pid]
+    if services:
+        text += f" and has passed it to {description.join_words(services)}"
+    evidence = {**description.as_dict(situation, group), "unit": unit, "manager": manager.pid}
     remedy = _deactivation(manager, unit)
-    return Finding("socket-activation", "blocks", text, remedy, facts, *stopped(evidence, group))
+    return _blocks("socket-activation", text, remedy, evidence, blocked(situation, group))
 
 
 def _deactivation(manager: Owner, unit: str | None) -> str:
     if manager.name == "launchd":
-        return "launchctl print system tells whose it is; launchctl bootout ends it"
+        return "launchctl print system shows the job that owns the port; launchctl bootout stops it"
     user = "" if manager.pid == 1 else " --user"
     if unit is None:
-        return f"systemctl{user} list-sockets names its unit; stop that, not the service"
-    return f"systemctl{user} stop {unit}: to stop the service alone does not free the port"
+        return f"systemctl{user} list-sockets shows the socket unit: stop that unit, not the service"
+    return f"systemctl{user} stop {unit}; to stop only the service does not free the port"
 
 
-def _manager(group: list[Socket]) -> Owner | None:
-    """systemd, the machine's or a user's, and launchd. Inside a container pid 1 is mostly a server."""
-    return next((o for o in naming.owners_of(group) if _is_manager(o)), None)
+def _service_manager(group: list[Socket]) -> Owner | None:
+    """The owner that is systemd, of the system or of a user, or launchd. In a container, pid 1 is mostly a server."""
+    return next((owner for owner in description.owners_of(group) if _is_service_manager(owner)), None)
 
 
-def _is_manager(owner: Owner) -> bool:
+def _is_service_manager(owner: Owner) -> bool:
     if owner.name == "launchd":
         return owner.pid == 1
     # The cgroup in which systemd keeps itself: https://systemd.io/CGROUP_DELEGATION.
     return owner.name == "systemd" and (owner.pid == 1 or (owner.cgroup or "").endswith("/init.scope"))
 
 
-def udp_sockets(evidence: Evidence) -> Iterator[Finding]:
-    """UDP has no listening: who is bound has the port, connected or not (RFC 768)."""
-    if evidence.protocol != "udp":
-        return
-    alone: list[list[Socket]] = []
-    for group in _places(evidence, (None, "ESTABLISHED")):
-        if manager := _manager(group):
-            yield _activated(evidence, group, manager)
-        else:
-            alone.append(group)
-    for sockets in _by_owner(alone):
-        verb = "is bound" if len(sockets) == 1 else "are bound"
-        yield _finding(evidence, "udp-socket", sockets, f"{naming.places(sockets)}/udp {verb}")
+# --- connections ---------------------------------------------------------------------------------------------------
 
 
-def bound(evidence: Evidence) -> Iterator[Finding]:
-    """TCP sockets that took the port and never listened, which most tools do not show."""
-    for sockets in _by_owner(_places(evidence, ("BOUND",))):
-        verb = "is bound and does not listen" if len(sockets) == 1 else "are bound and do not listen"
-        found = _finding(evidence, "bound-only", sockets, f"{naming.places(sockets)} {verb}")
-        if not reuses(evidence):
-            helps = f"{REUSE}, which helps if the holder has it too; else {found.remedy}"
-            found = replace(found, remedy=helps)
-        yield found
-
-
-def connections(evidence: Evidence) -> Iterator[Finding]:
-    """Connections that keep the port after their listener has ended, or that chose it by chance."""
-    found = [s for s in _left_over(evidence, CONNECTED) if s.inode != 0]
-    hit = stopped(evidence, found)
+def connections(situation: Situation) -> Iterator[Finding]:
+    """Connections that keep the port after their listener has ended, or that got it as an ephemeral port."""
+    sockets = [s for s in _without_listener(situation, CONNECTED) if s.inode != 0]
+    hit = blocked(situation, sockets)
     if not hit.endpoints:
         return
-    some = "1 connection has" if len(found) == 1 else f"{len(found)} connections have"
-    text = f"{some} {naming.where(found[0])} as its own end: {naming.named(evidence, found)}"
-    remedy = "wait until it is closed, or end its process; net.ipv4.ip_local_reserved_ports keeps chance away"
-    if evidence.platform != "linux":
-        remedy = "wait until it is closed, or end its process"
-    facts = naming.told(evidence, found)
-    yield Finding("connection", "blocks", text, remedy, facts, *hit)
+    number = "a connection" if len(sockets) == 1 else f"{len(sockets)} connections"
+    local = f"{number} with local address {format_locals(sockets)}"
+    text = description.describe_holders(situation, sockets, f"has {local}", f"have {local}")
+    remedy = "wait until the connection is closed, or end its process"
+    if situation.platform == "linux":
+        remedy += "; net.ipv4.ip_local_reserved_ports keeps connections from getting the port by chance"
+    yield _blocks("connection", text, remedy, description.as_dict(situation, sockets), hit)
 
 
-def orphans(evidence: Evidence) -> Iterator[Finding]:
-    """Linux: closed by their process, kept by the kernel until the peer has answered or time is up (tcp(7))."""
-    found = [s for s in _left_over(evidence, CONNECTED) if s.inode == 0]
-    hit = stopped(evidence, found)
+def orphans(situation: Situation) -> Iterator[Finding]:
+    """Linux: connections that their process has closed and the kernel keeps until the peer answers (tcp(7))."""
+    sockets = [s for s in _without_listener(situation, CONNECTED) if s.inode == 0]
+    hit = blocked(situation, sockets)
     if not hit.endpoints:
         return
-    states = "/".join(dict.fromkeys(str(s.state) for s in found))
-    rest = [s.ends_in_ms for s in found if s.ends_in_ms is not None]
-    until = f"; the last ends in {max(rest) / 1000:.0f} s" if len(rest) == len(found) else ""
-    some = "1 connection" if len(found) == 1 else f"{len(found)} connections"
-    text = f"nobody owns {some} on {naming.where(found[0])} in {states}: closed, and the peer has not answered{until}"
-    remedy = _waiting(evidence, found)
-    facts = {**naming.told(evidence, found), "longest_ms": max(rest, default=None)}
-    yield Finding("orphan", "blocks", text, remedy, facts, *hit)
+    text = _orphans_text(sockets)
+    evidence = {**description.as_dict(situation, sockets), "longest_ms": _longest_ms(sockets)}
+    yield _blocks("orphan", text, _wait_remedy(situation, sockets), evidence, hit)
 
 
-def time_wait(evidence: Evidence) -> Iterator[Finding]:
-    """The side that closes first keeps the port for a while, so that late segments meet nobody else."""
-    found = list(_left_over(evidence, ("TIME_WAIT",)))
-    hit = stopped(evidence, found)
+def _orphans_text(sockets: list[Socket]) -> str:
+    where = format_locals(sockets)
+    states = "/".join(dict.fromkeys(str(s.state) for s in sockets))
+    if len(sockets) == 1:
+        text = f"1 connection on {where} has no owner and is in {states}: its process closed it, its peer did not"
+    else:
+        text = (
+            f"{len(sockets)} connections on {where} have no owner and are in {states}: "
+            "their processes closed them, their peers did not"
+        )
+    longest = _longest_ms(sockets)
+    if longest is not None and all(s.ends_in_ms is not None for s in sockets):
+        text += f"; the kernel ends {_it_or_them(sockets)} within {longest / 1000:.0f} s"
+    return text
+
+
+def time_wait(situation: Situation) -> Iterator[Finding]:
+    """The side that closes first keeps the port in TIME_WAIT, so that late segments do not reach a new connection."""
+    sockets = list(_without_listener(situation, TIME_WAIT))
+    hit = blocked(situation, sockets)
     if not hit.endpoints:
         return
-    rest = [s.ends_in_ms for s in found if s.ends_in_ms is not None]
-    some = "1 closed connection is" if len(found) == 1 else f"{len(found)} closed connections are"
-    until = f"; the last ends in {max(rest) / 1000:.0f} s" if rest else ""
-    text = f"{some} in TIME_WAIT on {naming.where(found[0])}{until}"
-    facts = {**naming.told(evidence, found), "longest_ms": max(rest, default=None)}
-    yield Finding("time-wait", "blocks", text, _waiting(evidence, found), facts, *hit)
+    verb = "is" if len(sockets) == 1 else "are"
+    text = f"{count_of(len(sockets), 'closed connection')} on {format_locals(sockets)} {verb} in TIME_WAIT"
+    longest = _longest_ms(sockets)
+    if longest is not None:
+        text += f" for up to {longest / 1000:.0f} s"
+    evidence = {**description.as_dict(situation, sockets), "longest_ms": longest}
+    yield _blocks("time-wait", text, _wait_remedy(situation, sockets), evidence, hit)
 
 
-def _waiting(evidence: Evidence, found: list[Socket]) -> str:
-    what = "it" if len(found) == 1 else "them"
-    if reuses(evidence):
-        return f"wait for {what}; SO_REUSEADDR helps only if the socket that was closed had it too"
-    return f"{REUSE} before the bind, as servers do, or wait for {what}"
+def _longest_ms(sockets: list[Socket]) -> int | None:
+    return max((s.ends_in_ms for s in sockets if s.ends_in_ms is not None), default=None)
 
 
-def _left_over(evidence: Evidence, states: Iterable[str]) -> Iterator[Socket]:
-    """Sockets in these states that no listener explains: of a running server they are the consequence."""
-    if evidence.protocol != "tcp":
+def _it_or_them(sockets: list[Socket]) -> str:
+    return "it" if len(sockets) == 1 else "them"
+
+
+def _wait_remedy(situation: Situation, sockets: list[Socket]) -> str:
+    wait = "wait until it ends" if len(sockets) == 1 else "wait until they end"
+    if sets_reuse_address(situation):
+        closed = "the closed socket" if len(sockets) == 1 else "the closed sockets"
+        return f"{wait}; SO_REUSEADDR helps only if {closed} had set it too"
+    return f"set SO_REUSEADDR before bind(), as most servers do, or {wait}"
+
+
+# --- grouping ------------------------------------------------------------------------------------------------------
+
+
+def _without_listener(situation: Situation, states: frozenset[str]) -> Iterator[Socket]:
+    """Blocking sockets in these states, unless a listener blocks too: then they are its connections."""
+    if situation.protocol != "tcp":
         return
-    served = any(s.state == "LISTEN" and stopped(evidence, [s]).endpoints for s in evidence.sockets)
-    if not served:
-        wanted = frozenset(states)
-        yield from (s for s in evidence.sockets if s.state in wanted and stopped(evidence, [s]).endpoints)
+    listening = [s for s in situation.sockets if s.state == "LISTEN"]
+    if any(blocked(situation, [s]).endpoints for s in listening):
+        return
+    for s in situation.sockets:
+        if s.state in states and blocked(situation, [s]).endpoints:
+            yield s
 
 
-def _places(evidence: Evidence, states: Iterable[str | None]) -> list[list[Socket]]:
-    """Those of the groups that are in the way."""
-    return [group for group in _groups(evidence, states) if stopped(evidence, group[:1]).endpoints]
+def _blocking_groups(situation: Situation, states: Iterable[str | None]) -> list[list[Socket]]:
+    """The groups of sockets in these states that block the bind."""
+    return [group for group in _groups(situation, states) if blocked(situation, group[:1]).endpoints]
 
 
-def _groups(evidence: Evidence, states: Iterable[str | None]) -> list[list[Socket]]:
-    """The sockets in these states, those of one place together."""
+def _groups(situation: Situation, states: Iterable[str | None]) -> list[list[Socket]]:
+    """The sockets in these states, those with the same address and interface together."""
     wanted = frozenset(states)
     groups: dict[tuple[str | None, ...], list[Socket]] = {}
-    for s in evidence.sockets:
-        if s.state in wanted and s.protocol == evidence.protocol:
-            groups.setdefault(place(s), []).append(s)
+    for s in situation.sockets:
+        if s.state in wanted and s.protocol == situation.protocol:
+            groups.setdefault(group_key(s), []).append(s)
     return list(groups.values())
 
 
 def _by_owner(groups: Iterable[list[Socket]]) -> list[list[Socket]]:
-    """Sockets of the same holders together: a server mostly has one for each family, or for each address."""
+    """Sockets of the same owners together: a server often has one for each family, or for each address."""
     merged: dict[tuple[object, ...], list[Socket]] = {}
     for group in groups:
-        holder = (*sorted(o.pid for s in group for o in s.owners),) or ("not seen", group[0].uid, group[0].service)
-        merged.setdefault(holder, []).extend(group)
+        key: tuple[object, ...] = tuple(sorted(owner.pid for s in group for owner in s.owners))
+        if not key:
+            key = ("unknown", group[0].uid, group[0].service)
+        merged.setdefault(key, []).extend(group)
     return list(merged.values())

@@ -7,30 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from portbook.records import Owner
-from portbook.verdict import naming
-from portbook.verdict.conflict import stopped
-from portbook.verdict.evidence import Evidence
+from portbook.records import Confidence, Owner
+from portbook.verdict import description
+from portbook.verdict.conflict import blocked
 from portbook.verdict.findings import Finding
+from portbook.verdict.situation import Situation
 
 AIRPLAY_PORTS = (5000, 7000)
 AIRPLAY_OWNERS = ("ControlCenter", "ControlCe")  # lsof cuts names at nine characters
 
 
-def airplay(evidence: Evidence) -> Iterator[Finding]:
-    """The most asked question about port 5000."""
-    if evidence.port not in AIRPLAY_PORTS or evidence.protocol != "tcp":
+def airplay(situation: Situation) -> Iterator[Finding]:
+    """AirPlay Receiver, the most common holder of port 5000."""
+    if situation.port not in AIRPLAY_PORTS or situation.protocol != "tcp":
         return
-    found = [s for s in evidence.sockets if s.state == "LISTEN" and _may_be_airplay(s.owners)]
-    if found:
-        sure = all(s.owners for s in found)
-        text = f"AirPlay Receiver {'has' if sure else 'probably has'} the port: {naming.named(evidence, found)}"
-        remedy = "System Settings, General, AirDrop & Handoff: switch AirPlay Receiver off; or take another port"
-        hit = stopped(evidence, found)
-        facts = naming.told(evidence, found)
-        yield Finding("airplay", "shadows", text, remedy, facts, hit.endpoints, "certain" if sure else "likely")
+    sockets = [s for s in situation.sockets if s.state == "LISTEN" and _may_be_airplay(s.owners)]
+    if not sockets:
+        return
+    known = all(s.owners for s in sockets)
+    confidence: Confidence = "certain" if known else "likely"
+    holds = "AirPlay Receiver of macOS holds" if known else "AirPlay Receiver of macOS probably holds"
+    text = f"{holds} {description.format_locals(sockets)}"
+    remedy = "turn off AirPlay Receiver in System Settings, General, AirDrop & Handoff; " + description.OTHER_PORT
+    evidence = description.as_dict(situation, sockets)
+    yield Finding("airplay", "shadows", text, remedy, evidence, blocked(situation, sockets).endpoints, confidence)
 
 
 def _may_be_airplay(owners: tuple[Owner, ...]) -> bool:
-    """Without root nobody sees that ControlCenter of the own user; then the port number speaks."""
-    return not owners or any(o.name in AIRPLAY_OWNERS for o in owners)
+    """Without root the system hides ControlCenter even from its own user; then the port number decides."""
+    return not owners or any(owner.name in AIRPLAY_OWNERS for owner in owners)

@@ -9,130 +9,175 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from portbook.netconfig.facts import ExcludedRange, HttpQueue
+from portbook.addresses import Endpoint
+from portbook.netconfig.facts import DynamicRange, ExcludedRange, HttpQueue
 from portbook.netconfig.windows.httpsys import SYSTEM_PID, url_prefix
 from portbook.records import Confidence, Owner
-from portbook.verdict import naming
-from portbook.verdict.evidence import Evidence
+from portbook.verdict import description
 from portbook.verdict.findings import Finding
+from portbook.verdict.situation import Situation
 
 DYNAMIC_START = 49152  # since Windows Vista; RFC 6335 section 6
+MOST_URLS = 4  # in words
+FAMILY = {"ipv4": "IPv4", "ipv6": "IPv6"}
 
 
-def excluded(evidence: Evidence) -> Iterator[Finding]:
-    """Ports that Windows gives to nobody who asks for them: 10013, and no socket to be seen."""
-    for found in evidence.excluded:
-        names = tuple(str(e) for e in evidence.endpoints if _family(e.address) == found.family or e.dual)
-        if found.protocol == evidence.protocol and found.start <= evidence.port <= found.end and names:
-            text = f"Windows excludes {found.start} to {found.end} ({found.family}, {found.protocol}), {_why(found)}"
-            cause = _cause(evidence, found)
-            facts = {"first": found.start, "last": found.end, "family": found.family, "protocol": found.protocol}
-            facts |= {"administered": found.administered, **({"dynamic_start": cause} if cause else {})}
-            if cause:
-                text += f"; the dynamic range begins at {cause}, so that such reservations land among ordinary ports"
-            # An administered one keeps automatic choice away, and mostly lets a server have what it asks for.
-            sure: Confidence = "likely" if found.administered else "certain"
-            yield Finding("excluded-range", "blocks", text, _remedy(evidence, found, cause), facts, names, sure)
+def _family(endpoint: Endpoint) -> str:
+    return "ipv6" if ":" in endpoint.address else "ipv4"
 
 
-def _family(address: str) -> str:
-    return "ipv6" if ":" in address else "ipv4"
+# --- excluded ranges -----------------------------------------------------------------------------------------------
 
 
-def _why(found: ExcludedRange) -> str:
-    if found.administered:
-        return "administered: somebody has reserved it with netsh"
-    if found.start == found.end:
-        return "a single port, as services that start with Windows register theirs"
-    return "as Hyper-V, WSL and Docker do through WinNAT when they start"
+def excluded(situation: Situation) -> Iterator[Finding]:
+    """Ports that no bind gets: it fails with 10013, and no socket is visible."""
+    for reservation in situation.excluded:
+        names = tuple(str(e) for e in situation.endpoints if _family(e) == reservation.family or e.dual)
+        in_range = reservation.start <= situation.port <= reservation.end
+        if names and in_range and reservation.protocol == situation.protocol:
+            yield _excluded_range(situation, reservation, names)
 
 
-def _cause(evidence: Evidence, found: ExcludedRange) -> int | None:
-    """The start of the dynamic range if somebody has moved it down: reservations are taken from there."""
-    if found.administered:
+def _excluded_range(situation: Situation, reservation: ExcludedRange, names: tuple[str, ...]) -> Finding:
+    first, last, family, protocol = reservation.start, reservation.end, reservation.family, reservation.protocol
+    ports = f"{protocol.upper()} port {first}" if first == last else f"{protocol.upper()} ports {first} to {last}"
+    text = f"Windows excludes the {FAMILY[family]} {ports}: {_origin(reservation)}"
+    evidence = {
+        "first": first,
+        "last": last,
+        "family": family,
+        "protocol": protocol,
+        "administered": reservation.administered,
+    }
+    dynamic_start = _moved_dynamic_start(situation, reservation)
+    if dynamic_start is not None:
+        evidence["dynamic_start"] = dynamic_start
+        text += f"; the dynamic range starts at {dynamic_start}, so such reservations take ports that servers use"
+    # An administered range is excluded from automatic choice, and mostly does not block a bind that names the port.
+    confidence: Confidence = "likely" if reservation.administered else "certain"
+    remedy = _excluded_remedy(situation, reservation, dynamic_start)
+    return Finding("excluded-range", "blocks", text, remedy, evidence, names, confidence)
+
+
+def _origin(reservation: ExcludedRange) -> str:
+    if reservation.administered:
+        return "an administrator reserved it with netsh"
+    if reservation.start == reservation.end:
+        return "a service probably reserved it when Windows started"
+    return "WinNAT makes such reservations for Hyper-V, WSL and Docker when they start"
+
+
+def _moved_dynamic_start(situation: Situation, reservation: ExcludedRange) -> int | None:
+    """The start of the dynamic range if an administrator moved it down: reservations are taken from this range."""
+    if reservation.administered:
         return None
-    starts = [d.start for d in evidence.dynamic if (d.family, d.protocol) == (found.family, found.protocol)]
-    return next((start for start in starts if start < DYNAMIC_START and start <= found.start), None)
+    for dynamic_range in situation.dynamic:
+        same_list = (dynamic_range.family, dynamic_range.protocol) == (reservation.family, reservation.protocol)
+        if same_list and dynamic_range.start < DYNAMIC_START and dynamic_range.start <= reservation.start:
+            return dynamic_range.start
+    return None
 
 
-def _remedy(evidence: Evidence, found: ExcludedRange, cause: int | None) -> str:
-    ip = f"netsh int {found.family}"
-    if found.administered:
-        count = found.end - found.start + 1
+def _excluded_remedy(situation: Situation, reservation: ExcludedRange, dynamic_start: int | None) -> str:
+    netsh = f"netsh int {reservation.family}"
+    protocol = reservation.protocol
+    if reservation.administered:
+        count = reservation.end - reservation.start + 1
         return (
-            f"take another port, or as administrator: {ip} delete excludedportrange protocol={found.protocol} "
-            f"startport={found.start} numberofports={count}"
+            f"use another port, or as administrator: {netsh} delete excludedportrange protocol={protocol} "
+            f"startport={reservation.start} numberofports={count}"
         )
-    keep = f"{ip} add excludedportrange protocol={found.protocol} startport={evidence.port} numberofports=1"
-    text = f"take another port, or as administrator: net stop winnat, then {keep}, then net start winnat"
-    if cause:
-        text += (
-            f"; for good: {ip} set dynamicport {found.protocol} start={DYNAMIC_START} num=16384, and restart Windows"
-        )
+    reserve = f"{netsh} add excludedportrange protocol={protocol} startport={situation.port} numberofports=1"
+    text = f"use another port, or as administrator: net stop winnat, then {reserve}, then net start winnat"
+    if dynamic_start is not None:
+        reset = f"{netsh} set dynamicport {protocol} start={DYNAMIC_START} num=16384"
+        text += f"; permanently: {reset}, then restart Windows"
     return text
 
 
-def http(evidence: Evidence) -> Iterator[Finding]:
+def dynamic(situation: Situation) -> Iterator[Finding]:
+    """The range from which outgoing connections and reservations are taken."""
+    families = {_family(endpoint) for endpoint in situation.endpoints}
+    for dynamic_range in situation.dynamic:
+        concerns = dynamic_range.protocol == situation.protocol and dynamic_range.family in families
+        last = dynamic_range.start + dynamic_range.count - 1
+        if concerns and dynamic_range.start <= situation.port <= last:
+            yield _dynamic_range(situation, dynamic_range, last)
+
+
+def _dynamic_range(situation: Situation, dynamic_range: DynamicRange, last: int) -> Finding:
+    first, family, protocol = dynamic_range.start, dynamic_range.family, situation.protocol
+    text = (
+        f"{situation.port} is in the dynamic range {first} to {last} ({FAMILY[family]}, {protocol.upper()}): "
+        "any outgoing connection may get it"
+    )
+    remedy = (
+        f"use a port outside this range, or reserve it: netsh int ipv4 add excludedportrange protocol={protocol} "
+        f"startport={situation.port} numberofports=1 store=persistent"
+    )
+    return Finding("ephemeral-port", "warns", text, remedy, {"first": first, "last": last, "family": family})
+
+
+# --- http.sys and portproxy ----------------------------------------------------------------------------------------
+
+
+def http(situation: Situation) -> Iterator[Finding]:
     """http.sys listens in the kernel, as pid 4, for processes that have registered a URL."""
-    queues = [(q, urls) for q in evidence.queues if (urls := _urls(q, evidence.port))]
-    kernel = [s for s in evidence.sockets if any(o.pid == SYSTEM_PID for o in s.owners) and s.protocol == "tcp"]
-    if evidence.protocol != "tcp" or not (queues or kernel):
+    if situation.protocol != "tcp":
         return
-    names = tuple(map(str, evidence.endpoints))
-    yield from (_queue(evidence, queue, urls, names) for queue, urls in queues)
-    if not queues:
-        text = f"pid {SYSTEM_PID} (System) listens: http.sys for a service, IIS or WinRM among them, or a kernel driver"
-        remedy = "netsh http show servicestate view=requestq, as administrator, names the process and its URL"
-        yield Finding("http-sys", "blocks", text, remedy, naming.told(evidence, kernel), names, "likely")
+    names = tuple(map(str, situation.endpoints))
+    has_queue = False
+    for queue in situation.queues:
+        urls = _urls(queue, situation.port)
+        if urls:
+            has_queue = True
+            yield _request_queue(situation, queue, urls, names)
+    kernel = [s for s in situation.sockets if s.protocol == "tcp" and any(o.pid == SYSTEM_PID for o in s.owners)]
+    if kernel and not has_queue:
+        text = (
+            f"System (pid {SYSTEM_PID}) listens on {description.format_locals(kernel)}: "
+            "http.sys for a service such as IIS or WinRM, or a kernel driver"
+        )
+        remedy = "to see the process and its URL, as administrator: netsh http show servicestate view=requestq"
+        yield Finding("http-sys", "blocks", text, remedy, description.as_dict(situation, kernel), names, "likely")
 
 
-def _queue(evidence: Evidence, queue: HttpQueue, urls: tuple[str, ...], names: tuple[str, ...]) -> Finding:
-    known = [evidence.behind.get(pid, Owner(pid)) for pid in queue.pids]
-    who = ", ".join(f"{o.name or 'process'} (pid {o.pid})" for o in known) or "a process that is not told"
-    label = f", of the queue {queue.name}" if queue.name else ""
-    text = f"http.sys (pid {SYSTEM_PID}) listens for {who} on {', '.join(urls[:4])}{label}"
-    services = [o.service for o in known if o.service]
+def _request_queue(situation: Situation, queue: HttpQueue, urls: tuple[str, ...], names: tuple[str, ...]) -> Finding:
+    owners = [situation.queue_owners.get(pid, Owner(pid)) for pid in queue.pids]
+    servers = [f"{owner.name or 'process'} (pid {owner.pid})" for owner in owners]
+    who = description.join_words(servers) or "an unknown process"
+    text = f"http.sys (pid {SYSTEM_PID}) listens for {who} on {', '.join(urls[:MOST_URLS])}"
+    if queue.name:
+        text += f" (request queue {queue.name})"
+    services = [owner.service for owner in owners if owner.service]
     remedy = f"Stop-Service {services[0]}" if services else "stop the service of that process"
-    facts = {"queue": queue.name, "urls": list(urls), "pids": list(queue.pids), "services": services}
-    return Finding("http-sys", "blocks", text, f"{remedy}; netsh http show servicestate lists it", facts, names)
+    remedy += "; netsh http show servicestate lists the request queues"
+    evidence = {"queue": queue.name, "urls": list(urls), "pids": list(queue.pids), "services": services}
+    return Finding("http-sys", "blocks", text, remedy, evidence, names)
 
 
 def _urls(queue: HttpQueue, port: int) -> tuple[str, ...]:
-    return tuple(url for url in queue.urls if (prefix := url_prefix(url)) is not None and prefix.port == port)
+    """The URLs of a queue that have this port."""
+    urls: list[str] = []
+    for url in queue.urls:
+        prefix = url_prefix(url)
+        if prefix is not None and prefix.port == port:
+            urls.append(url)
+    return tuple(urls)
 
 
-def proxies(evidence: Evidence) -> Iterator[Finding]:
-    """Ports that iphlpsvc listens on for netsh's portproxy; it relays TCP only."""
-    for found in evidence.proxies:
-        if found.listen_port == evidence.port and evidence.protocol == "tcp":
-            listens = f"{found.listen_address}:{found.listen_port}"
-            target = f"{found.connect_address}:{found.connect_port}"
-            text = f"portproxy ({found.kind}) relays {listens} to {target}; the service iphlpsvc holds the port for it"
+def proxies(situation: Situation) -> Iterator[Finding]:
+    """Ports that the service iphlpsvc listens on for netsh portproxy, which forwards TCP only."""
+    if situation.protocol != "tcp":
+        return
+    for proxy in situation.proxies:
+        if proxy.listen_port == situation.port:
+            listen = f"{proxy.listen_address}:{proxy.listen_port}"
+            target = f"{proxy.connect_address}:{proxy.connect_port}"
+            text = f"netsh portproxy ({proxy.kind}) forwards {listen} to {target} through the service iphlpsvc"
             remedy = (
-                f"netsh interface portproxy delete {found.kind} listenport={found.listen_port} "
-                f"listenaddress={found.listen_address}, as administrator"
+                f"as administrator: netsh interface portproxy delete {proxy.kind} listenport={proxy.listen_port} "
+                f"listenaddress={proxy.listen_address}"
             )
-            facts = {"kind": found.kind, "listen": listens, "connect": target}
-            yield Finding("portproxy", "shadows", text, remedy, facts)
-
-
-def _reserve(evidence: Evidence) -> str:
-    return (
-        f"take a port outside of it, or reserve it: netsh int ipv4 add excludedportrange protocol={evidence.protocol} "
-        f"startport={evidence.port} numberofports=1 store=persistent"
-    )
-
-
-def dynamic(evidence: Evidence) -> Iterator[Finding]:
-    """The range from which outgoing connections and reservations are taken."""
-    for found in evidence.dynamic:
-        last = found.start + found.count - 1
-        mine = found.protocol == evidence.protocol and any(
-            _family(e.address) == found.family for e in evidence.endpoints
-        )
-        if mine and found.start <= evidence.port <= last:
-            text = (
-                f"{evidence.port} lies in {found.start} to {last}, the dynamic range of {found.family} {found.protocol}"
-            )
-            facts = {"first": found.start, "last": last, "family": found.family}
-            yield Finding("ephemeral-port", "warns", text, _reserve(evidence), facts)
+            evidence = {"kind": proxy.kind, "listen": listen, "connect": target}
+            yield Finding("portproxy", "shadows", text, remedy, evidence)

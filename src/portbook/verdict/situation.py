@@ -1,4 +1,4 @@
-"""What is known about a port before it is judged: frozen facts, no I/O here."""
+"""What is known about a port and this machine before it is judged: frozen facts, no I/O here."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from portbook.netconfig.facts import (
 from portbook.records import Family, Gap, Owner, Platform, Protocol, Socket
 
 
-class Asked(Struct, frozen=True):
-    """What is asked for."""
+class BindRequest(Struct, frozen=True):
+    """The bind that a server would make."""
 
     port: int
     protocol: Protocol = "tcp"
@@ -33,8 +33,8 @@ class Asked(Struct, frozen=True):
     options: Options = Options()
 
 
-class Evidence(Struct, frozen=True):
-    """Everything that rules may look at. What could not be found out is None or empty, with a gap that says why."""
+class Situation(Struct, frozen=True):
+    """Everything that the rules may look at. A fact that could not be read is None or empty, with a gap."""
 
     platform: Platform
     port: int
@@ -44,16 +44,16 @@ class Evidence(Struct, frozen=True):
     caller: Caller = Caller()
     sockets: tuple[Socket, ...] = ()  # on the port, with their owners
     parents: dict[int, tuple[Owner, ...]] = {}  # of owners, by pid, nearest first
-    supervisors: dict[int, Supervisor] = {}  # who looks after an owner, by its pid
-    activated: dict[int, str] = {}  # Linux: inode of a socket that a service manager holds, and the unit it is for
+    supervisors: dict[int, Supervisor] = {}  # of owners, by pid
+    activated: dict[int, str] = {}  # Linux: inode of a socket that a service manager holds, and its socket unit
     privileged_below: int | None = None  # Linux: ip_unprivileged_port_start
-    ephemeral: PortRange | None = None  # where the system takes ports for outgoing connections
+    ephemeral: PortRange | None = None  # from which the system takes ports for outgoing connections
     reserved: tuple[PortRange, ...] = ()  # Linux: ip_local_reserved_ports
     nonlocal_bind: frozenset[Family] = frozenset()  # Linux: families with ip_nonlocal_bind
-    ipv6: Literal["on", "disabled", "absent"] | None = None  # disabled: no address, "::" can be bound all the same
+    ipv6: Literal["on", "disabled", "absent"] | None = None  # disabled: no address, but "::" can be bound
     vrf_accepts_all: bool = False  # Linux: tcp_l3mdev_accept, for TCP
-    addresses: tuple[LocalAddress, ...] | None = None  # None: not looked for
-    foreign: tuple[str, ...] = ()  # asked addresses that this machine does not have
+    addresses: tuple[LocalAddress, ...] | None = None  # None: not read
+    foreign: tuple[str, ...] = ()  # requested addresses that this machine does not have
     links: tuple[Link, ...] = ()  # interfaces that sockets on the port are bound to
     publications: tuple[Publication, ...] = ()
     nat: tuple[NatRule, ...] = ()
@@ -61,5 +61,5 @@ class Evidence(Struct, frozen=True):
     dynamic: tuple[DynamicRange, ...] = ()
     proxies: tuple[PortProxy, ...] = ()
     queues: tuple[HttpQueue, ...] = ()
-    behind: dict[int, Owner] = {}  # Windows: the processes behind queues with the port, by pid
+    queue_owners: dict[int, Owner] = {}  # Windows: the processes of http.sys queues with the port, by pid
     gaps: tuple[Gap, ...] = ()
