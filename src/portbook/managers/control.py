@@ -77,7 +77,7 @@ def _unit(found: Supervisor, _: int, __: Protocol) -> Supervisor:
 
 
 def _safe_units(shown: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(name for name in sockets_of(shown) if supervisor.UNIT.fullmatch(name))
+    return tuple(name for name in sockets_of(shown) if supervisor.is_unit_name(name))
 
 
 def _activation(found: Supervisor, port: int, protocol: Protocol) -> Supervisor:
@@ -116,7 +116,7 @@ def _policy(found: Supervisor, _: int, __: Protocol) -> Supervisor:
     question = "{{.Name}}|{{.HostConfig.RestartPolicy.Name}}"
     done = run_command([stop[0], "inspect", "--format", question, number], ASK_LIMIT_S)
     name, bar, policy = done.text.removeprefix("/").partition("|")
-    if done.code != 0 or not bar or policy not in POLICIES or not supervisor.CONTAINER.fullmatch(name):
+    if done.code != 0 or not bar or policy not in POLICIES or not supervisor.is_container_name(name):
         return found
     again = POLICIES[policy]
     return replace(found, name=name, command=(*stop, name), restarts=again, why=f"restart policy {policy or 'no'}")

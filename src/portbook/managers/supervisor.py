@@ -24,10 +24,10 @@ from portbook.system.users import user_name
 ParentChain = Sequence[Owner]  # nearest first
 SYSTEM = 0
 SYSTEMCTL = "systemctl"
-UNIT = re.compile(r"[A-Za-z0-9:_.\\@][A-Za-z0-9:_.\\@-]{0,254}", re.ASCII)
-CONTAINER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}", re.ASCII)
-USER = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,63}", re.ASCII)
-SERVICE = re.compile(r"[^\W_][\w .()$-]{0,255}")  # of Windows: no quotes, slashes and controls
+UNIT_NAME = r"[A-Za-z0-9:_.\\@][A-Za-z0-9:_.\\@-]{0,254}"
+CONTAINER_NAME = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}"
+USER_NAME = r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,63}"
+SERVICE_NAME = r"[^\W_][\w .()$-]{0,255}"  # of Windows: no quotes, slashes and controls
 
 STOP: Mapping[str, tuple[str, ...]] = {"docker": ("docker", "stop"), "podman": ("podman", "stop")}
 NO_COMMAND: Mapping[Runtime, str] = {  # runtimes without one command that fits every installation
@@ -89,6 +89,16 @@ class Supervisor(Struct, frozen=True):
     advice: str | None = None  # where there is no command
 
 
+def is_unit_name(text: str) -> bool:
+    """Whether a text can be the name of a systemd unit: systemd.unit(5)."""
+    return re.fullmatch(UNIT_NAME, text, re.ASCII) is not None
+
+
+def is_container_name(text: str) -> bool:
+    """Whether a text can be a name or id that docker and podman give to a container."""
+    return re.fullmatch(CONTAINER_NAME, text, re.ASCII) is not None
+
+
 def is_relay(owner: Owner) -> bool:
     """Whether it holds the published port of a container that is somebody else."""
     return _base(owner.exe) in RELAYS
@@ -102,7 +112,7 @@ def stop_instruction(supervisor: Supervisor) -> str | None:
 def container_stop_command(label: str) -> str | None:
     """The command for a container by its label, as in ``docker:web``; None where none fits every installation."""
     runtime, _, name = label.partition(":")
-    return " ".join((*STOP[runtime], name)) if runtime in STOP and CONTAINER.fullmatch(name) else None
+    return " ".join((*STOP[runtime], name)) if runtime in STOP and is_container_name(name) else None
 
 
 def find_supervisor(owner: Owner, parents: ParentChain, platform: str, uid: int) -> Supervisor | None:
@@ -163,7 +173,7 @@ def unit_supervisor(unit: str, user: int | None, uid: int, *sockets: str) -> Sup
     """A unit of the system's service manager, or of a user's."""
     names = (*sockets, unit)
     scope = _scope(user, uid)
-    if scope is None or not all(UNIT.fullmatch(name) for name in names):
+    if scope is None or not all(is_unit_name(name) for name in names):
         advice = f"as that user: systemctl --user stop {' '.join(names)}" if scope is None else None
         return Supervisor("systemd", unit, None, None, None, advice)
     return Supervisor("systemd", unit, (SYSTEMCTL, *scope, "stop", *names))
@@ -176,7 +186,7 @@ def _scope(user: int | None, uid: int) -> tuple[str, ...] | None:
     if user == uid:
         return ("--user",)
     name = user_name(user)
-    return ("--user", f"--machine={name}@.host") if uid == SYSTEM and USER.fullmatch(name) else None
+    return ("--user", f"--machine={name}@.host") if uid == SYSTEM and re.fullmatch(USER_NAME, name, re.ASCII) else None
 
 
 def _in_container(owner: Owner, _: ParentChain, uid: int) -> Supervisor | None:
@@ -194,17 +204,17 @@ def _container(found: Container, uid: int, label: str | None = None) -> Supervis
         advice = NO_COMMAND.get(found.runtime) if found.daemon is not None else "stop the container around it"
         return Supervisor(runtime, name, advice=advice)
     number = found.id if container.is_id(found.id) else name
-    if found.daemon != uid or not CONTAINER.fullmatch(number):
+    if found.daemon != uid or not is_container_name(number):
         who = user_name(found.daemon)
         return Supervisor(runtime, name, advice=f"as user {who}: {' '.join(stop)} {name}")
-    return Supervisor(runtime, name, (*stop, name if CONTAINER.fullmatch(name) else number))
+    return Supervisor(runtime, name, (*stop, name if is_container_name(name) else number))
 
 
 def _windows_service(owner: Owner, _: ParentChain, __: int) -> Supervisor | None:
     name = owner.service
     if not name:
         return None
-    if ", " in name or not SERVICE.fullmatch(name):
+    if ", " in name or not re.fullmatch(SERVICE_NAME, name):
         return Supervisor("windows-service", name, advice="several services live in it: Stop-Service -Name ONE")
     return Supervisor("windows-service", name, ("Stop-Service", "-Name", name))
 

@@ -59,14 +59,14 @@ def _activated(sockets: Iterable[Socket]) -> dict[int, str]:
     if not cgroup_ids:
         return {}
     from portbook.enrich import cgroup
-    from portbook.managers.supervisor import UNIT
+    from portbook.managers.supervisor import is_unit_name
     from portbook.managers.systemd import exact_unit_of
 
     paths = cgroup.paths_by_id(set(cgroup_ids.values()))
     activated: dict[int, str] = {}
     for inode, cgroup_id in cgroup_ids.items():
         unit = exact_unit_of(paths.get(cgroup_id, "")) or ""  # escaped, as systemctl expects it
-        if UNIT.fullmatch(unit):
+        if is_unit_name(unit):
             activated[inode] = unit
     return activated
 

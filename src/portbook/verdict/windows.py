@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from portbook.netconfig.facts import HttpQueue
-from portbook.netconfig.windows.httpsys import SYSTEM_PID, queues_of
+from portbook.netconfig.facts import SYSTEM_PID, HttpQueue
+from portbook.netconfig.windows.httpsys import queues_of
 from portbook.netconfig.windows.reservations import Reservations, take
 from portbook.records import FAMILIES, Owner, Socket
 from portbook.verdict import holders

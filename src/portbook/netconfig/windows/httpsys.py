@@ -20,11 +20,10 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from portbook.errors import SourceGarbled
-from portbook.netconfig.facts import HttpQueue
+from portbook.netconfig.facts import SYSTEM_PID, HttpQueue
 from portbook.netconfig.windows.netsh import NetshCommand, NetshOutput, decode, split_label
 from portbook.numerals import UINT16, UINT32, number_or_none
 
-SYSTEM_PID = 4
 SCHEMES = ("http://", "https://")
 
 

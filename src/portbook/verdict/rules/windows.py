@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from portbook.addresses import Endpoint
-from portbook.netconfig.facts import DynamicRange, ExcludedRange, HttpQueue
-from portbook.netconfig.windows.httpsys import SYSTEM_PID, url_prefix
+from portbook.netconfig.facts import SYSTEM_PID, DynamicRange, ExcludedRange, HttpQueue
 from portbook.records import Confidence, Owner
 from portbook.verdict import description
 from portbook.verdict.findings import Finding
@@ -158,6 +157,8 @@ def _request_queue(situation: Situation, queue: HttpQueue, urls: tuple[str, ...]
 
 def _urls(queue: HttpQueue, port: int) -> tuple[str, ...]:
     """The URLs of a queue that have this port."""
+    from portbook.netconfig.windows.httpsys import url_prefix  # rules of all systems are imported: this one rarely runs
+
     urls: list[str] = []
     for url in queue.urls:
         prefix = url_prefix(url)
