@@ -9,67 +9,93 @@ from msgspec.structs import replace
 from portbook import inventory, query
 from portbook.enrich import owners, process
 from portbook.query import LISTENING, Query, Term
-from portbook.records import SCHEMA, Holder, Holding, Protocol, Socket
+from portbook.records import SCHEMA, Holder, Holding, Owner, Protocol, Socket
 from portbook.system import namespaces
 
-PASSED = frozenset(("TIME_WAIT",))  # nobody holds the port any more: RFC 9293 section 3.6.1
+Sockets = tuple[Socket, ...]
+PASSED = frozenset(("TIME_WAIT",))  # the port is held by no process any more: RFC 9293 section 3.6.1
 
 
 def who(port: int, protocol: Protocol | None = None, *, source: str | None = None) -> Holding:
-    """Return who holds a local port; clients that are merely connected to it elsewhere do not count.
+    """Return who holds a local port. Clients whose connections go to that port of a server do not count.
 
-    Every network namespace that can be seen is looked at. What is found in others than the caller's is told apart: a
-    port that a container holds in its own is free out here.
+    Every network namespace that can be seen is read. What is found in other namespaces than the caller's is in fields
+    of its own: a port that a container holds in its own namespace is free outside.
 
     :param port: 1 to 65535
     :param protocol: "tcp" or "udp"; None looks at both
-    :raises UsageError: the port or the protocol makes no sense
+    :param source: the source to read, as for ``take``
+    :raises UsageError: the port, the protocol or the name of the source is not valid
     :raises SourceError: this machine could not be read
     """
     terms = [query.term("port", [str(port)])]
     if protocol is not None:
         terms.append(query.term("protocol", [protocol]))
-    listing = inventory.look(Query(tuple(terms)), source=source, everywhere=True)
+    listing = inventory.read_listing(Query(tuple(terms)), source=source, all_namespaces=True)
     own = namespaces.own()
-    here, there = _parted(listing.sockets, own)
-    held = any(s.state not in PASSED for s in here)
-    holders = _holders(listing.sockets, listing.source, port)
-    outside = tuple(replace(h, sockets=_parted(h.sockets, own)[1]) for h in holders)
-    inside = tuple(replace(h, sockets=_parted(h.sockets, own)[0]) for h in holders)
+    sockets, other_sockets = _split(listing.sockets, own)
+    holders: list[Holder] = []
+    other_holders: list[Holder] = []
+    for holder in _holders(listing.sockets, listing.source, port):
+        here, there = _split(holder.sockets, own)
+        if here:
+            holders.append(replace(holder, sockets=here))
+        if there:
+            other_holders.append(replace(holder, sockets=there))
     return Holding(
-        SCHEMA, port, protocol, held, tuple(h for h in inside if h.sockets), here, listing.gaps,
-        tuple(h for h in outside if h.sockets), there,
-    )  # fmt: skip
+        schema=SCHEMA,
+        port=port,
+        protocol=protocol,
+        held=any(s.state not in PASSED for s in sockets),
+        holders=tuple(holders),
+        sockets=sockets,
+        gaps=listing.gaps,
+        holders_elsewhere=tuple(other_holders),
+        sockets_elsewhere=other_sockets,
+    )
 
 
-def _parted(sockets: tuple[Socket, ...], own: int | None) -> tuple[tuple[Socket, ...], tuple[Socket, ...]]:
-    """Those of our network namespace, and those of others."""
-    return tuple(s for s in sockets if s.netns in (None, own)), tuple(s for s in sockets if s.netns not in (None, own))
+def _split(sockets: Sockets, own: int | None) -> tuple[Sockets, Sockets]:
+    """The sockets of our network namespace, and those of others. Without a namespace known they count as ours."""
+    ours = (None, own)
+    return tuple(s for s in sockets if s.netns in ours), tuple(s for s in sockets if s.netns not in ours)
 
 
-def _holders(sockets: tuple[Socket, ...], source: str, port: int) -> tuple[Holder, ...]:
-    """Describe each owner, those that wait on the port first: its connections are their consequence."""
+def _holders(sockets: Sockets, source: str, port: int) -> list[Holder]:
+    """Describe each owner, those that wait on the port first: connections to it are their consequence."""
     now = datetime.now(UTC)
-    owned = list({o.pid: o for s in sockets for o in s.owners}.values())
-    others = _waiting([owner.pid for owner in owned], source) if owned else {}
+    by_pid = {owner.pid: owner for s in sockets for owner in s.owners}
+    waiting = _waiting_ports(tuple(by_pid), source) if by_pid else {}
     holders = [
         Holder(
             owner=owner,
-            age_s=max(0.0, (now - owner.started).total_seconds()) if owner.started else None,
-            parents=process.parents(owner.pid),
+            age_s=_age(owner, now),
+            parents=process.parents(pid),
             sockets=tuple(s for s in sockets if owner in s.owners),
-            other_ports=tuple(dict.fromkeys(p for n, p in others[owner.pid] if n != port)),
+            other_ports=tuple(dict.fromkeys(text for number, text in waiting[pid] if number != port)),
         )
-        for owner in owned
+        for pid, owner in by_pid.items()
     ]
-    return tuple(sorted(holders, key=lambda h: (all(s.state not in LISTENING for s in h.sockets), h.owner.pid)))
+    return sorted(holders, key=_by_importance)
 
 
-def _waiting(pids: list[int], source: str) -> dict[int, list[tuple[int, str]]]:
+def _by_importance(holder: Holder) -> tuple[bool, int]:
+    waits = any(s.state in LISTENING for s in holder.sockets)
+    return not waits, holder.owner.pid
+
+
+def _age(owner: Owner, now: datetime) -> float | None:
+    if owner.started is None:
+        return None
+    return max(0.0, (now - owner.started).total_seconds())
+
+
+def _waiting_ports(pids: tuple[int, ...], source: str) -> dict[int, list[tuple[int, str]]]:
     """The ports that each of these processes waits on, as a number and as text."""
-    found = inventory.held(Query((Term("state", ("LISTENING",)),)), source, tuple(pids))
-    waiting: dict[int, list[tuple[int, str]]] = {}
+    selection = inventory.select_owned(Query((Term("state", ("LISTENING",)),)), source, pids)
+    all_known = selection.has("holders")
+    ports: dict[int, list[tuple[int, str]]] = {}
     for pid in pids:
-        mine, _ = owners.held_by(found.sockets, ((pid, pid),), found.has("holders"))
-        waiting[pid] = [(s.local_port, f"{s.local_port}/{s.protocol}") for s in mine]
-    return waiting
+        sockets, _ = owners.owned_by(selection.sockets, ((pid, pid),), all_known)
+        ports[pid] = [(s.local_port, f"{s.local_port}/{s.protocol}") for s in sockets]
+    return ports

@@ -21,7 +21,7 @@ if sys.platform != "linux":
     pytest.skip("descriptors are read from Linux's /proc", allow_module_level=True)
 
 from portbook.enrich import descriptors
-from portbook.enrich.descriptors import Holders, Search, holders
+from portbook.enrich.descriptors import OwnerPids, Search, find_owners
 
 pytestmark = pytest.mark.usefixtures("own_network")
 
@@ -64,9 +64,9 @@ def test_every_process_that_inherited_a_socket_holds_it(listener):
         others = [
             hold.enter_context(child(INHERIT, str(listener.fileno()), pass_fds=[listener.fileno()])) for _ in range(5)
         ]
-        found = holders({inode(listener)})
-        assert set(found.by_inode[inode(listener)]) == {os.getpid(), *(one.pid for one in others)}
-        assert len(found.by_inode[inode(listener)]) == 6
+        found = find_owners({inode(listener)})
+        assert set(found.pids_by_inode[inode(listener)]) == {os.getpid(), *(one.pid for one in others)}
+        assert len(found.pids_by_inode[inode(listener)]) == 6
         assert found.by_thread == frozenset()
 
 
@@ -83,32 +83,32 @@ wait()
         socket.send_fds(left, [b"x"], [opened.fileno()])
         number = inode(opened)
         with child(script, str(right.fileno()), pass_fds=[right.fileno()]) as one:
-            assert set(holders({number}).by_inode[number]) == {os.getpid(), one.pid}
+            assert set(find_owners({number}).pids_by_inode[number]) == {os.getpid(), one.pid}
             opened.close()
-            assert holders({number}).by_inode[number] == (one.pid,)
+            assert find_owners({number}).pids_by_inode[number] == (one.pid,)
 
 
 def test_a_socket_with_several_descriptors_in_one_process_has_one_holder(listener):
     with listener.dup(), listener.dup():
-        assert holders({inode(listener)}).by_inode == {inode(listener): (os.getpid(),)}
+        assert find_owners({inode(listener)}).pids_by_inode == {inode(listener): (os.getpid(),)}
 
 
 def test_only_the_wanted_inodes_are_answered(listener):
     with socket.create_server(("127.0.0.1", 0)) as other:
-        assert holders({inode(listener)}).by_inode.keys() == {inode(listener)}
-        assert holders({inode(listener), inode(other)}).by_inode.keys() == {inode(listener), inode(other)}
+        assert find_owners({inode(listener)}).pids_by_inode.keys() == {inode(listener)}
+        assert find_owners({inode(listener), inode(other)}).pids_by_inode.keys() == {inode(listener), inode(other)}
 
 
 def test_the_search_can_be_narrowed_to_some_processes(listener):
     with child(INHERIT, str(listener.fileno()), pass_fds=[listener.fileno()]) as one:
-        assert holders({inode(listener)}, [one.pid]).by_inode == {inode(listener): (one.pid,)}
-        assert holders({inode(listener)}, []).by_inode == {}
+        assert find_owners({inode(listener)}, [one.pid]).pids_by_inode == {inode(listener): (one.pid,)}
+        assert find_owners({inode(listener)}, []).pids_by_inode == {}
 
 
 def test_a_socket_that_is_closed_has_no_holder(listener):
     number = inode(listener)
     listener.close()
-    assert holders({number}).by_inode == {}
+    assert find_owners({number}).pids_by_inode == {}
 
 
 @pytest.mark.parametrize("nothing", [set(), {0}, []])
@@ -117,7 +117,7 @@ def test_nothing_is_read_when_nothing_is_wanted(monkeypatch, nothing):
         raise AssertionError("processes were listed")
 
     monkeypatch.setattr(descriptors, "process_ids", poisoned)
-    assert holders(nothing) == Holders({}, frozenset(), 0, False)
+    assert find_owners(nothing) == OwnerPids({}, frozenset(), 0, False)
 
 
 def test_nothing_is_read_when_nothing_matched(monkeypatch):
@@ -171,8 +171,8 @@ IDS = ["leader-has-exited", "own-table", "table-of-two-threads"]
 @pytest.mark.parametrize("script", SCRIPTS, ids=IDS)
 def test_what_only_a_thread_holds(script):
     with child(script) as one:
-        found = holders({one.said})
-        assert found.by_inode == {one.said: (one.pid,)}
+        found = find_owners({one.said})
+        assert found.pids_by_inode == {one.said: (one.pid,)}
         assert found.by_thread == {one.said}
 
 
@@ -180,7 +180,7 @@ def test_what_only_a_thread_holds(script):
 def test_what_only_a_thread_holds_also_on_a_machine_without_kcmp(script, monkeypatch):
     monkeypatch.setattr(descriptors, "SYS_KCMP", {})
     with child(script) as one:
-        assert holders({one.said}).by_inode == {one.said: (one.pid,)}
+        assert find_owners({one.said}).pids_by_inode == {one.said: (one.pid,)}
 
 
 def test_threads_that_share_the_table_are_no_further_holders(listener):
@@ -192,8 +192,8 @@ say()
 wait()
 """
     with child(script, str(listener.fileno()), pass_fds=[listener.fileno()]) as one:
-        found = holders({inode(listener)})
-        assert set(found.by_inode[inode(listener)]) == {os.getpid(), one.pid}
+        found = find_owners({inode(listener)})
+        assert set(found.pids_by_inode[inode(listener)]) == {os.getpid(), one.pid}
         assert found.by_thread == frozenset()
 
 
@@ -218,12 +218,12 @@ def test_two_readers_find_what_one_finds(crowd, monkeypatch):
     monkeypatch.setattr(descriptors, "FORK_FROM", 10**9)
     with Search() as alone:
         assert alone.child is None
-        assert alone.finish(crowd).by_inode == crowd
+        assert alone.finish(crowd).pids_by_inode == crowd
     monkeypatch.setattr(descriptors, "FORK_FROM", 2_000)
     with Search() as together:
         assert together.child is not None
-        assert together.finish(crowd).by_inode == crowd
-    assert holders(crowd).by_inode == crowd
+        assert together.finish(crowd).pids_by_inode == crowd
+    assert find_owners(crowd).pids_by_inode == crowd
 
 
 def test_a_socket_whose_holders_two_readers_found_has_them_all(crowd, listener):
@@ -236,15 +236,15 @@ def test_a_socket_whose_holders_two_readers_found_has_them_all(crowd, listener):
         for _ in range(10):
             with Search() as together:
                 found = together.finish([inode(listener)])
-            assert set(found.by_inode[inode(listener)]) == expected
-            assert len(found.by_inode[inode(listener)]) == len(expected)
+            assert set(found.pids_by_inode[inode(listener)]) == expected
+            assert len(found.pids_by_inode[inode(listener)]) == len(expected)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 7])
 def test_processes_handed_out_in_batches_are_all_read(crowd, monkeypatch, tokens):
     two_readers()
     monkeypatch.setattr(descriptors, "MOST_TOKENS", tokens)
-    assert holders(crowd).by_inode == crowd
+    assert find_owners(crowd).pids_by_inode == crowd
 
 
 def test_when_the_second_reader_dies_the_first_reads_all(crowd):
@@ -252,7 +252,7 @@ def test_when_the_second_reader_dies_the_first_reads_all(crowd):
     with Search() as together:
         os.kill(together.child.pid, signal.SIGKILL)
         os.waitid(os.P_PID, together.child.pid, os.WEXITED | os.WNOWAIT)
-        assert together.finish(crowd).by_inode == crowd
+        assert together.finish(crowd).pids_by_inode == crowd
 
 
 def test_a_search_that_is_given_up_leaves_neither_a_process_nor_a_descriptor(crowd):
@@ -307,8 +307,8 @@ def test_processes_that_come_and_go_meanwhile_do_no_harm(listener):
             running += [subprocess.Popen(["sleep", "60"]) for _ in range(4)]
             for one in running[: 3 if round_ % 2 else 5]:
                 one.kill()
-            found = holders({inode(listener)})
-            assert os.getpid() in found.by_inode[inode(listener)]
+            found = find_owners({inode(listener)})
+            assert os.getpid() in found.pids_by_inode[inode(listener)]
             for one in running[: 3 if round_ % 2 else 5]:
                 one.wait()
             running = running[3 if round_ % 2 else 5 :]
@@ -321,8 +321,8 @@ def test_processes_that_come_and_go_meanwhile_do_no_harm(listener):
 def test_processes_that_are_gone_when_they_are_read_hold_nothing(listener):
     ended = subprocess.Popen(["true"])
     ended.wait()
-    found = holders({inode(listener)}, [ended.pid, os.getpid(), 2**22 + 1])
-    assert found.by_inode == {inode(listener): (os.getpid(),)}
+    found = find_owners({inode(listener)}, [ended.pid, os.getpid(), 2**22 + 1])
+    assert found.pids_by_inode == {inode(listener): (os.getpid(),)}
     assert found.denied == 0
 
 
@@ -408,7 +408,7 @@ def test_without_a_free_descriptor_it_could_not_find_out():
     """Not "nobody holds it": that would be a guess."""
     script = (
         "import os, resource, socket, sys\n"
-        "from portbook.enrich.descriptors import holders\n"
+        "from portbook.enrich.descriptors import find_owners\n"
         "from portbook.errors import SourceDenied\n"
         "one = socket.socket()\n"
         "inode = os.fstat(one.fileno()).st_ino\n"
@@ -419,7 +419,7 @@ def test_without_a_free_descriptor_it_could_not_find_out():
         "except OSError: os.close(taken.pop())\n"  # one is left, for /proc itself; then none
         "pids = [int(n) for n in os.listdir('/proc') if n.isdecimal()]\n"
         "taken.append(os.open('/dev/null', os.O_RDONLY))\n"
-        "try: holders({inode}, pids)\n"
+        "try: find_owners({inode}, pids)\n"
         "except SourceDenied as error: print(error)\n"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
@@ -440,6 +440,6 @@ def test_a_table_with_holes_is_read_whole():
             assert str(high) in names
             assert str(one.fileno()) in names
             assert len(names) == len(set(names))
-            assert holders(inodes).by_inode == dict.fromkeys(inodes, (os.getpid(),))
+            assert find_owners(inodes).pids_by_inode == dict.fromkeys(inodes, (os.getpid(),))
         finally:
             os.close(high)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from portbook.enrich.names import OURS, parse
 from portbook.errors import UsageError
-from portbook.scanner.ports import GROUPS, TCP, UDP, check, read
+from portbook.scanner.ports import GROUPS, TCP, UDP, check_ports, parse_ports
 
 
 @pytest.mark.parametrize(
@@ -21,16 +21,16 @@ from portbook.scanner.ports import GROUPS, TCP, UDP, check, read
     ],
 )
 def test_lists_and_ranges(text, expected):
-    assert read(text) == expected
+    assert parse_ports(text) == expected
 
 
 def test_every_port():
-    assert read("1-65535") == list(range(1, 65536))
+    assert parse_ports("1-65535") == list(range(1, 65536))
 
 
 @given(st.sets(st.integers(1, 65535), min_size=1, max_size=50))
 def test_what_is_written_is_read(ports):
-    assert read(",".join(map(str, ports))) == sorted(ports) == check(ports)
+    assert parse_ports(",".join(map(str, ports))) == sorted(ports) == check_ports(ports)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_what_is_written_is_read(ports):
 )
 def test_a_mistake_is_one_line_that_says_what_is_valid(text, wrong, valid):
     with pytest.raises(UsageError) as caught:
-        read(text)
+        parse_ports(text)
     assert wrong in str(caught.value)
     assert valid in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -62,16 +62,16 @@ def test_a_mistake_is_one_line_that_says_what_is_valid(text, wrong, valid):
 @pytest.mark.parametrize("numbers", [[0], [65536], [-1], []])
 def test_numbers_are_checked_too(numbers):
     with pytest.raises(UsageError, match="1 to 65535"):
-        check(numbers)
+        check_ports(numbers)
 
 
 def test_a_group_among_others():
-    assert read("@MAIL,22,25") == sorted({22, *read("@mail")})
+    assert parse_ports("@MAIL,22,25") == sorted({22, *parse_ports("@mail")})
 
 
 def test_a_group_that_udp_does_not_have_says_so():
     with pytest.raises(UsageError, match="unknown group of ports '@mail' over UDP; valid are @web"):
-        read("@mail", "udp")
+        parse_ports("@mail", "udp")
 
 
 @pytest.mark.parametrize(("protocol", "group"), [(p, g) for p in GROUPS for g in GROUPS[p]])
@@ -80,17 +80,17 @@ def test_every_port_of_a_group_has_a_name_in_our_table_and_stands_once(protocol,
         names = parse(file.read())
     listed = [int(n) for n in GROUPS[protocol][group][1].split(",")]
     assert [p for p in listed if (p, protocol) not in names] == []
-    assert listed == sorted(set(listed)) == read(f"@{group}", protocol)
+    assert listed == sorted(set(listed)) == parse_ports(f"@{group}", protocol)
 
 
 def test_the_groups_have_what_their_names_promise():
-    assert {80, 443, 8080, 8443} <= set(read("@web"))
-    assert {1433, 1521, 3306, 5432, 6379, 27017} <= set(read("@db"))
-    assert {25, 110, 143, 465, 587, 993, 995} <= set(read("@mail"))
-    assert {22, 23, 3389, 5900, 5985} <= set(read("@remote"))
-    assert {88, 135, 139, 389, 445, 3389, 5985} <= set(read("@windows"))
-    assert {1883, 5672, 61616, 9092} <= set(read("@queue"))
-    assert {22, 53, 80, 443, 445, 3306, 3389} <= set(read("@common"))
-    assert {53, 67, 69, 123, 137, 161, 500, 1900, 5353} <= set(read("@common", "udp"))
-    assert 95 <= len(read("@common")) <= 105
+    assert {80, 443, 8080, 8443} <= set(parse_ports("@web"))
+    assert {1433, 1521, 3306, 5432, 6379, 27017} <= set(parse_ports("@db"))
+    assert {25, 110, 143, 465, 587, 993, 995} <= set(parse_ports("@mail"))
+    assert {22, 23, 3389, 5900, 5985} <= set(parse_ports("@remote"))
+    assert {88, 135, 139, 389, 445, 3389, 5985} <= set(parse_ports("@windows"))
+    assert {1883, 5672, 61616, 9092} <= set(parse_ports("@queue"))
+    assert {22, 53, 80, 443, 445, 3306, 3389} <= set(parse_ports("@common"))
+    assert {53, 67, 69, 123, 137, 161, 500, 1900, 5353} <= set(parse_ports("@common", "udp"))
+    assert 95 <= len(parse_ports("@common")) <= 105
     assert set(UDP) < set(TCP)

@@ -15,9 +15,9 @@ from portbook.probe.request import Event, Limits, Probe
 from portbook.probe.resolve import Resolved, ResolvedAddress
 from portbook.records import Socket
 from portbook.scanner import canary, run
-from portbook.scanner.canary import MOST_CANARIES, MOST_EACH, Place, SelfWatch
+from portbook.scanner.canary import MOST_CANARIES, MOST_EACH, LocalAddress, SelfWatch
 from portbook.scanner.run import MOST_EVENTS, Scan, scan
-from portbook.scanner.targets import parse
+from portbook.scanner.targets import parse_target
 
 SYN_ACK, RST = Evidence("syn-ack"), Evidence("rst", 111, "ECONNREFUSED")
 HAVE_IPV6 = socket.has_ipv6
@@ -75,7 +75,12 @@ class TrueEngine(FakeEngine):
 def scanned(targets, ports, engine, **more):
     """A scan of remote addresses through an engine that sends nothing."""
     return Scan(
-        [parse(t) for t in targets.split()], list(ports), "tcp", more.pop("limits", Limits()), engine=engine, **more
+        [parse_target(t) for t in targets.split()],
+        list(ports),
+        "tcp",
+        more.pop("limits", Limits()),
+        engine=engine,
+        **more,
     )
 
 
@@ -449,7 +454,7 @@ def test_a_port_that_a_canary_sat_on_is_asked_again_when_it_is_gone(monkeypatch)
     with listening("127.0.0.9", MOST_EACH) as some:
         free += some  # free again after this block, and nobody else is on this address
     opened: list[socket.socket] = []
-    monkeypatch.setattr(canary, "_open_one", open_one)
+    monkeypatch.setattr(canary, "_open_canary", open_one)
     engine = TrueEngine()
     running = scanned("127.0.0.9", [1, 2, 3, *free], engine)
     answers = list(running)
@@ -492,8 +497,8 @@ def test_a_listener_that_ended_meanwhile_was_not_missed():
 
 def test_canaries_are_gone_after_the_scan(monkeypatch):
     opened = []
-    real = canary._open_one
-    monkeypatch.setattr(canary, "_open_one", lambda *a: opened.append(real(*a)) or opened[-1])
+    real = canary._open_canary
+    monkeypatch.setattr(canary, "_open_canary", lambda *a: opened.append(real(*a)) or opened[-1])
     with scanned("127.0.0.1", range(1, 50), TrueEngine()) as running:
         next(running)
     assert len(opened) == MOST_EACH
@@ -504,7 +509,7 @@ def test_without_descriptors_there_are_no_canaries_and_no_error(monkeypatch):
     def full(*_):
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(canary, "_open_one", full)
+    monkeypatch.setattr(canary, "_open_canary", full)
     with listening() as ports:
         running = scanned("127.0.0.1", ports, TrueEngine())
         assert [a.outcome for a in running] == ["open"]
@@ -522,9 +527,9 @@ def test_tables_that_cannot_be_read_are_said_to_be_unknown(monkeypatch):
 
 
 def test_an_address_of_somebody_else_has_no_canary():
-    assert not canary.is_ours(Place(REMOTE, REMOTE, None), "tcp")
-    assert not canary.is_ours(Place("fe80::1%nonesuch", "fe80::1", "nonesuch"), "tcp")
-    assert canary.is_ours(Place("127.3.2.1", "127.3.2.1", None), "udp")
+    assert not canary.is_local(LocalAddress(REMOTE, REMOTE, None))
+    assert not canary.is_local(LocalAddress("fe80::1%nonesuch", "fe80::1", "nonesuch"))
+    assert canary.is_local(LocalAddress("127.3.2.1", "127.3.2.1", None))
 
 
 @pytest.mark.skipif(not HAVE_IPV6, reason="IPv6")
@@ -556,14 +561,15 @@ def listener(address, **more):
 )
 def test_which_addresses_reach_a_listener(row, reached):
     places = [
-        Place("t", a, "eth0" if a.startswith("fe80") else None) for a in ("127.0.0.1", "127.0.0.2", "::1", "fe80::1")
+        LocalAddress("t", a, "eth0" if a.startswith("fe80") else None)
+        for a in ("127.0.0.1", "127.0.0.2", "::1", "fe80::1")
     ]
     assert {address for address, _ in canary._covered([row], places, frozenset([80]))} == reached
     assert list(canary._covered([row], places, frozenset([81]))) == []
 
 
 def test_udp_canaries_answer_this_machine():
-    watch = SelfWatch("udp", [parse("127.0.0.1")], [1])
+    watch = SelfWatch("udp", [parse_target("127.0.0.1")], [1])
     try:
         assert len(watch.extras()) == MOST_EACH
         for probe in watch.extras():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import tracemalloc
 from collections import Counter
 from ipaddress import IPv4Address, IPv6Address, ip_network
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from portbook.errors import UsageError
 from portbook.probe.request import Probe
 from portbook.scanner import targets
-from portbook.scanner.targets import BLOCK, Name, Span, disjoint, is_public, parse, parse_all, probes, walk, weave
+from portbook.scanner.targets import BLOCK, Name, Span, disjoint, parse_target, parse_targets, probes_of, walk, weave
 
 
 def four(target: str, first: str, last: str | None = None) -> Span:
@@ -56,7 +57,7 @@ READ = [
 
 @pytest.mark.parametrize(("text", "expected"), READ)
 def test_a_target_is_read(text, expected):
-    assert parse(text) == expected
+    assert parse_target(text) == expected
 
 
 WRONG = [
@@ -99,7 +100,7 @@ WRONG = [
 @pytest.mark.parametrize(("text", "wrong", "valid"), WRONG)
 def test_a_mistake_is_one_line_that_says_what_is_valid(text, wrong, valid):
     with pytest.raises(UsageError) as caught:
-        parse(text)
+        parse_target(text)
     said = str(caught.value)
     assert wrong in said
     assert valid in said
@@ -109,7 +110,7 @@ def test_a_mistake_is_one_line_that_says_what_is_valid(text, wrong, valid):
 @given(st.text(max_size=40))
 def test_any_text_is_a_target_or_a_usage_error(text):
     try:
-        found = parse(text)
+        found = parse_target(text)
     except UsageError:
         return
     assert found.target == text
@@ -118,7 +119,7 @@ def test_any_text_is_a_target_or_a_usage_error(text):
 @given(st.integers(0, 2**32 - 1), st.integers(0, 5000))
 def test_a_range_has_exactly_its_addresses(first, more):
     last = min(first + more, 2**32 - 1)
-    span = parse(f"{IPv4Address(first)}-{IPv4Address(last)}")
+    span = parse_target(f"{IPv4Address(first)}-{IPv4Address(last)}")
     assert isinstance(span, Span)
     assert span.size == last - first + 1
     assert list(span.addresses()) == [str(IPv4Address(n)) for n in range(first, last + 1)]
@@ -127,7 +128,7 @@ def test_a_range_has_exactly_its_addresses(first, more):
 def test_a_file_has_targets_comments_and_a_byte_order_mark(tmp_path):
     path = tmp_path / "hosts"
     path.write_bytes("\ufeff10.0.0.1 10.0.0.2\r\n\n# all\nlocalhost # here\n  fd00::/127\n".encode())
-    assert list(parse_all([f"@{path}", "10.0.0.9"])) == [
+    assert list(parse_targets([f"@{path}", "10.0.0.9"])) == [
         four("10.0.0.1", "10.0.0.1"),
         four("10.0.0.2", "10.0.0.2"),
         Name("localhost"),
@@ -140,7 +141,7 @@ def test_a_mistake_in_a_file_names_the_line(tmp_path):
     path = tmp_path / "hosts"
     path.write_text("10.0.0.1\n10.0.0.300\n")
     with pytest.raises(UsageError, match=r"hosts line 2: target '10\.0\.0\.300' is not an address; valid are"):
-        list(parse_all([f"@{path}"]))
+        list(parse_targets([f"@{path}"]))
 
 
 @pytest.mark.parametrize("content", [b"@more\n", b"\xff\xfe\n"], ids=["a file in a file", "not UTF-8"])
@@ -148,22 +149,22 @@ def test_a_file_that_is_no_list_is_one_line(tmp_path, content):
     path = tmp_path / "hosts"
     path.write_bytes(content)
     with pytest.raises(UsageError) as caught:
-        list(parse_all([f"@{path}"]))
+        list(parse_targets([f"@{path}"]))
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("path", ["", "/nonesuch/hosts", ".", "a\0b"])
 def test_a_file_that_cannot_be_read_is_one_line(path):
-    with pytest.raises(UsageError, match="could not be read"):
-        list(parse_all([f"@{path}"]))
+    with pytest.raises(UsageError, match="cannot read"):
+        list(parse_targets([f"@{path}"]))
 
 
 def test_a_file_without_end_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(targets, "MOST_FILE_BYTES", 10)
     path = tmp_path / "hosts"
     path.write_text("10.0.0.1\n10.0.0.2\n")
-    with pytest.raises(UsageError, match="too long"):
+    with pytest.raises(UsageError, match="too large"):
         targets.read_file(str(path))
 
 
@@ -193,7 +194,9 @@ def test_a_file_without_end_is_refused(monkeypatch, tmp_path):
     ],
 )
 def test_public_is_what_is_routed_globally(address, public):
-    assert is_public(address) is public
+    span = targets.span_of(address, address.partition("%")[0])
+    with pytest.raises(UsageError) if public else contextlib.nullcontext():
+        targets.refuse_public([span])
 
 
 @pytest.mark.parametrize(
@@ -201,7 +204,7 @@ def test_public_is_what_is_routed_globally(address, public):
     ["8.8.8.8", "8.8.8.0/24", "10.255.0.0-11.0.0.0", "9.255.255.255-10.0.0.1", "2606:4700::/120", "::ffff:8.8.8.8"],
 )
 def test_a_target_with_a_public_address_is_refused_in_one_line(target):
-    span = parse(target)
+    span = parse_target(target)
     with pytest.raises(UsageError) as caught:
         targets.refuse_public([span])
     said = str(caught.value)
@@ -213,7 +216,7 @@ def test_a_target_with_a_public_address_is_refused_in_one_line(target):
 
 @pytest.mark.parametrize("target", ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0-192.168.255.255", "fd00::/104"])
 def test_private_networks_are_not(target):
-    targets.refuse_public([parse(target)])
+    targets.refuse_public([parse_target(target)])
 
 
 def test_a_name_is_refused_with_the_address_it_has():
@@ -259,16 +262,16 @@ def test_a_walk_keeps_neighbours_apart(size):
 @given(st.integers(1, 700), st.integers(1, 40), st.integers(0, 99))
 def test_every_port_of_every_address_is_asked_once(hosts, ports, seed):
     span = Span("t", 4, 0x0A000000, 0x0A000000 + hosts - 1)
-    stream = list(probes([span], range(1, ports + 1), seed))
+    stream = list(probes_of([span], range(1, ports + 1), seed))
     assert Counter(stream) == Counter(
         Probe("t", address, port) for address in span.addresses() for port in range(1, ports + 1)
     )
-    assert stream == list(probes([span], range(1, ports + 1), seed))
+    assert stream == list(probes_of([span], range(1, ports + 1), seed))
 
 
 def test_hosts_of_a_block_take_turns_each_at_another_port():
-    span = parse("10.0.0.0/24")
-    stream = probes([span], range(1, 1001))
+    span = parse_target("10.0.0.0/24")
+    stream = probes_of([span], range(1, 1001))
     for _ in range(5):
         turn = list(islice(stream, BLOCK))
         assert {p.address for p in turn} == set(span.addresses())
@@ -276,17 +279,17 @@ def test_hosts_of_a_block_take_turns_each_at_another_port():
 
 
 def test_zone_and_target_go_with_each_probe():
-    assert list(probes([parse("fe80::1%eth0"), parse("10.0.0.1")], [22])) == [
+    assert list(probes_of([parse_target("fe80::1%eth0"), parse_target("10.0.0.1")], [22])) == [
         Probe("fe80::1%eth0", "fe80::1", 22, "eth0"),
         Probe("10.0.0.1", "10.0.0.1", 22, None),
     ]
 
 
 def test_a_large_network_is_not_held_in_memory():
-    span = parse("10.0.0.0/8")
+    span = parse_target("10.0.0.0/8")
     assert span.size == ip_network("10.0.0.0/8").num_addresses
     tracemalloc.start()
-    for _ in islice(probes(disjoint([span]), range(1, 11)), 100_000):
+    for _ in islice(probes_of(disjoint([span]), range(1, 11)), 100_000):
         pass
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

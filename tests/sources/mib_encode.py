@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from portbook.records import Family, Protocol
-from portbook.sources.iphlpapi import Kind, Table
+from portbook.sources.iphlpapi import MibTable, RowKind
 
 
 class Row(NamedTuple):
@@ -27,7 +27,7 @@ class Row(NamedTuple):
 
 
 # field: (offset, size) for each table; the size of a row, and where the first row begins, come first
-OFFSETS: dict[tuple[Protocol, Family, Kind], tuple[int, int, dict[str, tuple[int, int]]]] = {}
+OFFSETS: dict[tuple[Protocol, Family, RowKind], tuple[int, int, dict[str, tuple[int, int]]]] = {}
 TCP4 = {"state": (0, 4), "local": (4, 4), "port": (8, 2), "remote": (12, 4), "remote_port": (16, 2), "pid": (20, 4)}
 TCP6 = {
     "local": (0, 16),
@@ -52,13 +52,13 @@ OFFSETS["udp", "ipv6", "pid"] = (28, 4, UDP6)
 OFFSETS["udp", "ipv6", "module"] = (176, 8, UDP6 | {"created": (32, 8), "tag": (48, 8)})
 
 
-def encode(protocol: Protocol, family: Family, kind: Kind, rows: list[Row], filler: int = 0) -> Table:
+def encode(protocol: Protocol, family: Family, kind: RowKind, rows: list[Row], filler: int = 0) -> MibTable:
     """The table that holds ``rows``; ``filler`` is in every byte that no field uses, as the system may leave them."""
     size, header, fields = OFFSETS[protocol, family, kind]
     data = len(rows).to_bytes(4, "little") + bytes([filler]) * (header - 4)
     for row in rows:
         data += bytes(_row(row, size, fields, filler))
-    return Table(protocol, family, kind, data)
+    return MibTable(protocol, family, kind, data)
 
 
 def _row(row: Row, size: int, fields: dict[str, tuple[int, int]], filler: int) -> bytearray:

@@ -16,7 +16,7 @@ from portbook.errors import SourceGarbled, SourceMissing
 from portbook.records import Gap, Owner, Socket
 from portbook.sources import iphlpapi
 from portbook.sources.base import CAPABILITIES, Wanted
-from portbook.sources.iphlpapi import LAYOUTS, STATES, IphlpapiTables, Table, address_text, parse
+from portbook.sources.iphlpapi import LAYOUTS, STATES, IphlpapiTables, MibTable, address_text, parse
 from tests.sources.mib_encode import Row, encode
 
 DATA = Path(__file__).parents[1] / "data" / "iphlpapi" / "windows"
@@ -35,7 +35,7 @@ def one(protocol, family, kind, row, filler=0) -> Socket:
 
 def recorded(kind: str) -> list[Socket]:
     lines = (DATA / "wine-8.tables.txt").read_text().splitlines()
-    tables = [Table(*line.split()[:3], bytes.fromhex(line.split()[3])) for line in lines]
+    tables = [MibTable(*line.split()[:3], bytes.fromhex(line.split()[3])) for line in lines]
     return parse(IphlpapiTables(tuple(t for t in tables if t.kind == kind))).sockets
 
 
@@ -141,7 +141,7 @@ def test_creation_time(filetime, moment):
     assert one("tcp", "ipv4", "module", Row(LOOPBACK4, 1, 2, created=filetime)).created == moment
 
 
-def test_bound_endpoints_that_went_on_to_listen_or_connect_are_left_out():
+def test_bound_endpoints_that_listen_or_are_connected_are_omitted():
     bound = encode("tcp", "ipv4", "bound", [Row(ANY4, 1000, pid=8), Row(ANY4, 2000, pid=8), Row(ANY4, 3000, pid=8)])
     listening = encode("tcp", "ipv6", "pid", [Row(LOOPBACK6, 2000, 2, pid=8), Row(LOOPBACK6, 3000, 2, pid=9)])
     udp = encode("udp", "ipv4", "pid", [Row(ANY4, 1000, pid=8)])
@@ -172,7 +172,7 @@ def test_a_count_beyond_the_bytes_is_garbled(protocol, family, kind):
 
 def test_an_unknown_kind_of_table_is_garbled():
     with pytest.raises(SourceGarbled):
-        parse(IphlpapiTables((Table("tcp", "ipv4", "basic", bytes(4)),)))
+        parse(IphlpapiTables((MibTable("tcp", "ipv4", "basic", bytes(4)),)))
 
 
 def test_gaps_are_passed_on():
@@ -201,7 +201,7 @@ def test_elsewhere_the_source_is_missing():
         iphlpapi.read(Wanted())
 
 
-def test_what_is_promised_exists():
+def test_the_capabilities_are_valid():
     assert iphlpapi.SOURCE.capabilities <= CAPABILITIES.keys()
 
 
@@ -255,7 +255,7 @@ def test_what_was_encoded_is_read_back(case):
 @given(st.sampled_from(TABLES), st.binary(max_size=400))
 def test_any_bytes_are_read_or_garbled(key, data):
     try:
-        reading = parse(IphlpapiTables((Table(*key, data),)))
+        reading = parse(IphlpapiTables((MibTable(*key, data),)))
     except SourceGarbled:
         return
     assert len(reading.sockets) <= int.from_bytes(data[:4], "little")
@@ -266,7 +266,7 @@ def test_any_bytes_with_a_right_count_are_read(key, data):
     layout = LAYOUTS[key]
     count = data.draw(st.integers(0, 3))
     body = data.draw(st.binary(min_size=count * layout.row.size, max_size=count * layout.row.size))
-    table = Table(*key, count.to_bytes(4, "little") + bytes(layout.header - 4) + body)
+    table = MibTable(*key, count.to_bytes(4, "little") + bytes(layout.header - 4) + body)
     for found in parse(IphlpapiTables((table,))).sockets:
         assert 0 <= found.local_port <= 0xFFFF
         assert found.state is None or found.state in get_args(iphlpapi.State)

@@ -97,7 +97,7 @@ def test_ctrl_c_while_it_waits_is_130(start):
     os.kill(server.pid, signal.SIGSTOP)
     command = [*COMMAND, "stop", str(server.said), "--yes", "--force", "--timeout", "60"]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        while b"waits on" not in process.stdout.readline():
+        while b"listens on" not in process.stdout.readline():
             pass
         until(lambda: is_pending(server.pid), "the signal")
         process.send_signal(signal.SIGINT)

@@ -12,7 +12,7 @@ from portbook.managers import control, supervisor
 from portbook.managers.supervisor import Supervisor
 from portbook.records import SCHEMA, Gap, Holding, Socket
 from portbook.stop import plan, protected, result
-from portbook.stop.bindable import Bindable, judge
+from portbook.stop.bindable import Bindable, combine
 from portbook.stop.records import StopTarget
 from tests.managers.test_supervisor import ID, NOW, holder, looked_after, owner
 
@@ -277,6 +277,6 @@ HERE = Endpoint("127.0.0.1")
     ],
 )
 def test_what_a_bind_says_of_the_port(names, free, noted):
-    said = judge(BindAttempt(HERE, 80, name and 1, name, name and "bind") for name in names)
-    assert (said.free, said.note is not None) == (free, noted)
-    assert noted or said == Bindable(free)
+    bindable = combine(BindAttempt(HERE, 80, name and 1, name, name and "bind") for name in names)
+    assert (bindable.free, bindable.note is not None) == (free, noted)
+    assert noted or bindable == Bindable(free)

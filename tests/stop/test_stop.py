@@ -546,7 +546,7 @@ REUSE = """
 import portbook.stop.run as stop
 server = subprocess.Popen([sys.executable, "-I", "-S", "-c", sys.argv[1], "0"], stdout=subprocess.PIPE)
 pid, port = json.loads(server.stdout.readline())
-plan = stop.look(port)
+plan = stop.plan_stop(port)
 server.kill()
 server.wait()
 time.sleep(0.1)
@@ -583,7 +583,7 @@ def test_a_pid_that_is_really_used_again_is_not_hit(start):
 @on_linux
 def test_nobody_but_those_who_were_looked_up_is_ever_ended(start, monkeypatch):
     """Holders come and go between look and act; whoever came later shares the port and survives, every time."""
-    monkeypatch.setattr(run, "SETTLE_S", 0.0)
+    monkeypatch.setattr(run, "WATCH_S", 0.0)
     chance = random.Random(7)
     for _ in range(15):
         first = start(MATE, 0)

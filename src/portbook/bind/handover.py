@@ -103,7 +103,8 @@ def inherited() -> tuple[socket.socket, ...]:
 def _inherited_descriptors() -> range:
     """The descriptors that the environment names for this process."""
     count = os.environ.get("LISTEN_FDS", "")
-    if os.environ.get("LISTEN_PID") != str(os.getpid()) or not count.isdigit() or len(count) > 5:
+    is_count = count.isascii() and count.isdigit() and len(count) <= 5
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or not is_count:
         return range(0)
     return range(FIRST, FIRST + int(count))
 

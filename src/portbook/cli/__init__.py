@@ -5,7 +5,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-import click
+from portbook.cli import startup
+
+startup.prepare()
+
+import click  # noqa: E402  after what it need not import is deferred
+
+from portbook.cli.base import VERSION, Group  # noqa: E402
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -27,10 +33,10 @@ COMMANDS = {
 }
 DEFAULT = "list"
 
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+CONTEXT = {"max_content_width": 100}
 
 
-class Portbook(click.Group):
+class Portbook(Group):
     """Finds a command by name in COMMANDS."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -67,8 +73,7 @@ def _is_list_argument(word: str) -> bool:
     return word[:1] in "-0123456789" or ":" in word
 
 
-@click.group(cls=Portbook, context_settings=CONTEXT)
-@click.version_option(None, "-V", "--version", package_name="portbook", message="portbook %(version)s")
+@click.group(cls=Portbook, context_settings=CONTEXT, params=[VERSION])
 def portbook() -> None:
     """The register of every TCP and UDP port of this machine.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from portbook.cli import base
 from portbook.errors import PortbookError, UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ IGNORED = ("SIGPIPE", "SIGXFSZ")
 HINTS = {ENOEXEC: "begin a script with #! and its interpreter"}
 
 
-class CommandWithTail(click.Command):
+class CommandWithTail(base.Command):
     """A click command that keeps everything after ``--`` as a command to run."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

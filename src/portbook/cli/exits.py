@@ -1,4 +1,4 @@
-"""How a run ends: one line on stderr and an exit code, never a traceback."""
+"""The end of a run: an exit code, and for an error one line on standard error, never a traceback."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ COMPLETE = "_PORTBOOK_COMPLETE"  # set by the shell's completion script
 
 
 def run(arguments: list[str]) -> int:
-    """Run the command line and return its exit code; errors of the output are the caller's."""
-    _write_anything()
-    if COMPLETE in os.environ:
-        portbook.main(arguments, prog_name="portbook", complete_var=COMPLETE)
+    """Run the command line and return its exit code. Errors of the output are raised."""
+    _escape_what_cannot_be_encoded()
+    if instruction := os.environ.get(COMPLETE):
+        from click.shell_completion import shell_complete
+
+        return shell_complete(portbook, {}, "portbook", COMPLETE, instruction)
     try:
         with portbook.make_context("portbook", arguments) as context:
             return int(portbook.invoke(context) or YES)
@@ -27,35 +29,36 @@ def run(arguments: list[str]) -> int:
     except click.exceptions.Abort as interrupted:
         raise KeyboardInterrupt from interrupted
     except click.UsageError as error:
-        return _complain(_explain(error), USAGE)
+        return _report(_describe(error), USAGE)
     except click.ClickException as error:
-        return _complain(error.format_message(), UNKNOWN)
+        return _report(error.format_message(), UNKNOWN)
     except PortbookError as error:
-        return _complain(str(error), error.exit_code)
+        return _report(str(error), error.exit_code)
 
 
-def _complain(message: str, code: int) -> int:
+def _report(message: str, code: int) -> int:
     from portbook.render.text import safe
 
     sys.stderr.write(f"portbook: {safe(message)}\n")
     return code
 
 
-def _explain(error: click.UsageError) -> str:
-    """What is wrong, then what is valid."""
+def _describe(error: click.UsageError) -> str:
+    """The error, then what is valid."""
     message = error.format_message().strip().rstrip(".")
     command = error.ctx.command if error.ctx else None
     if isinstance(error, click.NoSuchOption) and command is not None and error.ctx is not None:
-        options = sorted({o for p in command.get_params(error.ctx) for o in p.opts if o.startswith("--")})
-        return f"no such option {error.option_name}; valid are {', '.join(options)}"
+        names = {name for parameter in command.get_params(error.ctx) for name in parameter.opts}
+        options = sorted(name for name in names if name.startswith("--"))
+        return f"no such option {error.option_name}; valid options are {', '.join(options)}"
     message = message[0].lower() + message[1:]
     if message.startswith("no such command") and isinstance(command, click.Group) and error.ctx is not None:
-        return f"{message}; valid are {', '.join(command.list_commands(error.ctx))}"
+        return f"{message}; valid commands are {', '.join(command.list_commands(error.ctx))}"
     return f"{message}; see portbook --help"
 
 
-def _write_anything() -> None:
-    """What an output's encoding cannot show is written escaped: a Windows code page has few characters."""
+def _escape_what_cannot_be_encoded() -> None:
+    """Write characters that the encoding of an output lacks as escapes: a Windows code page has few characters."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

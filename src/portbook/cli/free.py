@@ -7,28 +7,28 @@ from typing import TYPE_CHECKING
 
 import click
 
-from portbook.cli import exits, output
+from portbook.cli import base, exits, output
 from portbook.records import PROTOCOLS, Protocol
 
 if TYPE_CHECKING:
     from portbook.bind.free import Free
 
 PROTOCOLS_OF: dict[str | None, tuple[Protocol, ...]] = {None: ("tcp",), "udp": ("udp",), "both": PROTOCOLS}
-udp_option = click.option("--udp", "which", flag_value="udp", default=None, help="UDP instead of TCP")
-both_option = click.option("--both", "which", flag_value="both", default=None, help="TCP and UDP of the same port")
-address_option = click.option(
+udp_option = base.option("--udp", "which", flag_value="udp", default=None, help="UDP instead of TCP")
+both_option = base.option("--both", "which", flag_value="both", default=None, help="TCP and UDP of the same port")
+address_option = base.option(
     "--address", metavar="A", help="this address only; localhost: 127.0.0.1 and ::1 (default: 0.0.0.0 and ::)"
 )
 
 
-@click.command("free")
-@click.option("-n", "count", type=click.IntRange(1, 65535), default=1, metavar="N", help="how many (default: 1)")
-@click.option("--range", "among", metavar="A-B", help="choose among these ports")
+@base.command("free")
+@base.option("-n", "count", type=click.IntRange(1, 65535), default=1, metavar="N", help="how many (default: 1)")
+@base.option("--range", "among", metavar="A-B", help="choose among these ports")
 @udp_option
 @both_option
 @address_option
-@click.option("--avoid-ephemeral", is_flag=True, help="skip ports that an outgoing connection may get")
-@click.option("-q", "--quiet", is_flag=True, help="omit the note that the ports are not reserved")
+@base.option("--avoid-ephemeral", is_flag=True, help="skip ports that an outgoing connection may get")
+@base.option("-q", "--quiet", is_flag=True, help="omit the note that the ports are not reserved")
 @output.json_option
 def command(
     count: int,
@@ -53,7 +53,7 @@ def command(
     from portbook.bind.free import free
     from portbook.render import free as render
 
-    ports = read_ports(among) if among is not None else None
+    ports = parse_port_list(among) if among is not None else None
     answer = free(count, protocols=PROTOCOLS_OF[which], address=address, ports=ports, avoid_ephemeral=avoid_ephemeral)
     if as_json:
         output.write_bytes(render.json(answer))
@@ -62,12 +62,12 @@ def command(
     return exits.YES if answer.enough else exits.NO
 
 
-def read_ports(text: str) -> list[int]:
+def parse_port_list(text: str) -> list[int]:
     """Read ``8000-8100,9000``; raise UsageError."""
     from portbook import query
 
     ports: set[int] = set()
-    for low, high in query.read_ports(text):
+    for low, high in query.parse_port_ranges(text):
         ports.update(range(low, high + 1))
     return sorted(ports)
 

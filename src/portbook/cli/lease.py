@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from portbook.cli import exec_command
-from portbook.cli.free import PROTOCOLS_OF, address_option, both_option, read_ports, udp_option
+from portbook.cli import base, exec_command
+from portbook.cli.free import PROTOCOLS_OF, address_option, both_option, parse_port_list, udp_option
 from portbook.errors import PortbookError, UsageError
 from portbook.records import Protocol
 
@@ -23,15 +23,15 @@ PLACEHOLDER = "{port}"
 MOST_CANDIDATES = 8  # for --number-only
 
 
-@click.command("lease", cls=exec_command.CommandWithTail)
+@base.command("lease", cls=exec_command.CommandWithTail)
 @click.argument("port", type=click.IntRange(0, 65535), default=0, metavar="[PORT] -- COMMAND...")
-@click.option("--range", "among", metavar="A-B", help="any of these ports")
+@base.option("--range", "among", metavar="A-B", help="any of these ports")
 @udp_option
 @both_option
 @address_option
-@click.option("--dual", is_flag=True, help="one dual-stack socket instead of one per family")
-@click.option("--number-only", is_flag=True, help="release the port before the command starts, which binds it itself")
-@click.option("-q", "--quiet", is_flag=True, help="do not print which port it is")
+@base.option("--dual", is_flag=True, help="one dual-stack socket instead of one per family")
+@base.option("--number-only", is_flag=True, help="release the port before the command starts, which binds it itself")
+@base.option("-q", "--quiet", is_flag=True, help="do not print which port it is")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -62,7 +62,7 @@ def command(
         raise UsageError("no command to run", "portbook lease [PORT] -- COMMAND...")
     path = exec_command.executable(given[0])  # before anything is bound
     protocols = PROTOCOLS_OF[which]
-    ports: Sequence[int] | None = read_ports(among) if among is not None else None
+    ports: Sequence[int] | None = parse_port_list(among) if among is not None else None
     if number_only and not port and ports is None:
         ports = _unwanted_ports(protocols, address)
     leased = lease(port, protocols=protocols, address=address, dual=dual, ports=ports)

@@ -1,20 +1,21 @@
-"""``portbook list``: what is waiting on this machine, and who holds it."""
+"""``portbook list``: the sockets of this machine and their owners."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from portbook import query
-from portbook.cli import exits, output
+from portbook.cli import base, exits, output
 from portbook.errors import UsageError
-from portbook.query import Query
-from portbook.records import Socket
 
-# option: (field of the query, value when it is a flag, what it takes)
+if TYPE_CHECKING:  # not needed to complete options
+    from portbook.query import Query
+    from portbook.records import Socket
+
+# option: (field of the query, value of a flag or name of the value in help texts, help text)
 FLAGS = {
     "--tcp": ("protocol", "tcp", "TCP only"),
     "--udp": ("protocol", "udp", "UDP only"),
@@ -28,13 +29,13 @@ FILTERS = {
     "--remote-port": ("remote-port", "PORTS", "port of the peer"),
     "--address": ("address", "ADDRESS", "local address or network; * is every wildcard"),
     "--remote-address": ("remote-address", "ADDRESS", "address or network of the peer"),
-    "--reach": ("reach", "REACH", "loopback, address or any: from where the port can be reached"),
+    "--reach": ("reach", "REACH", "from where the port can be reached: loopback, address, any"),
     "--pid": ("pid", "PID", "process id of an owner"),
-    "--process": ("process", "PATTERN", "part of a process name, or a pattern such as 'node*'"),
+    "--process": ("process", "PATTERN", "part of a process name, or a pattern: 'node*'"),
     "--user": ("user", "USER", "user name or id"),
     "--service": ("service", "PATTERN", "systemd unit or Windows service"),
-    "--container": ("container", "PATTERN", "container"),
-    "--netns": ("netns", "NAME", "network namespace: all, its name or container, or its inode (Linux, root)"),
+    "--container": ("container", "PATTERN", "container, by runtime and name: docker:web"),
+    "--netns": ("netns", "NAME", "network namespace by name, container or inode, or all (Linux, as root)"),
 }
 SORTS: dict[str, Callable[[Socket], Any]] = {
     "port": lambda s: (s.local_port, s.protocol, s.local_address),
@@ -55,49 +56,55 @@ SORTS: dict[str, Callable[[Socket], Any]] = {
 
 def _filters(command: Callable[..., int]) -> Callable[..., int]:
     for option, (_, metavar, text) in reversed(FILTERS.items()):
-        command = click.option(*_spelling(option), multiple=True, metavar=metavar, help=text)(command)
+        command = base.option(*_spelling(option), multiple=True, metavar=metavar, help=text)(command)
     for option, (_, _, text) in reversed(FLAGS.items()):
-        command = click.option(*_spelling(option), is_flag=True, help=text)(command)
+        command = base.option(*_spelling(option), is_flag=True, help=text)(command)
     return command
 
 
 def _spelling(option: str) -> list[str]:
-    return [o for o in (SHORT.get(option), option) if o]
+    short = SHORT.get(option)
+    return [short, option] if short else [option]
 
 
-NEGATED_TERM = r"-[a-z-]+:"  # "-reach:loopback": a term of the query, though it begins like an option
+NEGATED_TERM = r"-[a-z-]+:"  # "-reach:loopback": a term of the query, although it begins like an option
 
 
-class QueryCommand(click.Command):
-    """Takes excluding terms of a query as arguments."""
+class QueryCommand(base.Command):
+    """A command whose arguments may be negated terms of a query."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Move excluding terms behind "--", where nothing is read as an option."""
+        """Move negated terms behind "--", after which nothing is read as an option."""
         end = args.index("--") if "--" in args else len(args)
         terms = [a for a in args[:end] if re.match(NEGATED_TERM, a)]
         options = [a for a in args[:end] if not re.match(NEGATED_TERM, a)]
         return super().parse_args(ctx, [*options, "--", *terms, *args[end + 1 :]] if terms else args)
 
 
-@click.command("list", cls=QueryCommand)
+@base.command("list", cls=QueryCommand)
 @click.argument("query", nargs=-1, metavar="[QUERY]...")
-@click.option("-a", "--all", "every", is_flag=True, help="every state, not only what is waiting")
+@base.option(
+    "-a", "--all", "every", is_flag=True, help="every state, not only listening, bound and unconnected sockets"
+)
 @_filters
-@click.option("-w", "--wide", is_flag=True, help="executable, command line, every pid, inode, queues, creation time")
+@base.option(
+    "-w", "--wide", is_flag=True, help="add every pid, inode, queues, creation time, executable and command line"
+)
 @output.format_options
-@click.option("--sort", metavar="FIELD", help=f"{', '.join(SORTS)}; a - in front turns it round")
-@click.option("--source", metavar="NAME", help="the way to read the machine: see portbook sources")
+@base.option("--sort", metavar="FIELD", help=f"{', '.join(SORTS)}; prefix with - to reverse")
+@base.option("--source", metavar="NAME", help="read this data source; see portbook sources")
 @output.strict_option
 def command(
     query: tuple[str, ...], every: bool, wide: bool, form: str | None, sort: str | None, source: str | None,
     strict: bool, **filters: Any,
 ) -> int:  # fmt: skip
-    """List ports and who holds them.
+    """List ports and the processes that hold them.
 
-    Shown are listening and bound TCP sockets and unconnected UDP sockets; --all adds every other state. QUERY
-    selects as the options do: field:value, ranges, lists, a - in front excludes, a bare number is a port and a bare
-    word a process. SERVICE is a systemd unit, a Windows service or a container; REACH says from where the port can
-    be reached: this machine, one address of it, or every network.
+    Without --all, the list has the TCP sockets that listen or are bound, and the unconnected UDP sockets. QUERY
+    selects sockets like the options do, by terms of the form field:value. A value may be a range or a
+    comma-separated list, and the prefix - excludes what matches the term. A number alone is a port, a word alone is a
+    process. The column SERVICE shows a systemd unit, a Windows service or a container. The column REACH shows from
+    where the port can be reached: this machine, one address, or every network.
 
     \b
     Examples:
@@ -107,27 +114,30 @@ def command(
     """
     from portbook.inventory import take
 
-    asked = build(query, every, filters)
+    selection = build_query(query, every, filters)
     key = _sort_key(sort)
-    listing = take(asked, source=source)
+    listing = take(selection, source=source)
     if form is not None:
         output.write_machine(listing, form, key)
     else:
-        output.write_people(listing, wide, key or (SORTS["port"], False), asked.everywhere())
+        output.write_people(listing, wide, key or (SORTS["port"], False), selection.all_namespaces())
         output.write_elsewhere(listing)
     return exits.GAPS if strict and listing.gaps else exits.YES
 
 
-def build(texts: tuple[str, ...], every: bool, filters: dict[str, Any]) -> Query:
-    """The query that options and text ask for together."""
-    asked = query.parse(" ".join(texts))
+def build_query(texts: tuple[str, ...], every: bool, filters: dict[str, Any]) -> Query:
+    """The query that the options and the text make together."""
+    from portbook import query
+    from portbook.query import Query
+
+    selection = query.parse(" ".join(texts))
     for option, (field, value, _) in FLAGS.items():
         if filters[_parameter(option)]:
-            asked &= Query((query.term(field, [value]),))
+            selection &= Query((query.term(field, [value]),))
     for option, (field, _, _) in FILTERS.items():
         for text in filters[_parameter(option)]:
-            asked &= Query((query.term(field, text.split(",")),))
-    return asked if every else asked.with_default_state()
+            selection &= Query((query.term(field, text.split(",")),))
+    return selection if every else selection.with_default_state()
 
 
 def _parameter(option: str) -> str:
@@ -139,5 +149,5 @@ def _sort_key(text: str | None) -> tuple[Callable[[Socket], Any], bool] | None:
         return None
     name = text.removeprefix("-")
     if name not in SORTS:
-        raise UsageError(f"unknown field {name!r} to sort by", f"valid are {', '.join(SORTS)}")
+        raise UsageError(f"unknown sort field {name!r}", f"valid values are {', '.join(SORTS)}")
     return SORTS[name], text.startswith("-")

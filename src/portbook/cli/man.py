@@ -1,4 +1,4 @@
-"""``portbook man``: the manual page, made from the definitions of the commands."""
+"""``portbook man``: the manual page, generated from the definitions of the commands."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from inspect import cleandoc
 
 import click
 
-from portbook.cli import exits
+from portbook.cli import base, exits
 
 
-@click.command("man")
+@base.command("man")
 def command() -> int:
     """Print the manual page.
 
@@ -27,36 +27,40 @@ def command() -> int:
 
 
 def page(group: click.Group) -> str:
-    """The manual page of the whole program in the man macros (man(7))."""
+    """The manual page of the whole program, in the man macros (man(7))."""
     from portbook import __version__
 
     root = click.Context(group, info_name=group.name, **group.context_settings)
     parts = [
         f'.TH PORTBOOK 1 "" "portbook {__version__}" "User Commands"',
-        ".SH NAME\nportbook \\- who holds every TCP and UDP port",
+        ".SH NAME\nportbook \\- show and manage which processes hold TCP and UDP ports",
         ".SH SYNOPSIS\n.B portbook\n[\\fICOMMAND\\fR] [\\fIOPTIONS\\fR]",
         ".SH DESCRIPTION",
         _prose(group.help or ""),
         ".SH COMMANDS",
         *(_command(name, group, root) for name in group.list_commands(root)),
-        ".SH ENVIRONMENT\n.TP\nNO_COLOR\nwhen set, no colour is used.\n.TP\nCOLUMNS\nwidth of the terminal.",
+        ".SH ENVIRONMENT\n.TP\nNO_COLOR\nIf set, the output has no colours.\n.TP\nCOLUMNS\nThe width of the terminal.",
         ".SH SEE ALSO\nss(8), lsof(8), netstat(8)",
     ]
     return "\n".join(parts) + "\n"
 
 
 def _command(name: str, group: click.Group, root: click.Context) -> str:
-    found = group.get_command(root, name)
-    assert found is not None  # noqa: S101  the name came from the group
-    ctx = click.Context(found, info_name=name, parent=root, **found.context_settings)
-    usage = " ".join(found.collect_usage_pieces(ctx))
-    options = [record for p in found.get_params(ctx) if (record := p.get_help_record(ctx)) and record[1]]
-    entries = [f".TP\n\\fB{_escape(spelling)}\\fR\n{_escape(text)}" for spelling, text in options]
-    return "\n".join([f".SS portbook {name} {_escape(usage)}", _prose(found.help or ""), *entries])
+    command = group.get_command(root, name)
+    assert command is not None  # noqa: S101  the name came from the group
+    ctx = click.Context(command, info_name=name, parent=root, **command.context_settings)
+    usage = " ".join(command.collect_usage_pieces(ctx))
+    parts = [f".SS portbook {name} {_escape(usage)}", _prose(command.help or "")]
+    for parameter in command.get_params(ctx):
+        record = parameter.get_help_record(ctx)
+        if record and record[1]:
+            spelling, text = record
+            parts.append(f".TP\n\\fB{_escape(spelling)}\\fR\n{_escape(text)}")
+    return "\n".join(parts)
 
 
 def _prose(text: str) -> str:
-    """Paragraphs; one that click is told to leave alone (\\b) keeps its lines."""
+    """The paragraphs of a help text; one that is marked with \\b, as for click, keeps its lines."""
     parts = []
     for paragraph in cleandoc(text).split("\n\n"):
         if paragraph.startswith("\b"):
@@ -67,6 +71,6 @@ def _prose(text: str) -> str:
 
 
 def _escape(text: str) -> str:
-    """Keep roff from reading hyphens, backslashes and leading dots or quotes (groff_man_style(7))."""
+    """Escape hyphens, backslashes, and dots and quotes at the start of a line (groff_man_style(7))."""
     lines = text.replace("…", "...").replace("\\", "\\e").replace("-", "\\-").split("\n")
     return "\n".join("\\&" + line if line[:1] in (".", "'") else line for line in lines)

@@ -1,38 +1,39 @@
-"""What commands share: the options that choose a format, and the writing."""
+"""The options that choose an output format, and the writing of answers: shared by the commands."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import click
+from portbook.cli import base
 
-from portbook.records import Gap, Listing, Socket
+if TYPE_CHECKING:  # not needed to complete options
+    from portbook.records import Gap, Listing, Socket
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-Key = tuple[Callable[[Socket], Any], bool]  # what to sort by, and whether backwards
+SortKey = tuple[Callable[["Socket"], Any], bool]  # the key of a socket, and whether the order is reversed
 
 FORMATS = {
     "json": "one JSON object",
-    "jsonl": "JSON, one socket a line",
-    "csv": "CSV, one socket a line",
+    "jsonl": "JSON lines, one socket on each line",
+    "csv": "CSV, one socket on each line",
 }
 
 
 def format_options(command: Command) -> Command:
-    """--json, --jsonl, --csv: the last one counts."""
+    """Add --json, --jsonl and --csv; the last one given counts."""
     for name, text in reversed(FORMATS.items()):
-        command = click.option(f"--{name}", "form", flag_value=name, default=None, help=text)(command)
+        command = base.option(f"--{name}", "form", flag_value=name, default=None, help=text)(command)
     return command
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="JSON, one object a line")
-strict_option = click.option("--strict", is_flag=True, help="exit with 3 when something could not be known")
+json_option = base.option("--json", "as_json", is_flag=True, help="JSON, one object on each line")
+strict_option = base.option("--strict", is_flag=True, help="exit with 3 if the answer has gaps")
 
 
-def write_machine(listing: Listing, form: str, key: Key | None) -> None:
-    """Write a listing for programs, UTF-8 whatever the terminal speaks."""
+def write_machine(listing: Listing, form: str, key: SortKey | None) -> None:
+    """Write a listing for programs: in UTF-8, whatever the encoding of the terminal is."""
     from msgspec.structs import replace
 
     from portbook.render.machine import FORMATS as WRITERS
@@ -43,15 +44,15 @@ def write_machine(listing: Listing, form: str, key: Key | None) -> None:
 
 
 def write_bytes(parts: Iterable[bytes]) -> None:
-    """Write to stdout as it is."""
+    """Write bytes to standard output."""
     sys.stdout.flush()
     for part in parts:
         sys.stdout.buffer.write(part)
     sys.stdout.buffer.flush()
 
 
-def write_people(listing: Listing, wide: bool, key: Key, netns: bool = False) -> None:
-    """Write a listing as columns, and what could not be known on stderr."""
+def write_people(listing: Listing, wide: bool, key: SortKey, netns: bool = False) -> None:
+    """Write a listing as columns to standard output, and its gaps to standard error."""
     from portbook.render import plain, text
 
     if listing.sockets:
@@ -64,21 +65,24 @@ def write_people(listing: Listing, wide: bool, key: Key, netns: bool = False) ->
 
 
 def write_elsewhere(listing: Listing) -> None:
-    """Say on stderr what waits on ports in other network namespaces."""
+    """Write to standard error how many listeners other network namespaces have."""
+    from portbook.numerals import counted
+
     count, places = listing.listeners_elsewhere, listing.namespaces_elsewhere
     if count and places:
-        where = "another network namespace" if places == 1 else f"{places} other network namespaces"
-        what = "1 more listener is" if count == 1 else f"{count} more listeners are"
-        sys.stderr.write(f"portbook: {what} in {where}; --netns all shows them\n")
+        where = "another network namespace" if places == 1 else counted(places, "other network namespace")
+        verb = "is" if count == 1 else "are"
+        sys.stderr.write(f"portbook: {counted(count, 'more listener')} {verb} in {where}; --netns all shows them\n")
 
 
 def write_gaps(gaps: Iterable[Gap]) -> None:
-    """Say what could not be known, one line each, on stderr."""
+    """Write each gap as one line to standard error."""
     from portbook.render.text import safe
 
     for gap in gaps:
-        sys.stderr.write(safe(f"portbook: {gap.why}" + (f"; {gap.hint}" if gap.hint else "")) + "\n")
+        hint = f"; {gap.hint}" if gap.hint else ""
+        sys.stderr.write(safe(f"portbook: {gap.why}{hint}") + "\n")
 
 
-def _sorted(sockets: Iterable[Socket], key: Key) -> list[Socket]:
+def _sorted(sockets: Iterable[Socket], key: SortKey) -> list[Socket]:
     return sorted(sockets, key=key[0], reverse=key[1])

@@ -1,20 +1,19 @@
-"""``portbook sources``: the ways to read this machine."""
+"""``portbook sources``: the data sources of this machine."""
 
 from __future__ import annotations
 
 import sys
 
-import click
-
-from portbook.cli import exits, output
+from portbook.cli import base, exits, output
 
 
-@click.command("sources")
+@base.command("sources")
 @output.json_option
 def command(as_json: bool) -> int:
-    """Show the ways to read this machine: available or why not, what each sees and needs.
+    """Show the data sources of this machine.
 
-    The first one that is available is used; --source NAME asks for another one.
+    Each is shown with what it sees, what it needs, and whether it is available. The commands use the first source
+    that is available; --source NAME selects another one.
 
     \b
     Examples:
@@ -43,6 +42,7 @@ def command(as_json: bool) -> int:
         )
     else:
         for name, reason, source in rows:
-            sys.stdout.write(f"{name}: {'available' if reason is None else f'not here: {reason}'}\n")
+            state = "available" if reason is None else f"not available: {reason}"
+            sys.stdout.write(f"{name}: {state}\n")
             sys.stdout.write(f"  sees   {source.sees}\n  needs  {source.needs}\n")
     return exits.YES

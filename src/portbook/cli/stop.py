@@ -1,4 +1,4 @@
-"""``portbook stop``: let go of ports."""
+"""``portbook stop``: end the processes that hold a port."""
 
 from __future__ import annotations
 
@@ -8,27 +8,33 @@ from typing import TYPE_CHECKING
 
 import click
 
-from portbook.cli import exits, output
+from portbook.cli import base, exits, output
 from portbook.cli.who import read_port
 
 if TYPE_CHECKING:
+    from portbook.records import Gap
     from portbook.stop.records import Override, StopPlan, StopReport
 
-ALL_OR_NONE = "nothing is ended unless everything that was asked for can be"
-NO_TERMINAL = "there is no terminal to ask on: --yes ends without asking"
+ALL_OR_NONE = "another port was refused: either all are stopped, or none"
+NO_TERMINAL = "there is no terminal for the question; --yes ends the processes without asking"
 ANSWERED_NO = "the answer was no"
 
 
-@click.command("stop")
+@base.command("stop")
 @click.argument("ports", nargs=-1, required=True, metavar="PORT[/udp]...")
-@click.option("--force", is_flag=True, help="end what is left when the time is up (SIGKILL, TerminateProcess)")
-@click.option(
-    "--timeout", type=click.FloatRange(0), default=10.0, metavar="SECONDS", show_default=True, help="to end in"
+@base.option("--force", is_flag=True, help="after the timeout, kill what is left (SIGKILL, TerminateProcess)")
+@base.option(
+    "--timeout",
+    type=click.FloatRange(0),
+    default=10.0,
+    metavar="SECONDS",
+    show_default=True,
+    help="how long the processes have to end",
 )
-@click.option("--yes", is_flag=True, help="do not ask")
-@click.option("--dry-run", is_flag=True, help="show what would be ended, and end nothing")
-@click.option("--via-manager", is_flag=True, help="have the service manager or container runtime stop it")
-@click.option("--override", is_flag=True, help="also what would be started again, is protected, or portbook runs below")
+@base.option("--yes", is_flag=True, help="do not ask for confirmation")
+@base.option("--dry-run", is_flag=True, help="show the processes that would be ended, and end nothing")
+@base.option("--via-manager", is_flag=True, help="let the service manager or container runtime stop it")
+@base.option("--override", is_flag=True, help="also end what a supervisor restarts, protected and parent processes")
 @output.json_option
 def command(
     ports: tuple[str, ...],
@@ -40,12 +46,13 @@ def command(
     override: bool,
     as_json: bool,
 ) -> int:
-    """End the processes that hold a port, and wait until it can be bound.
+    """End the processes that hold a port.
 
-    Only those that wait on the port are ended: not its clients, nor who has merely accepted a connection. They are
-    shown, with everything else they serve, and you are asked. They are asked to end (SIGTERM) and have 10 seconds.
-    Exit code 0 when the ports are free now, or in a dry run could be freed; 1 when one is still held, was refused, or
-    your answer was no.
+    Only processes that listen on the port or are bound to it are ended: not its clients, and not a process that only
+    has an accepted connection. They are shown together with everything else that they serve, and you are asked for
+    confirmation. Then they receive SIGTERM and have 10 seconds to end, and portbook waits until the port can be
+    bound. The exit code is 0 if every port is free afterwards, or with --dry-run if nothing is refused; it is 1 if a
+    port is still held or was refused, or if you answered no.
 
     \b
     Examples:
@@ -56,73 +63,89 @@ def command(
     """
     from portbook.stop.run import plan_stop
 
-    chosen = {"via-manager": via_manager, "override": override}
-    overrides: list[Override] = [option for option, given in chosen.items() if given]  # type: ignore[misc]  # the keys are
-    asked = dict.fromkeys(map(read_port, ports))
-    plans = [plan_stop(number, protocol or "tcp") for number, protocol in asked]
-    _show(plans, overrides, as_json)
-    _tell_of_udp([number for (number, protocol), plan in zip(asked, plans, strict=True) if not (protocol or plan.held)])
-    answers = _without_ending(plans, overrides, dry_run) or _asked(plans, overrides, yes)
-    return _report(answers or _carry_out(plans, overrides, timeout, force), as_json)
+    overrides: list[Override] = []
+    if via_manager:
+        overrides.append("via-manager")
+    if override:
+        overrides.append("override")
+    requested = dict.fromkeys(map(read_port, ports))
+    plans = [plan_stop(number, protocol or "tcp") for number, protocol in requested]
+    _show_plans(plans, overrides, as_json)
+    for (number, protocol), plan in zip(requested, plans, strict=True):
+        if protocol is None and not plan.held:
+            _mention_udp(number)
+    answers = _without_ending(plans, overrides, dry_run)
+    if not answers and not yes:
+        answers = _confirm(plans, overrides)
+    if not answers:
+        answers = _carry_out(plans, overrides, timeout, force)
+    return _report(answers, as_json)
 
 
-def _show(plans: Sequence[StopPlan], overrides: Collection[Override], as_json: bool) -> None:
-    """On standard error where standard output is for a program."""
+def _show_plans(plans: Sequence[StopPlan], overrides: Collection[Override], as_json: bool) -> None:
+    """Write the plans to standard error if standard output is for a program."""
     from portbook.render import stop as render
     from portbook.render.text import style_of
 
     stream = sys.stderr if as_json else sys.stdout
+    style = style_of(stream)
+    gaps: dict[Gap, None] = {}
     for plan in plans:
-        if lines := render.plan_lines(plan, overrides, style_of(stream)):
+        if lines := render.plan_lines(plan, overrides, style):
             stream.write("\n".join([*lines, "", ""]))
+        gaps |= dict.fromkeys(gap for gap in plan.gaps if not plan.covers(gap))
     stream.flush()
-    output.write_gaps(dict.fromkeys(gap for plan in plans for gap in plan.gaps if not plan.tells(gap)))
+    output.write_gaps(gaps)
 
 
-def _tell_of_udp(ports: Sequence[int]) -> None:
-    """A bare number is TCP, so that nothing is ended that was not meant; but it may have been meant."""
+def _mention_udp(port: int) -> None:
+    """A number without a protocol is TCP. If only the UDP port is held, that one may have been meant."""
     from portbook import inventory, query
 
-    for port in ports:
-        terms = query.term("port", [str(port)]), query.term("protocol", ["udp"]), query.term("state", ["listening"])
-        if inventory.select(query.Query(terms), None)[1]:
-            sys.stderr.write(f"portbook: {port}/udp is held: portbook stop {port}/udp\n")
+    terms = query.term("port", [str(port)]), query.term("protocol", ["udp"]), query.term("state", ["listening"])
+    if inventory.select(query.Query(terms), None)[1]:
+        sys.stderr.write(f"portbook: {port}/udp is held; to stop it: portbook stop {port}/udp\n")
 
 
 def _without_ending(plans: Sequence[StopPlan], overrides: Collection[Override], dry_run: bool) -> list[StopReport]:
-    """The answers when something is refused, or only a look was wanted; none when it may go on."""
-    from portbook.stop.run import stopping
+    """The answers if a port is refused, or in a dry run; none if the plans may be carried out."""
+    from portbook.stop.run import report_nothing_ended
 
-    refused = any(plan.held and plan.forbidden(overrides) for plan in plans)
-    if not refused and not dry_run:
+    refusals = [plan.forbidden(overrides) if plan.held else () for plan in plans]
+    if not any(refusals) and not dry_run:
         return []
-    return [
-        stopping(plan, "free")
-        if not plan.held
-        else stopping(plan, "refused", stands)
-        if (stands := plan.forbidden(overrides))
-        else stopping(plan, "would-stop" if dry_run else "refused", note=None if dry_run else ALL_OR_NONE)
-        for plan in plans
-    ]
+    answers: list[StopReport] = []
+    for plan, refused in zip(plans, refusals, strict=True):
+        if not plan.held:
+            answers.append(report_nothing_ended(plan, "free"))
+        elif refused:
+            answers.append(report_nothing_ended(plan, "refused", refused))
+        elif dry_run:
+            answers.append(report_nothing_ended(plan, "would-stop"))
+        else:
+            answers.append(report_nothing_ended(plan, "refused", note=ALL_OR_NONE))
+    return answers
 
 
-def _asked(plans: Sequence[StopPlan], overrides: Collection[Override], yes: bool) -> list[StopReport]:
-    """The answers when nobody says yes; none when somebody does, or nothing has to be asked."""
+def _confirm(plans: Sequence[StopPlan], overrides: Collection[Override]) -> list[StopReport]:
+    """Ask on the terminal. The answers if it is not confirmed; none if it is, or if nothing has to be asked."""
     from portbook.render.stop import question
-    from portbook.stop.run import stopping
+    from portbook.stop.run import report_nothing_ended
 
     held = [plan for plan in plans if plan.held]
-    if yes or not held:
+    if not held:
         return []
-    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
-        note = NO_TERMINAL
-    else:
+    note = NO_TERMINAL
+    if sys.stdin and sys.stdin.isatty() and sys.stderr.isatty():
         sys.stderr.write(question(held, overrides))
         sys.stderr.flush()
         if sys.stdin.readline().strip().lower() in ("y", "yes"):
             return []
         note = ANSWERED_NO
-    return [stopping(plan, "declined", note=note) if plan.held else stopping(plan, "free") for plan in plans]
+    return [
+        report_nothing_ended(plan, "declined", note=note) if plan.held else report_nothing_ended(plan, "free")
+        for plan in plans
+    ]
 
 
 def _carry_out(
@@ -130,25 +153,26 @@ def _carry_out(
 ) -> list[StopReport]:
     from portbook.stop.run import carry_out
 
-    return [carry_out(plan, timeout_s=timeout_s, force=force, overrides=overrides, tell=_tell) for plan in plans]
+    return [carry_out(plan, timeout_s=timeout_s, force=force, overrides=overrides, notify=_notify) for plan in plans]
 
 
-def _tell(what: str) -> None:
-    """While somebody waits in front of a terminal."""
+def _notify(action: str) -> None:
+    """Show progress on a terminal."""
     from portbook.render.text import safe
 
     if sys.stderr.isatty():
-        sys.stderr.write(f"{safe(what)}\n")
+        sys.stderr.write(f"{safe(action)}\n")
         sys.stderr.flush()
 
 
 def _report(answers: Sequence[StopReport], as_json: bool) -> int:
     from portbook.render import stop as render
+    from portbook.render.text import style_of
     from portbook.stop.records import DONE
 
     if as_json:
         output.write_bytes(render.json(answers))
     else:
-        sys.stdout.write("\n".join(render.lines(answers)) + "\n")
+        sys.stdout.write("\n".join(render.lines(answers, style_of(sys.stdout))) + "\n")
         sys.stdout.flush()
     return exits.YES if all(answer.result in DONE for answer in answers) else exits.NO

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 
 import click
 
-from portbook.cli import exec_command, exits
+from portbook.cli import base, exec_command, exits
 
 
-@click.command("wait", cls=exec_command.CommandWithTail)
+@base.command("wait", cls=exec_command.CommandWithTail)
 @click.argument("targets", nargs=-1, required=True, metavar="HOST:PORT... [-- COMMAND...]")
-@click.option("--timeout", type=click.FloatRange(0.001), default=60.0, metavar="SECONDS", help="for all together")
-@click.option("--free", is_flag=True, help="wait until the local ports are free; PORT is enough")
-@click.option("--udp", is_flag=True, help="UDP ports; silence is no answer")
+@base.option("--timeout", type=click.FloatRange(0.001), default=60.0, metavar="SECONDS", help="for all together")
+@base.option("--free", is_flag=True, help="wait until the local ports are free; PORT is enough")
+@base.option("--udp", is_flag=True, help="UDP ports; silence is no answer")
 @click.pass_context
 def command(ctx: click.Context, targets: tuple[str, ...], timeout: float, free: bool, udp: bool) -> int:
     """Wait until every port answers, then run a command in place of this one.

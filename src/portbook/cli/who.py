@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
-from portbook.cli import exits, output
+from portbook.cli import base, exits, output
 from portbook.errors import UsageError
-from portbook.query import read_ports
-from portbook.records import PROTOCOLS, Protocol
+
+if TYPE_CHECKING:
+    from portbook.records import Protocol
 
 
-@click.command("who")
+@base.command("who")
 @click.argument("ports", nargs=-1, required=True, metavar="PORT[/tcp|/udp]...")
 @output.json_option
-@click.option("--source", metavar="NAME", help="the way to read the machine: see portbook sources")
+@base.option("--source", metavar="NAME", help="read this data source; see portbook sources")
 @output.strict_option
 def command(ports: tuple[str, ...], as_json: bool, source: str | None, strict: bool) -> int:
-    """Say who holds a port of this machine.
+    """Show which processes hold a port of this machine.
 
-    Only the local side counts: a client that is connected to such a port elsewhere does not hold it. Exit code 0
-    when every port is held, 1 when one is not.
+    Only the local port counts: a client that is connected to this port of another machine does not hold it. The exit
+    code is 0 if every port is held, and 1 if one is not.
 
     \b
     Examples:
@@ -32,8 +34,8 @@ def command(ports: tuple[str, ...], as_json: bool, source: str | None, strict: b
     from portbook.holding import who
     from portbook.render import holding as render
 
-    asked = [read_port(port) for port in ports]
-    answers = [who(port, protocol, source=source) for port, protocol in asked]
+    requests = [read_port(port) for port in ports]
+    answers = [who(port, protocol, source=source) for port, protocol in requests]
     if as_json:
         output.write_bytes(render.json(answers))
     else:
@@ -49,13 +51,17 @@ def command(ports: tuple[str, ...], as_json: bool, source: str | None, strict: b
 
 def read_port(text: str) -> tuple[int, Protocol | None]:
     """Read ``80``, ``80/tcp`` or ``53/udp``; raise UsageError."""
+    from portbook.query import parse_port_ranges
+    from portbook.records import PROTOCOLS
+
     number, slash, word = text.partition("/")
-    ((low, high),) = read_ports(number) if "," not in number else ((0, 1),)
-    if low != high:
-        raise UsageError(f"port {text!r} is more than one", "name each port: 80 443/tcp")
+    ranges = parse_port_ranges(number)
+    low, high = ranges[0]
+    if len(ranges) > 1 or low != high:
+        raise UsageError(f"{text!r} is more than one port", "name each port: 80 443/tcp")
     if not slash:
         return low, None
-    protocol = next((p for p in PROTOCOLS if p == word.lower()), None)
-    if protocol is None:
-        raise UsageError(f"unknown protocol {word!r} in {text!r}", f"valid are {', '.join(PROTOCOLS)}")
-    return low, protocol
+    for protocol in PROTOCOLS:
+        if protocol == word.lower():
+            return low, protocol
+    raise UsageError(f"unknown protocol {word!r} in {text!r}", f"valid values are {', '.join(PROTOCOLS)}")

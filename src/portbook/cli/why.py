@@ -6,18 +6,18 @@ import sys
 
 import click
 
-from portbook.cli import exits, output
+from portbook.cli import base, exits, output
 from portbook.cli.who import read_port
 
 EXIT_CODES = {True: exits.YES, False: exits.NO, None: exits.UNKNOWN}
 
 
-@click.command("why")
+@base.command("why")
 @click.argument("port", metavar="PORT[/tcp|/udp]")
-@click.option("--address", metavar="A", help="bind this address only (IPv6: with IPV6_V6ONLY)")
-@click.option("--dual", is_flag=True, help="bind one [::] socket for IPv6 and IPv4, without IPV6_V6ONLY")
-@click.option("--no-reuse", is_flag=True, help="bind like a server that does not set SO_REUSEADDR")
-@click.option("--reuseport", is_flag=True, help="bind with SO_REUSEPORT")
+@base.option("--address", metavar="A", help="bind this address only (IPv6: with IPV6_V6ONLY)")
+@base.option("--dual", is_flag=True, help="bind one [::] socket for IPv6 and IPv4, without IPV6_V6ONLY")
+@base.option("--no-reuse", is_flag=True, help="bind like a server that does not set SO_REUSEADDR")
+@base.option("--reuseport", is_flag=True, help="bind with SO_REUSEPORT")
 @output.json_option
 @output.strict_option
 def command(

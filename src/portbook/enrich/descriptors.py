@@ -1,9 +1,9 @@
-"""Linux: which processes hold a socket, by reading the descriptors of every process.
+"""Linux: which processes have a socket open, by reading the descriptors of every process.
 
-``/proc/PID/fd/N`` of a socket is a link to ``socket:[INODE]`` (proc_pid_fd(5)). A process may hold what others hold
-too (fork(2), SCM_RIGHTS in unix(7)), so every process is read. What no process's own table shows may be held
-by a thread that has a table of its own (unshare(2) CLONE_FILES), or by the threads of a process whose leader has
-exited: ``/proc/PID/task/TID/fd``, read only when inodes are still missing.
+``/proc/PID/fd/N`` of a socket is a link to ``socket:[INODE]`` (proc_pid_fd(5)). Several processes may have the same
+socket (fork(2), SCM_RIGHTS in unix(7)), so every process is read. What no process's own table shows may be open in a
+thread that has a table of its own (unshare(2) CLONE_FILES), or in the threads of a process whose leader has exited:
+``/proc/PID/task/TID/fd``, read only when inodes are still missing.
 """
 
 from __future__ import annotations
@@ -18,39 +18,41 @@ from typing import NamedTuple, NoReturn
 
 from portbook.errors import SourceDenied
 
-Holds = dict[int, tuple[int, ...]]  # inode to pids
-Tables = Iterable[int]  # pids whose tables are read
+PidsByInode = dict[int, tuple[int, ...]]
 
 # Reading a link costs about 3 µs, most of it in the kernel, and one interpreter does not read two at once: from this
-# many descriptors on, a forked child reads too. Starting it and taking its answer cost 2 ms.
+# many descriptors on, a forked child reads too. Starting it and reading its answer costs 2 ms.
 FORK_FROM = 2_000
 LINK = "socket:["
 
 
-class Holders(NamedTuple):
-    """Who holds the wanted inodes, and what could not be looked at."""
+class OwnerPids(NamedTuple):
+    """Which processes have the wanted inodes open, and what could not be read."""
 
-    by_inode: Holds
+    pids_by_inode: PidsByInode
     by_thread: frozenset[int]  # inodes found in a thread's own table only
     denied: int  # processes whose descriptors may not be read
     hidden: bool  # /proc hides other users' processes (hidepid)
 
 
-class Found(NamedTuple):
+class WalkedTables(NamedTuple):
     """What the tables of some processes showed."""
 
-    holds: Holds
+    pids_by_inode: PidsByInode
     denied: int
 
 
-def holders(inodes: Collection[int], pids: Iterable[int] | None = None) -> Holders:
-    """Find the processes that hold any of ``inodes``; nothing is read when there are none.
+def find_owners(inodes: Collection[int], pids: Iterable[int] | None = None) -> OwnerPids:
+    """Find the processes that have any of ``inodes`` open; nothing is read when there are none.
 
-    ``pids`` narrows the search to these processes. A process that vanishes meanwhile holds nothing.
+    A process that ends while we look has nothing open.
+
+    :param pids: read these processes only
+    :raises SourceDenied: this process has no descriptor left to read with
     """
     wanted = frozenset(inodes) - {0}
     if not wanted:
-        return NOBODY
+        return NO_OWNERS
     with Search(pids, wanted) as search:
         return search.finish(wanted)
 
@@ -60,24 +62,27 @@ def process_ids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name[0] in "123456789"]
 
 
-NOBODY = Holders({}, frozenset(), 0, False)
+NO_OWNERS = OwnerPids({}, frozenset(), 0, False)
 
 
 class Search:
-    """Reading the descriptors of many processes, with a child when that pays.
+    """Reads the descriptors of many processes, with a child process where that is quicker.
 
-    It may be begun before it is known which inodes are wanted: the child then reads while the caller still asks the
+    It may begin before it is known which inodes are wanted: the child then reads while the caller still asks the
     kernel for the sockets.
     """
 
     def __init__(self, pids: Iterable[int] | None = None, wanted: frozenset[int] | None = None) -> None:
-        self.every = list(pids) if pids is not None else process_ids()
-        counts = _descriptors(self.every)
-        # Where the leader has exited its table is empty, but not those of the other threads: they are read from every.
-        holding = (pid for pid, count in counts.items() if count)
-        self.pids = sorted(holding, key=lambda pid: -counts[pid]) if counts else self.every
-        many = len(self.pids) > 1 and sum(counts.values()) >= FORK_FROM and _may_fork()
-        self.child = Child.start(self.pids, wanted) if many else None
+        self.all_pids = process_ids() if pids is None else list(pids)
+        self.pids = self.all_pids
+        self.child: Child | None = None
+        counts = _descriptor_counts(self.all_pids)
+        if counts:
+            # The table of a leader that has exited is empty. Those of its threads are read for all_pids.
+            with_descriptors = [pid for pid, count in counts.items() if count]
+            self.pids = sorted(with_descriptors, key=lambda pid: -counts[pid])
+        if len(self.pids) > 1 and sum(counts.values()) >= FORK_FROM and _may_fork():
+            self.child = Child.start(self.pids, wanted)
 
     def __enter__(self) -> Search:
         return self
@@ -86,56 +91,59 @@ class Search:
         if self.child is not None:
             self.child.end()
 
-    def finish(self, inodes: Collection[int]) -> Holders:
-        """Read what the child has not read yet and say who holds ``inodes``."""
+    def finish(self, inodes: Collection[int]) -> OwnerPids:
+        """Read what the child has not read yet and say which processes have ``inodes`` open."""
         wanted = frozenset(inodes) - {0}
         if not wanted:
-            return NOBODY
-        found, denied = self._read(wanted)
-        left = wanted - found.keys()
-        threads = _in_threads(self.every, left) if left else {}
-        found.update(threads)
-        return Holders(found, frozenset(threads), denied, bool(left) and _hides_processes())
+            return NO_OWNERS
+        pids_by_inode, denied = self._read(wanted)
+        missing = wanted - pids_by_inode.keys()
+        if not missing:
+            return OwnerPids(pids_by_inode, frozenset(), denied, hidden=False)
+        in_threads = _walk_threads(self.all_pids, missing)
+        pids_by_inode.update(in_threads)
+        return OwnerPids(pids_by_inode, frozenset(in_threads), denied, _hides_processes())
 
-    def _read(self, wanted: frozenset[int]) -> Found:
+    def _read(self, wanted: frozenset[int]) -> WalkedTables:
         if self.child is None:
             return walk(self.pids, wanted)
-        mine = walk(self.child.queue(), wanted)
-        its = self.child.answer()
-        if its is None:  # it failed, and with it what it had taken from the queue
+        pids_by_inode, denied = walk(self.child.queue(), wanted)
+        answer = self.child.answer()
+        if answer is None:  # the child failed, and what it had taken from the queue is lost
             return walk(self.pids, wanted)
-        for inode in its.holds.keys() & wanted:
-            mine.holds[inode] = tuple(sorted(mine.holds.get(inode, ()) + its.holds[inode]))
-        return Found(mine.holds, mine.denied + its.denied)
+        for inode in answer.pids_by_inode.keys() & wanted:
+            pids = pids_by_inode.get(inode, ()) + answer.pids_by_inode[inode]
+            pids_by_inode[inode] = tuple(sorted(pids))
+        return WalkedTables(pids_by_inode, denied + answer.denied)
 
 
 # --- tables --------------------------------------------------------------------------------------------------------
 
 
-def walk(pids: Tables, wanted: Collection[int] | None) -> Found:
+def walk(pids: Iterable[int], wanted: Collection[int] | None) -> WalkedTables:
     """Read the tables of processes; ``wanted`` None keeps every socket."""
-    holds: Holds = {}
+    pids_by_inode: PidsByInode = {}
     denied = 0
     links = None if wanted is None else {f"{LINK}{inode}]" for inode in wanted}
     for pid in pids:
         try:
-            held = table(f"/proc/{pid}/fd", links)
+            inodes = read_table(f"/proc/{pid}/fd", links)
         except PermissionError:
             denied += 1
             continue
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):  # else every process would seem to hold nothing
+            if error.errno in (errno.EMFILE, errno.ENFILE):  # otherwise no process would seem to have a socket
                 raise SourceDenied(f"descriptors: /proc/{pid}/fd: {error.strerror}", "raise ulimit -n") from error
             continue
-        holder = (pid,)
-        for inode in held:
-            holds[inode] = holds.get(inode, ()) + holder
-    return Found(holds, denied)
+        this_pid = (pid,)
+        for inode in inodes:
+            pids_by_inode[inode] = pids_by_inode.get(inode, ()) + this_pid
+    return WalkedTables(pids_by_inode, denied)
 
 
-def table(path: str, links: Collection[str] | None) -> list[int]:
-    """The inodes of the sockets in one table that are among ``links``; raises OSError when it may not be read."""
-    held: set[str] = set()
+def read_table(path: str, links: Collection[str] | None) -> list[int]:
+    """The inodes of the sockets in one table that are among ``links``; raise OSError when it may not be read."""
+    sockets: set[str] = set()
     readlink = os.readlink
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -144,23 +152,26 @@ def table(path: str, links: Collection[str] | None) -> list[int]:
                 link = readlink(name, dir_fd=directory)
             except FileNotFoundError:
                 continue  # not open, or closed meanwhile
-            if link in links if links is not None else link[:8] == LINK:
-                held.add(link)
-                if links is not None and len(held) == len(links):
-                    break  # it has them all
+            if links is None:
+                if link[:8] == LINK:
+                    sockets.add(link)
+            elif link in links:
+                sockets.add(link)
+                if len(sockets) == len(links):
+                    break  # it has all of them
     except ProcessLookupError:
-        pass  # the process ended: what it held until then counts
+        pass  # the process has ended: what was read until then counts
     finally:
         os.close(directory)
-    return [int(link[8:-1]) for link in held]
+    return [int(link[8:-1]) for link in sockets]
 
 
 def _names(directory: int) -> Iterator[str]:
-    """Every descriptor of an open /proc/PID/fd, with as little listing as can be: that costs a fifth of reading.
+    """Every descriptor of an open /proc/PID/fd, listing as little as possible: that costs a fifth of reading.
 
-    As many numbers from 0 on as there are open descriptors are tried without asking, for most tables have no holes;
-    only what lies above is listed. The position in the directory is the number plus 2, for "." and ".."
-    (proc_readfd_common in fs/proc/fd.c). Before Linux 6.2 the count is 0 and everything is listed.
+    As many numbers from 0 on as there are open descriptors are tried unlisted, because most tables have no holes;
+    only those above are listed. The position in the directory is the number plus 2, for "." and ".."
+    (proc_readfd_common in fs/proc/fd.c). Before Linux 6.2 the count is 0, and everything is listed.
     """
     count = os.fstat(directory).st_size
     yield from map(str, range(count))
@@ -169,10 +180,10 @@ def _names(directory: int) -> Iterator[str]:
     yield from os.listdir(directory)
 
 
-def _descriptors(pids: Tables) -> dict[int, int]:
-    """How many descriptors each process has: the size of /proc/PID/fd. Empty before Linux 6.2, which does not tell.
+def _descriptor_counts(pids: Iterable[int]) -> dict[int, int]:
+    """How many descriptors each process has: the size of /proc/PID/fd. Empty before Linux 6.2, where it is 0.
 
-    Most processes of a small machine are kernel threads, which have none and need not be looked at.
+    Most processes of a small machine are kernel threads, which have none and need not be read.
     """
     counts: dict[int, int] = {}
     try:
@@ -195,10 +206,10 @@ MOST_TOKENS = 8_000  # a pipe takes 64 KiB without anybody reading (pipe(7))
 
 
 def _may_fork() -> bool:
-    """Whether a fork is safe and useful: a copy of a process with threads may hold somebody's lock for ever."""
+    """Whether a fork is safe and useful: in the copy of a process with threads, a lock may stay locked for ever."""
     try:
-        alone = os.stat("/proc/self/task").st_nlink == 3  # ".", ".." and one thread
-        return alone and len(os.sched_getaffinity(0)) > 1
+        has_one_thread = os.stat("/proc/self/task").st_nlink == 3  # ".", ".." and the thread
+        return has_one_thread and len(os.sched_getaffinity(0)) > 1
     except OSError:
         return False
 
@@ -208,7 +219,7 @@ class Child:
 
     @classmethod
     def start(cls, pids: list[int], wanted: frozenset[int] | None) -> Child | None:
-        """Fork one; None where no further process or descriptor is to be had (setrlimit(2))."""
+        """Fork one; None where the limits allow no further process or descriptor (setrlimit(2))."""
         try:
             return cls(pids, wanted)
         except OSError:
@@ -238,7 +249,7 @@ class Child:
         return receiver
 
     def queue(self) -> Iterator[int]:
-        """Pids that nobody has taken yet. A read takes one token whole, whoever else reads (pipe(7))."""
+        """Pids that neither reader has taken yet. A read takes a whole token, also when both read at once (pipe(7))."""
         while token := os.read(self._queue, TOKEN):
             start = int.from_bytes(token, "big")
             yield from self.pids[start : start + self.batch]
@@ -249,34 +260,34 @@ class Child:
 
         status = 1
         try:
-            self._let_go(sender)
+            self._close_inherited(sender)
             with open(sender, "wb") as pipe:
                 pipe.write(marshal.dumps(tuple(walk(self.queue(), wanted))))
             status = 0
         finally:
             os._exit(status)
 
-    def _let_go(self, sender: int) -> None:
-        """Close what came from the parent: nobody shall see the child as a holder of the parent's sockets."""
-        for name in os.listdir("/proc/self/fd"):  # not up to the limit, which may be a thousand million
+    def _close_inherited(self, sender: int) -> None:
+        """Close what came from the parent, so that the child does not appear as an owner of the parent's sockets."""
+        for name in os.listdir("/proc/self/fd"):  # not every number up to the limit, which may be a thousand million
             if int(name) not in (0, 1, 2, self._queue, sender):
                 with suppress(OSError):
                     os.close(int(name))
 
-    def answer(self) -> Found | None:
-        """What the child found; None when it failed."""
+    def answer(self) -> WalkedTables | None:
+        """What the child read; None when it failed."""
         import marshal
 
         with open(self._answer, "rb", closefd=False) as pipe:
             data = pipe.read()
         self._reap()
         try:
-            return Found(*marshal.loads(data))  # noqa: S302  from our own child
+            return WalkedTables(*marshal.loads(data))  # noqa: S302  from our own child
         except (EOFError, ValueError, TypeError):
-            return None  # it ended in the middle
+            return None  # the child ended before the end of its answer
 
     def end(self) -> None:
-        """Let go of the child, also in the middle of its work."""
+        """End the child, also in the middle of its work."""
         os.close(self._queue)
         os.close(self._answer)
         if self.pid:
@@ -293,8 +304,8 @@ class Child:
 # --- threads -------------------------------------------------------------------------------------------------------
 
 
-def _in_threads(pids: Iterable[int], wanted: frozenset[int]) -> Holds:
-    found: Holds = {}
+def _walk_threads(pids: Iterable[int], wanted: frozenset[int]) -> PidsByInode:
+    pids_by_inode: PidsByInode = {}
     links = {f"{LINK}{inode}]" for inode in wanted}
     same_table = _table_comparer()
     for pid in pids:
@@ -302,17 +313,18 @@ def _in_threads(pids: Iterable[int], wanted: frozenset[int]) -> Holds:
             if same_table(pid, thread):
                 continue
             try:
-                held = table(f"/proc/{pid}/task/{thread}/fd", links)
+                inodes = read_table(f"/proc/{pid}/task/{thread}/fd", links)
             except OSError:
                 continue
-            for inode in held:
-                if pid not in found.get(inode, ()):
-                    found[inode] = (*found.get(inode, ()), pid)
-    return found
+            for inode in inodes:
+                pids_so_far = pids_by_inode.get(inode, ())
+                if pid not in pids_so_far:
+                    pids_by_inode[inode] = (*pids_so_far, pid)
+    return pids_by_inode
 
 
 def _other_threads(pid: int) -> list[int]:
-    """The threads besides the leader; the link count tells without reading when there are none (proc(5))."""
+    """The threads besides the leader; the link count says without reading when there are none (proc(5))."""
     path = f"/proc/{pid}/task"
     try:
         if os.stat(path).st_nlink <= 3:
@@ -329,7 +341,7 @@ KCMP_FILES = 2
 
 
 def _table_comparer() -> Callable[[int, int], bool]:
-    """Whether two tasks share one descriptor table; "no" when it cannot be told, so that the thread is read."""
+    """Whether two tasks share one descriptor table; False where that is not known, so that the thread is read."""
     number = SYS_KCMP.get(os.uname().machine)
     if number is None or sys.maxsize < 2**32:
         return lambda _a, _b: False

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 
+from portbook.numerals import UINT16, number_or_none
 from portbook.records import Protocol
 
 Names = dict[tuple[int, str], str]
@@ -44,8 +45,8 @@ def parse(text: str) -> Names:
         if len(fields) < 2 or fields[0][0] == "#":
             continue
         port, *protocols = fields[1].split("/")
-        if len(port) <= 5 and port.isdecimal():
-            number = int(port)
+        number = number_or_none(port, UINT16)
+        if number is not None:
             for protocol in protocols:
                 names.setdefault((number, protocol), fields[0])
     return names

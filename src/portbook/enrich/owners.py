@@ -1,4 +1,4 @@
-"""From bare sockets to sockets with owners: descriptors where the source names no pid, then every enricher."""
+"""Sockets with their owners: descriptors where the source names no pid, then every enricher."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from portbook.enrich import enrichers, namespaces
 from portbook.enrich.names import service_name
+from portbook.numerals import counted
 from portbook.records import FoundBy, Gap, Owner, Socket
 from portbook.system.users import user_name
 
@@ -18,18 +19,18 @@ if TYPE_CHECKING:
     from portbook.enrich.descriptors import Search
 
 PidRanges = tuple[tuple[int, int], ...]
-Group = tuple[Owner, ...]
+Group = tuple[Owner, ...]  # the owners of one socket
 
-# States that nobody owns by nature: the process has closed the socket, or cannot have accepted it yet.
+# States that have no owner by nature: the process has closed the socket, or cannot have accepted it yet.
 UNOWNED = frozenset(("TIME_WAIT", "SYN_RECV"))
-# A process that started this long after a socket was seen in its hands is another one with the same pid.
+# A process that started this long after a socket was seen with its pid is another process with the same pid.
 CLOCK_SLACK = timedelta(milliseconds=50)
 
 
 def search_ahead() -> Search:
-    """Begin to look for holders before the sockets are known: a second reader works while the tables are read.
+    """Begin to look for owners before the sockets are known: a second reader works while the tables are read.
 
-    For queries that select much, and sources that cannot name owners (Linux).
+    For queries that select much, and sources that do not report owners (Linux).
     """
     from portbook.enrich.descriptors import Search
 
@@ -39,92 +40,75 @@ def search_ahead() -> Search:
 def complete(
     sockets: list[Socket], pids: PidRanges | None = None, search: Search | None = None, all_known: bool = False
 ) -> tuple[list[Socket], list[Gap]]:
-    """Give every socket its owners. With ``pids``, only sockets that such a process holds are kept.
+    """Give every socket its owners, the names of its port, user and namespace, and say what could not be known.
 
-    ``all_known``: the source has named every holder already, so that no descriptor need be read.
+    :param pids: keep only the sockets that one of these processes has
+    :param search: a search for owners that was begun earlier
+    :param all_known: the source has reported every owner, so that no descriptor needs to be read
     """
-    refused: list[Gap] = []
+    gaps: list[Gap] = []
     if pids is not None:
-        sockets, refused = held_by(sockets, pids, all_known)
-    held, gaps = ({}, _not_held(sockets)) if all_known else _descriptors(sockets, search)
+        sockets, pid_gaps = owned_by(sockets, pids, all_known)
+        gaps += pid_gaps
+
+    groups, group_gaps = _groups(sockets, search, all_known)
     seen_at = datetime.now(UTC)
-    bare = [held.get(s.inode or 0) or s.owners for s in sockets] if held else [s.owners for s in sockets]
-    distinct = {id(group): group for group in bare}  # by identity: to hash a record is to hash all its fields
-    completed, more = _enrich(sorted({o for group in distinct.values() for o in group}, key=lambda o: o.pid))
-    groups = {key: tuple(completed[o] for o in group) for key, group in distinct.items()}
-    places = namespaces.names(sockets, [groups[id(group)] for group in bare])
-    owned = [
-        replace(
-            s,
-            owners=groups[id(group)],
-            service_name=service_name(s.local_port, s.protocol),
-            user=None if s.uid is None or s.inode == 0 else user_name(s.uid),
-            netns_name=places.get(s.netns),
-        )
-        for s, group in zip(sockets, bare, strict=True)
-    ]
-    reused = _drop_reused(owned, completed.values(), seen_at)
-    bereft = [s for s in owned if not s.owners]
-    owned, unasked = _named_by_creator(owned, bereft)
-    return owned, list(dict.fromkeys((*refused, *gaps, *more, *reused, *unasked, *_unnamed(bereft))))
+    groups, owners, owner_gaps = _complete_groups(groups)
+    completed = _complete_sockets(sockets, groups)
+
+    gaps += group_gaps
+    gaps += owner_gaps
+    gaps += _drop_reused(completed, owners, seen_at)
+    unowned = [s for s in completed if not s.owners]
+    completed, creator_gaps = _name_by_creator(completed, unowned)
+    gaps += creator_gaps
+    gaps += _without_pid(unowned)
+    return completed, list(dict.fromkeys(gaps))
 
 
-def held_by(sockets: list[Socket], pids: PidRanges, all_known: bool = False) -> tuple[list[Socket], list[Gap]]:
-    """The sockets that any of these processes holds; other processes are not looked at."""
-    inodes = set() if all_known else _by_inode(sockets)
+def owned_by(sockets: list[Socket], pids: PidRanges, all_known: bool = False) -> tuple[list[Socket], list[Gap]]:
+    """The sockets that any of these processes has; the descriptors of other processes are not read."""
+    inodes = set() if all_known else _inodes_without_owner(sockets)
     if not inodes:
-        return [s for s in sockets if any(_within(o.pid, pids) for o in s.owners)], []
-    from portbook.enrich.descriptors import holders, process_ids
+        return [s for s in sockets if any(_within(owner.pid, pids) for owner in s.owners)], []
+    from portbook.enrich.descriptors import find_owners, process_ids
 
-    held = holders(inodes, [pid for pid in process_ids() if _within(pid, pids)])
+    found = find_owners(inodes, [pid for pid in process_ids() if _within(pid, pids)])
     gaps = []
-    if held.denied:
-        processes = "the process" if held.denied == 1 else f"{held.denied} of the processes"
-        why = f"the descriptors of {processes} asked for are not visible to uid {os.geteuid()}"
+    if found.denied:
+        processes = "the process" if found.denied == 1 else counted(found.denied, "process", "processes")
+        why = f"the descriptors of {processes} in question are not visible to uid {os.geteuid()}"
         gaps.append(Gap("owner", None, why, _remedy()))
-    return [s for s in sockets if s.inode in held.by_inode], gaps
+    return [s for s in sockets if s.inode in found.pids_by_inode], gaps
 
 
 def _within(pid: int, ranges: PidRanges) -> bool:
     return any(first <= pid <= last for first, last in ranges)
 
 
-def _enrich(owners: list[Owner]) -> tuple[dict[Owner, Owner], list[Gap]]:
-    completed = owners
-    gaps: list[Gap] = []
-    for enricher in enrichers():
-        completed, more = enricher(completed)
-        gaps += more
-    return dict(zip(owners, completed, strict=True)), gaps
+# --- steps ---------------------------------------------------------------------------------------------------------
+# There may be a hundred thousand sockets, and mostly few processes that own them: the owners of one process's sockets
+# are one object, looked up by identity (to hash a record is to hash all its fields).
 
 
-# --- descriptors ---------------------------------------------------------------------------------------------------
+def _groups(sockets: list[Socket], search: Search | None, all_known: bool) -> tuple[list[Group], list[Gap]]:
+    """The owners of every socket, with no more than their pids."""
+    inodes = _inodes_without_owner(sockets)
+    if all_known or not inodes:
+        return [s.owners for s in sockets], list(_invisible(len(inodes), denied=False, hidden=False))
+    from portbook.enrich.descriptors import find_owners
 
-
-def _by_inode(sockets: Iterable[Socket]) -> set[int]:
-    """The inodes of sockets that the source knows no pid for."""
-    return {s.inode for s in sockets if s.inode and not s.owners}
-
-
-def _descriptors(sockets: list[Socket], search: Search | None) -> tuple[dict[int, Group], list[Gap]]:
-    inodes = _by_inode(sockets)
-    if not inodes:
-        return {}, []
-    from portbook.enrich.descriptors import holders
-
-    found = holders(inodes) if search is None else search.finish(inodes)
-    groups = _Groups()
-    held = {i: groups[pids, "task-fd" if i in found.by_thread else "fd"] for i, pids in found.by_inode.items()}
-    return held, list(_invisible(len(inodes) - len(held), found.denied > 0, found.hidden))
-
-
-def _not_held(sockets: list[Socket]) -> list[Gap]:
-    """What has an inode, and nobody has it."""
-    return list(_invisible(len(_by_inode(sockets)), denied=False, hidden=False))
+    found = find_owners(inodes) if search is None else search.finish(inodes)
+    made = _Groups()
+    by_inode: dict[int | None, Group] = {}
+    for inode, pids in found.pids_by_inode.items():
+        by_inode[inode] = made[pids, "task-fd" if inode in found.by_thread else "fd"]
+    groups = [by_inode.get(s.inode) or s.owners for s in sockets]
+    return groups, list(_invisible(len(inodes) - len(by_inode), found.denied > 0, found.hidden))
 
 
 class _Groups(dict[tuple[tuple[int, ...], FoundBy], Group]):
-    """Owners of the same pids, made once: a process may hold a hundred thousand sockets."""
+    """Owners of the same pids, made once."""
 
     def __missing__(self, key: tuple[tuple[int, ...], FoundBy]) -> Group:
         pids, how = key
@@ -132,71 +116,114 @@ class _Groups(dict[tuple[tuple[int, ...], FoundBy], Group]):
         return self[key]
 
 
+def _complete_groups(groups: list[Group]) -> tuple[list[Group], Iterable[Owner], list[Gap]]:
+    """The same groups with completed owners; all the completed owners."""
+    distinct = {id(group): group for group in groups}
+    owners = sorted({owner for group in distinct.values() for owner in group}, key=lambda owner: owner.pid)
+    completed = owners
+    gaps: list[Gap] = []
+    for enricher in enrichers():
+        completed, enricher_gaps = enricher(completed)
+        gaps += enricher_gaps
+    by_owner = dict(zip(owners, completed, strict=True))
+    by_group = {key: tuple(by_owner[owner] for owner in group) for key, group in distinct.items()}
+    return [by_group[id(group)] for group in groups], completed, gaps
+
+
+def _complete_sockets(sockets: list[Socket], groups: list[Group]) -> list[Socket]:
+    """The sockets with their owners, and with the names of port, user and network namespace."""
+    netns_names = namespaces.names(sockets, groups)
+    completed: list[Socket] = []
+    for s, group in zip(sockets, groups, strict=True):
+        user = None
+        if s.uid is not None and s.inode != 0:  # of a socket without a descriptor the kernel does not keep the user
+            user = user_name(s.uid)
+        completed.append(
+            replace(
+                s,
+                owners=group,
+                service_name=service_name(s.local_port, s.protocol),
+                user=user,
+                netns_name=netns_names.get(s.netns),
+            )
+        )
+    return completed
+
+
+def _inodes_without_owner(sockets: Iterable[Socket]) -> set[int]:
+    """The inodes of sockets for which the source reports no pid."""
+    return {s.inode for s in sockets if s.inode and not s.owners}
+
+
+# --- gaps ----------------------------------------------------------------------------------------------------------
+
+
 def _invisible(count: int, denied: bool, hidden: bool) -> Iterator[Gap]:
+    """Sockets that have an inode, and no process that was seen to have it."""
     if not count:
         return
-    sockets = "1 socket" if count == 1 else f"{count} sockets"
+    sockets = counted(count, "socket")
     if denied or hidden:
         reason = " (/proc is mounted with hidepid)" if hidden else ""
         yield Gap("owner", count, f"owners of {sockets} are not visible to uid {os.geteuid()}{reason}", _remedy())
     else:
-        whose = "the kernel's own, in flight between processes, or another pid namespace's"
-        why = f"no process of this pid namespace has a descriptor of {sockets}: {whose}"
-        yield Gap("owner", count, why, "look from the host, if this is a container")
+        cause = "held by the kernel, in flight between processes, or of another pid namespace"
+        why = f"no process of this pid namespace has a descriptor of {sockets}: {cause}"
+        yield Gap("owner", count, why, "in a container, run on the host instead")
 
 
 def _remedy() -> str:
-    """What lets /proc/PID/fd be read: ptrace(2), access mode PTRACE_MODE_READ_FSCREDS."""
+    """What makes /proc/PID/fd readable: ptrace(2), access mode PTRACE_MODE_READ_FSCREDS."""
     if os.geteuid() != 0:
         return "run with sudo"
     return "their processes have capabilities that this root lacks: run with CAP_SYS_PTRACE, outside the container"
 
 
-def _unnamed(bereft: list[Socket]) -> Iterator[Gap]:
-    """Sockets for which a source that knows pids gave none."""
-    count = sum(s.inode is None and s.state not in UNOWNED for s in bereft)
+def _without_pid(unowned: list[Socket]) -> Iterator[Gap]:
+    """Sockets for which a source that reports pids gave none."""
+    count = sum(s.inode is None and s.state not in UNOWNED for s in unowned)
     if count:
-        yield Gap("owner", count, f"the system names no process for {count} of the sockets", "run with more privilege")
+        why = f"the system reports no process for {counted(count, 'socket')}"
+        yield Gap("owner", count, why, "run with more privilege")
 
 
 # --- corrections ---------------------------------------------------------------------------------------------------
 
 
 def _drop_reused(sockets: list[Socket], owners: Iterable[Owner], seen_at: datetime) -> list[Gap]:
-    """Drop owners that started after their socket was made or seen: the pid went to another process meanwhile."""
+    """Drop, in place, owners that started after their socket was made or seen: the pid has been reused since."""
 
-    def late(socket: Socket, owner: Owner) -> bool:
+    def is_late(socket: Socket, owner: Owner) -> bool:
         return owner.started is not None and owner.started > (socket.created or seen_at) + CLOCK_SLACK
 
-    newest = max((o.started for o in owners if o.started), default=seen_at)
+    newest = max((owner.started for owner in owners if owner.started), default=seen_at)
     if newest <= seen_at and not any(s.created for s in sockets):
         return []
-    wrong = [i for i, s in enumerate(sockets) if s.owners and any(late(s, o) for o in s.owners)]
-    for i in wrong:
-        s = sockets[i]
-        sockets[i] = replace(s, owners=tuple(o for o in s.owners if not late(s, o)))
+    wrong = [i for i, s in enumerate(sockets) if any(is_late(s, owner) for owner in s.owners)]
     if not wrong:
         return []
-    sockets_text = "1 socket" if len(wrong) == 1 else f"{len(wrong)} sockets"
-    why = f"the pid that held {sockets_text} belongs to a process that started later"
-    return [Gap("owner", len(wrong), why, "the owner has ended; whoever inherited the socket is not known")]
+    for i in wrong:
+        s = sockets[i]
+        sockets[i] = replace(s, owners=tuple(owner for owner in s.owners if not is_late(s, owner)))
+    why = f"the pid that {counted(len(wrong), 'socket')} had belongs to a process that started later"
+    return [Gap("owner", len(wrong), why, "the owner has ended; a process that inherited the socket is not known")]
 
 
-def _named_by_creator(sockets: list[Socket], bereft: list[Socket]) -> tuple[list[Socket], list[Gap]]:
+def _name_by_creator(sockets: list[Socket], unowned: list[Socket]) -> tuple[list[Socket], list[Gap]]:
     """Where no owner is visible, the cgroup of the socket's creator still names its service and container."""
-    ids = {s.cgroup_id for s in bereft if s.cgroup_id}
+    ids = {s.cgroup_id for s in unowned if s.cgroup_id}
     if not ids:
         return sockets, []
     from portbook.enrich import cgroup
-    from portbook.managers import container
-    from portbook.managers.systemd import unit_of
+    from portbook.managers import container, systemd
 
     paths = cgroup.paths_by_id(ids)
     labels, gaps = container.labels(paths.values())
-    named = [
-        s
-        if s.owners or s.cgroup_id not in paths
-        else replace(s, service=unit_of(paths[s.cgroup_id]), container=labels.get(paths[s.cgroup_id]))
-        for s in sockets
-    ]
+    named: list[Socket] = []
+    for s in sockets:
+        path = None if s.owners else paths.get(s.cgroup_id or 0)
+        if path is None:
+            named.append(s)
+        else:
+            named.append(replace(s, service=systemd.unit_of(path), container=labels.get(path)))
     return named, gaps

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 from msgspec.structs import replace
 
 from portbook.managers.systemd import unescape
+from portbook.numerals import UINT32, is_number, number_or_none
 from portbook.records import Gap, Owner
 
 SYSTEM = 0  # whose daemon: root's
@@ -187,12 +188,12 @@ def is_id(text: str) -> bool:
 def _is_task(text: str) -> bool:
     """An id of ECS on Fargate: 32 hex digits, a dash, a number."""
     task, _, number = text.partition("-")
-    return len(task) == 32 and not task.strip(HEX) and number.isdecimal()
+    return len(task) == 32 and not task.strip(HEX) and is_number(number)
 
 
 def _user(segment: str, otherwise: int | None) -> int | None:
     """The uid of ``user@1000.service``: that user's own docker or podman made what follows."""
-    uid = segment.removeprefix("user@").removesuffix(".service")
-    if otherwise != SYSTEM or not (uid.isascii() and uid.isdecimal() and len(uid) <= 10):
+    uid = number_or_none(segment.removeprefix("user@").removesuffix(".service"), UINT32)
+    if otherwise != SYSTEM or uid is None:
         return otherwise
-    return int(uid)
+    return uid

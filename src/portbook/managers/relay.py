@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from portbook.addresses import format_endpoint
 from portbook.managers.supervisor import RELAYS
+from portbook.numerals import UINT16, number_or_none
 
 MOST_ARGUMENTS = 2_000
 MOST_LENGTH = 4_096  # of one argument
@@ -65,8 +66,7 @@ def _option(arguments: Arguments, *names: str) -> str | None:
 
 def _number(text: str | None) -> int | None:
     """A port; None for anything else."""
-    is_number = text and len(text) <= 5 and text.isascii() and text.isdecimal()
-    return int(text) if text and is_number else None
+    return None if text is None else number_or_none(text, UINT16)
 
 
 # --- container runtimes --------------------------------------------------------------------------------------------

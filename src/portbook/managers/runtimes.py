@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
+from portbook.numerals import counted
 from portbook.records import Gap
 
 T = TypeVar("T")
@@ -77,7 +78,7 @@ def names_of(containers: Iterable[tuple[str, int, str]]) -> tuple[dict[str, str]
 def _gap(runtime: str, count: int, why: str | None) -> Iterator[Gap]:
     """Where no daemon or file is there at all, nothing could be had and nothing is lost."""
     if count and why:
-        containers = f"1 {runtime} container" if count == 1 else f"{count} {runtime} containers"
+        containers = counted(count, f"{runtime} container")
         hint = "run with sudo" if why.startswith(DENIED) else None
         yield Gap("container", count, f"{containers} can be shown by id only: {why}", hint)
 

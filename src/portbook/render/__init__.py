@@ -1,1 +1,1 @@
-"""How a listing is written: one callable for each format, in a table."""
+"""How answers are written, one module for each answer: as text for people, and in formats for programs."""

@@ -1,4 +1,4 @@
-"""Who holds a port, in words and as JSON."""
+"""The answer of ``who``, as text for people and as JSON."""
 
 from __future__ import annotations
 
@@ -6,136 +6,192 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from portbook.addresses import format_endpoint
 from portbook.query import LISTENING
-from portbook.records import Holder, Holding, Owner, Socket
+from portbook.records import Gap, Holder, Holding, Owner, Socket
 from portbook.render.machine import ENCODER
 from portbook.render.plain import REACH
-from portbook.render.text import BOLD, PLAIN, Style, safe
+from portbook.render.text import BOLD, PLAIN, Style, safe, wrap
 
-MOST_NAMES = 12  # of other ports, before the rest is counted
-MOST_HOLDERS = 4  # described at length: a server may have forked a hundred workers
+MOST_NAMES = 12  # names in a list; the rest is counted
+MOST_HOLDERS = 4  # holders described in full: a server may have forked a hundred workers
+TITLE_WIDTH = 12
 UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+NEEDS = {"run with sudo": " (needs root)", "run as administrator": " (needs administrator)"}  # by the hint of a gap
+
+Row = tuple[str, str]  # a title and a text; a row with an empty text is not shown
 
 
 def json(answers: Iterable[Holding]) -> Iterator[bytes]:
-    """One object a port, one port a line."""
+    """One object for each port, one line for each object."""
     return (ENCODER.encode(answer) + b"\n" for answer in answers)
 
 
 def lines(answers: Iterable[Holding], style: Style) -> list[str]:
-    """A heading for each port, then each holder."""
-    parts: list[str] = []
+    """A heading for each port, then its holders."""
+    blocks: list[str] = []
     for answer in answers:
-        if parts:
-            parts.append("")
-        heading = _heading(answer)
-        parts.append(f"{BOLD}{heading}{PLAIN}" if style.colour else heading)
-        first, children = _families(answer.holders)
-        for holder in first[:MOST_HOLDERS]:
-            rows = (*facts(holder), ("shared with", _some([named(h.owner) for h in children[holder.owner.pid]])))
-            parts += ["", *(f"  {name:<12}{text}" for name, text in rows if text)]
-        if more := first[MOST_HOLDERS:]:
-            parts += ["", f"  {'and':<12}" + _some([named(h.owner) for h in more])]
-        parts += _ownerless(answer)
-        parts += _elsewhere(answer)
-    return parts
+        if blocks:
+            blocks.append("")
+        blocks.append(bold(_heading(answer), style))
+        for rows in _sections(answer):
+            section = row_lines(rows, style)
+            if section:
+                blocks += ["", *section]
+    return blocks
+
+
+def _sections(answer: Holding) -> Iterator[Iterable[Row]]:
+    """The parts of an answer below its heading."""
+    first, children = _families(answer.holders)
+    for holder in first[:MOST_HOLDERS]:
+        yield [*holder_rows(holder), ("shared with", _list_owners([h.owner for h in children[holder.owner.pid]]))]
+    yield [("and", _list_owners([h.owner for h in first[MOST_HOLDERS:]]))]
+    yield _ownerless_rows(answer)
+    yield _elsewhere_rows(answer)
 
 
 def _families(holders: Sequence[Holder]) -> tuple[list[Holder], dict[int, list[Holder]]]:
-    """Holders that no other holder has forked, and below each pid the holders that it has: a server's workers."""
+    """The holders that no other holder forked; and by pid, the holders that it forked, such as a server's workers."""
     pids = {h.owner.pid for h in holders}
     first: list[Holder] = []
     children: dict[int, list[Holder]] = {pid: [] for pid in pids}
     for holder in holders:
-        above = [p.pid for p in holder.parents if p.pid in pids]
-        (children[above[-1]] if above else first).append(holder)
+        ancestors = [parent.pid for parent in holder.parents if parent.pid in pids]
+        if ancestors:
+            children[ancestors[-1]].append(holder)
+        else:
+            first.append(holder)
     return first, children
 
 
 def _heading(answer: Holding) -> str:
-    port = f"port {answer.port}" + (f"/{answer.protocol}" if answer.protocol else "")
+    port = f"port {answer.port}/{answer.protocol}" if answer.protocol else f"port {answer.port}"
     if answer.holders:
-        names = [named(h.owner) for h in answer.holders]
-        more = f" and {len(names) - 2} more processes" if len(names) > 3 else ""
-        return f"{port} is held by {', '.join(names[:2] if more else names)}{more}"
+        return f"{port} is held by {describe_owners([h.owner for h in answer.holders])}"
     if answer.held:
-        return f"{port} is held by a process that is not visible"
-    waiting = len(answer.sockets)
+        return f"{port} is held by {describe_unknown(answer.gaps)}"
     here = " in this network namespace" if answer.sockets_elsewhere else ""
-    return f"nobody holds {port}{here}" + (f" ({waiting} closed connections in TIME_WAIT)" if waiting else "")
+    return f"nobody holds {port}{here}{_time_wait(len(answer.sockets))}"
 
 
-def named(owner: Owner) -> str:
-    """A process in a sentence."""
+def _time_wait(count: int) -> str:
+    if count == 0:
+        return ""
+    return " (1 closed connection in TIME_WAIT)" if count == 1 else f" ({count} closed connections in TIME_WAIT)"
+
+
+# --- shared with the answer of stop --------------------------------------------------------------------------------
+
+
+def bold(text: str, style: Style) -> str:
+    """The text in bold, where the output shows that."""
+    return f"{BOLD}{text}{PLAIN}" if style.colour else text
+
+
+def row_lines(rows: Iterable[Row], style: Style) -> list[str]:
+    """Indented rows with aligned texts, wrapped to the width of the output."""
+    indent = " " * (2 + TITLE_WIDTH)
+    lines: list[str] = []
+    for title, text in rows:
+        if text:
+            lines += wrap(f"  {title:<{TITLE_WIDTH}}{text}", style, indent)
+    return lines
+
+
+def describe_owner(owner: Owner) -> str:
+    """A process in a sentence: ``nginx (pid 812)``."""
     return f"{safe(owner.name or '?')} (pid {owner.pid})"
 
 
-def facts(holder: Holder) -> Iterator[tuple[str, str]]:
-    """What is known of a holder, as rows of a title and a text; an empty text is no row."""
+def describe_owners(owners: Sequence[Owner]) -> str:
+    """Up to three processes in a sentence; of more, two and how many others."""
+    names = [describe_owner(owner) for owner in owners]
+    if len(names) > 3:
+        return f"{', '.join(names[:2])} and {len(names) - 2} more processes"
+    return ", ".join(names)
+
+
+def describe_unknown(gaps: Iterable[Gap]) -> str:
+    """A holder that is not visible, and the privilege that would show it, if a gap names one."""
+    for gap in gaps:
+        if gap.what == "owner" and gap.hint in NEEDS:
+            return f"an unknown process{NEEDS[gap.hint]}"
+    return "an unknown process"
+
+
+def holder_rows(holder: Holder) -> Iterator[Row]:
+    """What is known of a holder."""
     owner = holder.owner
-    yield "process", named(owner) + (f", user {safe(owner.user)}" if owner.user else "")
+    user = f", user {safe(owner.user)}" if owner.user else ""
+    yield "process", f"{describe_owner(owner)}{user}"
     yield "executable", safe(owner.exe or "")
     yield "command", safe(" ".join(owner.command_line or ()))
     yield "started", _started(holder)
     yield "parents", " < ".join(f"{safe(p.name or '?')} ({p.pid})" for p in holder.parents)
     yield "service", safe(owner.service or "")
     yield "container", safe(owner.container or "")
-    waiting = [s for s in holder.sockets if s.state in LISTENING]
-    for s in waiting:
-        yield "waits on", _waiting(s)
-    connected = len(holder.sockets) - len(waiting)
-    yield "connections", f"{connected} on this port" if connected else ""
-    yield "other ports", _some(holder.other_ports)
+    listeners = [s for s in holder.sockets if s.state in LISTENING]
+    for s in listeners:
+        yield _listener_title(s), _listener(s)
+    connections = len(holder.sockets) - len(listeners)
+    yield "connections", f"{connections} on this port" if connections else ""
+    yield "other ports", _list(holder.other_ports)
     yield "found by", "" if owner.confidence == "certain" else f"{owner.how}, {owner.confidence}"
+
+
+def format_age(seconds: float) -> str:
+    """A duration in its two largest units: ``3 h 12 min``."""
+    rest = int(seconds)
+    parts: list[str] = []
+    for unit, size in UNITS:
+        if rest >= size or (unit == "s" and not parts):
+            parts.append(f"{rest // size} {unit}")
+            rest %= size
+    return " ".join(parts[:2])
+
+
+# --- the parts of a row --------------------------------------------------------------------------------------------
 
 
 def _started(holder: Holder) -> str:
     if holder.owner.started is None or holder.age_s is None:
         return ""
-    return f"{holder.owner.started.astimezone():%Y-%m-%d %H:%M:%S}, {age(holder.age_s)} ago"
+    return f"{holder.owner.started.astimezone():%Y-%m-%d %H:%M:%S}, {format_age(holder.age_s)} ago"
 
 
-def age(seconds: float) -> str:
-    """A span in its two largest units: "3 h 12 min"."""
-    left = int(seconds)
-    parts: list[str] = []
-    for unit, size in UNITS:
-        if left >= size or (unit == "s" and not parts):
-            parts.append(f"{left // size} {unit}")
-            left %= size
-    return " ".join(parts[:2])
+def _listener_title(s: Socket) -> str:
+    """A UDP socket and a TCP socket in BOUND have a port and do not listen."""
+    return "listens on" if s.state == "LISTEN" else "bound to"
 
 
-def _waiting(s: Socket) -> str:
+def _listener(s: Socket) -> str:
     where = f"{format_endpoint(s.local_address, s.local_port, s.zone)}/{s.protocol}"
     both = " and IPv4" if s.v6only is False and s.local_address == "::" else ""
     queue = f", accept queue {s.accept_queue} of {s.backlog}" if s.backlog is not None else ""
     return f"{where}{both} {s.state or 'UNCONN'}, reach: {REACH[s.reach]}{queue}"
 
 
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - MOST_NAMES
-    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+def _list(names: Sequence[str]) -> str:
+    rest = len(names) - MOST_NAMES
+    text = ", ".join(names[:MOST_NAMES])
+    return f"{text} and {rest} more" if rest > 0 else text
 
 
-def _ownerless(answer: Holding) -> list[str]:
-    rows = [s for s in answer.sockets if not s.owners and s.state in LISTENING]
-    return ["", *(f"  {'waits on':<12}{_waiting(s)}{_creator(s)}" for s in rows)] if rows else []
+def _list_owners(owners: Sequence[Owner]) -> str:
+    return _list([describe_owner(owner) for owner in owners])
 
 
-def _elsewhere(answer: Holding) -> list[str]:
-    """What waits on the port in other network namespaces, one line each."""
-    rows = [
-        f"  {'elsewhere':<12}{_names_of(s)} in network namespace {safe(s.netns_name or str(s.netns))}: {_waiting(s)}"
-        for s in answer.sockets_elsewhere
-        if s.state in LISTENING
-    ]
-    return ["", *rows] if rows else []
+def _ownerless_rows(answer: Holding) -> Iterator[Row]:
+    for s in answer.sockets:
+        if not s.owners and s.state in LISTENING:
+            creator = s.container or s.service
+            made_in = f", created in {safe(creator)}" if creator else ""
+            yield _listener_title(s), f"{_listener(s)}{made_in}"
 
 
-def _names_of(s: Socket) -> str:
-    return _some([named(owner) for owner in s.owners]) if s.owners else "nobody who is visible"
-
-
-def _creator(s: Socket) -> str:
-    made_by = s.container or s.service
-    return f", made in {safe(made_by)}" if made_by else ""
+def _elsewhere_rows(answer: Holding) -> Iterator[Row]:
+    """What listens on the port in other network namespaces."""
+    for s in answer.sockets_elsewhere:
+        if s.state in LISTENING:
+            owners = _list_owners(s.owners) or describe_unknown(answer.gaps)
+            namespace = safe(s.netns_name or str(s.netns))
+            yield "elsewhere", f"{owners} in network namespace {namespace}: {_listener(s)}"

@@ -1,4 +1,4 @@
-"""Listings for programs: JSON, JSON lines, CSV. UTF-8, nothing escaped but what the format asks for."""
+"""Listings for programs: JSON, JSON lines, CSV. In UTF-8; only what the format requires is escaped."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import msgspec
 from portbook.records import Listing, Owner, Socket
 
 ENCODER = msgspec.json.Encoder()
-CHUNK = 1000  # sockets encoded at once: a listing of 100,000 is 60 MB of text and is never held whole
+CHUNK = 1000  # sockets encoded at once: a listing of 100,000 sockets is 60 MB of text, never in memory as a whole
 
 
 def json(listing: Listing) -> Iterator[bytes]:
-    """One object, the Listing, with a socket on each line."""
+    """One object, the Listing, with one socket on each line."""
     head, tail = ENCODER.encode(msgspec.structs.replace(listing, sockets=())).split(b'"sockets":[]', 1)
     yield head + b'"sockets":['
     separator = b"\n"
@@ -25,13 +25,13 @@ def json(listing: Listing) -> Iterator[bytes]:
 
 
 def jsonl(listing: Listing) -> Iterator[bytes]:
-    """One socket a line."""
+    """One socket on each line."""
     for chunk in _chunks(listing):
         yield ENCODER.encode_lines(chunk)
 
 
 def csv(listing: Listing) -> Iterator[bytes]:
-    """One socket a line; several owners share a cell, separated by semicolons (RFC 4180)."""
+    """One socket on each line (RFC 4180); several owners of a socket share a cell, separated by semicolons."""
     import io
     from csv import writer
 
@@ -79,7 +79,7 @@ def _cell(value: object) -> object:
         return " ".join(map(str, value))
     if isinstance(value, bool):
         return "true" if value else "false"
-    return msgspec.to_builtins(value)  # a time
+    return msgspec.to_builtins(value)  # a datetime
 
 
 def _chunks(listing: Listing) -> Iterator[tuple[Socket, ...]]:

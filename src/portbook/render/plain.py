@@ -1,4 +1,4 @@
-"""Sockets as columns for people."""
+"""Sockets as columns of text, for people."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from portbook.render.text import Column, Style, fits, safe, table
 
 REACH: dict[Reach, str] = {"loopback": "this machine", "address": "one address", "any": "every network"}
 SHORT_REACH: dict[Reach, str] = {"loopback": "machine", "address": "address", "any": "network"}
-UNKNOWN = "?"  # there is an owner; it is not visible
-NOBODY = "-"
+UNKNOWN = "?"  # the socket has an owner that is not visible
+NO_OWNER = "-"
 
 
-class Shown(NamedTuple):
-    """A column and the text of its cell."""
+class SocketColumn(NamedTuple):
+    """A column, and the text that it shows of a socket."""
 
     column: Column
     cell: Callable[[Socket], str]
@@ -24,7 +24,8 @@ class Shown(NamedTuple):
 
 def _address(s: Socket) -> str:
     """The local address; ``*`` is a wildcard that takes IPv4 and IPv6, as in ss(8)."""
-    text = "*" if s.local_address == "::" and s.v6only is False else format_endpoint(s.local_address, None, s.zone)
+    is_dual_wildcard = s.local_address == "::" and s.v6only is False
+    text = "*" if is_dual_wildcard else format_endpoint(s.local_address, None, s.zone)
     return f"{text}%{safe(s.interface)}" if s.interface else text
 
 
@@ -37,25 +38,29 @@ def _peer(s: Socket) -> str:
 
 
 def _state(s: Socket) -> str:
-    return safe(s.state_text) if s.state_text else s.state or "UNCONN"
+    if s.state_text:
+        return safe(s.state_text)
+    return s.state or "UNCONN"
 
 
-def _nobody(s: Socket) -> str:
-    return NOBODY if s.inode == 0 or s.state in ("TIME_WAIT", "SYN_RECV") else UNKNOWN
+def _ownerless(s: Socket) -> str:
+    has_no_owner = s.inode == 0 or s.state in ("TIME_WAIT", "SYN_RECV")
+    return NO_OWNER if has_no_owner else UNKNOWN
 
 
 def _pid(s: Socket) -> str:
     if not s.owners:
-        return _nobody(s)
-    more = len({o.pid for o in s.owners}) - 1
-    return f"{s.owners[0].pid} +{more}" if more else str(s.owners[0].pid)
+        return _ownerless(s)
+    others = len({o.pid for o in s.owners}) - 1
+    first = str(s.owners[0].pid)
+    return f"{first} +{others}" if others else first
 
 
 def _of_owners(get: Callable[[Owner], str | None]) -> Callable[[Socket], str]:
     def cell(s: Socket) -> str:
         if len(s.owners) == 1:
             return safe(get(s.owners[0]) or UNKNOWN)
-        return ",".join(dict.fromkeys(safe(get(o) or UNKNOWN) for o in s.owners)) or _nobody(s)
+        return ",".join(dict.fromkeys(safe(get(o) or UNKNOWN) for o in s.owners)) or _ownerless(s)
 
     return cell
 
@@ -81,52 +86,59 @@ def _queues(s: Socket) -> str:
     return "" if s.recv_queue is None else f"{s.recv_queue}/{s.send_queue}"
 
 
-PROTOCOL = Shown(Column("PROTO"), lambda s: s.protocol)
-ADDRESS = Shown(Column("ADDRESS", 1, 15), _address)
-PORT = Shown(Column("PORT"), _port)
-PEER = Shown(Column("PEER", 2, 21), _peer)
-STATE = Shown(Column("STATE"), _state)
-PID = Shown(Column("PID"), _pid)
-PROCESS = Shown(Column("PROCESS", 4), _of_owners(lambda o: o.name))
-USER = Shown(Column("USER", 5), _user)
-SERVICE = Shown(Column("SERVICE", 6), _service)
-NETNS = Shown(Column("NETNS", 3), _netns)
-REACHED = Shown(Column("REACH"), lambda s: REACH[s.reach])
-# What a column says instead when the terminal is too narrow, before anything is cut.
+PROTOCOL = SocketColumn(Column("PROTO"), lambda s: s.protocol)
+ADDRESS = SocketColumn(Column("ADDRESS", 1, 15), _address)
+PORT = SocketColumn(Column("PORT"), _port)
+PEER = SocketColumn(Column("PEER", 2, 21), _peer)
+STATE = SocketColumn(Column("STATE"), _state)
+PID = SocketColumn(Column("PID"), _pid)
+PROCESS = SocketColumn(Column("PROCESS", 4), _of_owners(lambda o: o.name))
+USER = SocketColumn(Column("USER", 5), _user)
+SERVICE = SocketColumn(Column("SERVICE", 6), _service)
+NETNS = SocketColumn(Column("NETNS", 3), _netns)
+REACHED = SocketColumn(Column("REACH"), lambda s: REACH[s.reach])
+# Shorter columns for a narrow terminal, tried before anything is cut.
 SHORT = {
-    PORT: Shown(Column("PORT"), lambda s: str(s.local_port)),
-    REACHED: Shown(Column("REACH"), lambda s: SHORT_REACH[s.reach]),
+    PORT: SocketColumn(Column("PORT"), lambda s: str(s.local_port)),
+    REACHED: SocketColumn(Column("REACH"), lambda s: SHORT_REACH[s.reach]),
 }
 WIDE = (
-    Shown(Column("PIDS"), lambda s: ",".join(str(o.pid) for o in s.owners) or _nobody(s)),
-    Shown(Column("INODE"), lambda s: str(s.inode or "")),
-    Shown(Column("QUEUES"), _queues),
-    Shown(Column("CREATED"), lambda s: s.created.strftime("%Y-%m-%d %H:%M:%S") if s.created else ""),
-    Shown(Column("EXECUTABLE"), _of_owners(lambda o: o.exe)),
-    Shown(Column("COMMAND"), _of_owners(lambda o: " ".join(o.command_line) if o.command_line else None)),
+    SocketColumn(Column("PIDS"), lambda s: ",".join(str(o.pid) for o in s.owners) or _ownerless(s)),
+    SocketColumn(Column("INODE"), lambda s: str(s.inode or "")),
+    SocketColumn(Column("QUEUES"), _queues),
+    SocketColumn(Column("CREATED"), lambda s: s.created.strftime("%Y-%m-%d %H:%M:%S") if s.created else ""),
+    SocketColumn(Column("EXECUTABLE"), _of_owners(lambda o: o.exe)),
+    SocketColumn(Column("COMMAND"), _of_owners(lambda o: " ".join(o.command_line) if o.command_line else None)),
 )
 
 
 def lines(sockets: Sequence[Socket], style: Style, wide: bool = False, netns: bool = False) -> list[str]:
-    """The table; columns in which no row has anything are left out. ``wide`` is for scrolling, not for fitting.
+    """The table, without the columns that are empty in every row.
 
-    ``netns``: say of each row in which network namespace it is.
+    :param wide: add the columns of WIDE, and do not fit the table to the width of the output
+    :param netns: add the column of the network namespace
     """
-    shown = [PROTOCOL, ADDRESS, PORT, PEER, STATE, PID, PROCESS, USER, SERVICE, REACHED]
+    selected = [PROTOCOL, ADDRESS, PORT, PEER, STATE, PID, PROCESS, USER, SERVICE, REACHED]
     if netns:
-        shown.insert(0, NETNS)
+        selected.insert(0, NETNS)
     if wide:
-        shown = [s for s in shown if s is not PID] + list(WIDE)
+        selected = [column for column in selected if column is not PID] + list(WIDE)
         style = style._replace(width=None)
-    columns, rows = _cells(shown, sockets)
+    columns, rows = _cells(selected, sockets)
     if not fits(columns, rows, style):
-        columns, rows = _cells([SHORT.get(s, s) for s in shown], sockets)
+        columns, rows = _cells([SHORT.get(column, column) for column in selected], sockets)
     if not fits(columns, rows, style):
         style = style._replace(gap=" ")
     return table(columns, rows, style, [s.reach == "any" for s in sockets])
 
 
-def _cells(shown: Sequence[Shown], sockets: Sequence[Socket]) -> tuple[list[Column], list[tuple[str, ...]]]:
-    filled = [(column, [cell(s) for s in sockets]) for column, cell in shown]
-    kept = [(column, cells) for column, cells in filled if any(cells)]
-    return [column for column, _ in kept], list(zip(*(cells for _, cells in kept), strict=True))
+def _cells(selected: Sequence[SocketColumn], sockets: Sequence[Socket]) -> tuple[list[Column], list[tuple[str, ...]]]:
+    """The columns that are not empty, and their rows."""
+    columns: list[Column] = []
+    contents: list[list[str]] = []
+    for column, cell in selected:
+        cells = [cell(s) for s in sockets]
+        if any(cells):
+            columns.append(column)
+            contents.append(cells)
+    return columns, list(zip(*contents, strict=True))

@@ -1,6 +1,6 @@
-"""Text that is safe on a terminal, and columns that fit one.
+"""Text that is safe on a terminal, and columns and lines that fit its width.
 
-Names come from processes, which choose them: whatever is not printable is escaped (CWE-150).
+Processes choose their own names and command lines: every unprintable character is escaped (CWE-150).
 """
 
 from __future__ import annotations
@@ -10,27 +10,29 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple, TextIO
 
-LEAST = 8  # a shrunk column keeps this many characters
+from portbook.numerals import UINT16, number_or_none
+
+LEAST = 8  # characters that a shortened column keeps
 
 
 def safe(text: str) -> str:
-    """The text with everything unprintable escaped: controls, line ends, direction overrides."""
+    """The text with every unprintable character escaped: controls, line ends, bidirectional overrides."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 class Column(NamedTuple):
-    """A column: its title, and how readily it is shortened when the terminal is narrow."""
+    """A column of a table: its title, and in which order it is shortened on a narrow terminal."""
 
     title: str
-    shrinks: int = 0  # 0 never; the highest goes first
+    shrinks: int = 0  # 0: never; the highest number is shortened first
     least: int = LEAST
     right: bool = False
 
 
 class Style(NamedTuple):
-    """What the output can show."""
+    """What an output can show."""
 
     width: int | None = None  # None: no limit
     colour: bool = False
@@ -42,7 +44,7 @@ BOLD, YELLOW, RED, DIM, PLAIN = "\x1b[1m", "\x1b[33m", "\x1b[31m", "\x1b[2m", "\
 
 
 def style_of(stream: TextIO) -> Style:
-    """Sized to the terminal; unlimited and without colour elsewhere. NO_COLOR is respected (no-color.org)."""
+    """The width and colours of a terminal; no limit and no colours elsewhere. NO_COLOR is respected (no-color.org)."""
     ellipsis = "…" if (stream.encoding or "").lower().replace("-", "") == "utf8" else "~"
     if not stream.isatty():
         return Style(None, False, ellipsis)
@@ -51,9 +53,9 @@ def style_of(stream: TextIO) -> Style:
 
 
 def _terminal_width(stream: TextIO) -> int | None:
-    columns = os.environ.get("COLUMNS", "")
-    if columns.isdecimal() and int(columns) > 0:
-        return int(columns)
+    columns = number_or_none(os.environ.get("COLUMNS", ""), UINT16, 1)
+    if columns is not None:
+        return columns
     try:
         return os.get_terminal_size(stream.fileno()).columns or None
     except OSError:
@@ -61,7 +63,7 @@ def _terminal_width(stream: TextIO) -> int | None:
 
 
 def _understands_colour() -> bool:
-    """Whether escape sequences work: a Windows console has to be told (SetConsoleMode, Windows 10)."""
+    """Whether escape sequences work: in a Windows console they must be enabled (SetConsoleMode, Windows 10)."""
     if sys.platform != "win32":
         return True
     import ctypes
@@ -76,7 +78,7 @@ Rows = Sequence[Sequence[str]]
 
 
 def table(columns: Sequence[Column], rows: Rows, style: Style, warn: Sequence[bool] = ()) -> list[str]:
-    """Lines of aligned columns: a title line, then one for each row; rows that ``warn`` are coloured."""
+    """Lines of aligned columns: a title line, then one line for each row; a row whose ``warn`` is true is coloured."""
     if not all(cell.isascii() for row in rows for cell in row):
         return _table_of_wide(columns, rows, style, warn)
     titles = [c.title for c in columns]
@@ -89,27 +91,32 @@ def table(columns: Sequence[Column], rows: Rows, style: Style, warn: Sequence[bo
 
 
 def fits(columns: Sequence[Column], rows: Rows, style: Style) -> bool:
-    """Whether a table of these cells needs no cutting."""
+    """Whether a table of these cells needs no shortening."""
     if style.width is None:
         return True
-    widths = [max(map(cells, column)) for column in zip([c.title for c in columns], *rows, strict=True)]
+    widths = [max(map(cell_count, column)) for column in zip([c.title for c in columns], *rows, strict=True)]
     return sum(widths) + len(style.gap) * (len(widths) - 1) <= style.width
 
 
 def _coloured(title: list[str], lines: list[str], style: Style, warn: Sequence[bool]) -> list[str]:
     if not style.colour:
         return title + lines
-    marked = [f"{YELLOW}{line}{PLAIN}" if w else line for line, w in zip(lines, warn, strict=True)] if warn else lines
-    return [f"{BOLD}{line}{PLAIN}" for line in title] + marked
+    coloured = [f"{BOLD}{line}{PLAIN}" for line in title]
+    if not warn:
+        return coloured + lines
+    for line, is_warning in zip(lines, warn, strict=True):
+        coloured.append(f"{YELLOW}{line}{PLAIN}" if is_warning else line)
+    return coloured
 
 
 def _fit(columns: Sequence[Column], widths: list[int], style: Style) -> list[int]:
-    """Take from the columns that shrink, the readiest first, until the line fits."""
+    """Shorten the columns that may be shortened, in their order, until the line fits."""
     if style.width is None:
         return widths
     fitted = list(widths)
     excess = sum(widths) + len(style.gap) * (len(widths) - 1) - style.width
-    order = sorted((i for i in range(len(columns)) if columns[i].shrinks), key=lambda i: -columns[i].shrinks)
+    shrinking = [i for i in range(len(columns)) if columns[i].shrinks]
+    order = sorted(shrinking, key=lambda i: -columns[i].shrinks)
     for limits in ([c.least for c in columns], [LEAST] * len(columns), [0] * len(columns)):
         for i in order:
             least = min(fitted[i], max(limits[i], len(columns[i].title)))
@@ -123,40 +130,66 @@ def _cut(cell: str, width: int, style: Style) -> str:
     return cell if len(cell) <= width else cell[: width - 1] + style.ellipsis
 
 
+# --- lines ---------------------------------------------------------------------------------------------------------
+
+
+def wrap(line: str, style: Style, indent: str) -> list[str]:
+    """The line broken at blanks to the width of the output; every line but the first begins with ``indent``.
+
+    A word that is longer than a line stays whole. Without a width the line stays as it is.
+    """
+    if style.width is None or cell_count(line) <= style.width:
+        return [line]
+    start = line[: len(line) - len(line.lstrip())]
+    lines: list[str] = []
+    current = ""
+    for word in line[len(start) :].split(" "):
+        longer = f"{current} {word}" if current else f"{start if not lines else indent}{word}"
+        if current.strip() and cell_count(longer) > style.width:
+            lines.append(current)
+            longer = f"{indent}{word}"
+        current = longer
+    return [*lines, current]
+
+
 # --- characters of more or less than one cell ---------------------------------------------------------------------
 
 
-def cells(text: str) -> int:
+def cell_count(text: str) -> int:
     """How many cells of a terminal the text takes: East Asian wide characters two, combining marks none (UAX #11)."""
     if text.isascii():
         return len(text)
     from unicodedata import combining, east_asian_width
 
-    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
+    count = 0
+    for c in text:
+        if combining(c):
+            continue
+        count += 2 if east_asian_width(c) in "WF" else 1
+    return count
 
 
 def _table_of_wide(columns: Sequence[Column], rows: Rows, style: Style, warn: Sequence[bool]) -> list[str]:
     titles = [c.title for c in columns]
-    widths = [max(map(cells, column)) for column in zip(titles, *rows, strict=True)]
+    widths = [max(map(cell_count, column)) for column in zip(titles, *rows, strict=True)]
     fitted = _fit(columns, widths, style)
-    lines = [
-        style.gap.join(
-            _pad(_cut_wide(cell, width, style), width, column.right)
-            for column, cell, width in zip(columns, row, fitted, strict=True)
-        ).rstrip()
-        for row in (titles, *rows)
-    ]
+    lines: list[str] = []
+    for row in (titles, *rows):
+        padded: list[str] = []
+        for column, cell, width in zip(columns, row, fitted, strict=True):
+            padded.append(_pad(_cut_wide(cell, width, style), width, column.right))
+        lines.append(style.gap.join(padded).rstrip())
     return _coloured(lines[:1], lines[1:], style, warn)
 
 
 def _cut_wide(text: str, width: int, style: Style) -> str:
-    if cells(text) <= width:
+    if cell_count(text) <= width:
         return text
-    while cells(text) > width - 1:
+    while cell_count(text) > width - 1:
         text = text[:-1]
     return text + style.ellipsis
 
 
 def _pad(text: str, width: int, right: bool) -> str:
-    blanks = " " * (width - cells(text))
+    blanks = " " * (width - cell_count(text))
     return blanks + text if right else text + blanks

@@ -1,1 +1,1 @@
-"""Many ports of many targets: TCP connect scans and UDP probes, with a report of what the scan itself missed."""
+"""Many ports of many targets: TCP connect scans and UDP scans, with a report that counts what the scan missed."""

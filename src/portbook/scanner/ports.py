@@ -1,8 +1,8 @@
-"""Which ports are to be asked: lists, ranges and groups.
+"""Which ports to scan: lists, ranges and groups.
 
 The groups are a choice of ours from the IANA Service Name and Transport Protocol Port Number Registry (RFC 6335,
-https://www.iana.org/assignments/service-names-port-numbers) and of what is commonly found without being registered;
-``enrich/services.txt`` has the name of each port. The tests hold both together.
+https://www.iana.org/assignments/service-names-port-numbers) and of ports that are commonly used without being
+registered; ``enrich/services.txt`` has the name of each port. Tests compare the two.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from portbook.errors import UsageError
-from portbook.query import read_ports
+from portbook.query import parse_port_ranges
 from portbook.records import Protocol
 
-Group = tuple[str, str]  # what it is for, and its ports as -p takes them
+PortGroup = tuple[str, str]  # description, and the ports as -p takes them
 
-TCP: dict[str, Group] = {
+TCP: dict[str, PortGroup] = {
     "web": (
         "HTTP, over TLS too, on registered and on customary ports",
         "80,443,3000,4173,4443,5000,5173,5601,7443,8000,8008,8080,8081,8088,8090,8181,8443,8444,8765,"
@@ -53,7 +53,7 @@ TCP: dict[str, Group] = {
         "8443,8888,9000,9042,9090,9092,9100,9200,9418,10000,10050,10250,11211,27017",
     ),
 }
-UDP: dict[str, Group] = {
+UDP: dict[str, PortGroup] = {
     "web": ("HTTP/3 over QUIC, on the ports that HTTP has over TCP", "80,443,8080,8443"),
     "db": ("databases and caches that answer over UDP", "1434,11211"),
     "remote": ("desktops, tunnels and management", "177,500,623,1194,1701,3283,3389,4500,5632,51820"),
@@ -67,28 +67,31 @@ UDP: dict[str, Group] = {
         "34962,41641,47808,51820",
     ),
 }
-GROUPS: dict[Protocol, dict[str, Group]] = {"tcp": TCP, "udp": UDP}
+GROUPS: dict[Protocol, dict[str, PortGroup]] = {"tcp": TCP, "udp": UDP}
 
 
-def read(text: str, protocol: Protocol = "tcp") -> list[int]:
-    """Read ``22,8000-8100,@web``: every port once, ascending; raise UsageError that says what is wrong."""
-    found: set[int] = set()
+def parse_ports(text: str, protocol: Protocol = "tcp") -> list[int]:
+    """Parse ``22,8000-8100,@web``: every port once, ascending; raise UsageError."""
+    ports: set[int] = set()
     for part in text.split(","):
-        for item in _group(part, protocol).split(",") if part[:1] == "@" else [part]:
-            found.update(_numbers(item))
-    return sorted(found)
+        items = _group(part, protocol).split(",") if part.startswith("@") else [part]
+        for item in items:
+            ports.update(_numbers(item))
+    return sorted(ports)
 
 
-def check(numbers: Iterable[int]) -> list[int]:
-    """Every number once, ascending; raise UsageError when one cannot be a port or there are none."""
-    found = sorted({port for number in numbers for port in _numbers(str(number))})
-    if not found:
-        raise UsageError("no port to ask", "valid are 1 to 65535")
-    return found
+def check_ports(numbers: Iterable[int]) -> list[int]:
+    """Return every number once, ascending; raise UsageError when one is not a port or there are none."""
+    ports: set[int] = set()
+    for number in numbers:
+        ports.update(_numbers(str(number)))
+    if not ports:
+        raise UsageError("no port to scan", "valid are 1 to 65535")
+    return sorted(ports)
 
 
 def _numbers(part: str) -> Iterable[int]:
-    ((low, high),) = read_ports(part)
+    ((low, high),) = parse_port_ranges(part)
     return range(low, high + 1)
 
 

@@ -1,4 +1,4 @@
-"""``scan``: targets and ports in, a stream of answers out, a report when it is over."""
+"""``scan``: targets and ports in, a stream of answers out, and a report."""
 
 from __future__ import annotations
 
@@ -16,26 +16,35 @@ from msgspec.structs import replace
 
 from portbook.enrich.names import service_name
 from portbook.errors import UsageError
-from portbook.probe.outcome import Answer, Evidence
+from portbook.probe.outcome import Answer
 from portbook.probe.request import Event, EventCallback, Limits, Probe, Tally
 from portbook.records import Protocol
-from portbook.scanner import ports as port_lists
-from portbook.scanner import targets as target_lists
 from portbook.scanner.canary import SelfWatch
+from portbook.scanner.ports import check_ports, parse_ports
 from portbook.scanner.report import SCHEMA, Report
-from portbook.scanner.targets import Name, Span
+from portbook.scanner.targets import (
+    VALID,
+    Name,
+    Span,
+    disjoint,
+    parse_targets,
+    probes_of,
+    refuse_public,
+    span_of,
+    weave,
+)
 
 ENGINES: dict[Protocol, tuple[str, str]] = {
     "tcp": ("portbook.scanner.tcp.engine", "scan_tcp"),
     "udp": ("portbook.scanner.udp.engine", "scan_udp"),
 }
-MOST_EVENTS = 10_000  # kept for the report; a breaker has a few for each dead host
-ALWAYS = ("open", "name-not-found")  # what is given out of a scan for open ports: a misspelt name is no port
-NO_PORT = 0  # of the one answer for a name that has no address: RFC 6335 section 6 reserves it
+MOST_EVENTS = 10_000  # in the report; a breaker has a few for each dead host
+ALWAYS_SHOWN = ("open", "name-not-found")  # also by a scan for open ports alone: a misspelt name must be seen
+NO_PORT = 0  # in the one answer for a name that has no address: RFC 6335 section 6 reserves it
 
 
 class Engine(Interface):
-    """What asks: probes in, one answer for each out, in whatever order they come."""
+    """Probes in, one answer for each out, in any order."""
 
     def __call__(  # noqa: D102  the class says it
         self,
@@ -57,7 +66,7 @@ def scan(
     only_open: bool = False,
     on_event: EventCallback | None = None,
 ) -> Scan:
-    """Ask every port of every target; iterate over the answers as they come.
+    """Probe every port of every target; iterate over the answers as they come.
 
     >>> import portbook
     >>> with portbook.scan("127.0.0.1", "22,8000-8100") as answers:     # doctest: +SKIP
@@ -67,23 +76,26 @@ def scan(
 
     :param targets: names, addresses, ``10.0.0.0/24``, ``10.0.0.1-20``, ``fe80::1%eth0``, ``@file``; text is split
     :param ports: numbers, or text such as ``"22,8000-8100,@web"``
-    :param limits: how hard to try; None: as hard as is good for the network
-    :param allow_public: ask globally routable addresses too
-    :param only_open: give out open ports alone, and names that have no address; the report counts all
+    :param udp: UDP ports instead of TCP ports
+    :param limits: how hard to try; None: the defaults of Limits
+    :param allow_public: probe globally routable addresses too
+    :param only_open: yield open ports alone, and names that have no address; the report counts all
     :param on_event: called with each Event, from within the iteration
-    :raises UsageError: what was asked makes no sense, or a target is public and may not be asked; for what a
-        name was resolved to, when the iteration begins
+    :returns: an iterator of Answer, which is a context manager and has the report
+    :raises UsageError: an argument is invalid, or a target is public and ``allow_public`` is not given; for the
+        addresses of a name, when the iteration begins
     """
     protocol: Protocol = "udp" if udp else "tcp"
-    asked = list(target_lists.parse_all(targets.split() if isinstance(targets, str) else targets))
-    if not asked:
-        raise UsageError("no target to scan", target_lists.VALID)
-    numbers = port_lists.read(ports, protocol) if isinstance(ports, str) else port_lists.check(ports)
+    texts = targets.split() if isinstance(targets, str) else targets
+    parsed = list(parse_targets(texts))
+    if not parsed:
+        raise UsageError("no target to scan", VALID)
+    numbers = parse_ports(ports, protocol) if isinstance(ports, str) else check_ports(ports)
     limits = limits or Limits()
     _check(limits)
     if not allow_public:
-        target_lists.refuse_public(item for item in asked if isinstance(item, Span))
-    return Scan(asked, numbers, protocol, limits, allow_public, only_open, on_event)
+        refuse_public(item for item in parsed if isinstance(item, Span))
+    return Scan(parsed, numbers, protocol, limits, allow_public, only_open, on_event)
 
 
 class Scan:
@@ -91,7 +103,7 @@ class Scan:
 
     def __init__(
         self,
-        asked: list[Span | Name],
+        targets: list[Span | Name],
         ports: list[int],
         protocol: Protocol,
         limits: Limits,
@@ -104,10 +116,10 @@ class Scan:
         self.protocol = protocol
         self.tally = Tally()
         self.total: int | None = None  # how many answers there will be; None: names are still being resolved
-        # The last answer given out. When a signal's exception comes between an answer and whoever waits for it, it has
-        # been counted and is found here. Python runs a signal's handler after calls and between rounds of a loop.
+        # The last answer yielded. When a signal handler raises after an answer was counted and before the caller has
+        # it, the caller finds it here. Python runs signal handlers after calls and between iterations of a loop.
         self.latest: Answer | None = None
-        self._asked = asked
+        self._targets = targets
         self._limits = limits
         self._allow_public = allow_public
         self._only_open = only_open
@@ -143,7 +155,7 @@ class Scan:
         self.close()
 
     def close(self) -> None:
-        """Cancel: no socket is left open. From another thread, no further port is begun and what is asked ends."""
+        """Cancel, and close every socket. From another thread: no further probe is started, and those in flight end."""
         self._cancelled = True
         try:
             self._answers.close()
@@ -152,7 +164,7 @@ class Scan:
 
     @property
     def done(self) -> int:
-        """How many ports are answered, or will not be asked: of ``total``."""
+        """How many of ``total`` are answered, or will not be probed."""
         return sum(self._outcomes.values()) + self.tally.skipped
 
     @property
@@ -162,10 +174,10 @@ class Scan:
 
     @property
     def report(self) -> Report:
-        """What has been done: final when the scan is over, so far while it runs."""
+        """The report: final when the scan is over, so far while it runs."""
         return self._report or self._reported()
 
-    # --- asking ----------------------------------------------------------------------------------------------------
+    # --- probing ---------------------------------------------------------------------------------------------------
 
     def _run(self) -> Generator[Answer, None, None]:
         self._started_at = datetime.now(UTC)
@@ -181,50 +193,58 @@ class Scan:
             self._report = self._reported()
 
     def _resolved(self) -> tuple[list[Span], list[Answer]]:
-        """Spans of all targets, and one answer for each name that has no address."""
-        names = [item.target for item in self._asked if isinstance(item, Name)]
-        found: dict[str, list[Span]] = {}
-        failures: list[Answer] = []
-        if names:
-            from portbook.probe.resolve import LIMIT_S, resolve
-
-            limit_s = min(LIMIT_S, self._limits.deadline_s or LIMIT_S)
-            for name, addresses, failure in resolve(list(dict.fromkeys(names)), limit_s):
-                found[name] = [target_lists.span_of(name, *address) for address in addresses]
-                if failure is not None:
-                    failures.append(
-                        Answer(name, None, None, NO_PORT, self.protocol, "name-not-found", failure, attempts=0)
-                    )
-        spans = [s for item in self._asked for s in ([item] if isinstance(item, Span) else found.get(item.target, []))]
+        """Return the spans of all targets, and one answer for each name that has no address."""
+        names = [item.target for item in self._targets if isinstance(item, Name)]
+        spans_by_name, failures = self._looked_up(list(dict.fromkeys(names)))
+        spans: list[Span] = []
+        for item in self._targets:
+            spans += [item] if isinstance(item, Span) else spans_by_name[item.target]
         if not self._allow_public:
-            target_lists.refuse_public(spans)
-        spans = list(target_lists.disjoint(spans))
+            refuse_public(spans)
+        spans = list(disjoint(spans))
         self._addresses = sum(span.size for span in spans)
         self.total = self._addresses * len(self.ports) + len(failures)
         return spans, failures
 
+    def _looked_up(self, names: list[str]) -> tuple[dict[str, list[Span]], list[Answer]]:
+        """Return the spans of each name, and one answer for each that has none."""
+        if not names:
+            return {}, []
+        from portbook.probe.resolve import LIMIT_S, resolve
+
+        spans: dict[str, list[Span]] = {}
+        failures: list[Answer] = []
+        limit_s = min(LIMIT_S, self._limits.deadline_s or LIMIT_S)
+        for name, addresses, failure in resolve(names, limit_s):
+            spans[name] = [span_of(name, *address) for address in addresses]
+            if failure is not None:
+                failures.append(Answer(name, None, None, NO_PORT, self.protocol, "name-not-found", failure, attempts=0))
+        return spans, failures
+
     def _watched(self, spans: list[Span]) -> Iterator[Answer]:
-        """All answers but those of canaries; the ports that canaries sat on are asked when they are gone."""
+        """Yield all answers but those of canaries; the ports of canaries are probed again when these are closed."""
         with ExitStack() as stack:
             self._watch = watch = SelfWatch(self.protocol, spans, self.ports)
             stack.callback(watch.close)
             extras = watch.extras()
             every = max(1, (self.total or 0) // (len(extras) + 1))
-            stream = target_lists.weave(target_lists.probes(spans, self.ports), extras, every)
-            yield from self._counted(_unless(watch, self._asking(stream)))
+            stream = weave(probes_of(spans, self.ports), extras, every)
+            yield from self._counted(_without_canaries(watch, self._probed(stream)))
             watch.close()
             if (hidden := watch.hidden()) and not self._is_late:
-                yield from self._counted(self._asking(hidden))
+                yield from self._counted(self._probed(hidden))
 
-    def _asking(self, probes: Iterable[Probe]) -> Iterator[Answer]:
+    def _probed(self, probes: Iterable[Probe]) -> Iterator[Answer]:
         limits = self._limits
         if limits.deadline_s is not None:
             limits = replace(limits, deadline_s=max(0.001, limits.deadline_s - (monotonic() - self._began)))
         engine = self._engine or _load(self.protocol)
-        answers = engine(self._until_cancelled(probes), limits, tally=self.tally, on_event=self._heard)
-        with ExitStack() as stack:
-            stack.callback(getattr(answers, "close", _nothing))
+        answers = engine(self._until_cancelled(probes), limits, tally=self.tally, on_event=self._keep)
+        try:
             yield from answers
+        finally:
+            if isinstance(answers, Generator):
+                answers.close()
 
     def _until_cancelled(self, probes: Iterable[Probe]) -> Iterator[Probe]:
         for probe in probes:
@@ -235,20 +255,20 @@ class Scan:
     # --- counting --------------------------------------------------------------------------------------------------
 
     def _counted(self, answers: Iterator[Answer]) -> Iterator[Answer]:
-        """Give out answers and count them. Between the count and ``latest`` nothing is called: see ``latest``."""
+        """Yield answers and count them. Between the count and ``latest`` nothing is called: see ``latest``."""
         outcomes, only_open, protocol = self._outcomes, self._only_open, self.protocol
         for answer in answers:
             outcome, silent = answer.outcome, answer.evidence.kind == "silence"
             if answer.service is None and (name := service_name(answer.port, protocol)) is not None:
-                answer = replace(answer, service=name)  # noqa: PLW2901  the same answer, named
+                answer = replace(answer, service=name)  # noqa: PLW2901  the same answer with its service
             count = outcomes.get(outcome, 0)
             outcomes[outcome] = count + 1
             self._silent += silent
-            if not only_open or outcome in ALWAYS:
+            if not only_open or outcome in ALWAYS_SHOWN:
                 self.latest = answer
                 yield answer
 
-    def _heard(self, event: Event) -> None:
+    def _keep(self, event: Event) -> None:
         if len(self._events) < MOST_EVENTS:
             self._events.append(event)
         else:
@@ -257,9 +277,12 @@ class Scan:
             self._on_event(event)
 
     def _reported(self) -> Report:
-        asked = sum(self._outcomes.values())
-        elapsed_s = (self._ended or monotonic()) - self._began if self._began else 0.0
+        answered = sum(self._outcomes.values())
+        elapsed_s = 0.0
+        if self._began:
+            elapsed_s = (self._ended or monotonic()) - self._began
         partial = self._partial()
+        self_check = self._watch.judge(partial is not None) if self._watch is not None else None
         return Report(
             schema=SCHEMA,
             protocol=self.protocol,
@@ -267,21 +290,21 @@ class Scan:
             elapsed_s=elapsed_s,
             addresses=self._addresses,
             ports=len(self.ports),
-            asked=asked,
+            asked=answered,
             outcomes=dict(self._outcomes),
             silent=self._silent,
             repeated=self.tally.repeated,
-            skipped=max(0, (self.total or 0) - asked),
-            rate=asked / elapsed_s if elapsed_s > 0 else None,
+            skipped=max(0, (self.total or 0) - answered),
+            rate=answered / elapsed_s if elapsed_s > 0 else None,
             partial=partial,
             events=tuple(self._events),
             events_dropped=self._dropped,
-            self_check=self._watch.judge(partial is not None) if self._watch is not None else None,
+            self_check=self_check,
         )
 
     @property
     def _is_late(self) -> bool:
-        """Whether the time was up before everything was asked."""
+        """Whether the time was up before everything was probed."""
         return any(event.kind == "deadline" for event in self._events)
 
     def _partial(self) -> Literal["cancelled", "deadline"] | None:
@@ -290,18 +313,14 @@ class Scan:
         return "deadline" if self._is_late else None
 
 
-def _nameless(name: str, protocol: Protocol, why: Evidence) -> Answer:
-    return Answer(name, None, None, NO_PORT, protocol, "name-not-found", why, attempts=0)
-
-
 def _check(limits: Limits) -> None:
     for name, value in (("timeout", limits.timeout_s), ("rate", limits.rate), ("deadline", limits.deadline_s)):
         if value is not None and not (isfinite(value) and value > 0):
-            raise UsageError(f"{name} {value:g} makes no sense", "give a number above 0")
+            raise UsageError(f"{name} {value:g} is invalid", "give a number above 0")
     if limits.retries < 0:
-        raise UsageError(f"retries {limits.retries} makes no sense", "give 0 or more")
+        raise UsageError(f"retries {limits.retries} is invalid", "give 0 or more")
     if limits.concurrency is not None and limits.concurrency < 1:
-        raise UsageError(f"concurrency {limits.concurrency} makes no sense", "give 1 or more")
+        raise UsageError(f"concurrency {limits.concurrency} is invalid", "give 1 or more")
 
 
 def _load(protocol: Protocol) -> Engine:
@@ -310,13 +329,9 @@ def _load(protocol: Protocol) -> Engine:
     return engine
 
 
-def _unless(watch: SelfWatch, answers: Iterator[Answer]) -> Iterator[Answer]:
-    """The answers without those of canaries."""
+def _without_canaries(watch: SelfWatch, answers: Iterator[Answer]) -> Iterator[Answer]:
+    """Yield the answers but those of canaries."""
     watched = watch.watched
     for answer in answers:
         if (answer.address, answer.port) not in watched or not watch.takes(answer):
             yield answer
-
-
-def _nothing() -> None:
-    """For an iterator that has no close()."""

@@ -1,6 +1,6 @@
-"""Who is to be asked, and in which order: text becomes spans of addresses, spans become a stream of probes.
+"""Which addresses to scan, and in which order: text becomes spans of addresses, spans become a stream of probes.
 
-Pure but for ``read_file``. Nothing here holds more than a block of addresses: a /8 is a pair of numbers.
+Pure but for ``read_file``. No more than a block of addresses is in memory: a /8 is a pair of numbers.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from math import gcd
 from typing import NamedTuple
 
 from portbook.errors import UsageError
+from portbook.numerals import is_number, number_or_none
 from portbook.probe.request import Probe
 
 VALID = "valid are 10.0.0.1, 10.0.0.0/24, 10.0.0.1-20, 10.0.0.1-10.0.1.9, fe80::1%eth0, a name, @file"
 MOST_ADDRESSES = 2**24  # of one target: 10.0.0.0/8, the largest private network there is (RFC 1918 section 3)
-BLOCK = 256  # addresses that are asked in turn; a /24, so that a network's hosts share the load
+BLOCK = 256  # addresses that are probed in turn; a /24, so that a network's hosts share the load
 MOST_FILE_BYTES = 64 << 20  # four million addresses, one a line
 MAPPED = int(IPv6Address("::ffff:0:0"))  # IPv4-mapped IPv6 addresses, a /96 (RFC 4291 section 2.5.5.2)
-GOLDEN = 0.6180339887  # multiples of it, modulo 1, leave the most even gaps of all numbers
+GOLDEN_RATIO = 0.6180339887  # its multiples, modulo 1, leave the most even gaps of all numbers
 
 
 class Span(NamedTuple):
@@ -34,61 +35,61 @@ class Span(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many addresses."""
+        """Number of addresses."""
         return self.last - self.first + 1
 
     def addresses(self) -> Iterator[str]:
-        """Each address in canonical text, without the zone."""
-        kind = KINDS[self.version]
-        return (str(kind(number)) for number in range(self.first, self.last + 1))
+        """Yield each address in canonical text, without the zone."""
+        make = ADDRESS_TYPES[self.version]
+        return (str(make(number)) for number in range(self.first, self.last + 1))
 
 
 class Name(NamedTuple):
-    """A target that a resolver has to be asked about."""
+    """A target that has to be looked up."""
 
     target: str
 
 
 Address = IPv4Address | IPv6Address
-KINDS: dict[int, type[IPv4Address] | type[IPv6Address]] = {4: IPv4Address, 6: IPv6Address}
+ADDRESS_TYPES: dict[int, type[IPv4Address] | type[IPv6Address]] = {4: IPv4Address, 6: IPv6Address}
 
 
-def parse_all(texts: Iterable[str]) -> Iterator[Span | Name]:
-    """Read targets, and those in the files that ``@file`` names; raise UsageError."""
+def parse_targets(texts: Iterable[str]) -> Iterator[Span | Name]:
+    """Parse targets, and read those in the files that ``@file`` names; raise UsageError."""
     for text in texts:
         if text.startswith("@"):
             yield from parse_lines(read_file(text[1:]), text[1:])
         else:
-            yield parse(text)
+            yield parse_target(text)
 
 
 def parse_lines(content: str, path: str) -> Iterator[Span | Name]:
-    """Targets of a file: separated by blanks or line ends, ``#`` begins a comment. Files do not name files."""
+    """Parse the targets of a file: separated by blanks or line ends, ``#`` begins a comment. Files name no files."""
     for number, line in enumerate(content.split("\n"), 1):
         for word in line.partition("#")[0].split():
             try:
-                yield parse(word)
+                yield parse_target(word)
             except UsageError as error:
                 raise UsageError(f"{path} line {number}: {error.args[0]}", error.hint) from error
 
 
 def read_file(path: str) -> str:
-    """The text of a file of targets; raise UsageError."""
+    """Read a file of targets; raise UsageError."""
     try:
         with open(path, encoding="utf-8-sig") as file:
             content = file.read(MOST_FILE_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the name
         reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"targets could not be read from {path!r}: {reason}") from error
+        raise UsageError(f"cannot read targets from {path!r}: {reason}") from error
     if len(content) > MOST_FILE_BYTES:
-        raise UsageError(f"{path!r} is too long for a list of targets", f"at most {MOST_FILE_BYTES >> 20} MB")
+        raise UsageError(f"{path!r} is too large for a list of targets", f"at most {MOST_FILE_BYTES >> 20} MB")
     return content
 
 
-def parse(text: str) -> Span | Name:
-    """Read one target; raise UsageError that says what is wrong with it."""
-    bare = text[1:-1] if text[:1] == "[" and text[-1:] == "]" else text
-    body, zone = _without_zone(bare)
+def parse_target(text: str) -> Span | Name:
+    """Parse one target; raise UsageError."""
+    inner = text[1:-1] if text[:1] == "[" and text[-1:] == "]" else text
+    body, zone = _split_zone(inner)
     if "/" in body:
         return _checked(text, *_network(text, body), zone)
     if (ends := _range(text, body)) is not None:
@@ -96,31 +97,31 @@ def parse(text: str) -> Span | Name:
     address = _address(body)
     if address is not None:
         return _checked(text, address, address, zone)
-    return _name(text, bare)
+    return _name(text, inner)
 
 
 def is_name(target: str) -> bool:
-    """Whether a target that was read before is a name."""
-    return isinstance(parse(target), Name)
+    """Whether a valid target is a name."""
+    return isinstance(parse_target(target), Name)
 
 
 def span_of(target: str, address: str, zone: str | None = None) -> Span:
-    """One address that a name was resolved to."""
-    found = ip_address(address)
-    return Span(target, *_unmapped(found.version, int(found), int(found)), zone)
+    """Return the span of one address that a name was resolved to."""
+    parsed = ip_address(address)
+    return Span(target, *_unmapped(parsed.version, int(parsed), int(parsed)), zone)
 
 
 # --- one kind of target each ---------------------------------------------------------------------------------------
 
 
-def _without_zone(text: str) -> tuple[str, str | None]:
-    """Both ``fe80::1%eth0/120`` and ``fe80::/120%eth0`` are written; an interface's name has no slash."""
+def _split_zone(text: str) -> tuple[str, str | None]:
+    """Accept both ``fe80::1%eth0/120`` and ``fe80::/120%eth0``; an interface's name has no slash."""
     address, percent, rest = text.partition("%")
     if not percent or ":" not in address:
         return text, None
     zone, slash, prefix = rest.partition("/")
     if not zone:
-        raise UsageError(f"target {text!r} names no interface after %", "write fe80::1%eth0")
+        raise UsageError(f"target {text!r} has no interface after %", "write fe80::1%eth0")
     return address + slash + prefix, zone
 
 
@@ -140,12 +141,12 @@ def _network(text: str, body: str) -> tuple[Address, Address]:
 
 
 def _range(text: str, body: str) -> tuple[Address, Address] | None:
-    """``a-b`` when ``a`` is an address; names have hyphens too."""
+    """Parse ``a-b`` when ``a`` is an address; names have hyphens too."""
     left, hyphen, right = body.partition("-")
     first = _address(left) if hyphen else None
     if first is None:
         return None
-    last = _last(first, right)
+    last = _range_end(first, right)
     if last is None or last.version != first.version:
         raise UsageError(f"target {text!r} is not a range of addresses", VALID)
     if int(last) < int(first):
@@ -153,23 +154,25 @@ def _range(text: str, body: str) -> tuple[Address, Address] | None:
     return first, last
 
 
-def _last(first: Address, text: str) -> Address | None:
-    """The end of a range: a whole address, or the last number of an IPv4 address."""
-    if first.version == 4 and text.isascii() and text.isdecimal() and len(text) <= 3:
-        return IPv4Address(int(first) & ~0xFF | int(text)) if int(text) <= 0xFF else None
+def _range_end(first: Address, text: str) -> Address | None:
+    """Parse the end of a range: a whole address, or the last number of an IPv4 address."""
+    if first.version == 4 and is_number(text) and len(text) <= 3:
+        last = number_or_none(text, 0xFF)
+        return None if last is None else IPv4Address(int(first) & ~0xFF | last)
     return _address(text)
 
 
-def _name(text: str, bare: str) -> Name:
-    """A host name; what only looks like an address must not reach a resolver, which reads "10.1" as 10.0.0.1.
+def _name(text: str, inner: str) -> Name:
+    """Check a host name; what only looks like an address must not reach a resolver, which reads "10.1" as 10.0.0.1.
 
     RFC 1123 section 2.1: the last label of a name is not a number.
     """
-    last = bare.rstrip(".").rpartition(".")[2]
-    numeric = last.isdecimal() or last[:2].lower() == "0x" or not bare.strip("0123456789.-")
-    if not bare or numeric or any(c in "[]/%@,\\" or c.isspace() or not c.isprintable() for c in bare):
+    last_label = inner.rstrip(".").rpartition(".")[2]
+    is_number = last_label.isdecimal() or last_label[:2].lower() == "0x" or not inner.strip("0123456789.-")
+    has_invalid = any(c in "[]/%@,\\" or c.isspace() or not c.isprintable() for c in inner)
+    if not inner or is_number or has_invalid:
         raise UsageError(f"target {text!r} is not an address", VALID)
-    if ":" in bare:
+    if ":" in inner:
         raise UsageError(f"target {text!r} is not an address", "ports are given with -p")
     return Name(text)
 
@@ -177,10 +180,12 @@ def _name(text: str, bare: str) -> Name:
 def _checked(text: str, first: Address, last: Address, zone: str | None) -> Span:
     size = int(last) - int(first) + 1
     if size > MOST_ADDRESSES:
-        shown = f"{size:,}" if size < 2**64 else f"2**{size.bit_length() - 1}"
-        raise UsageError(f"target {text!r} is {shown} addresses", "at most a /8 of IPv4 or a /104 of IPv6 at once")
+        count_text = f"{size:,}" if size < 2**64 else f"2**{size.bit_length() - 1}"
+        raise UsageError(
+            f"target {text!r} has {count_text} addresses", "at most a /8 of IPv4 or a /104 of IPv6 at once"
+        )
     if zone and not first.is_link_local:
-        raise UsageError(f"target {text!r}: only a link-local address has an interface", "leave out %" + zone)
+        raise UsageError(f"target {text!r}: only a link-local address has an interface", "omit %" + zone)
     if first.version == 6 and first.is_link_local and not zone:
         raise UsageError(f"target {text!r} is link-local and needs its interface", f"write {first}%eth0")
     return Span(text, *_unmapped(first.version, int(first), int(last)), zone)
@@ -193,40 +198,37 @@ def _unmapped(version: int, first: int, last: int) -> tuple[int, int, int]:
     return version, first, last
 
 
-# --- who may be asked ----------------------------------------------------------------------------------------------
-
-
-def is_public(address: str) -> bool:
-    """Whether an address is globally routable (IANA special-purpose address registries, RFC 6890)."""
-    return _is_public(span_of(address, address.partition("%")[0]))
+# --- public addresses ----------------------------------------------------------------------------------------------
 
 
 def refuse_public(spans: Iterable[Span]) -> None:
-    """Raise UsageError when a span holds a globally routable address."""
+    """Raise UsageError when a span has a globally routable address."""
     for span in spans:
         if _is_public(span):
             address = next(span.addresses())
-            what = span.target if span.target == address or span.size > 1 else f"{span.target} ({address})"
+            name = span.target
+            if span.size == 1 and span.target != address:
+                name = f"{span.target} ({address})"
             raise UsageError(
-                f"{what} is globally routable and not scanned by accident",
+                f"{name} is globally routable and not scanned by accident",
                 "add --allow-public if you may scan it",
             )
 
 
 def _is_public(span: Span) -> bool:
-    kind = KINDS[span.version]
-    return any(network.is_global for network in summarize_address_range(kind(span.first), kind(span.last)))
+    make = ADDRESS_TYPES[span.version]
+    return any(network.is_global for network in summarize_address_range(make(span.first), make(span.last)))
 
 
 # --- no address twice ----------------------------------------------------------------------------------------------
 
 
 def disjoint(spans: Iterable[Span]) -> Iterator[Span]:
-    """The spans without the addresses that an earlier one has."""
+    """Yield the spans without the addresses of earlier ones."""
     taken: dict[tuple[int, str | None], tuple[list[int], list[int]]] = {}  # firsts and lasts, sorted, disjoint
     for span in spans:
         firsts, lasts = taken.setdefault((span.version, span.zone), ([], []))
-        low = bisect_left(lasts, span.first)  # the taken ones that touch this span are low to high - 1
+        low = bisect_left(lasts, span.first)  # the taken spans that overlap this one are low to high - 1
         high = bisect_right(firsts, span.last)
         at = span.first
         for first, last in zip(firsts[low:high], lasts[low:high], strict=True):
@@ -242,30 +244,30 @@ def disjoint(spans: Iterable[Span]) -> Iterator[Span]:
 # --- in which order ------------------------------------------------------------------------------------------------
 
 
-def probes(spans: Iterable[Span], ports: Sequence[int], seed: int = 0) -> Iterator[Probe]:
-    """Every port of every address, a block of hosts in turn and each host at another port.
+def probes_of(spans: Iterable[Span], ports: Sequence[int], seed: int = 0) -> Iterator[Probe]:
+    """Yield every port of every address: a block of hosts in turn, each at another port.
 
-    So no host is asked many times in a row, no firewall sees one port asked everywhere at once, and neighbouring
-    ports of a host are asked far apart.
+    So no host gets many probes in a row, no firewall sees one port probed everywhere at once, and neighbouring ports
+    of a host are probed far apart.
     """
     order = [ports[i] for i in walk(len(ports), seed)]
     hosts = ((s.target, address, s.zone) for s in spans for address in s.addresses())
     while block := list(islice(hosts, BLOCK)):
         for turn in range(len(order)):
-            for place, (target, address, zone) in enumerate(block, turn):
-                yield Probe(target, address, order[place % len(order)], zone)
+            for index, (target, address, zone) in enumerate(block, turn):
+                yield Probe(target, address, order[index % len(order)], zone)
 
 
 def walk(size: int, seed: int = 0) -> Iterator[int]:
-    """Every number below ``size`` once, neighbours far apart: steps of about the golden ratio, coprime to ``size``."""
-    step = next(n for n in count(max(1, round(size * GOLDEN))) if gcd(n, size) == 1)
+    """Yield every number below ``size`` once, neighbours far apart: steps of the golden ratio, coprime to ``size``."""
+    step = next(n for n in count(max(1, round(size * GOLDEN_RATIO))) if gcd(n, size) == 1)
     return ((seed + i * step) % size for i in range(size))
 
 
 def weave(stream: Iterable[Probe], extras: Sequence[Probe], every: int) -> Iterator[Probe]:
-    """The stream with one of ``extras`` after each ``every`` probes, and what is left of them at the end."""
-    left = iter(stream)
+    """Yield the stream with one of ``extras`` after each ``every`` probes; the rest of them comes at the end."""
+    stream = iter(stream)
     for extra in extras:
-        yield from islice(left, every)
+        yield from islice(stream, every)
         yield extra
-    yield from left
+    yield from stream

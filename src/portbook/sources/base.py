@@ -42,11 +42,11 @@ class Wanted(NamedTuple):
     states: frozenset[State | None] = frozenset((*STATES, None))
     ports: tuple[PortRange, ...] | None = None  # local ports, inclusive; None: every port
     pids: tuple[int, ...] | None = None  # only what these hold, and not who else holds it; None: everything
-    everywhere: bool = False  # other network namespaces too, where the source sees them
+    all_namespaces: bool = False  # other network namespaces too, where the source sees them
 
 
-class Elsewhere(NamedTuple):
-    """What was seen of other network namespaces and not asked for."""
+class OtherNamespaces(NamedTuple):
+    """What was seen of other network namespaces when they were not wanted."""
 
     listeners: int
     namespaces: int  # that have them
@@ -57,7 +57,7 @@ class Reading(NamedTuple):
 
     sockets: list[Socket]
     gaps: list[Gap]
-    elsewhere: Elsewhere | None = None  # None: it cannot see there, or was asked to
+    other_namespaces: OtherNamespaces | None = None  # None: the source does not see them, or they were wanted
 
 
 class Source(NamedTuple):

@@ -1,10 +1,10 @@
-"""The tables of iphlpapi.dll: every TCP and UDP endpoint of a Windows machine, with the pid that made it.
+"""The tables of iphlpapi.dll: every TCP and UDP endpoint of a Windows machine, with the pid that created it.
 
-``read`` calls GetExtendedTcpTable and GetExtendedUdpTable (learn.microsoft.com, header iphlpapi.h); ``parse`` reads the
-rows they return (headers tcpmib.h and udpmib.h) on any platform. Nothing here needs an elevated process.
+``read`` calls GetExtendedTcpTable and GetExtendedUdpTable (learn.microsoft.com, header iphlpapi.h); ``parse`` turns the
+rows (headers tcpmib.h and udpmib.h) into sockets on any platform. Nothing here needs an elevated process.
 
-What Windows does not say: the peer of a connected UDP socket (these tables have no such column), and who holds a
-socket now. The pid is its creator's, and stays when the socket was inherited or the creator ended.
+The tables lack the peer of a connected UDP socket (there is no such column), and the processes that have a socket now.
+The pid is its creator's, and stays when the socket was inherited or the creator ended.
 """
 
 from __future__ import annotations
@@ -23,39 +23,41 @@ from portbook.records import FAMILIES, Family, Gap, Owner, Protocol, Reach, Sock
 from portbook.sources.base import Reading, Source, Wanted
 from portbook.system.winapi import ERROR_ACCESS_DENIED, filetime_to_datetime, load_library
 
-Kind = Literal["module", "pid", "bound"]
+RowKind = Literal["module", "pid", "bound"]
 
 
-class Table(NamedTuple):
-    """One answer of the system, unchanged."""
+class MibTable(NamedTuple):
+    """One table as the system returned it."""
 
     protocol: Protocol
     family: Family
-    kind: Kind  # how much its rows say; "bound": TCP endpoints with a port, whatever became of them
+    kind: RowKind  # which columns it has; "bound": TCP endpoints with a port, whatever their state
     data: bytes
 
 
 class IphlpapiTables(NamedTuple):
     """What ``read`` returns."""
 
-    tables: tuple[Table, ...]
+    tables: tuple[MibTable, ...]
     gaps: tuple[Gap, ...] = ()
 
 
 # --- the rows ------------------------------------------------------------------------------------------------------
 
 FIELDS = ("state", "local", "scope", "port", "remote", "remote_port", "pid", "created", "tag")
-PEER_STATE = "local scope port remote remote_port state pid"  # the order of the IPv6 rows
+STATE_PEER = "state local port remote remote_port pid"  # the order of the IPv4 rows
+PEER_STATE = "local scope port remote remote_port state pid"  # and of the IPv6 rows
 
 
-class Layout:
+class RowLayout:
     """Where the fields are in a row: a format of ``struct`` and their names, in the order of the row."""
 
     def __init__(self, header: int, form: str, names: str) -> None:
         self.header, self.row = header, struct.Struct(form)
-        order = names.split()
-        # What a row does not have is taken from the 0 that is put behind it.
-        self.pick = itemgetter(*(order.index(name) if name in order else -1 for name in FIELDS))
+        # A field that the row lacks is taken from the last place, where ``rows`` puts a 0.
+        positions = dict.fromkeys(FIELDS, -1)
+        positions.update({name: position for position, name in enumerate(names.split())})
+        self.pick = itemgetter(*(positions[name] for name in FIELDS))
 
     def rows(self, data: bytes) -> Iterator[tuple[Any, ...]]:
         """The rows, each with the values of ``FIELDS``; ValueError if the count exceeds the data."""
@@ -71,17 +73,17 @@ class Layout:
 # Little-endian DWORDs; a port is in network order in the low 16 bits, and the high 16 may hold anything. In a module
 # row the last 128 bytes are OwningModuleInfo, whose first DWORD is the service tag; its LARGE_INTEGER aligns it to 8.
 # The structures are MIB_TCPROW_OWNER_MODULE, MIB_TCPROW_OWNER_PID, MIB_TCPROW2, and the same for TCP6, UDP, UDP6.
-LAYOUTS: dict[tuple[Protocol, Family, Kind], Layout] = {
-    ("tcp", "ipv4", "module"): Layout(8, "<I4sH2x4sH2xIqI124x", "state local port remote remote_port pid created tag"),
-    ("tcp", "ipv4", "pid"): Layout(4, "<I4sH2x4sH2xI", "state local port remote remote_port pid"),
-    ("tcp", "ipv4", "bound"): Layout(4, "<I4sH2x4sH2xI4x", "state local port remote remote_port pid"),
-    ("tcp", "ipv6", "module"): Layout(8, "<16sIH2x16s4xH2xIIqI124x", f"{PEER_STATE} created tag"),
-    ("tcp", "ipv6", "pid"): Layout(4, "<16sIH2x16s4xH2xII", PEER_STATE),
-    ("tcp", "ipv6", "bound"): Layout(4, "<16sIH2x16s4xH2xII4x", PEER_STATE),
-    ("udp", "ipv4", "module"): Layout(8, "<4sH2xI4xq8xI124x", "local port pid created tag"),
-    ("udp", "ipv4", "pid"): Layout(4, "<4sH2xI", "local port pid"),
-    ("udp", "ipv6", "module"): Layout(8, "<16sIH2xI4xq8xI124x", "local scope port pid created tag"),
-    ("udp", "ipv6", "pid"): Layout(4, "<16sIH2xI", "local scope port pid"),
+LAYOUTS: dict[tuple[Protocol, Family, RowKind], RowLayout] = {
+    ("tcp", "ipv4", "module"): RowLayout(8, "<I4sH2x4sH2xIqI124x", f"{STATE_PEER} created tag"),
+    ("tcp", "ipv4", "pid"): RowLayout(4, "<I4sH2x4sH2xI", STATE_PEER),
+    ("tcp", "ipv4", "bound"): RowLayout(4, "<I4sH2x4sH2xI4x", STATE_PEER),
+    ("tcp", "ipv6", "module"): RowLayout(8, "<16sIH2x16s4xH2xIIqI124x", f"{PEER_STATE} created tag"),
+    ("tcp", "ipv6", "pid"): RowLayout(4, "<16sIH2x16s4xH2xII", PEER_STATE),
+    ("tcp", "ipv6", "bound"): RowLayout(4, "<16sIH2x16s4xH2xII4x", PEER_STATE),
+    ("udp", "ipv4", "module"): RowLayout(8, "<4sH2xI4xq8xI124x", "local port pid created tag"),
+    ("udp", "ipv4", "pid"): RowLayout(4, "<4sH2xI", "local port pid"),
+    ("udp", "ipv6", "module"): RowLayout(8, "<16sIH2xI4xq8xI124x", "local scope port pid created tag"),
+    ("udp", "ipv6", "pid"): RowLayout(4, "<16sIH2xI", "local scope port pid"),
 }
 
 # MIB_TCP_STATE in tcpmib.h. 100 is in no page of the documentation: Get-NetTCPConnection calls it Bound. DELETE_TCB
@@ -109,7 +111,7 @@ PEERLESS = frozenset(("LISTEN", "BOUND"))
 
 FAMILY_NUMBER: dict[Family, int] = {"ipv4": 2, "ipv6": 23}  # AF_INET, AF_INET6 in ws2def.h
 # TCP_TABLE_CLASS and UDP_TABLE_CLASS in iprtrmib.h, richest first: (kind, class of every row, class of listeners)
-CLASSES: dict[Protocol, tuple[tuple[Kind, int, int], ...]] = {
+CLASSES: dict[Protocol, tuple[tuple[RowKind, int, int], ...]] = {
     "tcp": (("module", 8, 6), ("pid", 5, 3)),
     "udp": (("module", 2, 2), ("pid", 1, 1)),
 }
@@ -129,17 +131,21 @@ MOST_TRIES = 12
 
 
 def missing() -> str | None:
-    """Why the tables cannot be had here; None if they can."""
-    return None if sys.platform == "win32" else "only on windows"
+    """Why the tables cannot be read here; None if they can."""
+    if sys.platform == "win32":
+        return None
+    return "only on windows"
 
 
 def read(wanted: Wanted) -> IphlpapiTables:
-    """Return the tables of what is wanted; raise SourceMissing or SourceDenied if none can be had."""
+    """Return the wanted tables; raise SourceMissing or SourceDenied if none of them can be read."""
     library = _library("iphlpapi")
-    # Bound endpoints first: one that connects meanwhile is then seen as connected, and not left out.
-    bound, gaps = _bound_tables(library, wanted.families) if _wants_bound(wanted) else ([], [])
-    tables: list[Table] = []
+    tables: list[MibTable] = []
+    bound: list[MibTable] = []
+    gaps: list[Gap] = []
     failures: list[SourceError] = []
+    if _wants_bound(wanted):  # first: an endpoint that connects meanwhile is then seen as connected, and not missed
+        bound, gaps = _bound_tables(library, wanted.families)
     buffer = _Buffer()
     for protocol, family in _wanted_tables(wanted):
         try:
@@ -161,10 +167,14 @@ def _library(name: str) -> Any:
 
 def _wanted_tables(wanted: Wanted) -> Iterator[tuple[Protocol, Family]]:
     if "tcp" in wanted.protocols and wanted.states - {None}:
-        # Which endpoints are merely bound shows when all others are known, of both families.
-        yield from (("tcp", family) for family in (FAMILIES if _wants_bound(wanted) else wanted.families))
+        families = wanted.families
+        if _wants_bound(wanted):  # which endpoints are only bound is known when all others are, of both families
+            families = FAMILIES
+        for family in families:
+            yield "tcp", family
     if "udp" in wanted.protocols and None in wanted.states:
-        yield from (("udp", family) for family in wanted.families)
+        for family in wanted.families:
+            yield "udp", family
 
 
 def _wants_bound(wanted: Wanted) -> bool:
@@ -183,15 +193,17 @@ class _Buffer:
         self.memory = ctypes.create_string_buffer(size)
 
 
-def _table(library: Any, buffer: _Buffer, protocol: Protocol, family: Family, states: frozenset[State | None]) -> Table:
-    """One table in the richest class that this system answers."""
+def _table(
+    library: Any, buffer: _Buffer, protocol: Protocol, family: Family, states: frozenset[State | None]
+) -> MibTable:
+    """One table in the class with the most columns that this system knows."""
     only_listeners = states - {None} == {"LISTEN"}
     code = NO_ERROR
-    for kind, every, listeners in CLASSES[protocol]:
-        number = listeners if only_listeners else every
+    for kind, every_row, listeners in CLASSES[protocol]:
+        number = listeners if only_listeners else every_row
         code, size = _call(getattr(library, FUNCTIONS[protocol]), buffer, FAMILY_NUMBER[family], number)
         if code == NO_ERROR:
-            return Table(protocol, family, kind, _used(buffer, size, LAYOUTS[protocol, family, kind]))
+            return MibTable(protocol, family, kind, _used(buffer, size, LAYOUTS[protocol, family, kind]))
     message = f"{FUNCTIONS[protocol]} ({family}) failed with error {code}"
     if code == ERROR_ACCESS_DENIED:
         raise SourceDenied(message, "run as administrator")
@@ -209,27 +221,36 @@ def _call(function: Any, buffer: _Buffer, family: int, table_class: int) -> tupl
         code = function(buffer.memory, ctypes.byref(size), 0, family, table_class, 0)
         if code not in (ERROR_INSUFFICIENT_BUFFER, STATUS_UNSUCCESSFUL) or buffer.size >= MOST_SIZE:
             break
-        needed = size.value if code == ERROR_INSUFFICIENT_BUFFER else 0
-        buffer.grow(min(MOST_SIZE, max(2 * buffer.size, needed + needed // 4)))
+        larger = 2 * buffer.size
+        if code == ERROR_INSUFFICIENT_BUFFER:
+            larger = max(larger, size.value + size.value // 4)
+        buffer.grow(min(MOST_SIZE, larger))
     return code, size.value
 
 
-def _used(buffer: _Buffer, size: int, layout: Layout) -> bytes:
+def _used(buffer: _Buffer, size: int, layout: RowLayout) -> bytes:
     """The part of the buffer that the table fills; the size returned may be the buffer's, or one with slack."""
     view = memoryview(buffer.memory)
     count = int.from_bytes(view[:4], "little")
     return bytes(view[: min(size, buffer.size, layout.header + count * layout.row.size)])
 
 
-def _bound_tables(library: Any, families: tuple[Family, ...]) -> tuple[list[Table], list[Gap]]:
-    found = [_bound(library, family) for family in families]
-    reasons = [reason for reason in found if isinstance(reason, str)]
-    why = "TCP sockets that are bound and do not listen cannot be listed: " + ", ".join(reasons)
-    return [t for t in found if isinstance(t, Table)], [Gap("socket", None, why)] if reasons else []
+def _bound_tables(library: Any, families: tuple[Family, ...]) -> tuple[list[MibTable], list[Gap]]:
+    tables: list[MibTable] = []
+    reasons: list[str] = []
+    for family in families:
+        try:
+            tables.append(_bound_table(library, family))
+        except SourceError as error:
+            reasons.append(str(error))
+    if not reasons:
+        return tables, []
+    why = f"TCP sockets that are bound and do not listen cannot be listed: {', '.join(reasons)}"
+    return tables, [Gap("socket", None, why)]
 
 
-def _bound(library: Any, family: Family) -> Table | str:
-    """The endpoints that have a port, or why not: this is an export without documentation, so it may be absent.
+def _bound_table(library: Any, family: Family) -> MibTable:
+    """The endpoints that have a port; raises SourceMissing. The function is not documented, so it may be absent.
 
     ``ULONG f(PVOID *table, HANDLE heap, ULONG flags)`` allocates a MIB_TCPTABLE2 or MIB_TCP6TABLE2 from the heap, as
     System Informer declares it (phlib/include/iphlpsup.h in github.com/winsiderss/systeminformer); ``netstat -q`` uses
@@ -237,8 +258,8 @@ def _bound(library: Any, family: Family) -> Table | str:
     """
     try:
         function = getattr(library, BOUND_FUNCTIONS[family])
-    except AttributeError:
-        return f"there is no {BOUND_FUNCTIONS[family]}"
+    except AttributeError as error:
+        raise SourceMissing(f"there is no {BOUND_FUNCTIONS[family]}") from error
     function.argtypes = [PVOID, PVOID, ULONG]
     function.restype = ULONG
     heap = _Heap()
@@ -246,8 +267,8 @@ def _bound(library: Any, family: Family) -> Table | str:
     code = function(ctypes.byref(table), heap.handle, 0)
     try:
         if code != NO_ERROR:
-            return f"{BOUND_FUNCTIONS[family]} failed with error {code}"
-        return Table("tcp", family, "bound", heap.copy(table.value) if table.value else bytes(4))
+            raise SourceMissing(f"{BOUND_FUNCTIONS[family]} failed with error {code}")
+        return MibTable("tcp", family, "bound", heap.copy(table.value))
     finally:
         heap.free(table.value)
 
@@ -263,9 +284,14 @@ class _Heap:
         self.library.HeapFree.restype = BOOL
         self.handle = self.library.GetProcessHeap()
 
-    def copy(self, block: int) -> bytes:
+    def copy(self, block: int | None) -> bytes:
+        """The bytes of a block; a count of 0 rows if there is none."""
+        if not block:
+            return bytes(4)
         size = self.library.HeapSize(self.handle, 0, block)
-        return ctypes.string_at(block, size if size <= MOST_SIZE else 0)  # (SIZE_T)-1: not a block of this heap
+        if size > MOST_SIZE:  # (SIZE_T)-1: not a block of this heap
+            return b""
+        return ctypes.string_at(block, size)
 
     def free(self, block: int | None) -> None:
         if block:
@@ -276,7 +302,7 @@ class _Heap:
 
 
 def parse(raw: IphlpapiTables) -> Reading:
-    """Read the tables; raise SourceGarbled."""
+    """Parse the tables; raise SourceGarbled."""
     sockets: list[Socket] = []
     addresses, owners = _Addresses(), _Owners()
     for table in raw.tables:
@@ -285,7 +311,7 @@ def parse(raw: IphlpapiTables) -> Reading:
             sockets += _sockets(table, layout.rows(table.data), addresses, owners)
         except (KeyError, TypeError, ValueError, AttributeError, struct.error) as error:
             raise SourceGarbled(f"iphlpapi: a {'/'.join(map(str, table[:3]))} table: {error}") from error
-    return Reading(_without_consumed(sockets), list(raw.gaps))
+    return Reading(_without_active(sockets), list(raw.gaps))
 
 
 class _Addresses(dict[bytes, tuple[str, Reach]]):
@@ -302,36 +328,51 @@ class _Owners(dict[tuple[int, int], tuple[Owner, ...]]):
 
     def __missing__(self, key: tuple[int, int]) -> tuple[Owner, ...]:
         pid, tag = key
-        self[key] = (Owner(pid, how="iphlpapi", service_tag=tag or None),) if pid else ()
-        return self[key]
+        owners: tuple[Owner, ...] = ()
+        if pid:
+            owners = (Owner(pid, how="iphlpapi", service_tag=tag or None),)
+        self[key] = owners
+        return owners
 
 
-def _sockets(table: Table, rows: Iterator[tuple[Any, ...]], addresses: _Addresses, owners: _Owners) -> Iterator[Socket]:
+def _sockets(
+    table: MibTable, rows: Iterator[tuple[Any, ...]], addresses: _Addresses, owners: _Owners
+) -> Iterator[Socket]:
+    # One loop without calls of functions: a table may have 100,000 rows.
     protocol, family, kind, _ = table
-    tcp, zones = protocol == "tcp", family == "ipv6"
     creation_times = _CreationTimes()
     for number, packed, scope, port, packed_remote, remote_port, pid, created, tag in rows:
         address, reach = addresses[packed]
-        state = _state(number, kind) if tcp else None
-        peer = tcp and state not in PEERLESS
+        state: State | None = None
+        state_text: str | None = None
+        peer: str | None = None
+        peer_port: int | None = None
+        zone: str | None = None
+        if kind == "bound":
+            state = "BOUND"
+        elif protocol == "tcp":
+            state = STATES.get(number, "UNKNOWN")
+            if state == "UNKNOWN":
+                state_text = f"MIB_TCP_STATE {number}"
+            if state not in PEERLESS:
+                peer = addresses[packed_remote][0]
+                peer_port = remote_port >> 8 | (remote_port & 0xFF) << 8
+        if scope and family == "ipv6" and is_link_local(address):
+            zone = str(scope)
         yield Socket(
             protocol=protocol,
             family=family,
             local_address=address,
             local_port=port >> 8 | (port & 0xFF) << 8,
-            remote_address=addresses[packed_remote][0] if peer else None,
-            remote_port=remote_port >> 8 | (remote_port & 0xFF) << 8 if peer else None,
+            remote_address=peer,
+            remote_port=peer_port,
             state=state,
             reach=reach,
-            zone=str(scope) if zones and scope and is_link_local(address) else None,
+            zone=zone,
             owners=owners[pid, tag],
             created=creation_times[created],
-            state_text=f"MIB_TCP_STATE {number}" if state == "UNKNOWN" else None,
+            state_text=state_text,
         )
-
-
-def _state(number: int, kind: Kind) -> State:
-    return "BOUND" if kind == "bound" else STATES.get(number, "UNKNOWN")
 
 
 class _CreationTimes(dict[int, datetime | None]):
@@ -342,8 +383,8 @@ class _CreationTimes(dict[int, datetime | None]):
         return self[filetime]
 
 
-def _without_consumed(sockets: list[Socket]) -> list[Socket]:
-    """Omit bound endpoints that went on to listen or to connect: the same port and process has another row then.
+def _without_active(sockets: list[Socket]) -> list[Socket]:
+    """Omit bound endpoints that listen or are connected by now: another row then has the same port and process.
 
     Windows keeps the endpoint of a connected socket in its list of bound ones, mostly as 0.0.0.0.
     """
@@ -353,13 +394,15 @@ def _without_consumed(sockets: list[Socket]) -> list[Socket]:
     return [s for s in sockets if s.state != "BOUND" or (s.local_port, _pid(s)) not in active]
 
 
-def _pid(endpoint: Socket) -> int:
-    return endpoint.owners[0].pid if endpoint.owners else 0
+def _pid(socket: Socket) -> int:
+    if not socket.owners:
+        return 0
+    return socket.owners[0].pid
 
 
 SOURCE = Source(
     name="iphlpapi",
-    sees="every TCP and UDP endpoint, the pid that made it, when, and for which service",
+    sees="every TCP and UDP endpoint, the pid that created it, when, and for which service",
     needs="nothing",
     capabilities=frozenset(("tcp", "udp", "ipv6", "bound", "time_wait", "owner", "created")),
     missing=missing,

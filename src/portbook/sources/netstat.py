@@ -1,6 +1,6 @@
-"""What ``netstat -ano`` and ``tasklist`` print on Windows: the way that is left when its libraries cannot be called.
+"""What ``netstat -ano`` and ``tasklist`` print on Windows: the source that remains when no library can be called.
 
-Both speak the language of the system, in the OEM code page, so rows are read by their shape (learn.microsoft.com,
+Both print in the language of the system, in the OEM code page, so rows are parsed by their shape (learn.microsoft.com,
 netstat and tasklist): a TCP row is protocol, local address, foreign address, state, pid; a UDP row has no state; the
 pid is last; a TCP row whose foreign port is 0 is a listener, whatever the word for it. ``-q`` would add sockets that
 are bound and do not listen in rows of that same shape, so it is never used.
@@ -34,7 +34,7 @@ class NetstatOutput(NamedTuple):
 # --- words ---------------------------------------------------------------------------------------------------------
 
 # Chinese, French, Italian, Japanese, Korean, Portuguese, Russian and Spanish Windows translate the headings and print
-# the English states; German Windows translates the states too. A word that is not here is kept as it is: see parse.
+# the English states; German Windows translates the states too. A word that is not listed is kept: see _socket.
 WORDS: dict[State, str] = {
     "LISTEN": "LISTENING LISTEN ABHÖREN",
     "ESTABLISHED": "ESTABLISHED HERGESTELLT",
@@ -61,7 +61,9 @@ TASKLIST = ("tasklist.exe", "/FO", "CSV", "/NH")
 
 def missing() -> str | None:
     """Why the commands cannot be run here; None if they can."""
-    return None if sys.platform == "win32" else "only on windows"
+    if sys.platform == "win32":
+        return None
+    return "only on windows"
 
 
 def read(_: Wanted) -> NetstatOutput:  # netstat's own filter takes one protocol and family at a time
@@ -85,37 +87,35 @@ def _run(command: tuple[str, ...]) -> bytes:
 # --- parse ---------------------------------------------------------------------------------------------------------
 
 
-def parse(raw: NetstatOutput) -> Reading:
-    """Read both answers; raise SourceGarbled, also when there is no row: a machine without sockets does not exist."""
-    names = dict(_names(decode(raw.tasklist, raw.codec)))
+def parse(output: NetstatOutput) -> Reading:
+    """Parse both outputs; raise SourceGarbled, also if there is no row: a machine without sockets does not exist."""
+    names = dict(_names(decode(output.tasklist, output.codec)))
     sockets: list[Socket] = []
-    for line in decode(raw.netstat, raw.codec).splitlines():
+    for line in decode(output.netstat, output.codec).splitlines():
         fields = line.split()
         if fields and fields[0] in PROTOCOLS:
-            sockets.append(_socket(fields, names))
+            sockets.append(_parse_row(fields, names))
     if not sockets:
-        raise SourceGarbled("netstat -ano printed no row; its answer begins " + repr(raw.netstat[:60]))
-    return Reading(sockets, list(raw.gaps))
+        raise SourceGarbled(f"netstat -ano printed no row; its output begins {output.netstat[:60]!r}")
+    return Reading(sockets, list(output.gaps))
 
 
 PROTOCOLS: dict[str, Protocol] = {"TCP": "tcp", "UDP": "udp"}  # in every language
 
 
-def _socket(fields: list[str], names: dict[int, str]) -> Socket:
+def _parse_row(fields: list[str], names: dict[int, str]) -> Socket:
     try:
-        return _shaped(PROTOCOLS[fields[0]], fields, names)
+        return _socket(PROTOCOLS[fields[0]], fields, names)
     except ValueError as error:
         raise SourceGarbled(f"netstat: the row {' '.join(fields)!r} was not understood: {error}") from error
 
 
-def _shaped(protocol: Protocol, fields: list[str], names: dict[int, str]) -> Socket:
-    _, first, foreign, *words, pid = fields
+def _socket(protocol: Protocol, fields: list[str], names: dict[int, str]) -> Socket:
+    _, local_column, foreign_column, *words, pid = fields
     if protocol == "tcp" and not words:
         raise ValueError("no state or no pid")
-    local = _endpoint(first)
-    remote = None if foreign == "*:*" else _endpoint(foreign)
-    if remote is not None and remote.port == 0:
-        remote = None
+    local = _address_column(local_column)
+    remote = _remote(foreign_column)
     word = " ".join(words)  # a state may be two words
     state = _state(protocol, word, remote)
     return Socket(
@@ -133,10 +133,22 @@ def _shaped(protocol: Protocol, fields: list[str], names: dict[int, str]) -> Soc
     )
 
 
+def _remote(column: str) -> AddressColumn | None:
+    """The peer; None for a socket without one."""
+    if column == "*:*":
+        return None
+    remote = _address_column(column)
+    if remote.port == 0:
+        return None
+    return remote
+
+
 def _state(protocol: Protocol, word: str, remote: AddressColumn | None) -> State | None:
     if protocol == "udp":
         return "ESTABLISHED" if remote else None
-    return STATES.get(word, "UNKNOWN" if remote else "LISTEN")
+    if word in STATES:
+        return STATES[word]
+    return "UNKNOWN" if remote else "LISTEN"
 
 
 class AddressColumn(NamedTuple):
@@ -148,27 +160,31 @@ class AddressColumn(NamedTuple):
     port: int
 
 
-def _endpoint(text: str) -> AddressColumn:
+def _address_column(text: str) -> AddressColumn:
     host, port = split_host_port(text)
     endpoint = parse_endpoint(host)
     family: Family = "ipv6" if ":" in endpoint.address else "ipv4"
-    zone = endpoint.zone if is_link_local(endpoint.address) else None
+    zone = None
+    if is_link_local(endpoint.address):
+        zone = endpoint.zone
     return AddressColumn(family, endpoint.address, zone, parse_number(port, UINT16))
 
 
 def _owners(pid: int, names: dict[int, str]) -> tuple[Owner, ...]:
-    """Pid 0 stands at connections in TIME_WAIT, which no process holds."""
-    return (Owner(pid, names.get(pid), how="netstat"),) if pid else ()
+    """The owner; none for pid 0, which netstat prints for connections in TIME_WAIT."""
+    if pid == 0:
+        return ()
+    return (Owner(pid, names.get(pid), how="netstat"),)
 
 
 def _names(text: str) -> Iterator[tuple[int, str]]:
-    """Pid and image name, by position. What is not such a row (a message in any language) is passed over."""
+    """Pid and image name, by position. Other rows (a message in any language) are ignored."""
     try:
         for row in csv.reader(text.splitlines()):
-            pid = number_or_none(row[1], UINT32) if len(row) >= 2 else None
+            pid = number_or_none(row[1], UINT32) if len(row) > 1 else None
             if pid is not None:
                 yield pid, row[0]
-    except csv.Error:  # a NUL, or a field beyond the limit: the names so far are good
+    except csv.Error:  # a NUL, or a field beyond the limit: the names so far are right
         return
 
 

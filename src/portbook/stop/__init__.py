@@ -1,10 +1,10 @@
-"""Letting go of a port: who would have to end, what forbids it, ending it, and whether the port can be had then.
+"""End the processes that hold a port: which they are, what forbids it, ending them, and whether the port is free then.
 
-    from portbook.stop.run import plan_stop, carry_out
+    from portbook.stop.run import carry_out, plan_stop
 
     plan = plan_stop(8080)
     if not plan.forbidden():
-        done = carry_out(plan)
+        report = carry_out(plan)
 
-Nothing here asks a person; ``portbook stop`` does.
+Nothing here asks for confirmation; the command ``portbook stop`` does.
 """

@@ -1,4 +1,4 @@
-"""Whether a port can be had now: by a real bind, as its holders had it."""
+"""Whether a port can be bound now: a real bind, at the addresses where its holders had it."""
 
 from __future__ import annotations
 
@@ -9,30 +9,33 @@ from portbook.addresses import Endpoint
 from portbook.bind.attempt import BindAttempt, Options, attempt
 from portbook.records import Protocol
 
-# What the system answers when somebody else has the port. On Windows WSAEACCES too: an exclusive holder.
+# The errors of a port that is in use. On Windows also WSAEACCES: the holder has set SO_EXCLUSIVEADDRUSE.
 IN_USE = frozenset(("EADDRINUSE", "WSAEADDRINUSE", "WSAEACCES"))
 
 
 class Bindable(NamedTuple):
-    """What a real bind said."""
+    """The result of a real bind."""
 
     free: bool
-    note: str | None = None  # free, and still not ours to bind
+    note: str | None = None  # why the bind failed although nobody holds the port
 
 
-def bindable(port: int, protocol: Protocol, endpoints: Sequence[Endpoint]) -> Bindable:
-    """Bind at each place, one after the other: a wildcard and an address beside it would be in each other's way."""
+def try_bind(port: int, protocol: Protocol, endpoints: Sequence[Endpoint]) -> Bindable:
+    """Bind each endpoint alone: a wildcard address and a specific address would conflict with each other."""
     options = Options(protocol)
-    return judge(tried for endpoint in endpoints for tried in attempt(port, (endpoint,), options))
+    attempts: list[BindAttempt] = []
+    for endpoint in endpoints:
+        attempts += attempt(port, (endpoint,), options)
+    return combine(attempts)
 
 
-def judge(tried: Iterable[BindAttempt]) -> Bindable:
-    """In use anywhere is not free. An error of another kind says something about us, not about the port."""
-    failed = [one for one in tried if not one.ok]
-    if any(one.error_name in IN_USE for one in failed):
+def combine(attempts: Iterable[BindAttempt]) -> Bindable:
+    """The port is not free if it is in use anywhere. An error of another kind concerns this process, not the port."""
+    failed = [attempt for attempt in attempts if not attempt.ok]
+    if any(attempt.error_name in IN_USE for attempt in failed):
         return Bindable(False)
     if not failed:
         return Bindable(True)
-    one = failed[0]
-    why = f"nobody holds it; binding {one.endpoint.address} failed for another reason: {one.step} said {one.error_name}"
-    return Bindable(True, why)
+    first = failed[0]
+    reason = f"{first.step} failed with {first.error_name}"
+    return Bindable(True, f"nobody holds it, but {first.endpoint.address} cannot be bound: {reason}")

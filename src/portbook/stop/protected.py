@@ -1,7 +1,7 @@
 """Processes that are not ended without --override, each with the reason. Tables; pure.
 
-A name says what a process calls itself, so that a name can protect too much, and never too little by itself: what a
-person is shown before the question is the whole process.
+Processes choose their own names, so a name may protect a process that needs no protection. The name is not the only
+safeguard: before anything is ended, the user sees the whole process.
 """
 
 from __future__ import annotations
@@ -10,35 +10,35 @@ from collections.abc import Mapping
 
 from portbook.records import Owner
 
-# Numbers that are the kernel's: nothing that ends a process reaches them.
+# Pids of the kernel, which no process can end.
 KERNEL: Mapping[str, Mapping[int, str]] = {
     "windows": {
-        0: "the System Idle Process is the kernel's",
-        4: "System is the kernel: its ports are those of drivers, such as http.sys for IIS, WinRM and others",
+        0: "the System Idle Process is part of the kernel",
+        4: "System is the kernel: its ports belong to drivers, such as http.sys for IIS, WinRM and others",
     },
     "linux": {0: "pid 0 is the kernel"},
     "macos": {0: "pid 0 is the kernel"},
 }
 INIT: Mapping[str, str] = {
-    "linux": "it is the first process: with it ends the machine, or the container",
+    "linux": "it is the first process: the machine or the container stops when it ends",
     "macos": "launchd runs everything else on this machine",
 }
 
-SESSION = "sessions on this machine end with it"
-LOGS = "the machine's log ends with it"
-NETWORK = "the machine's network configuration ends with it"
-BUS = "what talks over this bus, mostly the whole desktop, ends with it"
-NAMES = "this machine resolves no names without it"
-DEVICES = "devices are not set up without it"
-CONTAINERS = "it looks after every container of this machine"
-CLUSTER = "it runs every pod of this node"
+SESSION = "sessions of this machine end when it ends"
+LOGS = "it writes the system log"
+NETWORK = "it configures the network of this machine"
+BUS = "it is a message bus: programs that use it, often the whole desktop, end when it ends"
+NAMES = "this machine cannot resolve host names without it"
+DEVICES = "it sets up devices"
+CONTAINERS = "it manages the containers of this machine"
+CLUSTER = "it runs the pods of this node"
 LOGIN = "nobody can log in without it"
-LINUX_SYSTEMS = "every Linux system under Windows ends with it"
+LINUX_SYSTEMS = "every distribution of WSL stops when it ends"
 BUGCHECK = "Windows stops with a blue screen when it ends"
 
 UNIX: Mapping[str, str] = {
     "init": INIT["linux"],
-    "systemd": "it is a service manager: everything it has started ends with it",
+    "systemd": "it is a service manager: everything that it started ends when it ends",
     "systemd-journald": LOGS,
     "systemd-logind": SESSION,
     "systemd-networkd": NETWORK,
@@ -51,18 +51,18 @@ UNIX: Mapping[str, str] = {
     "NetworkManager": NETWORK,
     "wpa_supplicant": NETWORK,
     "dhclient": NETWORK,
-    "sshd": "this machine may not be reachable from elsewhere without it",
+    "sshd": "this machine may not be reachable over the network without it",
     "login": SESSION,
     "agetty": LOGIN,
-    "polkitd": "nothing asks for privileges without it",
+    "polkitd": "programs cannot obtain privileges without it",
     "dockerd": CONTAINERS,
     "containerd": CONTAINERS,
-    "containerd-shim-runc-v2": "it looks after a container",
+    "containerd-shim-runc-v2": "it manages a container",
     "crio": CONTAINERS,
     "com.docker.backend": CONTAINERS,
     "kubelet": CLUSTER,
     "k3s-server": CLUSTER,
-    "etcd": "the state of a cluster is in it",
+    "etcd": "it stores the state of a cluster",
     "Xorg": SESSION,
     "Xwayland": SESSION,
     "gnome-shell": SESSION,
@@ -78,58 +78,61 @@ UNIX: Mapping[str, str] = {
     "configd": NETWORK,
     "opendirectoryd": LOGIN,
 }
-# Compared without case and without ".exe".
+# In lower case and without ".exe".
 WINDOWS: Mapping[str, str] = {
     "csrss": BUGCHECK,
     "smss": BUGCHECK,
     "wininit": BUGCHECK,
     "services": BUGCHECK,
-    "lsass": "Windows restarts a minute after it ends",
+    "lsass": "Windows restarts one minute after it ends",
     "lsm": SESSION,
     "winlogon": SESSION,
     "dwm": SESSION,
     "fontdrvhost": SESSION,
-    "explorer": "the desktop ends with it",
-    "svchost": "it is Windows' own, and mostly several services live in it",
+    "explorer": "it is the Windows desktop",
+    "svchost": "it is part of Windows and may host several services",
     "registry": BUGCHECK,
-    "memory compression": "it is the kernel's",
-    "msmpeng": "it is Windows' protection against malware",
-    "vmms": "it looks after every virtual machine",
-    "vmcompute": "it looks after every virtual machine and container",
+    "memory compression": "it is part of the kernel",
+    "msmpeng": "it is the malware protection of Windows",
+    "vmms": "it manages the virtual machines",
+    "vmcompute": "it manages the virtual machines and containers",
     "dockerd": CONTAINERS,
     "com.docker.backend": CONTAINERS,
     "wslservice": LINUX_SYSTEMS,
-    "wslrelay": "it relays the ports of every Linux system under Windows",
+    "wslrelay": "it forwards the ports of every distribution of WSL",
     "wslhost": LINUX_SYSTEMS,
-    "sshd": "this machine may not be reachable from elsewhere without it",
+    "sshd": "this machine may not be reachable over the network without it",
 }
 
 
 def kernel(owner: Owner, platform: str) -> str | None:
-    """Why nothing can end this process; None when something can."""
+    """Why this process cannot be ended at all; None if it can be."""
     if platform == "linux" and 2 in (owner.pid, owner.ppid) and not owner.command_line and owner.exe is None:
-        return "it is a thread of the kernel"
+        return "it is a kernel thread"
     return KERNEL.get(platform, {}).get(owner.pid)
 
 
 def reason(owner: Owner, platform: str) -> str | None:
-    """Why this process is better left alone; None when nothing is known against ending it."""
+    """Why this process should not be ended; None if no reason is known."""
     if owner.pid == 1 and platform in INIT:
         return INIT[platform]
-    table, names = (WINDOWS, _of_windows(owner)) if platform == "windows" else (UNIX, _of_unix(owner))
+    if platform == "windows":
+        table, names = WINDOWS, _windows_names(owner)
+    else:
+        table, names = UNIX, _unix_names(owner)
     return next((table[name] for name in names if name in table), None)
 
 
 def activates(owner: Owner) -> bool:
-    """Whether it is a service manager, which holds sockets for services that are not running: systemd.socket(5)."""
-    return owner.pid == 1 or "systemd" in _of_unix(owner)
+    """Whether it is a service manager, which may listen on behalf of services that do not run: systemd.socket(5)."""
+    return owner.pid == 1 or "systemd" in _unix_names(owner)
 
 
-def _of_unix(owner: Owner) -> list[str]:
-    """What it calls itself, and the name of its executable: neither alone has to be right."""
+def _unix_names(owner: Owner) -> list[str]:
+    """The name of the process and the name of its executable: either may be missing or wrong."""
     return [owner.name or "", (owner.exe or "").rpartition("/")[2]]
 
 
-def _of_windows(owner: Owner) -> list[str]:
+def _windows_names(owner: Owner) -> list[str]:
     names = [owner.name or "", (owner.exe or "").rpartition("\\")[2]]
     return [name.lower().removesuffix(".exe") for name in names]

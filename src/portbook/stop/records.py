@@ -1,4 +1,4 @@
-"""What a look at a port says about ending its holders, and what became of it: frozen, no I/O."""
+"""The plan to end the holders of a port, and its result: frozen records, no I/O."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from portbook.addresses import Endpoint
 from portbook.managers.supervisor import Supervisor
 from portbook.records import Gap, Holder, Owner, Protocol
 
-# What became of a port. FREE: nobody held it; WOULD_STOP: a dry run, nothing stands in the way.
+# What became of a port. free: nobody held it; would-stop: a dry run, nothing was refused.
 StopResult = Literal["free", "stopped", "would-stop", "refused", "declined", "still-held", "restarted", "taken"]
 DONE: frozenset[StopResult] = frozenset(("free", "stopped", "would-stop"))
-# What became of a process. LET_GO: it runs on, without the port; REPLACED: another process has its pid by now.
 Override = Literal["override", "via-manager"]  # options of the same name
+# What became of a process. let-go: it closed the port and still runs; replaced: another process has its pid by now.
 Fate = Literal["ended", "let-go", "gone", "replaced", "not-holding", "still-running", "untouched"]
-
-
+# Why a process is not ended: docs/stop.md.
 RefusalCode = Literal[
     "kernel",
     "self",
@@ -34,45 +33,45 @@ RefusalCode = Literal[
 
 
 class Refusal(Struct, frozen=True):
-    """Why a process is not ended, and which options would have it ended nevertheless."""
+    """Why a process is not ended, and which options override that."""
 
-    code: RefusalCode  # see docs/stop.md
+    code: RefusalCode
     why: str
     hint: str | None = None
-    overridden_by: tuple[Override, ...] = ()  # what has it done nevertheless; empty: nothing
+    overridden_by: tuple[Override, ...] = ()  # the options that override it; empty: none
 
 
 def forbidden(refusals: Iterable[Refusal], overrides: Collection[Override]) -> tuple[Refusal, ...]:
-    """Those that none of these options lifts."""
+    """The refusals that none of these options overrides."""
     return tuple(r for r in refusals if not set(r.overridden_by) & set(overrides))
 
 
 class StopTarget(Struct, frozen=True):
-    """A process that has to end for the port to be free."""
+    """A holder that has to end for the port to be free."""
 
     holder: Holder
-    wave: int  # 0: ended first; those it forked come after it
+    wave: int  # 0: ended first; a process that it forked has a higher number
     supervisor: Supervisor | None = None
     refusals: tuple[Refusal, ...] = ()
 
 
 class StopPlan(Struct, frozen=True):
-    """What would be done about a port."""
+    """What would be done to free a port."""
 
     port: int
     protocol: Protocol
     held: bool
-    endpoints: tuple[Endpoint, ...]  # where the holders had it: there it must be possible to bind
-    targets: tuple[StopTarget, ...]  # in the order in which they are ended
-    refusals: tuple[Refusal, ...] = ()  # of the port as a whole
+    endpoints: tuple[Endpoint, ...]  # where the holders have it bound; the port is free when these can be bound
+    targets: tuple[StopTarget, ...]  # in the order in which they would be ended
+    refusals: tuple[Refusal, ...] = ()  # that concern the port as a whole
     gaps: tuple[Gap, ...] = ()
 
     def forbidden(self, overrides: Collection[Override] = ()) -> tuple[Refusal, ...]:
-        """The refusals that stand although these options were given."""
+        """The refusals of the port and of its targets that none of these options overrides."""
         return forbidden(self._refusals(), overrides)
 
-    def tells(self, gap: Gap) -> bool:
-        """Whether a refusal says already what could not be known."""
+    def covers(self, gap: Gap) -> bool:
+        """Whether a refusal already says what the gap says."""
         return any(gap.why in refusal.why for refusal in self.refusals)
 
     def _refusals(self) -> Iterator[Refusal]:
@@ -87,7 +86,7 @@ class Ended(Struct, frozen=True):
     pid: int
     name: str | None
     fate: Fate
-    by: tuple[str, ...] = ()  # what was done, in order: "SIGTERM", "SIGKILL", "systemctl stop nginx.service"
+    by: tuple[str, ...] = ()  # the actions, in order: "SIGTERM", "SIGKILL", "systemctl stop nginx.service"
 
 
 class StopReport(Struct, frozen=True):
@@ -98,9 +97,9 @@ class StopReport(Struct, frozen=True):
     protocol: Protocol
     result: StopResult
     targets: tuple[StopTarget, ...]
-    refusals: tuple[Refusal, ...] = ()  # those that stood
+    refusals: tuple[Refusal, ...] = ()  # that no option overrode
     ended: tuple[Ended, ...] = ()
-    held_by: tuple[Owner, ...] = ()  # who has it now
-    restarted_by: Owner | None = None  # the process that started those
-    note: str | None = None  # what else there is to know, in a sentence
+    held_by: tuple[Owner, ...] = ()  # the owners that hold it now
+    restarted_by: Owner | None = None  # the process that started the present holder
+    note: str | None = None  # further information, as a sentence
     gaps: tuple[Gap, ...] = ()

@@ -1,4 +1,4 @@
-"""Who has a port after its holders were to end: they themselves, a exec_command of theirs, or somebody else. Pure."""
+"""Who holds a port after its holders were ended: the same processes, restarted ones, or somebody else. Pure."""
 
 from __future__ import annotations
 
@@ -12,39 +12,43 @@ from portbook.stop.records import StopResult, StopTarget
 
 
 class Conclusion(NamedTuple):
-    """What a held port means."""
+    """The result for a port that is held, and the process that restarted its holder."""
 
     result: StopResult
     restarted_by: Owner | None = None
 
 
-def classify(found: Sequence[Holder], targets: Sequence[StopTarget], inodes: Collection[int]) -> Conclusion:
-    """Tell the holders of now from those that were to end, whose sockets have ``inodes``."""
-    if not any(s.state in LISTENING for h in found for s in h.sockets):
-        return Conclusion("still-held")  # by connections of those that have ended or let go
-    if any(has_inherited(h, inodes) or _is_one(h, targets) for h in found):
+def classify(holders: Sequence[Holder], targets: Sequence[StopTarget], inodes: Collection[int]) -> Conclusion:
+    """Compare the present holders with the targets, whose sockets had ``inodes``."""
+    if not any(s.state in LISTENING for h in holders for s in h.sockets):
+        return Conclusion("still-held")  # by connections of processes that have ended or closed their listener
+    if any(has_inherited(h, inodes) or _is_target(h, targets) for h in holders):
         return Conclusion("still-held")
-    starters = [parent for h in found for parent in _starters(h, targets)]
-    again = starters or any(_labels(h) & {label for t in targets for label in _labels(t.holder)} for h in found)
-    return Conclusion("restarted", starters[0] if starters else None) if again else Conclusion("taken")
+    for holder in holders:
+        for parent in _common_parents(holder, targets):
+            return Conclusion("restarted", parent)
+    labels = {label for target in targets for label in _labels(target.holder)}
+    if any(not labels.isdisjoint(_labels(h)) for h in holders):
+        return Conclusion("restarted")
+    return Conclusion("taken")
 
 
 def has_inherited(holder: Holder, inodes: Collection[int]) -> bool:
-    """Whether it has one of the very sockets that were to go, and so comes from the same tree of forks."""
+    """Whether the holder has one of the sockets of the targets: only a process of the same fork tree can."""
     return any(s.inode in inodes for s in holder.sockets)
 
 
-def _is_one(holder: Holder, targets: Sequence[StopTarget]) -> bool:
-    before = {t.holder.owner.pid: t.holder.owner.started for t in targets}
-    return handle.is_same(before.get(holder.owner.pid), holder.owner.started)
+def _is_target(holder: Holder, targets: Sequence[StopTarget]) -> bool:
+    started = {t.holder.owner.pid: t.holder.owner.started for t in targets}
+    return handle.is_same(started.get(holder.owner.pid), holder.owner.started)
 
 
 def _labels(holder: Holder) -> set[str]:
-    """Service and container: a new process of the same one is a restart."""
+    """Service and container: a new process with the same one is a restart."""
     return {label for label in (holder.owner.service, holder.owner.container) if label}
 
 
-def _starters(holder: Holder, targets: Sequence[StopTarget]) -> Iterator[Owner]:
-    """Its parents that were parents of a target too, nearest first, without the first process."""
-    before = {p.pid for t in targets for p in t.holder.parents} - {0, 1}
-    return (p for p in holder.parents if p.pid in before)
+def _common_parents(holder: Holder, targets: Sequence[StopTarget]) -> Iterator[Owner]:
+    """The parents that a target had too, nearest first, without the first process."""
+    parents_of_targets = {parent.pid for target in targets for parent in target.holder.parents} - {0, 1}
+    return (parent for parent in holder.parents if parent.pid in parents_of_targets)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 from portbook.errors import SourceError
+from portbook.numerals import is_number
 
 Result = TypeVar("Result")
 
@@ -53,7 +54,7 @@ def inhabited() -> dict[int, str]:
 
 def _processes() -> Iterator[tuple[int, str]]:
     for name in os.listdir("/proc"):
-        if name.isdecimal():
+        if is_number(name):
             try:
                 yield os.stat(f"/proc/{name}/ns/net").st_ino, f"/proc/{name}/ns/net"
             except OSError:

@@ -12,6 +12,7 @@ from portbook.addresses import Endpoint
 from portbook.bind import endpoints
 from portbook.bind.attempt import Options, attempt
 from portbook.errors import UsageError
+from portbook.numerals import is_number
 from portbook.query import PORTS
 from portbook.records import PROTOCOLS, Protocol
 from portbook.sources import PLATFORM
@@ -59,7 +60,7 @@ def why(
 
 def _with_named_zone(endpoint: Endpoint) -> Endpoint:
     """Write the zone as sockets are listed: on Linux ``fe80::1%2`` becomes ``fe80::1%eth0``."""
-    if endpoint.zone is None or not endpoint.zone.isdecimal() or PLATFORM != "linux":
+    if endpoint.zone is None or not is_number(endpoint.zone) or PLATFORM != "linux":
         return endpoint
     try:
         return replace(endpoint, zone=socket.if_indextoname(int(endpoint.zone)))

@@ -7,6 +7,7 @@ import time
 from datetime import UTC, datetime, timedelta
 
 from portbook.enrich import cgroup
+from portbook.numerals import parse_number
 from portbook.records import Gap, Owner
 from portbook.system.users import user_name
 
@@ -71,7 +72,7 @@ def _stat(line: bytes) -> tuple[str, int, int]:
     """Name, parent and start (ticks after boot). The name may hold anything, also ``)``: the last one counts."""
     left, right = line.index(b"("), line.rindex(b")")
     fields = line[right + 2 :].split()
-    return line[left + 1 : right].decode("utf-8", "replace"), int(fields[1]), int(fields[19])
+    return line[left + 1 : right].decode("utf-8", "replace"), parse_number(fields[1]), parse_number(fields[19])
 
 
 def _exe(pid: int) -> str | None:
@@ -96,7 +97,7 @@ def _uid(pid: int) -> int | None:
     try:
         status = _read(f"/proc/{pid}/status")
         at = status.index(b"\nUid:") + 5
-        return int(status[at : status.index(b"\n", at)].split()[1])
+        return parse_number(status[at : status.index(b"\n", at)].split()[1])
     except (OSError, ValueError, IndexError):
         return None
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from portbook.netconfig.facts import NatTool
 from portbook.netconfig.linux.steps import NAT_HOOKS, PortRanges, Step, Table, hook_name
+from portbook.numerals import UINT16, number_or_none
 from portbook.records import Family
 
 TOOL: NatTool = "iptables-save"
@@ -74,15 +75,11 @@ def _ports(text: str) -> PortRanges | None:
     found = []
     for part in text.split(","):
         low, _, high = part.partition(":")
-        numbers = _number(low), _number(high or low)
+        numbers = number_or_none(low, UINT16), number_or_none(high or low, UINT16)
         if numbers[0] is None or numbers[1] is None:
             return None
         found.append((numbers[0], numbers[1]))
     return tuple(found)
-
-
-def _number(text: str) -> int | None:
-    return int(text) if len(text) <= 5 and text.isascii() and text.isdecimal() else None
 
 
 def _action(step: Step, target: str, rest: list[str]) -> Iterator[Step]:
@@ -90,7 +87,7 @@ def _action(step: Step, target: str, rest: list[str]) -> Iterator[Step]:
         address, port = _destination(_value(rest, "--to-destination"))
         yield step._replace(kind="dnat", target=address, port=port)
     elif target == "REDIRECT":
-        yield step._replace(kind="redirect", port=_number(_value(rest, "--to-ports").partition("-")[0]))
+        yield step._replace(kind="redirect", port=number_or_none(_value(rest, "--to-ports").partition("-")[0], UINT16))
     elif target and target not in VERDICTS:
         yield step._replace(kind="jump", target=target)
 
@@ -109,4 +106,4 @@ def _destination(text: str) -> tuple[str | None, int | None]:
         address, port = text, ""
     else:
         address, _, port = text.partition(":")
-    return address.partition("-")[0] or None, _number(port.partition("-")[0])
+    return address.partition("-")[0] or None, number_or_none(port.partition("-")[0], UINT16)

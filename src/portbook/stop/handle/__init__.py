@@ -1,11 +1,11 @@
-"""A process that stays the one it was: a pid may be another's by the time a signal is sent, a handle is not.
+"""A process by a handle: a pid may belong to another process when a signal is sent, a handle always refers to one.
 
 ``open_handle(pid)``
-    returns a ``Handle``; raises ProcessLookupError when there is no such process, PermissionError when it may not be
-    ended by this user.
+    returns a ``Handle``; raises ProcessLookupError if there is no such process, and PermissionError if this user may
+    not end it.
 
-One module for each platform behind it: on Linux a pidfd, on Windows a process handle; elsewhere the start time, which
-is compared again right before every signal.
+Each platform has its module: on Linux the handle is a pidfd, on Windows a process handle. Elsewhere it is the pid with
+the start time of the process, which is compared immediately before every signal.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from typing import Any, Protocol
 
 from portbook.sources import PLATFORM
 
-MODULES = {"linux": "linux", "windows": "windows"}  # any other: portable
-# Start times are computed from two clocks that are not read in the same instant, and rounded to a tick of 10 ms.
+MODULES = {"linux": "linux", "windows": "windows"}  # every other platform: portable
+# Start times are computed from two clocks, which are not read at the same instant, and rounded to a tick of 10 ms.
 SLACK = timedelta(milliseconds=15)
 
 
 class Handle(Protocol):
-    """What is promised of each platform."""
+    """An open handle of a process: the interface of every platform."""
 
     pid: int
 
     def started(self) -> datetime | None:
-        """When the process started, aware, UTC; None when it cannot be told or has ended."""
+        """When the process started (aware, UTC); None if that is not known or the process has ended."""
 
     def request_end(self) -> str | None:
-        """Ask the process to end; what was done ("SIGTERM"), None when it cannot be asked. Raises OSError."""
+        """Ask the process to end. Return the action ("SIGTERM"), or None if it cannot be asked. Raises OSError."""
 
     def force_end(self) -> str:
-        """End it whether it wants or not; what was done ("SIGKILL"). Raises OSError."""
+        """Terminate the process. Return the action ("SIGKILL"). Raises OSError."""
 
     def ended(self) -> bool:
-        """Whether it has ended."""
+        """Whether the process has ended."""
 
     def close(self) -> None:
-        """Let go of the handle."""
+        """Close the handle."""
 
 
 def open_handle(pid: int) -> Handle:
@@ -49,7 +49,7 @@ def open_handle(pid: int) -> Handle:
 
 
 def is_same(seen: datetime | None, now: datetime | None) -> bool:
-    """Whether two start times are of one process. Unknown is not the same: nobody is ended on a guess."""
+    """Whether two start times belong to one process. An unknown time does not: no process is ended on a guess."""
     return seen is not None and now is not None and abs(seen - now) <= SLACK
 
 

@@ -1,7 +1,7 @@
-"""Linux: a pidfd, which refers to a process and to no other, whatever becomes of its pid.
+"""Linux: a pidfd, which always refers to the same process, even if its pid is reused.
 
 Facts: pidfd_open(2) (Linux 5.3), pidfd_send_signal(2) (5.1); "a PID file descriptor can be monitored using poll(2)":
-it is readable when the process terminates. A kernel without them is handled as any other Unix.
+it is readable when the process terminates. On a kernel without pidfds the portable handle is used.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from portbook.enrich import process
 from portbook.records import Owner
 from portbook.stop.handle import Handle, portable
 
-CHECK = 0  # no signal; errors are as if there were one: kill(2)
-NO_PIDFD = (errno.ENOSYS, errno.EINVAL)  # an older kernel; gVisor and some seccomp filters say EPERM or ENOSYS
+CHECK = 0  # sends no signal, but checks existence and permission: kill(2)
+NO_PIDFD = (errno.ENOSYS, errno.EINVAL)  # an older kernel, gVisor, or a seccomp filter
 
 
 def open_handle(pid: int) -> Handle:
-    """Open a pidfd and see whether a signal may be sent through it."""
+    """Open a pidfd and check that a signal may be sent through it."""
     try:
         descriptor = os.pidfd_open(pid)
     except OSError as error:
@@ -44,7 +44,7 @@ class PidfdHandle:
         self.descriptor = descriptor
 
     def started(self) -> datetime | None:
-        """As enrichment tells it. Whether it was this process that was asked is known from ``ended`` afterwards."""
+        """Read from /proc by pid; if the process has not ended afterwards, the pid was still its own."""
         (owner,), _ = process.enrich([Owner(self.pid)])
         return None if self.ended() else owner.started
 
@@ -57,7 +57,7 @@ class PidfdHandle:
         return self._send(signal.SIGKILL)
 
     def ended(self) -> bool:
-        """Also of a zombie, which has no sockets any more."""
+        """True for a zombie too, which has no sockets any more."""
         poll = select.poll()
         poll.register(self.descriptor, select.POLLIN)
         return bool(poll.poll(0))

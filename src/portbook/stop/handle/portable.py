@@ -1,7 +1,7 @@
-"""Any Unix: the pid, with its start time compared right before every signal.
+"""Any Unix: the pid, with the start time of the process compared immediately before every signal.
 
-Between the comparison and kill(2) a process would have to end, be reaped, and all other pids be used up, for the
-signal to hit another one. macOS has no handle that can be signalled.
+For a signal to hit another process, the process would have to end and be reaped, and its pid be reused, between the
+comparison and kill(2). macOS has no handle that a signal can be sent through.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ CHECK = 0
 
 
 def open_handle(pid: int) -> handle.Handle:
-    """Remember when the process started, and see whether a signal may be sent to it."""
+    """Record when the process started, and check that a signal may be sent to it."""
     os.kill(pid, CHECK)
     started = _started(pid)
     if started is None:
-        raise ProcessLookupError(f"there is no process {pid}, or when it started cannot be told")
+        raise ProcessLookupError(f"there is no process {pid}, or its start time cannot be read")
     return PidHandle(pid, started)
 
 
@@ -35,7 +35,7 @@ class PidHandle:
         self.first_started = started
 
     def started(self) -> datetime | None:
-        """As enrichment tells it now."""
+        """Read from the system by pid."""
         return _started(self.pid)
 
     def request_end(self) -> str | None:
@@ -44,14 +44,16 @@ class PidHandle:
 
     def force_end(self) -> str:
         """SIGKILL."""
-        return self._send(signal.Signals(9))  # the type checker reads this for Windows too, which has no SIGKILL
+        return self._send(
+            signal.Signals(9)
+        )  # SIGKILL; type checkers check this for Windows too, which has no such name
 
     def ended(self) -> bool:
         """A zombie counts as ended: it has no sockets any more."""
         return not handle.is_same(self.first_started, _started(self.pid)) or _is_zombie(self.pid)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""
 
     def _send(self, number: signal.Signals) -> str:
         if self.ended():

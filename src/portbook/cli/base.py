@@ -1,0 +1,71 @@
+"""What commands are made of: click's classes, without the calls that import ``inspect`` and ``locale`` at every start.
+
+click formats help texts when an option is made, and translates its own. The texts here are one line each and are in
+English: they are kept as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from portbook import __version__
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+class Option(click.Option):
+    """An option with a help text of one line."""
+
+    def __init__(self, *declarations: Any, help: str | None = None, **attributes: Any) -> None:  # noqa: A002  click's
+        super().__init__(*declarations, **attributes)
+        self.help = help
+
+
+def option(*declarations: str, **attributes: Any) -> Callable[[Decorated], Decorated]:
+    """As ``click.option``."""
+    return click.option(*declarations, cls=Option, **attributes)
+
+
+def _show_help(ctx: click.Context, _: click.Parameter, given: bool) -> None:
+    if given and not ctx.resilient_parsing:
+        click.echo(ctx.get_help(), color=ctx.color)
+        ctx.exit()
+
+
+def _show_version(ctx: click.Context, _: click.Parameter, given: bool) -> None:
+    if given and not ctx.resilient_parsing:
+        click.echo(f"portbook {__version__}")
+        ctx.exit()
+
+
+def _first(callback: Callable[[click.Context, click.Parameter, bool], None], *names: str, text: str) -> Option:
+    """An option that is answered before all others, instead of the command."""
+    return Option(list(names), is_flag=True, is_eager=True, expose_value=False, callback=callback, help=text)
+
+
+HELP = _first(_show_help, "-h", "--help", text="show this message and exit")
+VERSION = _first(_show_version, "-V", "--version", text="show the version and exit")
+
+
+class Command(click.Command):
+    """A command with ``HELP`` as its help option."""
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        """The one help option of all commands."""
+        return HELP
+
+
+class Group(click.Group):
+    """A group with ``HELP`` as its help option."""
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        """The one help option of all commands."""
+        return HELP
+
+
+def command(name: str, cls: type[Command] = Command) -> Callable[[Callable[..., Any]], Command]:
+    """As ``click.command``."""
+    return click.command(name, cls=cls)
