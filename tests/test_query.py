@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from portbook.errors import UsageError
 from portbook.inventory import push_down
-from portbook.query import ALIASES, FIELDS, NUMBERS, PORTS, Query, Term, parse, read_ports, term
+from portbook.query import ALIASES, FIELDS, NUMBERS, PORTS, Query, Term, parse, parse_port_ranges, term
 from portbook.records import FAMILIES, PROTOCOLS, REACHES, STATES, Owner, Socket
 
 # --- grammar -------------------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def test_aliases_lead_to_fields(alias, field):
 
 
 def test_ports_of_an_option():
-    assert read_ports("80,8000-8100") == ((80, 80), (8000, 8100))
+    assert parse_port_ranges("80,8000-8100") == ((80, 80), (8000, 8100))
 
 
 # --- properties ----------------------------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ def parse_target(text: str) -> HostPort:
         host, port = split_host_port(text.strip())
     except ValueError as error:
         raise UsageError(f"{text!r} is not HOST:PORT", "write localhost:80 or [::1]:80") from error
-    ranges = query.read_ports(port)
+    ranges = query.parse_port_ranges(port)
     if len(ranges) != 1 or ranges[0][0] != ranges[0][1]:
         raise UsageError(f"{text!r} has more than one port", "name each: host:80 host:443, or see portbook scan")
     return HostPort(text, host, ranges[0][0])

@@ -46,7 +46,7 @@ def take(wanted: Query | str = "", *, source: str | None = None) -> Listing:
     :raises SourceError: the source, or every source, failed to read this machine
     """
     request = query.parse(wanted) if isinstance(wanted, str) else wanted
-    return read_listing(request, source=source, all_namespaces=request.everywhere())
+    return read_listing(request, source=source, all_namespaces=request.all_namespaces())
 
 
 def listeners(*, source: str | None = None) -> Listing:
@@ -63,7 +63,7 @@ def read_listing(request: Query, *, source: str | None = None, all_namespaces: b
         all_known = selection.has("holders")
         completed, owner_gaps = owners.complete(selection.sockets, request.pids(), ahead.search, all_known)
     gaps = selection.gaps + owner_gaps
-    if request.everywhere():
+    if request.all_namespaces():
         gaps += _unseen_namespaces(selection)
     others = selection.other_namespaces
     return Listing(

@@ -1,28 +1,30 @@
-"""Which sockets are wanted: one grammar for the command line, the library and every later surface.
+"""Which sockets are wanted: one grammar for the command line and the library.
 
     state:listen port:8000-8100 -reach:loopback process:node
 
-A term is ``field:value``; several values are separated by commas and any of them will do. A ``-`` in front
-excludes. A bare number or range is a port, any other bare word a process. Quotes keep blanks and commas inside a
-value; a backslash takes the next character as it is. Terms of one field widen each other, terms of different
-fields narrow each other, and an excluded value always loses.
+A term is ``field:value``; several values are separated by commas, and any of them matches. A leading ``-``
+excludes. A number or range without a field is a port, any other word without a field a process. Blanks and commas in
+quotes belong to the value; a backslash takes the next character as it is. Terms of one field widen each other, terms
+of different fields narrow each other, and an excluded value never matches.
 
-Everything here is pure. ``Query.wanted`` is the part that sources push down into the kernel.
+Everything here is pure. ``inventory.push_down`` takes from a query what a kernel can filter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from msgspec import Struct
 
 from portbook.addresses import split_zone, unmapped
 from portbook.errors import UsageError
+from portbook.numerals import UINT16, UINT32, is_number, number_or_none
 from portbook.records import FAMILIES, PROTOCOLS, REACHES, STATES, Owner, Socket, State
 
-PORTS = (1, 65535)  # RFC 9293 section 3.1: 16 bits; 0 asks for "any" in bind() and is nobody's port
-NUMBERS = (0, 2**32 - 1)
+PORTS = (1, UINT16)  # RFC 9293 section 3.1; 0 lets bind() choose and is the port of no socket
+NUMBERS = (0, UINT32)
+MOST_SHOWN = 80  # characters of a wrong value in a message
 LISTENING: frozenset[State | None] = frozenset(("LISTEN", "BOUND", None))
 # Names for several states at once, as in ss(8). An unconnected UDP socket has no state; ss calls it UNCONN.
 STATE_GROUPS: dict[str, frozenset[State | None]] = {
@@ -32,7 +34,6 @@ STATE_GROUPS: dict[str, frozenset[State | None]] = {
     "UNCONN": frozenset((None,)),
 }
 STATE_ALIASES = {
-    "LISTENING": "LISTENING",
     "ESTAB": "ESTABLISHED",
     "SYN_RECEIVED": "SYN_RECV",
     "CLOSED": "CLOSE",
@@ -42,7 +43,6 @@ STATE_ALIASES = {
 
 Value = str | tuple[int, int]
 Test = Callable[[Socket], bool]
-T = TypeVar("T")
 
 
 class Term(NamedTuple):
@@ -53,7 +53,8 @@ class Term(NamedTuple):
     negated: bool = False
 
     def __str__(self) -> str:
-        return f"{'-' if self.negated else ''}{self.field}:{','.join(map(_print_value, self.values))}"
+        sign = "-" if self.negated else ""
+        return f"{sign}{self.field}:{','.join(map(_print_value, self.values))}"
 
 
 class Query(Struct, frozen=True):
@@ -68,71 +69,76 @@ class Query(Struct, frozen=True):
         return Query(_merge((*self.terms, *other.terms)))
 
     def values(self, field: str) -> tuple[Value, ...]:
-        """What ``field`` is asked to be; empty when it may be anything."""
-        return next((t.values for t in self.terms if t.field == field and not t.negated), ())
+        """The values that ``field`` may have; empty: any."""
+        return self._values(field, negated=False)
 
     def states(self) -> frozenset[State | None]:
         """The states that can match."""
-        asked = {s for v in self.values("state") for s in _states(str(v))} or STATE_GROUPS["ALL"]
-        refused = {s for t in self.terms if t.field == "state" and t.negated for v in t.values for s in _states(str(v))}
-        return frozenset(asked - refused)
+        states = _states_of(self.values("state")) or STATE_GROUPS["ALL"]
+        return states - _states_of(self._values("state", negated=True))
 
     def ports(self) -> tuple[tuple[int, int], ...] | None:
         """The ranges of local ports that can match; None: every port."""
-        return tuple(v for v in self.values("port") if isinstance(v, tuple)) or None
+        return _ranges(self.values("port")) or None
 
     def pids(self) -> tuple[tuple[int, int], ...] | None:
-        """The ranges of pids of which one must own a socket; None: anybody."""
-        return tuple(v for v in self.values("pid") if isinstance(v, tuple)) or None
+        """The ranges of pids of which one must own a socket; None: any owner."""
+        return _ranges(self.values("pid")) or None
 
-    def everywhere(self) -> bool:
-        """Whether other network namespaces than ours are asked for, or about."""
+    def all_namespaces(self) -> bool:
+        """Whether a term needs the sockets of other network namespaces."""
         return any(t.field == "netns" for t in self.terms)
 
     def is_broad(self) -> bool:
-        """Whether no term picks out few sockets, so that most owners of the machine will be asked for."""
+        """Whether no term selects few sockets, so that the owners of most sockets will be needed."""
         return not any(FIELDS[t.field].narrow and not t.negated for t in self.terms)
 
     def with_default_state(self) -> Query:
-        """What a person means who names no state: ports that are waiting, unless a peer is asked for."""
-        told = {t.field for t in self.terms if not t.negated}
-        if told & {"state", "remote-port", "remote-address"}:
+        """The query, restricted to waiting ports unless it names a state or a peer."""
+        fields = {t.field for t in self.terms if not t.negated}
+        if fields & {"state", "remote-port", "remote-address"}:
             return self
         return self & Query((Term("state", ("LISTENING",)),))
 
     def socket_test(self) -> Test | None:
-        """The test of everything that a bare socket shows; None when nothing is asked."""
+        """The test of the fields that a source fills; None when no term has one."""
         return _conjunction(t for t in self.terms if not FIELDS[t.field].needs_owner)
 
     def owner_test(self) -> Test | None:
-        """The test of everything that only enrichment shows; None when nothing is asked."""
+        """The test of the fields that enrichment fills; None when no term has one."""
         return _conjunction(t for t in self.terms if FIELDS[t.field].needs_owner)
+
+    def _values(self, field: str, *, negated: bool) -> tuple[Value, ...]:
+        for t in self.terms:  # of one field and sign there is one term: _merge
+            if t.field == field and t.negated == negated:
+                return t.values
+        return ()
 
 
 class Field(NamedTuple):
-    """How the values of a field are read, and what makes a socket match them."""
+    """How the values of a field are parsed, and what makes a socket match them."""
 
-    read: Callable[[str, str], Value]  # (field, text): raises UsageError
+    parse: Callable[[str, str], Value]  # (field, text): raises UsageError
     test: Callable[[tuple[Value, ...]], Test]
     about: str
     needs_owner: bool = False
-    narrow: bool = False  # picks out few sockets
+    narrow: bool = False  # selects few sockets
 
 
 def parse(text: str) -> Query:
-    """Read a query; raise UsageError that says which term is wrong and what is valid."""
+    """Parse a query; raise UsageError that says which term is wrong and what is valid."""
     return Query(_merge(_term(token) for token in _tokens(text)))
 
 
 def term(field: str, values: Iterable[str], negated: bool = False) -> Term:
-    """Build one term from texts, as options of a command line have them."""
+    """Make one term from the texts of its values, as options of a command line have them; raise UsageError."""
     if field not in FIELDS:
         raise UsageError(f"unknown field {field!r}", f"valid are {', '.join(FIELDS)}")
-    return Term(field, tuple(FIELDS[field].read(field, v) for v in values), negated)
+    return Term(field, tuple(FIELDS[field].parse(field, v) for v in values), negated)
 
 
-def read_ports(text: str) -> tuple[tuple[int, int], ...]:
-    """Read ``80,8000-8100``; raise UsageError."""
+def parse_port_ranges(text: str) -> tuple[tuple[int, int], ...]:
+    """Parse ``80,8000-8100``; raise UsageError."""
     return tuple(_number_range("port", part, PORTS) for part in text.split(","))
 
 
@@ -142,9 +148,9 @@ QUOTED = set(' \t\n\r\f\v,"\\')
 
 
 class Token(NamedTuple):
-    """A word of the text, quotes resolved: where it may be cut, and what stood inside quotes."""
+    """A word of the text, quotes and backslashes resolved."""
 
-    characters: list[tuple[str, bool]]  # (character, literal)
+    characters: list[tuple[str, bool]]  # character, and whether it is literal: it separates nothing
 
 
 def _tokens(text: str) -> list[Token]:
@@ -161,21 +167,22 @@ def _tokens(text: str) -> list[Token]:
             tokens.append(Token(word))
         if c == '"':
             quoted = not quoted
-            word.append(("", True))  # so that "" is a value, an empty one
+            word.append(("", True))  # so that "" is an empty value
         elif c == "\\":
             word.append((next(characters, "\\"), True))
         else:
             word.append((c, quoted))
     if quoted:
-        raise UsageError(f"a quote is not closed in {text!r}", 'write field:"a value"')
+        raise UsageError(f"unclosed quote in {text!r}", 'write field:"a value"')
     return tokens
 
 
-def _split(characters: list[tuple[str, bool]], at: str, most: int = -1) -> list[list[tuple[str, bool]]]:
+def _split(characters: list[tuple[str, bool]], separator: str, limit: int = -1) -> list[list[tuple[str, bool]]]:
+    """As str.split(): at separators that are not literal."""
     parts: list[list[tuple[str, bool]]] = [[]]
     for c in characters:
-        if c == (at, False) and most != 0:
-            most -= 1
+        if c == (separator, False) and limit != 0:
+            limit -= 1
             parts.append([])
         else:
             parts[-1].append(c)
@@ -189,24 +196,29 @@ def _text(characters: list[tuple[str, bool]]) -> str:
 def _term(token: Token) -> Term:
     characters = token.characters
     negated = characters[0] == ("-", False)
-    name, *rest = _split(characters[1:] if negated else characters, ":", 1)
-    if rest:
-        return term(ALIASES.get(_text(name), _text(name)), map(_text, _split(rest[0], ",")), negated)
-    values = [_text(v) for v in _split(name, ",")]
+    if negated:
+        characters = characters[1:]
+    before, *after = _split(characters, ":", 1)
+    if after:
+        name = _text(before)
+        return term(ALIASES.get(name, name), map(_text, _split(after[0], ",")), negated)
+    values = [_text(v) for v in _split(before, ",")]
     field = "port" if all(_is_range(v) for v in values) else "process"
     return term(field, values, negated)
 
 
 def _is_range(text: str) -> bool:
-    return bool(text) and all(part.isdecimal() and part.isascii() for part in text.split("-", 1))
+    return all(is_number(part) for part in text.split("-", 1))
 
 
 def _print_value(value: Value) -> str:
     if isinstance(value, tuple):
-        return str(value[0]) if value[0] == value[1] else f"{value[0]}-{value[1]}"
-    if value and not any(c in QUOTED or c.isspace() for c in value):
-        return value
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        first, last = value
+        return str(first) if first == last else f"{first}-{last}"
+    needs_quotes = not value or any(c in QUOTED or c.isspace() for c in value)
+    if needs_quotes:
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return value
 
 
 def _merge(terms: Iterable[Term]) -> tuple[Term, ...]:
@@ -220,17 +232,17 @@ def _merge(terms: Iterable[Term]) -> tuple[Term, ...]:
 
 
 def _number_range(field: str, text: str, limits: tuple[int, int]) -> tuple[int, int]:
-    low, high = limits
-    shown = f"{field} {text!r}"
+    least, most = limits
     if not _is_range(text):
-        raise UsageError(f"{shown} is not a number", f"valid are {low} to {high}, as 80 or 8000-8100")
-    first, _, last = text.partition("-")
-    a, b = (int(n) if len(n) <= 10 else high + 1 for n in (first, last or first))  # int() refuses 4,300 digits
-    if not (low <= a <= high and low <= b <= high):
-        raise UsageError(f"{shown} is out of range", f"valid are {low} to {high}")
-    if a > b:
-        raise UsageError(f"{shown} runs backwards", f"write {b}-{a}")
-    return a, b
+        raise UsageError(f"{field} {text!r} is not a number", f"valid are {least} to {most}, as 80 or 8000-8100")
+    first_text, hyphen, last_text = text.partition("-")
+    first = number_or_none(first_text, most, least)
+    last = number_or_none(last_text, most, least) if hyphen else first
+    if first is None or last is None:
+        raise UsageError(f"{field} {text[:MOST_SHOWN]!r} is out of range", f"valid are {least} to {most}")
+    if first > last:
+        raise UsageError(f"{field} {text!r} runs backwards", f"write {last}-{first}")
+    return first, last
 
 
 def _port(field: str, text: str) -> Value:
@@ -244,12 +256,12 @@ def _number(field: str, text: str) -> Value:
 def _choice(valid: Iterable[str]) -> Callable[[str, str], Value]:
     words = tuple(valid)
 
-    def read(field: str, text: str) -> Value:
+    def parse_word(field: str, text: str) -> Value:
         if text.lower() not in words:
             raise UsageError(f"unknown {field} {text!r}", f"valid are {', '.join(words)}")
         return text.lower()
 
-    return read
+    return parse_word
 
 
 def _state(field: str, text: str) -> Value:
@@ -262,17 +274,25 @@ def _state(field: str, text: str) -> Value:
 
 
 def _states(word: str) -> frozenset[State | None]:
+    """The states that a name stands for."""
     return STATE_GROUPS.get(word) or frozenset(s for s in STATES if s == word)
+
+
+def _states_of(values: Iterable[Value]) -> frozenset[State | None]:
+    return frozenset[State | None]().union(*(_states(str(v)) for v in values))
+
+
+def _ranges(values: Iterable[Value]) -> tuple[tuple[int, int], ...]:
+    return tuple(v for v in values if isinstance(v, tuple))
 
 
 def _address(field: str, text: str) -> Value:
     from ipaddress import ip_network
 
-    bare = text.strip("[]")
-    if bare == "*":
+    if text == "*":
         return "*"
     try:
-        network = ip_network(split_zone(bare)[0], strict=False)
+        network = ip_network(split_zone(text.strip("[]"))[0], strict=False)
     except ValueError as error:
         raise UsageError(f"{field} {text!r} is not an address", "write 127.0.0.1, ::1 or 10.0.0.0/8") from error
     return str(network.network_address) if network.num_addresses == 1 else str(network)
@@ -280,7 +300,7 @@ def _address(field: str, text: str) -> Value:
 
 def _pattern(field: str, text: str) -> Value:
     if not text:
-        raise UsageError(f"{field} is empty", "write a part of the name, or a pattern such as 'node*'")
+        raise UsageError(f"{field} is empty", "write part of the name, or a pattern such as 'node*'")
     return text
 
 
@@ -288,9 +308,14 @@ def _pattern(field: str, text: str) -> Value:
 
 
 def _conjunction(terms: Iterable[Term]) -> Test | None:
-    tests = [_negate(FIELDS[t.field].test(t.values)) if t.negated else FIELDS[t.field].test(t.values) for t in terms]
-    if len(tests) <= 1:
-        return tests[0] if tests else None
+    tests: list[Test] = []
+    for t in terms:
+        test = FIELDS[t.field].test(t.values)
+        tests.append(_negate(test) if t.negated else test)
+    if not tests:
+        return None
+    if len(tests) == 1:
+        return tests[0]
     return lambda s: all(test(s) for test in tests)
 
 
@@ -300,11 +325,11 @@ def _negate(test: Test) -> Test:
 
 def _in_ranges(number: Callable[[Socket], int | None]) -> Callable[[tuple[Value, ...]], Test]:
     def make(values: tuple[Value, ...]) -> Test:
-        ranges = [v for v in values if isinstance(v, tuple)]
+        ranges = _ranges(values)
 
         def test(socket: Socket) -> bool:
             n = number(socket)
-            return n is not None and any(a <= n <= b for a, b in ranges)
+            return n is not None and any(first <= n <= last for first, last in ranges)
 
         return test
 
@@ -316,7 +341,7 @@ def _equals(get: Callable[[Socket], str]) -> Callable[[tuple[Value, ...]], Test]
 
 
 def _in_states(values: tuple[Value, ...]) -> Test:
-    states = frozenset(s for v in values for s in _states(str(v)))
+    states = _states_of(values)
     return lambda s: s.state in states
 
 
@@ -324,7 +349,7 @@ def _in_networks(get: Callable[[Socket], str | None]) -> Callable[[tuple[Value, 
     def make(values: tuple[Value, ...]) -> Test:
         from ipaddress import ip_address, ip_network
 
-        anywhere = "*" in values
+        wildcards = "*" in values
         networks = [ip_network(str(v)) for v in values if v != "*"]
 
         def test(socket: Socket) -> bool:
@@ -332,7 +357,7 @@ def _in_networks(get: Callable[[Socket], str | None]) -> Callable[[tuple[Value, 
             if text is None:
                 return False
             address = ip_address(unmapped(text))
-            return (anywhere and address.is_unspecified) or any(address in n for n in networks)
+            return (wildcards and address.is_unspecified) or any(address in n for n in networks)
 
         return test
 
@@ -352,7 +377,7 @@ def _of_socket(texts: Callable[[Socket], Iterable[str | None]]) -> Callable[[tup
 
 
 def _text_test(patterns: list[str]) -> Callable[[str], bool]:
-    """Without a wildcard a part of the text will do; with one the whole text has to fit. Case does not count."""
+    """A pattern without a wildcard matches a part of the text, one with a wildcard the whole. Case is ignored."""
     from fnmatch import fnmatchcase
 
     lowered = [p.lower() for p in patterns]
@@ -379,20 +404,20 @@ def _user_test(values: tuple[Value, ...]) -> Test:
 
 
 def _netns_test(values: tuple[Value, ...]) -> Test:
-    """``all``, an inode, or a part of a name or a pattern as for every other name."""
+    """``all``, an inode, or part of a name or a pattern as for every other name."""
     words = [str(v) for v in values]
-    everywhere, matches = "all" in words, _text_test(words)
+    every_namespace, matches = "all" in words, _text_test(words)
 
     def test(socket: Socket) -> bool:
         name = socket.netns_name
-        return everywhere or str(socket.netns) in words or (name is not None and matches(name))
+        return every_namespace or str(socket.netns) in words or (name is not None and matches(name))
 
     return test
 
 
 def _pid_test(values: tuple[Value, ...]) -> Test:
-    ranges = [v for v in values if isinstance(v, tuple)]
-    return lambda s: any(a <= o.pid <= b for o in s.owners for a, b in ranges)
+    ranges = _ranges(values)
+    return lambda s: any(first <= o.pid <= last for o in s.owners for first, last in ranges)
 
 
 def _process_texts(owner: Owner) -> Iterable[str | None]:
@@ -406,7 +431,10 @@ FIELDS: dict[str, Field] = {
     "family": Field(_choice(FAMILIES), _equals(lambda s: s.family), "ipv4, ipv6"),
     "state": Field(_state, _in_states, "listen, established, … or listening, connected, all"),
     "address": Field(
-        _address, _in_networks(lambda s: s.local_address), "local address or network; * is every one", narrow=True
+        _address,
+        _in_networks(lambda s: s.local_address),
+        "local address or network; * for wildcards",
+        narrow=True,
     ),
     "remote-address": Field(
         _address, _in_networks(lambda s: s.remote_address), "address or network of the peer", narrow=True

@@ -28,7 +28,7 @@ def test_this_process():
     assert timedelta(0) <= datetime.now(UTC) - owner.started < timedelta(hours=12)
 
 
-def test_a_process_that_is_gone_stays_as_it_was_and_is_counted():
+def test_a_process_that_has_ended_stays_as_it_was_and_is_counted():
     gone = subprocess.Popen([sys.executable, "-c", ""], stdin=subprocess.DEVNULL)
     gone.wait(60)
     owners, (gap,) = portable.enrich([Owner(gone.pid, service_tag=5), Owner(os.getpid())])
@@ -82,7 +82,7 @@ def test_parents_are_bounded_and_do_not_go_in_circles(monkeypatch):
     assert len(portable.parents(1)) == portable.MOST_PARENTS
 
 
-def test_parents_of_nobody():
+def test_parents_of_a_process_that_does_not_exist():
     assert portable.parents(2**22 + 1) == ()
 
 

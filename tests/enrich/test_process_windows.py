@@ -60,7 +60,7 @@ def test_any_bytes_are_read(data, base, pointer):
     parse_processes(data, base, pointer)
 
 
-def test_offsets_that_go_in_circles_end():
+def test_offsets_that_form_a_circle_end():
     step = struct.pack("<I", 0xFFFF_FFFF)
     assert parse_processes(step + bytes(252), BASE) == {0: Process("System Idle Process", 0, 0)}
 

@@ -141,7 +141,7 @@ def test_creation_time(filetime, moment):
     assert one("tcp", "ipv4", "module", Row(LOOPBACK4, 1, 2, created=filetime)).created == moment
 
 
-def test_bound_endpoints_that_went_on_to_listen_or_connect_are_left_out():
+def test_bound_endpoints_that_listen_or_are_connected_are_omitted():
     bound = encode("tcp", "ipv4", "bound", [Row(ANY4, 1000, pid=8), Row(ANY4, 2000, pid=8), Row(ANY4, 3000, pid=8)])
     listening = encode("tcp", "ipv6", "pid", [Row(LOOPBACK6, 2000, 2, pid=8), Row(LOOPBACK6, 3000, 2, pid=9)])
     udp = encode("udp", "ipv4", "pid", [Row(ANY4, 1000, pid=8)])
@@ -201,7 +201,7 @@ def test_elsewhere_the_source_is_missing():
         iphlpapi.read(Wanted())
 
 
-def test_what_is_promised_exists():
+def test_the_capabilities_are_valid():
     assert iphlpapi.SOURCE.capabilities <= CAPABILITIES.keys()
 
 

@@ -144,7 +144,7 @@ def test_without_root_it_says_what_it_cannot_see():
     assert reading.gaps[0].hint == "run with sudo"
 
 
-def test_nothing_is_no_error():
+def test_no_output_is_no_error():
     assert parse(LsofOutput(b""))[:2] == ([], [])
 
 
@@ -169,17 +169,17 @@ def test_a_row_that_cannot_be_read_is_counted(row):
 
 
 @pytest.mark.parametrize("row", ["f3|tunix|d1|n/run/x", "f3|tIPv4|d1|PSCTP|n*:9", "f3|tIPv4|d1|PTCP|n*:*|TST=CLOSED"])
-def test_what_is_no_socket_with_a_port_is_passed_over(row):
+def test_rows_without_a_port_or_of_other_protocols_are_ignored(row):
     assert parse(rows(row))[:2] == ([], [])
 
 
 @pytest.mark.parametrize("output", [b"lsof: usage", b"f3\0tIPv4\0\n", b"\0\n", b"COMMAND  PID USER\n"])
-def test_what_is_not_lsofs_field_output_is_garbled(output):
+def test_other_output_than_fields_is_garbled(output):
     with pytest.raises(SourceGarbled):
         parse(LsofOutput(output))
 
 
-def test_a_state_nobody_knows_is_kept_as_text():
+def test_an_unknown_state_is_kept_as_text():
     (found,) = parse(rows("f3|tIPv4|d1|PTCP|n127.0.0.1:80|TST=RESTING")).sockets
     assert (found.state, found.state_text) == ("UNKNOWN", "RESTING")
 
@@ -261,7 +261,7 @@ def test_our_own_sockets_are_listed():
 
 
 @on_unix
-def test_only_the_wanted_protocols_are_asked_for():
+def test_only_the_wanted_protocols_are_read():
     need(lsof.missing() is None, "lsof")
     with socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagram:
         datagram.bind(("127.0.0.1", 0))
@@ -289,7 +289,7 @@ def test_a_process_with_an_odd_name(tmp_path):
 
 @pytest.mark.root
 @on_unix
-def test_an_ordinary_user_is_told_what_is_missing():
+def test_an_ordinary_user_gets_a_gap():
     need(lsof.missing() is None, "lsof")
     need(os.geteuid() == 0, "root, to become an ordinary user")
     code = (
@@ -360,7 +360,7 @@ def test_nothing_to_list_is_no_error(script):
     assert parse(lsof.read(Wanted())).sockets == []
 
 
-def test_no_program_is_said(monkeypatch):
+def test_without_lsof_the_source_is_missing(monkeypatch):
     monkeypatch.setattr(program, "DIRECTORIES", ())
     assert lsof.SOURCE.missing() == "lsof is not installed"
     with pytest.raises(SourceMissing):

@@ -128,7 +128,7 @@ def test_udp_with_a_peer_is_connected():
     assert (found.state, found.remote_address, found.remote_port) == ("ESTABLISHED", "127.0.0.1", 53)
 
 
-def test_a_zone_is_told_for_link_local_addresses_only():
+def test_only_link_local_addresses_have_a_zone():
     assert [s.zone for s in rows("UDP [fe80::1%12]:1 *:* 7", "UDP [ff02::1%12]:1 *:* 7")] == ["12", None]
 
 
@@ -147,7 +147,7 @@ def test_names_with_commas_quotes_and_foreign_letters():
 
 
 @pytest.mark.parametrize("tasks", ["INFO: No tasks are running.\r\n", '"a","x"\n"b"\n\n,\n', '"open', "\0"])
-def test_a_tasklist_that_says_nothing_costs_only_the_names(tasks):
+def test_without_output_of_tasklist_only_names_are_missing(tasks):
     assert rows("UDP 1.2.3.4:1 *:* 7", tasks=tasks)[0].owners == (Owner(7, how="netstat"),)
 
 
@@ -209,7 +209,7 @@ def test_elsewhere_the_source_is_missing():
         netstat.read(Wanted())
 
 
-def test_what_is_promised_exists():
+def test_the_capabilities_are_valid():
     assert netstat.SOURCE.capabilities <= CAPABILITIES.keys()
 
 

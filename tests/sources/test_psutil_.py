@@ -73,7 +73,7 @@ def test_addresses_are_canonical():
     assert (found.local_address, found.reach) == ("::ffff:127.0.0.1", "loopback")
 
 
-def test_sockets_without_a_port_are_left_out():
+def test_sockets_without_a_port_are_omitted():
     assert parse(PsutilRows(((2, UDP, (), (), "NONE", 7), (2, TCP, ("0.0.0.0", 0), (), "CLOSE", 7)))).sockets == []
 
 
@@ -85,7 +85,7 @@ def test_sockets_without_a_port_are_left_out():
         (2, TCP, ("x", 1), (), "", 7),
     ],
 )
-def test_what_cannot_be_is_garbled(row):
+def test_impossible_rows_are_garbled(row):
     with pytest.raises(SourceGarbled):
         parse(PsutilRows((row,)))
 
@@ -149,7 +149,7 @@ def test_it_finds_the_sockets_of_this_process(opened):
         (("tcp",), ("ipv4",), ["tcp4"]),
     ],
 )
-def test_only_what_is_wanted_is_asked_for(monkeypatch, protocols, families, kinds):
+def test_only_what_is_wanted_is_read(monkeypatch, protocols, families, kinds):
     asked = []
     monkeypatch.setattr(psutil, "net_connections", lambda kind: asked.append(kind) or [])
     assert psutil_.read(Wanted(protocols, families)) == PsutilRows(())

@@ -227,7 +227,7 @@ def test_only_what_is_wanted_is_read():
     assert keys(Wanted(states=frozenset(("LISTEN",)))) == [("tcp", "ipv4", "module"), ("tcp", "ipv6", "module")]
 
 
-def test_listeners_alone_come_from_the_class_of_listeners(opened):
+def test_for_listeners_alone_the_class_of_listeners_is_used(opened):
     listener = opened(socket.create_server(("127.0.0.1", 0)))
     client = opened(socket.create_connection(listener.getsockname()))
     sockets = read(Wanted(states=frozenset(("LISTEN",))))
@@ -263,7 +263,7 @@ def test_no_table_at_all_is_an_error(monkeypatch):
         iphlpapi.read(NO_BOUND)
 
 
-def test_refused_access_is_told_apart(monkeypatch):
+def test_refused_access_is_an_error_of_its_own(monkeypatch):
     monkeypatch.setattr(iphlpapi, "_call", lambda *_: (iphlpapi.ERROR_ACCESS_DENIED, 0))
     with pytest.raises(SourceDenied):
         iphlpapi.read(NO_BOUND)

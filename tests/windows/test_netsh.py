@@ -99,7 +99,7 @@ def test_excluded_ranges_in_every_language_through_a_real_process(replay, codec,
 
 
 @replayed
-def test_why_asks_netsh_and_says_when_the_bind_contradicts_it(replay):
+def test_why_reports_what_netsh_printed_even_if_the_bind_contradicts_it(replay):
     """Nothing is really excluded here, so that the bind succeeds; what was read is told all the same."""
     replay(netsh_excludedportrange=DATA / "excluded.german.cp850.txt")
     verdict = why(49750)
@@ -147,7 +147,7 @@ def test_bytes_arrive_as_they_are(replay):
 
 
 @replayed
-def test_everything_is_asked_at_once_with_the_documented_arguments(replay, tmp_path):
+def test_all_commands_run_at_the_same_time_with_the_documented_arguments(replay, tmp_path):
     replay(log=tmp_path, netsh_together="9")  # one after the other, the first would wait beyond the time limit
     found = reservations.take()
     assert found.gaps == ()
@@ -276,7 +276,7 @@ def test_a_registry_that_may_not_be_read(refusing):
 
 
 @replayed
-def test_then_netsh_is_asked(refusing, replay):
+def test_then_netsh_is_run(refusing, replay):
     replay(netsh_v4tov4=DATA / "portproxy.english.cp437.txt", netsh=DATA / "portproxy.none.cp437.txt")
     found = reservations.take(["tcp"], ["ipv4"], queues=False)
     assert found.proxies is not None

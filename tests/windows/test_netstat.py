@@ -114,7 +114,7 @@ def test_a_program_that_is_not_there(monkeypatch):
         netstat.read(Wanted())
 
 
-def test_a_directory_that_is_not_told():
+def test_without_the_system_directory_there_is_an_error():
     class Kernel32:
         def GetSystemDirectoryW(self, buffer, size):  # noqa: N802  # the name it has in Windows
             return 0

@@ -78,7 +78,7 @@ def test_a_command_line_as_windows_answers(monkeypatch):
 
 
 @pytest.mark.skipif(not WINE, reason="Windows tells it")
-def test_a_command_line_that_is_not_told_is_none():
+def test_a_command_line_that_windows_does_not_return_is_none():
     assert enrich_one(os.getpid()).command_line is None
 
 
@@ -105,7 +105,7 @@ def test_the_processes_without_an_executable_have_a_name(pid, name, monkeypatch)
     assert (owner.name, owner.exe, gaps) == (name, None, [])
 
 
-def test_processes_that_are_gone_are_counted_once():
+def test_processes_that_have_ended_are_counted_once():
     with child() as started:
         pid = started.pid
     owners, gaps = windows.enrich([Owner(pid), Owner(os.getpid()), Owner(pid, service_tag=5)])
@@ -165,7 +165,7 @@ def test_parents():
     assert starts == sorted(starts, reverse=True)
 
 
-def test_parents_of_nobody():
+def test_parents_of_a_process_that_does_not_exist():
     with child() as started:
         pid = started.pid
     assert windows.parents(pid) == ()
@@ -174,7 +174,7 @@ def test_parents_of_nobody():
 # --- the ways to list processes ------------------------------------------------------------------------------------
 
 
-def test_both_ways_list_the_same():
+def test_both_calls_list_the_same_processes():
     system = windows._System()
     with child() as started:
         kernel, toolhelp = system._from_kernel(), system._from_toolhelp()
@@ -184,14 +184,14 @@ def test_both_ways_list_the_same():
 
 
 @pytest.mark.parametrize("failure", [lambda self: {}, lambda self: (_ for _ in ()).throw(OSError("no"))])
-def test_the_second_way_is_taken_when_the_first_fails(monkeypatch, failure):
+def test_the_second_call_is_used_when_the_first_fails(monkeypatch, failure):
     monkeypatch.setattr(windows._System, "_from_kernel", failure)
     owner = enrich_one(os.getpid())
     assert owner.name.lower() == "python.exe"
     assert timedelta(0) <= datetime.now(UTC) - owner.started < timedelta(minutes=30)  # from GetProcessTimes
 
 
-def test_without_either_way_owners_stay_as_they_were(monkeypatch):
+def test_without_either_call_owners_stay_as_they_were(monkeypatch):
     def fail(self):
         raise OSError("no")
 
@@ -244,7 +244,7 @@ def test_the_interface_chooses_this_platform():
     assert owner.user
 
 
-def test_the_portable_way_survives_what_psutil_cannot_do_here():
+def test_the_portable_module_survives_what_psutil_cannot_do_here():
     (owner,), gaps = portable.enrich([Owner(os.getpid(), name="known before")])
     assert gaps == []
     assert owner.ppid == psutil.Process().ppid()
@@ -254,7 +254,7 @@ def test_the_portable_way_survives_what_psutil_cannot_do_here():
     assert timedelta(0) <= datetime.now(UTC) - owner.started < timedelta(minutes=30)
 
 
-def test_the_portable_way_counts_processes_that_are_gone():
+def test_the_portable_module_counts_processes_that_have_ended():
     with child() as started:
         pid = started.pid
     owners, (gap,) = portable.enrich([Owner(pid)])

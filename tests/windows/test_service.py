@@ -12,20 +12,20 @@ from portbook.records import Owner
 
 
 def test_services_run_in_processes():
-    running = windows.running()
+    running = windows.running_services()
     names = {name.lower() for services in running.values() for name in services}
     assert "eventlog" in names
     assert all(pid > 0 for pid in running)
 
 
-def test_a_buffer_that_is_too_small_is_asked_again(monkeypatch):
-    whole = windows.running()
+def test_a_buffer_that_is_too_small_is_enlarged(monkeypatch):
+    whole = windows.running_services()
     monkeypatch.setattr(windows, "FIRST_SIZE", 64)
-    assert windows.running() == whole
+    assert windows.running_services() == whole
 
 
 def test_the_owner_of_a_service_is_named_after_it():
-    pid, services = next((pid, names) for pid, names in windows.running().items() if len(names) == 1)
+    pid, services = next((pid, names) for pid, names in windows.running_services().items() if len(names) == 1)
     (service, mine), gaps = windows.enrich([Owner(pid, name="svchost.exe"), Owner(os.getpid())])
     assert service == Owner(pid, name="svchost.exe", service=services[0])
     assert mine == Owner(os.getpid())
@@ -33,21 +33,21 @@ def test_the_owner_of_a_service_is_named_after_it():
 
 
 def test_several_services_of_one_process_are_all_named(monkeypatch):
-    monkeypatch.setattr(windows, "running", lambda: {8: ["Dnscache", "CryptSvc"]})
+    monkeypatch.setattr(windows, "running_services", lambda: {8: ["Dnscache", "CryptSvc"]})
     (owner,), _ = windows.enrich([Owner(8)])
     assert (owner.service, owner.confidence) == ("CryptSvc, Dnscache", "certain")
 
 
 @pytest.mark.parametrize(("answer", "service"), [("Dnscache", "Dnscache"), (None, "CryptSvc, Dnscache")])
-def test_the_tag_tells_which_of_several(monkeypatch, answer, service):
-    monkeypatch.setattr(windows, "running", lambda: {8: ["Dnscache", "CryptSvc"]})
-    monkeypatch.setattr(windows, "_asked", lambda query, pid, tag: answer if (pid, tag) == (8, 5) else "wrong")
+def test_the_tag_identifies_one_of_several_services(monkeypatch, answer, service):
+    monkeypatch.setattr(windows, "running_services", lambda: {8: ["Dnscache", "CryptSvc"]})
+    monkeypatch.setattr(windows, "_query_tag", lambda query, pid, tag: answer if (pid, tag) == (8, 5) else "wrong")
     (owner,), _ = windows.enrich([Owner(8, service_tag=5)])
     assert owner.service == service
 
 
 @pytest.mark.parametrize(("code", "name", "answer"), [(0, "Dnscache", "Dnscache"), (0, None, None), (87, None, None)])
-def test_a_tag_is_asked_for_as_windows_answers(code, name, answer):
+def test_a_tag_is_queried_as_windows_answers(code, name, answer):
     """Wine has a stub that ends the process: this stands in for I_QueryTagInformation, and allocates as it does."""
 
     def query(machine, level, information):
@@ -64,13 +64,13 @@ def test_a_tag_is_asked_for_as_windows_answers(code, name, answer):
             ctypes.memmove(asked.name, text, ctypes.sizeof(text))
         return code
 
-    assert windows._asked(query, 8, 5) == answer
+    assert windows._query_tag(query, 8, 5) == answer
 
 
 def test_without_the_service_manager_there_is_a_gap(monkeypatch):
     def fail():
         raise OSError("no")
 
-    monkeypatch.setattr(windows, "running", fail)
+    monkeypatch.setattr(windows, "running_services", fail)
     owners, (gap,) = windows.enrich([Owner(8)])
     assert (owners, gap.what) == ([Owner(8)], "service")

@@ -53,7 +53,7 @@ def command(
     from portbook.bind.free import free
     from portbook.render import free as render
 
-    ports = read_ports(among) if among is not None else None
+    ports = parse_port_list(among) if among is not None else None
     answer = free(count, protocols=PROTOCOLS_OF[which], address=address, ports=ports, avoid_ephemeral=avoid_ephemeral)
     if as_json:
         output.write_bytes(render.json(answer))
@@ -62,12 +62,12 @@ def command(
     return exits.YES if answer.enough else exits.NO
 
 
-def read_ports(text: str) -> list[int]:
+def parse_port_list(text: str) -> list[int]:
     """Read ``8000-8100,9000``; raise UsageError."""
     from portbook import query
 
     ports: set[int] = set()
-    for low, high in query.read_ports(text):
+    for low, high in query.parse_port_ranges(text):
         ports.update(range(low, high + 1))
     return sorted(ports)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from portbook.cli import base, exec_command
-from portbook.cli.free import PROTOCOLS_OF, address_option, both_option, read_ports, udp_option
+from portbook.cli.free import PROTOCOLS_OF, address_option, both_option, parse_port_list, udp_option
 from portbook.errors import PortbookError, UsageError
 from portbook.records import Protocol
 
@@ -62,7 +62,7 @@ def command(
         raise UsageError("no command to run", "portbook lease [PORT] -- COMMAND...")
     path = exec_command.executable(given[0])  # before anything is bound
     protocols = PROTOCOLS_OF[which]
-    ports: Sequence[int] | None = read_ports(among) if among is not None else None
+    ports: Sequence[int] | None = parse_port_list(among) if among is not None else None
     if number_only and not port and ports is None:
         ports = _unwanted_ports(protocols, address)
     leased = lease(port, protocols=protocols, address=address, dual=dual, ports=ports)

@@ -120,7 +120,7 @@ def command(
     if form is not None:
         output.write_machine(listing, form, key)
     else:
-        output.write_people(listing, wide, key or (SORTS["port"], False), selection.everywhere())
+        output.write_people(listing, wide, key or (SORTS["port"], False), selection.all_namespaces())
         output.write_elsewhere(listing)
     return exits.GAPS if strict and listing.gaps else exits.YES
 

@@ -51,11 +51,11 @@ def command(ports: tuple[str, ...], as_json: bool, source: str | None, strict: b
 
 def read_port(text: str) -> tuple[int, Protocol | None]:
     """Read ``80``, ``80/tcp`` or ``53/udp``; raise UsageError."""
-    from portbook.query import read_ports
+    from portbook.query import parse_port_ranges
     from portbook.records import PROTOCOLS
 
     number, slash, word = text.partition("/")
-    ranges = read_ports(number)
+    ranges = parse_port_ranges(number)
     low, high = ranges[0]
     if len(ranges) > 1 or low != high:
         raise UsageError(f"{text!r} is more than one port", "name each port: 80 443/tcp")

@@ -1,7 +1,7 @@
-"""The systemd unit that a cgroup path names. Pure.
+"""The systemd unit of a cgroup path. Pure.
 
-systemd gives every unit a cgroup of the unit's name below that of its slice, and a user's service manager builds the
-same tree again inside ``user@UID.service``: systemd.slice(5), systemd.scope(5),
+systemd gives every unit a cgroup with the name of the unit below that of its slice, and a user's service manager builds
+the same tree inside ``user@UID.service``: systemd.slice(5), systemd.scope(5),
 https://systemd.io/CGROUP_DELEGATION.
 """
 
@@ -13,7 +13,7 @@ from portbook.numerals import UINT32, number_or_none, parse_hex
 KINDS = (".service", ".socket", ".mount", ".swap")
 MANAGER = "user@"
 MANAGER_CGROUP = "init.scope"  # where systemd itself is, pid 1 or a user's
-# Below a unit, these are somebody else's. A cgroup driver that does not match puts pods below the unit of containerd or
+# Below a unit, these do not belong to it. A cgroup driver that does not match puts pods below the unit of containerd or
 # docker (https://github.com/kubernetes/kubernetes/issues/106514, 36807): they are not containerd.
 OTHERS = (".scope", ".slice")
 PODS = ("kubepods", ".slice:")
@@ -23,22 +23,26 @@ HEX = frozenset("0123456789abcdefABCDEF")
 def unit_of(cgroup: str) -> str | None:
     r"""The innermost unit that a process in ``cgroup`` belongs to, ``\x2d`` and the like decoded; None for none.
 
-    Login sessions, applications and containers are scopes: not services, and no part of the service above them, be it
-    a user's service manager or a container runtime. A container that a unit runs as its main process (podman
-    with ``--cgroups=split``, as Quadlet does) is that unit.
+    Login sessions, applications and containers are scopes: they are no services, and no part of the service above them,
+    which may be a user's service manager or a container runtime. A container that a unit runs as its main process
+    (podman with ``--cgroups=split``, as Quadlet does) belongs to that unit.
     """
     unit = _innermost(cgroup)
-    return None if unit is None else unescape(unit)
+    if unit is None:
+        return None
+    return unescape(unit)
 
 
 def exact_unit_of(cgroup: str) -> str | None:
-    """The same unit, spelt as systemctl(1) has to be told: with its escapes."""
+    """The same unit with its escapes, as systemctl(1) expects it."""
     unit = _innermost(cgroup)
-    return None if unit is None else unit.removeprefix("_")
+    if unit is None:
+        return None
+    return unit.removeprefix("_")
 
 
 def user_of(cgroup: str) -> int | None:
-    """Whose service manager the unit belongs to, by uid; None for the system's."""
+    """The uid of the user whose service manager runs the unit; None for that of the system."""
     for segment in cgroup.split("/"):
         if segment.startswith(MANAGER):
             uid = number_or_none(segment.removeprefix(MANAGER).removesuffix(".service"), UINT32)
@@ -52,13 +56,13 @@ def _innermost(cgroup: str) -> str | None:
     for segment in cgroup.split("/"):
         if segment.endswith(KINDS):
             unit = segment
-        elif unit is not None and segment != MANAGER_CGROUP and _is_another_matter(unit, segment):
+        elif unit is not None and segment != MANAGER_CGROUP and _is_separate(unit, segment):
             unit = None
     return unit
 
 
-def _is_another_matter(unit: str, segment: str) -> bool:
-    """Whether what is in ``segment`` of ``unit`` is no longer that unit's."""
+def _is_separate(unit: str, segment: str) -> bool:
+    """Whether processes in ``segment`` below ``unit`` do not belong to the unit."""
     return unit.startswith(MANAGER) or segment.endswith(OTHERS) or any(pods in segment for pods in PODS)
 
 

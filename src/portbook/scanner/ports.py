@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from portbook.errors import UsageError
-from portbook.query import read_ports
+from portbook.query import parse_port_ranges
 from portbook.records import Protocol
 
 PortGroup = tuple[str, str]  # description, and the ports as -p takes them
@@ -91,7 +91,7 @@ def check_ports(numbers: Iterable[int]) -> list[int]:
 
 
 def _numbers(part: str) -> Iterable[int]:
-    ((low, high),) = read_ports(part)
+    ((low, high),) = parse_port_ranges(part)
     return range(low, high + 1)
 
 

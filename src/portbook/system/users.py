@@ -1,4 +1,4 @@
-"""Names of Unix users, each asked for once: the answer may come from a directory server (nsswitch.conf(5))."""
+"""Names of Unix users, each looked up once: a directory server may have to answer (nsswitch.conf(5))."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import cache
 
 @cache
 def user_name(uid: int) -> str:
-    """The name of a user, or its number as text when it has none."""
+    """The name of a user; its uid as text if it has none."""
     try:
         import pwd
     except ImportError:  # Windows has no uids

@@ -70,7 +70,7 @@ def test_the_layout_of_older_systems():
     )
 
 
-def test_a_process_is_never_that_of_the_queue_before():
+def test_a_process_never_belongs_to_the_queue_before():
     """As in a published answer, all of whose headings but the first are indented."""
     lines = sample("queues", "english-2012.cp437").data.decode().splitlines()
     first, second = [at for at, line in enumerate(lines) if line.startswith("Request")][:2]
@@ -108,7 +108,7 @@ def test_a_title_alone_says_that_there_is_no_queue():
 
 
 @pytest.mark.parametrize("line", ["    HTTP://+:80/", "    944", "    State: Active"])
-def test_what_belongs_to_no_queue_is_garbled(line):
+def test_a_line_that_belongs_to_no_queue_is_garbled(line):
     with pytest.raises(SourceGarbled, match="belongs to no queue"):
         queues(TITLE + line + "\r\n")
 

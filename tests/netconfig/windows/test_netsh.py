@@ -93,7 +93,7 @@ def test_a_sample_of_each_kind_is_no_utf8():
             sample("excluded", name).data.decode("utf-8")
 
 
-def test_the_list_is_the_one_that_was_asked_for():
+def test_ranges_have_the_requested_family_and_protocol():
     (found, *_) = parse_excluded(sample("excluded", "german.cp850"), "ipv6", "udp")
     assert (found.family, found.protocol) == ("ipv6", "udp")
 
@@ -225,6 +225,6 @@ def test_the_longest_answer_takes_no_time(unit):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="here it can be asked")
 @pytest.mark.parametrize("look", [excluded_ranges, dynamic_ranges, port_proxies, reservations.take])
-def test_elsewhere_there_is_no_answer_and_that_is_said(look):
+def test_elsewhere_the_commands_are_missing(look):
     with pytest.raises(SourceMissing):
         look()

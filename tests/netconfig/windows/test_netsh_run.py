@@ -38,7 +38,7 @@ def scripted(monkeypatch, tmp_path):
     return Scripted(monkeypatch, tmp_path)
 
 
-def test_all_four_lists_are_asked_for_at_once(scripted, tmp_path):
+def test_all_four_commands_run_at_the_same_time(scripted, tmp_path):
     # Each waits until all four have begun: one after the other they would never end.
     scripted.says(f'echo "$@" >>{tmp_path}/log; until [ $(wc -l <{tmp_path}/log) -eq 4 ]; do sleep 0.01; done\n' + ROWS)
     found = excluded_ranges()
@@ -58,19 +58,19 @@ def test_all_four_lists_are_asked_for_at_once(scripted, tmp_path):
 ROWS = "printf '%s\\r\\n' '----------    --------' '      5357        5357'"
 
 
-def test_only_what_is_wanted_is_asked_for(scripted, tmp_path):
+def test_only_what_is_wanted_is_read(scripted, tmp_path):
     scripted.says(f'echo "$@" >>{tmp_path}/log\nprintf "a: 1024\\nb: 5\\n"')
     assert dynamic_ranges(["udp"], ["ipv6"]) == (DynamicRange("ipv6", "udp", 1024, 5),)
     assert (tmp_path / "log").read_text() == "interface ipv6 show dynamicport udp\n"
 
 
-def test_what_an_empty_answer_is_of_is_said(scripted):
+def test_the_error_of_an_empty_output_names_the_command(scripted):
     scripted.says("exit 0")
     with pytest.raises(SourceGarbled, match=r"^netsh interface ipv4 show excludedportrange protocol=tcp: neither"):
         excluded_ranges()
 
 
-def test_a_failure_of_one_list_does_not_hide_the_others(scripted):
+def test_a_command_that_fails_does_not_hide_the_others(scripted):
     scripted.says(f'[ "$2" = ipv6 ] && exit 1\n{ROWS}')
     answers = netsh.run_commands(netsh.excluded_commands(["tcp"], ["ipv4", "ipv6"]))
     assert answers[0] == (ExcludedRange("ipv4", "tcp", 5357, 5357, administered=False),)
@@ -122,7 +122,7 @@ def test_output_without_end(scripted):
         excluded_ranges(["tcp"], ["ipv4"])
 
 
-def test_what_netsh_reads_is_closed(scripted):
+def test_standard_input_is_empty(scripted):
     scripted.says(f"cat\n{ROWS}")
     assert len(excluded_ranges(["tcp"], ["ipv4"])) == 1
 
@@ -148,7 +148,7 @@ def test_everything_at_once_with_what_is_missing(scripted, monkeypatch):
     assert any("http show servicestate" in gap.why for gap in found.gaps)
 
 
-def test_for_udp_neither_queues_nor_proxies_are_looked_at(scripted, tmp_path):
+def test_for_udp_neither_queues_nor_proxies_are_read(scripted, tmp_path):
     scripted.says(f'echo "$*" >>{tmp_path}/log; exit 1')
     found = reservations.take(["udp"], ["ipv4"])
     assert found[:4] == (None, None, (), ())
@@ -156,7 +156,7 @@ def test_for_udp_neither_queues_nor_proxies_are_looked_at(scripted, tmp_path):
     assert len((tmp_path / "log").read_text().splitlines()) == 2
 
 
-def test_the_registry_may_not_be_read(scripted, monkeypatch):
+def test_if_the_registry_cannot_be_read_netsh_is_run(scripted, monkeypatch):
     def refuse():
         raise SourceDenied("HKLM cannot be read", "run as administrator")
 

@@ -62,7 +62,7 @@ def test_text_in_every_language(name):
         assert parse_text(sample("portproxy", name)._replace(codec=codec), "v4tov4") == proxies
 
 
-def test_no_text_does_not_say_that_there_is_none():
+def test_an_empty_output_is_not_read_as_no_proxy():
     with pytest.raises(SourceGarbled, match="there is no such proxy, or netsh does not show it"):
         parse_text(sample("portproxy", "none.cp437"), "v4tov4")
 

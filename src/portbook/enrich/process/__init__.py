@@ -3,11 +3,11 @@
 Two functions, one module for each platform behind them:
 
 ``enrich(owners)``
-    is an enricher (see ``portbook.enrich``): it completes each owner from its pid, and leaves what it may not see or
-    what the platform does not know as None. An owner whose process is gone comes back as it was.
+    is an enricher (see ``portbook.enrich``): it completes each owner from its pid. What it may not read, or what the
+    platform does not have, stays None. An owner whose process has ended is returned as it was.
 ``parents(pid)``
-    is the chain of processes above ``pid``, nearest first, as far as it can be seen; never endless, and never with a
-    process that started after its supposed child, which has only got a pid that was in use before.
+    returns the chain of processes above ``pid``, nearest first, as far as it is visible. It always ends, and it never
+    contains a process that started after its supposed child: that one only has a pid that was in use before.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ MODULES = {"linux": "linux", "windows": "windows"}  # any other: portable
 
 def enrich(owners: list[Owner]) -> tuple[list[Owner], list[Gap]]:
     """Complete the owners; see the module."""
-    answer: tuple[list[Owner], list[Gap]] = _module().enrich(owners)
-    return answer
+    completed: tuple[list[Owner], list[Gap]] = _module().enrich(owners)
+    return completed
 
 
 def parents(pid: int) -> tuple[Owner, ...]:

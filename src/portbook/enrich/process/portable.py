@@ -1,7 +1,7 @@
-"""Any platform that psutil knows: macOS, and wherever there is no module of its own.
+"""Any platform that psutil supports and that has no module of its own here: macOS, for example.
 
-Every field is asked for by itself, because each may be refused by itself, and with plain OSError as well as with
-psutil.Error: below psutil are system calls that it does not translate on every system.
+Every field is read by itself, because each may be refused by itself, with plain OSError as well as with psutil.Error:
+psutil does not translate the errors of all system calls on every system.
 """
 
 from __future__ import annotations
@@ -9,21 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from msgspec.structs import replace
 
+from portbook.numerals import counted
 from portbook.records import Gap, Owner
 
 MOST_PARENTS = 64
-T = TypeVar("T")
+Value = TypeVar("Value")
 
 
 def enrich(owners: list[Owner]) -> tuple[list[Owner], list[Gap]]:
-    """Complete each owner from its pid. One that is gone is returned as it was, and counted."""
+    """Complete each owner from its pid. An owner whose process has ended is returned as it was, and counted."""
     completed = [_complete(owner) for owner in owners]
-    gone = sum(owner is None for owner in completed)
-    gaps = [Gap("process", gone, f"processes that ended before they could be named: {gone}")] if gone else []
+    gaps: list[Gap] = []
+    ended = completed.count(None)
+    if ended:
+        gaps.append(
+            Gap("process", ended, f"{counted(ended, 'process', 'processes')} ended before the name could be read")
+        )
     return [new or old for new, old in zip(completed, owners, strict=True)], gaps
 
 
@@ -35,15 +40,22 @@ def parents(pid: int) -> tuple[Owner, ...]:
     while child and child.ppid and child.ppid not in seen and len(chain) < MOST_PARENTS:
         seen.add(child.ppid)
         parent = _complete(Owner(child.ppid))
-        if parent is None or (parent.started and child.started and parent.started > child.started):
+        if parent is None or _started_later(parent, child):
             break
         chain.append(parent)
         child = parent
     return tuple(chain)
 
 
+def _started_later(parent: Owner, child: Owner) -> bool:
+    """Whether the supposed parent only has a pid that was in use before."""
+    if parent.started is None or child.started is None:
+        return False
+    return parent.started > child.started
+
+
 def _complete(owner: Owner) -> Owner | None:
-    """The owner with all that psutil tells; None if there is no such process."""
+    """The owner with everything that psutil returns; None if there is no such process."""
     import psutil
 
     try:
@@ -52,33 +64,39 @@ def _complete(owner: Owner) -> Owner | None:
         return None
     except (psutil.Error, OSError, ValueError, OverflowError):
         return owner
-    created = _ask(process.create_time)
-    command = _ask(process.cmdline)
-    exe = _ask(process.exe) or None
+    exe = _read(process.exe) or None
+    name = _read(process.name)
+    if not name and exe:
+        name = _base_name(exe)
+    command_line = _read(process.cmdline)
     return replace(
         owner,
-        name=_ask(process.name) or (_base(exe) if exe else owner.name),
+        name=name or owner.name,
         exe=exe,
-        user=_ask(process.username),
-        started=_moment(created) if created else None,
-        command_line=tuple(command) if command is not None else None,
-        ppid=_ask(process.ppid),
+        user=_read(process.username),
+        started=_started(process.create_time),
+        command_line=None if command_line is None else tuple(command_line),
+        ppid=_read(process.ppid),
     )
 
 
-def _ask(question: Callable[[], T]) -> T | None:
+def _read(field: Callable[[], Value]) -> Value | None:
+    """One field; None if it is refused."""
     import psutil
 
     with suppress(psutil.Error, OSError, ValueError, LookupError):
-        return question()
+        return field()
     return None
 
 
-def _base(path: str) -> str:
+def _base_name(path: str) -> str:
     return path.replace("\\", "/").rpartition("/")[2]
 
 
-def _moment(seconds: Any) -> datetime | None:
+def _started(create_time: Callable[[], float]) -> datetime | None:
+    seconds = _read(create_time)
+    if not seconds:
+        return None
     with suppress(ValueError, OverflowError, OSError):
         return datetime.fromtimestamp(seconds, UTC)
     return None

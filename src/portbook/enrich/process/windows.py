@@ -1,7 +1,7 @@
-"""Windows: all processes in one call, then what only a handle to each process tells.
+"""Windows: all processes in one call, then what needs a handle to each process.
 
-Names, parents and start times come from NtQuerySystemInformation, or from a Toolhelp snapshot where that fails; both
-show other users' processes too. The path, the user and the command line need a handle with
+Names, parents and start times come from NtQuerySystemInformation, or from a Toolhelp snapshot if that fails; both
+include other users' processes. The path, the user and the command line need a handle with
 PROCESS_QUERY_LIMITED_INFORMATION (learn.microsoft.com, Process Security and Access Rights), which for most processes
 needs no elevation.
 """
@@ -26,13 +26,14 @@ NAMES = {0: "System Idle Process", 4: "System"}  # as Task Manager calls them; t
 
 
 def enrich(owners: list[Owner]) -> tuple[list[Owner], list[Gap]]:
-    """Complete each owner from its pid. One that is gone is returned as it was, and counted."""
+    """Complete each owner from its pid. An owner whose process has ended is returned as it was, and counted."""
     try:
         system = _System()
     except OSError as error:
         return owners, [Gap("process", len(owners), f"the processes of this machine cannot be listed: {error}")]
     completed = [system.complete(owner) for owner in owners]
-    return completed, list(_gaps({o.pid for o in owners} - system.processes.keys(), system.denied))
+    ended = {owner.pid for owner in owners} - system.processes.keys()
+    return completed, list(_gaps(ended, system.denied))
 
 
 def parents(pid: int) -> tuple[Owner, ...]:
@@ -44,24 +45,22 @@ def parents(pid: int) -> tuple[Owner, ...]:
     return tuple(system.complete(Owner(ancestor)) for ancestor in ancestry(pid, system.processes))
 
 
-def _gaps(gone: set[int], denied: set[int]) -> Iterator[Gap]:
-    if gone:
-        # A socket keeps the pid of the process that made it, even while others have inherited it.
-        yield Gap("process", len(gone), f"{_processes(gone)} that made a socket ended before it could be named")
+def _gaps(ended: set[int], denied: set[int]) -> Iterator[Gap]:
+    if ended:
+        # A socket keeps the pid of the process that created it, even while others have inherited it.
+        processes = counted(len(ended), "process", "processes")
+        yield Gap("process", len(ended), f"{processes} that created a socket ended before the name could be read")
     if denied:
-        why = f"access to {_processes(denied)} was denied: path, user or command line are not known"
+        processes = counted(len(denied), "process", "processes")
+        why = f"access to {processes} was denied: path, user or command line are not known"
         yield Gap("process", len(denied), why, "run as administrator")
-
-
-def _processes(pids: set[int]) -> str:
-    return counted(len(pids), "process", "processes")
 
 
 # --- the list of processes -----------------------------------------------------------------------------------------
 
 
 class Process(NamedTuple):
-    """What the list of processes tells of one."""
+    """A process in the list of all processes."""
 
     name: str
     ppid: int
@@ -79,26 +78,29 @@ def parse_processes(data: bytes, base: int, pointer: int = 8) -> dict[int, Proce
     The rows are linked by offsets and names lie behind them, so everything is checked against the buffer.
     """
     row = PROCESS_ROW[pointer]
-    found: dict[int, Process] = {}
+    processes: dict[int, Process] = {}
     at = 0
     while 0 <= at <= len(data) - row.size:
         step, created, length, _, address, pid, ppid = row.unpack_from(data, at)
         start = address - base
-        name = data[start : start + length].decode("utf-16-le", "replace") if 0 < start < len(data) else ""
-        found[pid] = Process(NAMES.get(pid, name), ppid, created)
+        name = ""
+        if 0 < start < len(data):
+            name = data[start : start + length].decode("utf-16-le", "replace")
+        processes[pid] = Process(NAMES.get(pid, name), ppid, created)
         if step == 0:
             break
         at += step
-    return found
+    return processes
 
 
 def ancestry(pid: int, processes: dict[int, Process]) -> list[int]:
-    """The pids above ``pid``. Pids are used again, so a parent that started after its child is not its parent."""
+    """The pids above ``pid``. Pids are reused, so a process that started after its supposed child is not its parent."""
     chain: list[int] = []
     child = processes.get(pid)
     while child and len(chain) < MOST_PARENTS:
         parent = processes.get(child.ppid)
-        if child.ppid in (0, pid, *chain) or parent is None or parent.created > child.created > 0:
+        is_repeated = child.ppid in (0, pid, *chain)
+        if is_repeated or parent is None or parent.created > child.created > 0:
             break
         chain.append(child.ppid)
         child = parent
@@ -165,7 +167,7 @@ class UNICODE_STRING(ctypes.Structure):  # noqa: N801  # the name it has in wint
 
 
 class _System:
-    """The processes of this machine at one moment, and what is asked of each."""
+    """The processes of this machine at one moment, and what can be read of each."""
 
     def __init__(self) -> None:
         self.call = Functions(PROTOTYPES)
@@ -174,30 +176,30 @@ class _System:
         self.accounts: dict[bytes, str | None] = {}
 
     def complete(self, owner: Owner) -> Owner:
-        """The owner with all that this process may know; as it was if there is no such process."""
+        """The owner with everything that this process may read; as it was if there is no such process."""
         process = self.processes.get(owner.pid)
         if process is None:
             return owner
-        known = replace(
+        listed = replace(
             owner, name=process.name or owner.name, ppid=process.ppid, started=filetime_to_datetime(process.created)
         )
         if owner.pid in NAMES:
-            return known
+            return listed
         handle = self._open(owner.pid)
         if not handle:
-            return known
+            return listed
         try:
             return replace(
-                known,
+                listed,
                 exe=self._path(handle),
                 user=self._user(owner.pid, handle),
-                started=known.started or self._started(handle),
+                started=listed.started or self._started(handle),
                 command_line=self._command_line(handle),
             )
         finally:
             self.call.CloseHandle(handle)
 
-    # --- all of them ---
+    # --- all processes ---
 
     def _list(self) -> dict[int, Process]:
         try:
@@ -223,17 +225,17 @@ class _System:
         snapshot = self.call.CreateToolhelp32Snapshot(TH32CS_SNAPPROCESS, 0)
         if snapshot == INVALID_HANDLE:
             raise OSError(f"CreateToolhelp32Snapshot failed with error {last_error()}")
-        found: dict[int, Process] = {}
+        processes: dict[int, Process] = {}
         entry = PROCESSENTRY32W(dwSize=ctypes.sizeof(PROCESSENTRY32W))
-        more = self.call.Process32FirstW(snapshot, byref(entry))
-        while more:
+        has_entry = self.call.Process32FirstW(snapshot, byref(entry))
+        while has_entry:
             pid = entry.th32ProcessID
-            found[pid] = Process(NAMES.get(pid, entry.szExeFile), entry.th32ParentProcessID, 0)
-            more = self.call.Process32NextW(snapshot, byref(entry))
+            processes[pid] = Process(NAMES.get(pid, entry.szExeFile), entry.th32ParentProcessID, 0)
+            has_entry = self.call.Process32NextW(snapshot, byref(entry))
         self.call.CloseHandle(snapshot)
-        return found
+        return processes
 
-    # --- one of them ---
+    # --- one process ---
 
     def _open(self, pid: int) -> int | None:
         handle: int | None = self.call.OpenProcess(PROCESS_QUERY_LIMITED_INFORMATION, 0, pid)
@@ -272,22 +274,26 @@ class _System:
         if not self.call.GetTokenInformation(token, TOKEN_USER, buffer, len(buffer), byref(size)):
             return None
         address = PVOID.from_buffer(buffer).value
-        sid = ctypes.string_at(address, self.call.GetLengthSid(address)) if address else b""
+        if not address:
+            return None
+        sid = ctypes.string_at(address, self.call.GetLengthSid(address))
         if sid not in self.accounts:
             self.accounts[sid] = self._account(sid) or self._sid_text(sid)
         return self.accounts[sid]
 
     def _account(self, sid: bytes) -> str | None:
-        r"""``DOMAIN\name``. The answer may come from a domain controller, so each is asked for once."""
+        r"""``DOMAIN\name``. A domain controller may have to answer, so each account is looked up once."""
         name, domain = ctypes.create_unicode_buffer(256), ctypes.create_unicode_buffer(256)
         name_size, domain_size, use = DWORD(256), DWORD(256), DWORD(0)
         sizes = byref(name_size), domain, byref(domain_size)
         if not self.call.LookupAccountSidW(None, sid, name, *sizes, byref(use)):
             return None
-        return f"{domain.value}\\{name.value}" if domain.value else name.value
+        if not domain.value:
+            return name.value
+        return f"{domain.value}\\{name.value}"
 
     def _sid_text(self, sid: bytes) -> str | None:
-        """An account that is deleted or cannot be looked up still has its number."""
+        """The SID as text, for an account that was deleted or cannot be looked up."""
         text = ctypes.c_wchar_p()
         if not self.call.ConvertSidToStringSidW(sid, byref(text)):
             return None
@@ -296,7 +302,7 @@ class _System:
         return value
 
     def _command_line(self, handle: int) -> tuple[str, ...] | None:
-        """None where Windows does not tell (before 8.1): reading the other process's memory is not our business."""
+        """The command line; None before Windows 8.1, where it would have to be read from the memory of the process."""
         buffer = ctypes.create_string_buffer(ctypes.sizeof(UNICODE_STRING) + (1 << 16))
         size = ULONG(0)
         query: Callable[..., int] = self.call.NtQueryInformationProcess
@@ -309,12 +315,12 @@ class _System:
         return self._arguments(line)
 
     def _arguments(self, line: str) -> tuple[str, ...]:
-        if not line.strip():  # CommandLineToArgvW would answer with our own path
+        if not line.strip():  # for an empty line, CommandLineToArgvW returns our own path
             return ()
         count = ctypes.c_int(0)
         block = self.call.CommandLineToArgvW(line, byref(count))
         if not block:
             return (line,)
-        found = ctypes.cast(block, ctypes.POINTER(ctypes.c_wchar_p))[: count.value]
+        arguments = ctypes.cast(block, ctypes.POINTER(ctypes.c_wchar_p))[: count.value]
         self.call.LocalFree(block)
-        return tuple(argument or "" for argument in found)
+        return tuple(argument or "" for argument in arguments)

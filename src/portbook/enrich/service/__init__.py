@@ -11,7 +11,7 @@ from portbook.records import Gap, Owner
 
 
 def enrich(owners: list[Owner]) -> tuple[list[Owner], list[Gap]]:
-    """Name the service of each owner that has one; on macOS every owner stays as it is."""
+    """Name the service of each owner that belongs to one; on macOS every owner stays as it is."""
     if sys.platform == "win32":
         from portbook.enrich.service import windows
 
@@ -21,7 +21,13 @@ def enrich(owners: list[Owner]) -> tuple[list[Owner], list[Gap]]:
 
 def _by_cgroup(owners: list[Owner]) -> list[Owner]:
     """Linux: pure. Elsewhere no owner has a cgroup."""
-    units = {cgroup: unit_of(cgroup) for cgroup in {owner.cgroup for owner in owners if owner.cgroup}}
-    return [
-        replace(owner, service=unit) if owner.cgroup and (unit := units[owner.cgroup]) else owner for owner in owners
-    ]
+    units: dict[str, str | None] = {}  # many owners have the same cgroup
+    completed: list[Owner] = []
+    for owner in owners:
+        unit: str | None = None
+        if owner.cgroup:
+            if owner.cgroup not in units:
+                units[owner.cgroup] = unit_of(owner.cgroup)
+            unit = units[owner.cgroup]
+        completed.append(replace(owner, service=unit) if unit else owner)
+    return completed

@@ -1,9 +1,9 @@
-"""Windows services: which ones run in a process, and which one of a shared svchost made a socket.
+"""Windows services: which ones run in a process, and which one of a shared svchost created a socket.
 
-EnumServicesStatusExW (learn.microsoft.com, winsvc.h) gives the pid of every service. For a process with several,
-the service tag that Windows keeps with the socket names one: I_QueryTagInformation, an export without documentation
-of sechost.dll (of advapi32.dll before Windows 8.1), as System Informer declares it (phnt/include/subprocesstag.h in
-github.com/winsiderss/systeminformer).
+EnumServicesStatusExW (learn.microsoft.com, winsvc.h) returns the pid of every service. For a process with several
+services, the service tag that Windows keeps with the socket identifies one: I_QueryTagInformation, an undocumented
+function of sechost.dll (of advapi32.dll before Windows 8.1), as System Informer declares it
+(phnt/include/subprocesstag.h in github.com/winsiderss/systeminformer).
 """
 
 from __future__ import annotations
@@ -55,23 +55,25 @@ class TagInformation(ctypes.Structure):
 
 
 def enrich(owners: list[Owner]) -> tuple[list[Owner], list[Gap]]:
-    """Name the service of each owner that is one; several services of one process without a tag are all named."""
+    """Name the service of each owner that belongs to one; all services of its process if there is no service tag."""
     try:
-        by_pid = running()
+        services_by_pid = running_services()
     except OSError as error:
         return owners, [Gap("service", None, f"services cannot be listed: {error}")]
-    return [_named(owner, by_pid.get(owner.pid, [])) for owner in owners], []
+    return [_complete(owner, services_by_pid.get(owner.pid, [])) for owner in owners], []
 
 
-def _named(owner: Owner, services: list[str]) -> Owner:
+def _complete(owner: Owner, services: list[str]) -> Owner:
     if not services:
         return owner
-    name = services[0] if len(services) == 1 else _from_tag(owner) or ", ".join(sorted(services))
+    if len(services) == 1:
+        return replace(owner, service=services[0])
+    name = _tagged_service(owner) or ", ".join(sorted(services))
     return replace(owner, service=name)
 
 
-def running() -> dict[int, list[str]]:
-    """The names of the services that run in each process; raise OSError."""
+def running_services() -> dict[int, list[str]]:
+    """The names of the running services by the pid of their process; raise OSError."""
     advapi32 = load_library("advapi32")
     advapi32.OpenSCManagerW.restype = PVOID
     advapi32.OpenSCManagerW.argtypes = [PVOID, PVOID, DWORD]
@@ -80,16 +82,16 @@ def running() -> dict[int, list[str]]:
     if not manager:
         raise OSError(f"OpenSCManagerW failed with error {last_error()}")
     try:
-        return _running(advapi32, manager)
+        return _enumerate_services(advapi32, manager)
     finally:
         advapi32.CloseServiceHandle(manager)
 
 
-def _running(advapi32: Any, manager: int) -> dict[int, list[str]]:
+def _enumerate_services(advapi32: Any, manager: int) -> dict[int, list[str]]:
     enumerate_services = advapi32.EnumServicesStatusExW
     enumerate_services.argtypes = [PVOID, ctypes.c_int, DWORD, DWORD, PVOID, DWORD, PVOID, PVOID, PVOID, PVOID]
     enumerate_services.restype = BOOL
-    found: dict[int, list[str]] = {}
+    services: dict[int, list[str]] = {}
     size, needed, count, resume = FIRST_SIZE, DWORD(0), DWORD(0), DWORD(0)
     for _ in range(MOST_CALLS):
         buffer = ctypes.create_string_buffer(size)
@@ -99,15 +101,15 @@ def _running(advapi32: Any, manager: int) -> dict[int, list[str]]:
         if not complete and error != ERROR_MORE_DATA:
             raise OSError(f"EnumServicesStatusExW failed with error {error}")
         for row in (ENUM_SERVICE_STATUS_PROCESSW * count.value).from_buffer(buffer):
-            found.setdefault(row.dwProcessId, []).append(row.lpServiceName or "")
+            services.setdefault(row.dwProcessId, []).append(row.lpServiceName or "")
         if complete:
             break
         size = min(MOST_SIZE, max(size, needed.value))
-    return found
+    return services
 
 
-def _from_tag(owner: Owner) -> str | None:
-    """The service that the row's tag belongs to; None without a tag or where Windows cannot tell."""
+def _tagged_service(owner: Owner) -> str | None:
+    """The service with the tag of the socket; None without a tag, or if Windows does not know it."""
     if owner.service_tag is None:
         return None
     for library in TAG_LIBRARIES:
@@ -115,11 +117,11 @@ def _from_tag(owner: Owner) -> str | None:
             query = load_library(library).I_QueryTagInformation
         except (OSError, AttributeError):
             continue
-        return _asked(query, owner.pid, owner.service_tag)
+        return _query_tag(query, owner.pid, owner.service_tag)
     return None
 
 
-def _asked(query: Any, pid: int, tag: int) -> str | None:
+def _query_tag(query: Any, pid: int, tag: int) -> str | None:
     query.argtypes = [PVOID, ctypes.c_int, PVOID]
     query.restype = DWORD
     information = TagInformation(pid, tag)
