@@ -19,7 +19,7 @@ from portbook.managers import supervisor
 from portbook.probe import error_queue, outcome, tcp
 from portbook.probe.outcome import Evidence
 from portbook.probe.request import EventKind
-from portbook.scanner.udp import engine, state, wire
+from portbook.scanner.udp import refusals, schedule, state
 from portbook.sources.base import CAPABILITIES, Capability
 from portbook.stop import protected
 from portbook.stop import records as stop_records
@@ -194,12 +194,12 @@ def test_reach_page_has_exactly_the_kinds_of_evidence() -> None:
 def icmp(version: int, number: int, code: int) -> list[object]:
     """What the engines make of a message from the target itself, and from somebody else."""
     target = "10.0.0.1" if version == 4 else "fd00::1"
-    found = tcp.icmp_result(error_queue.Kept(version, number, code, target, 80, 0))
-    refusals = [
-        wire.judge(Evidence("icmp", icmp_type=number, icmp_code=code, sender=sender), target)
+    found = tcp.icmp_result(error_queue.QueuedError(version, number, code, target, 80, 0))
+    outcomes = [
+        refusals.judge(Evidence("icmp", icmp_type=number, icmp_code=code, sender=sender), target)
         for sender in (target, "10.0.0.254")
     ]
-    return [found.evidence.text, found.outcome, *dict.fromkeys(refusals)]
+    return [found.evidence.text, found.outcome, *dict.fromkeys(outcomes)]
 
 
 def test_reach_page_has_exactly_the_icmp_messages_and_what_they_mean() -> None:
@@ -225,12 +225,12 @@ def test_reach_page_has_exactly_the_error_numbers_and_what_they_mean() -> None:
             [str(number) for number, (_, posix) in resilience.WINDOWS.items() if posix == name],
             [tcp.ERRORS_AFTER_SYN.get(name, tcp.NOT_SENT)[0]],
             [tcp.ERRORS_OF_CONNECT.get(name, tcp.NOT_SENT)[0]],
-            [found] if (found := wire.OUTCOMES.get(name, "error")) else [],
+            [found] if (found := refusals.OUTCOMES.get(name, "error")) else [],
         ]
         for name in (*tcp.ERRORS_AFTER_SYN, "EMSGSIZE")
     }
     assert told == known
-    posix = {name for name in wire.OUTCOMES if name in errorcode.values()}
+    posix = {name for name in refusals.OUTCOMES if name in errorcode.values()}
     assert posix <= told.keys()
 
 
@@ -241,4 +241,4 @@ def test_reach_page_has_the_error_numbers_of_linux() -> None:
 
 def test_reach_page_has_every_kind_of_silence() -> None:
     told = {name for row in reach("Silence over UDP") for name in names(row[0])}
-    assert told == {state.PROVEN, state.MUTE, engine.LIMITED, engine.TIME_UP}
+    assert told == {state.PROVEN, state.STOPPED_REFUSING, schedule.LIMITED, schedule.TIME_UP}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from portbook.addresses import family_of, socket_address
 from portbook.probe import error_queue
-from portbook.probe.error_queue import Kept, drain, parse
+from portbook.probe.error_queue import QueuedError, drain, parse
 
 ROUTER, ROUTER6 = "10.0.0.1", "fd00::1"
 WHERE = ("10.0.0.2", 53)
@@ -26,12 +26,12 @@ def extended(origin: int, kind: int, code: int, offender: bytes, number: int = e
 
 def test_type_code_and_sender() -> None:
     sockaddr_in = struct.pack("=HH4s8x", socket.AF_INET, 0, socket.inet_pton(socket.AF_INET, ROUTER))
-    assert parse(extended(2, 3, 13, sockaddr_in), WHERE) == Kept(4, 3, 13, ROUTER, 53, errno.ECONNREFUSED)
+    assert parse(extended(2, 3, 13, sockaddr_in), WHERE) == QueuedError(4, 3, 13, ROUTER, 53, errno.ECONNREFUSED)
 
 
 def test_ipv6() -> None:
     sockaddr_in6 = struct.pack("=HHI16sI", socket.AF_INET6, 0, 0, socket.inet_pton(socket.AF_INET6, ROUTER6), 0)
-    assert parse(extended(3, 1, 4, sockaddr_in6), WHERE) == Kept(6, 1, 4, ROUTER6, 53, errno.ECONNREFUSED)
+    assert parse(extended(3, 1, 4, sockaddr_in6), WHERE) == QueuedError(6, 1, 4, ROUTER6, 53, errno.ECONNREFUSED)
 
 
 def test_an_error_of_this_machine_is_not_icmp() -> None:
@@ -62,12 +62,12 @@ def test_what_this_kernel_keeps(address: str) -> None:
         port = holder.getsockname()[1]
     with socket.socket(family_of(address), socket.SOCK_DGRAM) as sock:
         sock.setblocking(False)
-        error_queue.wanted(sock)
+        error_queue.enable(sock)
         assert list(drain(sock)) == []
         sock.sendto(b"question", socket_address(address, port))
         (kept,) = drain(sock)
     unreachable = (4, 3, 3) if address == "127.0.0.1" else (6, 1, 4)
-    assert kept == Kept(*unreachable, address, port, errno.ECONNREFUSED)
+    assert kept == QueuedError(*unreachable, address, port, errno.ECONNREFUSED)
 
 
 def test_endpoints() -> None:

@@ -43,7 +43,7 @@ def free_ports(address: str, count: int) -> list[int]:
 
 @pytest.fixture
 def echo(request) -> Iterator[int]:
-    """A port that says what it was told, from a thread."""
+    """A port that sends back what it receives, from a thread."""
     with bound(request.param) as sock:
 
         def repeat() -> None:
@@ -61,7 +61,7 @@ def echo(request) -> Iterator[int]:
         thread.join(10)
 
 
-def test_the_proactor_loop_is_what_is_used() -> None:
+def test_the_proactor_loop_is_used() -> None:
     chosen = wire.choose()
     assert isinstance(chosen, wire.LoopWire)
     assert isinstance(chosen._loop, asyncio.ProactorEventLoop)
@@ -95,7 +95,7 @@ def test_an_empty_datagram_is_sent() -> None:
     with bound("127.0.0.1") as peer:
         peer.settimeout(10)
         chosen = wire.choose()
-        chosen.send(chosen.open(Probe("x", "127.0.0.1", peer.getsockname()[1]), loose=False), b"")
+        chosen.send(chosen.open(Probe("x", "127.0.0.1", peer.getsockname()[1]), unconnected=False), b"")
         assert peer.recvfrom(100)[0] == b""
         chosen.shut()
 

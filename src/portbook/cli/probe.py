@@ -42,7 +42,13 @@ def command(
     limits = survey.limits(timeout, retries, rate, concurrency, deadline)
     meter = progress.meter(streams_rows=form is not None)
     running = scan(
-        [host], ports, udp=True, limits=limits, allow_public=allow_public, only_open=only_open, on_event=meter.tell
+        [host],
+        ports,
+        udp=True,
+        limits=limits,
+        allow_public=allow_public,
+        only_open=only_open,
+        on_event=meter.show_event,
     )
     interrupted = survey.conduct(running, form, meter, _with_address if form is None else _unchanged)
     _write_notes(running.report, form is None)
@@ -57,14 +63,14 @@ def _with_address(answers: Iterator[Answer], _: object) -> Iterator[Answer]:
     """The answers; that a name has no address is an error of the whole command."""
     for answer in answers:
         if answer.outcome == "name-not-found":
-            survey.say([f"{answer.target}: {describe(answer.evidence)}"])
+            survey.write_notes([f"{answer.target}: {describe(answer.evidence)}"])
         else:
             yield answer
 
 
 def _write_notes(report: Report, for_people: bool) -> None:
     """The summary, and what makes the answers less than expected: on stderr, below the table."""
-    from portbook.render import scan as render
+    from portbook.render.scan_report import notes, partial, summary
 
     if report.addresses:
-        survey.say([*(render.summary(report) if for_people else render.partial(report)), *render.notes(report)])
+        survey.write_notes([*(summary(report) if for_people else partial(report)), *notes(report)])

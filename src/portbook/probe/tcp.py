@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from portbook.addresses import SocketAddress, family_of, reach_of, socket_address
 from portbook.probe import error_queue
-from portbook.probe.error_queue import Kept, drain
+from portbook.probe.error_queue import QueuedError, drain
 from portbook.probe.outcome import SILENCE, Evidence, EvidenceKind, Outcome
 from portbook.resilience import Fault, classify, of_errno
 
@@ -132,7 +132,7 @@ def create_socket(address: str) -> socket.socket:
     try:
         sock.setblocking(False)
         if LINUX:
-            error_queue.wanted(sock)
+            error_queue.enable(sock)
         elif sys.platform == "win32" and reach_of(address) == "loopback":
             from portbook.probe.initial_rto import refuse_at_once
 
@@ -204,7 +204,7 @@ def fault_result(fault: Fault, number: int, *, sent: bool = True) -> ConnectResu
     return ConnectResult(outcome, Evidence(kind, number, fault.name, text=text))
 
 
-def icmp_result(icmp: Kept) -> ConnectResult:
+def icmp_result(icmp: QueuedError) -> ConnectResult:
     """What an ICMP message says about a port."""
     outcome, text = OTHER_ICMP
     if icmp.version is not None and icmp.type == DESTINATION_UNREACHABLE[icmp.version]:

@@ -19,7 +19,7 @@ from itertools import count
 import pytest
 
 from portbook.probe import tcp
-from portbook.probe.error_queue import Kept
+from portbook.probe.error_queue import QueuedError
 from portbook.probe.initial_rto import NO_SYN_RETRANSMISSIONS, SIO_TCP_INITIAL_RTO, refuse_at_once
 from portbook.probe.outcome import Answer
 from portbook.probe.pacing import TokenBucket
@@ -618,7 +618,7 @@ def test_what_windows_is_told_about_loopback():
 @linux
 def test_icmp_that_came_too_late_corrects_a_refusal(monkeypatch):
     """The kernel may end the connect with ECONNREFUSED and queue why: that was no RST."""
-    late = Kept(4, 3, 3, "127.0.0.1", 7, errno.ECONNREFUSED)
+    late = QueuedError(4, 3, 3, "127.0.0.1", 7, errno.ECONNREFUSED)
     monkeypatch.setattr("portbook.probe.error_queue.drain", lambda sock: [late])
     with contextlib.closing(narrow()) as space, space:
         found = scanned(of("127.0.0.1", range(1, 20)))

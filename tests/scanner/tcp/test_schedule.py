@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from portbook.probe import tcp
-from portbook.probe.error_queue import Kept
+from portbook.probe.error_queue import QueuedError
 from portbook.probe.outcome import Answer
 from portbook.probe.request import Limits, Probe, Tally
 from portbook.probe.tcp import CLOSED, OPEN, SELF_CONNECTED, ConnectResult
@@ -268,7 +268,7 @@ def test_lost_packets_are_noticed_and_made_up_for():
 
 
 def test_an_answer_of_a_router_is_no_round_trip_of_the_host():
-    icmp = tcp.icmp_result(Kept(4, 3, 13, "10.9.9.9", 1, errno.EHOSTUNREACH))
+    icmp = tcp.icmp_result(QueuedError(4, 3, 13, "10.9.9.9", 1, errno.EHOSTUNREACH))
 
     def firewalled(attempt: Attempt) -> tuple[ConnectResult, float]:
         return (icmp, 0.001) if attempt.probe.port < 90 else (CLOSED, 0.7)

@@ -17,7 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from portbook.query import parse_port_ranges
-from portbook.scanner.udp.payloads import LONGEST, PAYLOADS, UNKNOWN, Payload, described, for_port, recognise
+from portbook.scanner.udp.payloads import (
+    LONGEST_TEXT,
+    PAYLOADS,
+    UNKNOWN,
+    Payload,
+    describe_unknown,
+    for_port,
+    recognise,
+)
 from portbook.scanner.udp.questions import binary
 
 REQUIRED = {
@@ -71,7 +79,7 @@ def test_an_unknown_port_gets_an_empty_and_a_generic_question() -> None:
 # --- questions against their specifications ------------------------------------------------------------------------
 
 
-def test_dns_question() -> None:  # RFC 1035 section 4.1
+def test_dns_query() -> None:  # RFC 1035 section 4.1
     data = question("domain").data
     assert data[2:12] == struct.pack("!5H", 0, 1, 0, 0, 0)
     assert data[12:] == b"\x07version\x04bind\0" + struct.pack("!HH", 16, 3)  # TXT, CHAOS
@@ -209,7 +217,7 @@ ANSWERS = {
     ("tftp", "acknowledges options"): b"\0\x06blksize\x001024\0",
     ("quic", "versions v2, draft-29, 0x51303530"): b"\x80" + bytes(4) + b"\x08portbook\x08anybody?"
     + struct.pack("!4I", 0x6B3343CF, 0xFF00001D, 0x51303530, 0x0A0A0A0A),
-    ("echo", "repeats what it is sent"): b"portbook",
+    ("echo", "sends back what it receives"): b"portbook",
     ("coap", "4.04"): b"\x60\x84pb",
     ("stun", "refused"): struct.pack("!HHI", 0x0111, 0, 0x2112A442) + b"portbook-ask",
     ("radius", "alive"): struct.pack("!BBH16s", 2, 0x70, 20, bytes(16)),
@@ -258,9 +266,9 @@ def check(reply: bytes) -> None:
         found = recognise(reply, [payload])
         if found is not None:
             assert found.service
-            assert len(found.text) <= LONGEST
+            assert len(found.text) <= LONGEST_TEXT
             assert found.text.isprintable()
-    assert described(reply).isprintable()
+    assert describe_unknown(reply).isprintable()
 
 
 @given(st.binary(max_size=200))
@@ -289,12 +297,12 @@ def test_what_a_stranger_says_is_one_printable_line() -> None:
     found = recognise(b"VERSION 1\x1b[31m\r\n\xff" * 100, [question("daytime")])
     assert found is not None
     assert found.text.startswith("VERSION 1 [31m")
-    assert len(found.text) <= LONGEST
+    assert len(found.text) <= LONGEST_TEXT
 
 
-def test_a_reply_that_nobody_knows_is_described() -> None:
-    assert described(b"hi\0there") == "8 bytes: hi.there"
-    assert described(b"") == "an empty datagram"
+def test_an_unknown_reply_is_described() -> None:
+    assert describe_unknown(b"hi\0there") == "8 bytes: hi.there"
+    assert describe_unknown(b"") == "an empty datagram"
 
 
 def test_the_page_lists_every_service_with_its_ports() -> None:

@@ -85,7 +85,7 @@ def test_no_open_port_is_a_no(probe) -> None:
 
 
 def test_what_was_silent_when_the_time_was_up_is_shown(probe) -> None:
-    code, table, said = probe(TARGET, "2000,4000", "--deadline", "2", "--retries", "50")
+    code, table, said = probe(TARGET, "2000,4000", "--deadline", "0.5", "--retries", "50")
     assert code == 0
     assert "no answer: the time was up" in table
     assert "partial: the time was up" in said

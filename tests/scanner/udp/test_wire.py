@@ -1,4 +1,4 @@
-"""What the kernel says of an ICMP message, and what that means for a port."""
+"""What the kernel reports about an ICMP message, and what that means for a port."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import sys
 
 import pytest
 
-from portbook.probe.error_queue import Kept
+from portbook.probe.error_queue import QueuedError
 from portbook.probe.outcome import Evidence
 from portbook.probe.request import Probe
-from portbook.scanner.udp.wire import LoopWire, SelectorWire, Wire, judge, of_error, of_kept
+from portbook.scanner.udp.refusals import judge, of_error, of_queued
+from portbook.scanner.udp.wire import LoopWire, SelectorWire, Wire
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the error queue is Linux's")
 TARGET, ROUTER, TARGET6, ROUTER6 = "10.0.0.2", "10.0.0.1", "fd00::2", "fd00::1"
@@ -29,7 +30,7 @@ def icmp(kind: int, code: int, sender: str) -> Evidence:
         (3, 0, "unreachable"),  # network unreachable
         (3, 1, "unreachable"),  # host unreachable
         (3, 3, "closed"),
-        (3, 4, None),  # fragmentation needed: the path is asked again
+        (3, 4, None),  # fragmentation needed: the packet is repeated
         (3, 9, "filtered"),
         (3, 10, "filtered"),
         (3, 13, "filtered"),
@@ -62,7 +63,7 @@ def test_icmpv6_codes(kind: int, code: int, outcome: str | None) -> None:
     ("evidence", "address"),
     [(icmp(3, 3, ROUTER), TARGET), (icmp(1, 4, ROUTER6), TARGET6), (icmp(1, 4, ROUTER), TARGET6)],
 )
-def test_port_unreachable_from_somebody_else_is_a_filter(evidence: Evidence, address: str) -> None:
+def test_port_unreachable_from_another_host_is_a_filter(evidence: Evidence, address: str) -> None:
     assert judge(evidence, address) == "filtered"
 
 
@@ -96,19 +97,19 @@ def test_windows_numbers_of_a_closed_port(number: int) -> None:
     assert judge(evidence, TARGET) == "closed"
 
 
-def test_what_linux_kept_is_evidence() -> None:
-    assert of_kept(Kept(4, 3, 13, ROUTER, 53, errno.EHOSTUNREACH)) == Evidence(
+def test_a_queued_error_is_evidence() -> None:
+    assert of_queued(QueuedError(4, 3, 13, ROUTER, 53, errno.EHOSTUNREACH)) == Evidence(
         "icmp", errno.EHOSTUNREACH, "EHOSTUNREACH", 3, 13, ROUTER
     )
-    own = of_kept(Kept(None, 0, 0, None, 53, errno.EMSGSIZE))
+    own = of_queued(QueuedError(None, 0, 0, None, 53, errno.EMSGSIZE))
     assert (own.kind, own.error, own.sender) == ("errno", "EMSGSIZE", None)
 
 
-# --- the three ways, against this machine --------------------------------------------------------------------------
+# --- the three cases, on this machine ----------------------------------------------------------------------------
 
 
 def selector_loop() -> LoopWire:
-    """The way of Windows, with a loop that exists everywhere."""
+    """As on Windows, with a loop that exists everywhere."""
     return LoopWire(asyncio.SelectorEventLoop())
 
 
@@ -127,10 +128,10 @@ def bound(address: str) -> socket.socket:
     return peer
 
 
-def hear(wire: Wire) -> list[object]:
+def receive(wire: Wire) -> list[object]:
     for _ in range(20):
-        if heard := wire.hear(0.5):
-            return [h.signal for h in heard]
+        if arrivals := wire.receive(0.5):
+            return [received.signal for received in arrivals]
     return []
 
 
@@ -139,12 +140,12 @@ def hear(wire: Wire) -> list[object]:
 def test_a_reply_is_heard(make, address) -> None:
     wire = make()
     with bound(address) as peer:
-        handle = wire.open(Probe("x", address, peer.getsockname()[1]), loose=False)
+        handle = wire.open(Probe("x", address, peer.getsockname()[1]), unconnected=False)
         wire.send(handle, b"question")
         question, sender = peer.recvfrom(100)
         peer.sendto(b"answer", sender)
         assert question == b"question"
-        assert hear(wire) == [b"answer"]
+        assert receive(wire) == [b"answer"]
     wire.shut()
 
 
@@ -153,9 +154,9 @@ def test_a_reply_is_heard(make, address) -> None:
 def test_an_empty_datagram_is_sent(make, address) -> None:
     wire = make()
     with bound(address) as peer:
-        wire.send(wire.open(Probe("x", address, peer.getsockname()[1]), loose=False), b"")
+        wire.send(wire.open(Probe("x", address, peer.getsockname()[1]), unconnected=False), b"")
         assert peer.recvfrom(100)[0] == b""
-        wire.send(wire.open(Probe("x", address, peer.getsockname()[1]), loose=True), b"")
+        wire.send(wire.open(Probe("x", address, peer.getsockname()[1]), unconnected=True), b"")
         assert peer.recvfrom(100)[0] == b""
     wire.shut()
 
@@ -166,8 +167,8 @@ def test_a_refusal_is_heard(make, address) -> None:
     with bound(address) as peer:
         port = peer.getsockname()[1]
     wire = make()
-    wire.send(wire.open(Probe("x", address, port), loose=False), b"question")
-    (signal,) = hear(wire)
+    wire.send(wire.open(Probe("x", address, port), unconnected=False), b"question")
+    (signal,) = receive(wire)
     assert isinstance(signal, Evidence)
     assert judge(signal, address) == "closed"
     wire.shut()
@@ -179,9 +180,9 @@ def test_the_error_queue_serves_sockets_that_are_not_connected(address) -> None:
     with bound(address) as peer:
         port = peer.getsockname()[1]
     wire = SelectorWire()
-    assert not wire.deaf_when_loose
-    wire.send(wire.open(Probe("x", address, port), loose=True), b"question")
-    (signal,) = hear(wire)
+    assert not wire.misses_icmp_when_unconnected
+    wire.send(wire.open(Probe("x", address, port), unconnected=True), b"question")
+    (signal,) = receive(wire)
     assert isinstance(signal, Evidence)
     assert (signal.kind, signal.sender) == ("icmp", address)
     wire.shut()
@@ -189,29 +190,29 @@ def test_the_error_queue_serves_sockets_that_are_not_connected(address) -> None:
 
 @pytest.mark.parametrize("make", WIRES)
 @LOOPBACK
-def test_an_answer_from_another_port_reaches_a_loose_socket_only(make, address) -> None:
+def test_an_answer_from_another_port_reaches_an_unconnected_socket_only(make, address) -> None:
     wire = make()
     with bound(address) as peer, bound(address) as other:
         probe = Probe("x", address, peer.getsockname()[1])
-        handles = [wire.open(probe, loose=False), wire.open(probe, loose=True)]
+        handles = [wire.open(probe, unconnected=False), wire.open(probe, unconnected=True)]
         for handle in handles:
             wire.send(handle, b"question")
             _, sender = peer.recvfrom(100)
             other.sendto(b"answer", (address, *sender[1:]))
-        heard = [h for _ in range(4) for h in wire.hear(0.05)]
-    assert [(h.handle, h.signal) for h in heard] == [(handles[1], b"answer")]
+        arrivals = [received for _ in range(4) for received in wire.receive(0.05)]
+    assert [(received.handle, received.signal) for received in arrivals] == [(handles[1], b"answer")]
     wire.shut()
 
 
 @pytest.mark.parametrize("make", WIRES)
-def test_a_stranger_is_not_heard_on_a_loose_socket(make) -> None:
+def test_a_stranger_is_not_heard_on_an_unconnected_socket(make) -> None:
     wire = make()
     with bound("127.0.0.1") as peer, bound("127.0.0.2") as stranger:
-        wire.send(wire.open(Probe("x", "127.0.0.1", peer.getsockname()[1]), loose=True), b"question")
+        wire.send(wire.open(Probe("x", "127.0.0.1", peer.getsockname()[1]), unconnected=True), b"question")
         _, sender = peer.recvfrom(100)
         stranger.sendto(b"lie", sender)
         peer.sendto(b"answer", sender)
-        assert hear(wire) == [b"answer"]
+        assert receive(wire) == [b"answer"]
     wire.shut()
 
 
@@ -220,7 +221,7 @@ def test_a_stranger_is_not_heard_on_a_loose_socket(make) -> None:
 def test_nothing_is_left_open(make) -> None:
     before = os.listdir("/dev/fd")
     wire = make()
-    handles = [wire.open(Probe("x", "127.0.0.1", port), loose=port == 9) for port in range(1, 10)]
+    handles = [wire.open(Probe("x", "127.0.0.1", port), unconnected=port == 9) for port in range(1, 10)]
     wire.close(handles[0])
     wire.shut()
     assert os.listdir("/dev/fd") == before

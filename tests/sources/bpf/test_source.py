@@ -22,8 +22,8 @@ from portbook.errors import SourceDenied, SourceGarbled, SourceMissing
 from portbook.records import Owner, Socket
 from portbook.sources import bpf, sockdiag
 from portbook.sources.base import OtherNamespaces, Wanted
-from portbook.sources.bpf import Raw, btf, calls, fileless, offsets, program
-from portbook.sources.bpf.fileless import Counts, Inside, Seen
+from portbook.sources.bpf import BpfDump, btf, calls, fileless, offsets, program
+from portbook.sources.bpf.fileless import FileCounts, KernelCounts, NamespaceDump
 from portbook.sources.bpf.record import FORMAT, SIZE
 from portbook.system import namespaces
 from portbook.testing import child
@@ -77,14 +77,14 @@ def unique(several):
 
 
 def inside():
-    return {netns: Inside([], {1: "lo"}) for netns in (OWN, OTHER)}
+    return {netns: NamespaceDump([], {1: "lo"}) for netns in (OWN, OTHER)}
 
 
 @given(st.lists(held(), max_size=8).map(unique), st.randoms())
 def test_what_is_recorded_is_parsed_whoever_comes_first(several, order):
     records = [record(s, pid) for s, pids in several for pid in pids]
     order.shuffle(records)
-    reading = bpf.parse(Raw(b"".join(records), OWN, True, inside()))
+    reading = bpf.parse(BpfDump(b"".join(records), OWN, True, inside()))
     expected = [replace(s, owners=tuple(Owner(pid, how="fd") for pid in pids)) for s, pids in several]
     assert sorted(reading.sockets, key=lambda s: s.inode) == sorted(expected, key=lambda s: s.inode)
     assert (reading.gaps, reading.other_namespaces) == ([], None)
@@ -93,7 +93,7 @@ def test_what_is_recorded_is_parsed_whoever_comes_first(several, order):
 @given(st.lists(held(), max_size=8).map(unique))
 def test_other_namespaces_are_counted_when_they_were_not_asked_for(several):
     data = b"".join(record(s, pid) for s, pids in several for pid in pids)
-    reading = bpf.parse(Raw(data, OWN, False, inside()))
+    reading = bpf.parse(BpfDump(data, OWN, False, inside()))
     assert {s.inode for s in reading.sockets} == {s.inode for s, _ in several if s.netns == OWN}
     others = [s for s, _ in several if s.netns == OTHER]
     assert reading.other_namespaces == OtherNamespaces(len(others), len({s.netns for s in others}))
@@ -111,7 +111,7 @@ CONNECTED = Socket(
 
 def test_a_thread_counts_only_where_its_process_does_not_hold_the_socket():
     data = record(LISTENER, 5, 2) + record(LISTENER, 5) + record(LISTENER, 6, 2) + record(LISTENER, 6, 2)
-    (row,) = bpf.parse(Raw(data, OWN, False)).sockets
+    (row,) = bpf.parse(BpfDump(data, OWN, False)).sockets
     assert row.owners == (Owner(5, how="fd"), Owner(6, how="task-fd"))
 
 
@@ -120,12 +120,12 @@ def test_only_the_holder_of_a_multipath_socket_is_taken_from_its_file():
     above = replace(CONNECTED, local_port=9999, inode=7)
     (row,) = bpf.parse(with_dump(record(above, 5, 4), below)).sockets
     assert row == replace(below, owners=(Owner(5, how="fd"),))
-    assert fileless.look_through(record(above, 5, 4) + record(replace(LISTENER, inode=8), 5))[1:] == ({8}, {7})
+    assert fileless.summarize(record(above, 5, 4) + record(replace(LISTENER, inode=8), 5))[1:] == ({8}, {7})
 
 
 def with_dump(records, *several):
     dump = sockdiag.SockdiagTable("tcp", b"".join(map(encode, several)) + DONE)
-    return Raw(records, OWN, False, {OWN: Inside([sockdiag.SockdiagDump((dump,), OWN)], {})})
+    return BpfDump(records, OWN, False, {OWN: NamespaceDump([sockdiag.SockdiagDump((dump,), OWN)], {})})
 
 
 def test_what_has_a_file_is_not_taken_from_the_dump_too():
@@ -166,7 +166,7 @@ def test_any_bytes_are_sockets_or_garbled(data, more):
     for _ in range(more.draw(st.integers(0, 4)) if damaged else 0):
         damaged[more.draw(st.integers(0, len(damaged) - 1))] = more.draw(st.integers(0, 255))
     try:
-        reading = bpf.parse(Raw(bytes(damaged), OWN, True))
+        reading = bpf.parse(BpfDump(bytes(damaged), OWN, True))
     except SourceGarbled as error:
         assert "bpf" in str(error)  # noqa: PT017
     else:
@@ -176,13 +176,13 @@ def test_any_bytes_are_sockets_or_garbled(data, more):
 @given(st.lists(held(), max_size=8).map(unique))
 def test_columns_count_what_the_kernel_counts(several):
     data = b"".join(record(s, pid) for s, pids in several for pid in pids)
-    seen, known, named = fileless.look_through(data)
+    seen, known, named = fileless.summarize(data)
     assert named == frozenset()
     assert known == {s.inode for s, _ in several}
     for netns in (OWN, OTHER):
         mine = [s for s, _ in several if s.netns == netns]
         expected = Counter(s.protocol for s in mine if s.state != "BOUND")
-        assert {p: n for p, n in seen.get(netns, Seen(Counter(), 0)).hashed.items() if n} == dict(expected)
+        assert {p: n for p, n in seen.get(netns, FileCounts(Counter(), 0)).hashed.items() if n} == dict(expected)
 
 
 # --- what is asked of sock_diag ------------------------------------------------------------------------------------
@@ -198,9 +198,9 @@ SOCKSTAT6 = b"TCP6: inuse 5\nUDP6: inuse 2\nUDPLITE6: inuse 0\nRAW6: inuse 1\nFR
 
 
 def test_the_kernels_count():
-    assert fileless.parse_counts(SOCKSTAT + SOCKSTAT6) == Counts(tcp=17, udp=6, waiting=3)
-    assert fileless.parse_counts(SOCKSTAT) == Counts(tcp=12, udp=4, waiting=3)
-    assert fileless.parse_counts(b"") == Counts(0, 0, 0)
+    assert fileless.parse_counts(SOCKSTAT + SOCKSTAT6) == KernelCounts(tcp=17, udp=6, waiting=3)
+    assert fileless.parse_counts(SOCKSTAT) == KernelCounts(tcp=12, udp=4, waiting=3)
+    assert fileless.parse_counts(b"") == KernelCounts(0, 0, 0)
 
 
 @pytest.fixture
@@ -223,28 +223,28 @@ def asked(monkeypatch):
 
 def missing(monkeypatch, there, tcp=0, udp=0, pending=0):
     monkeypatch.setattr(fileless, "counts", lambda: there)
-    return fileless.read(Wanted(), Seen(Counter({"tcp": tcp, "udp": udp}), pending), frozenset())
+    return fileless.read(Wanted(), FileCounts(Counter({"tcp": tcp, "udp": udp}), pending), frozenset())
 
 
 def test_nothing_is_read_again_when_the_numbers_fit(asked, monkeypatch):
-    missing(monkeypatch, Counts(tcp=7, udp=3, waiting=0), tcp=7, udp=3)
+    missing(monkeypatch, KernelCounts(tcp=7, udp=3, waiting=0), tcp=7, udp=3)
     assert asked[0] == []
 
 
 def test_what_closed_needs_the_states_without_a_process(asked, monkeypatch):
     asked[1].update({"TIME_WAIT": 2, "FIN_WAIT2": 1, "LAST_ACK": 1, "SYN_RECV": 1})
-    missing(monkeypatch, Counts(tcp=9, udp=3, waiting=3), tcp=8, udp=3, pending=1)  # LAST_ACK is in use
+    missing(monkeypatch, KernelCounts(tcp=9, udp=3, waiting=3), tcp=8, udp=3, pending=1)  # LAST_ACK is in use
     assert asked[0] == [(("tcp",), "transient")]
 
 
 @pytest.mark.parametrize("there", [9, 7])
 def test_what_cannot_be_explained_needs_all(asked, monkeypatch, there):
-    missing(monkeypatch, Counts(tcp=there, udp=3, waiting=0), tcp=8, udp=3)
+    missing(monkeypatch, KernelCounts(tcp=there, udp=3, waiting=0), tcp=8, udp=3)
     assert asked[0] == [(("tcp",), "transient"), (("tcp",), "all")]
 
 
 def test_udp_has_one_table(asked, monkeypatch):
-    missing(monkeypatch, Counts(tcp=0, udp=3, waiting=0), udp=2)
+    missing(monkeypatch, KernelCounts(tcp=0, udp=3, waiting=0), udp=2)
     assert asked[0] == [(("udp",), "all")]
 
 
@@ -253,13 +253,13 @@ def test_without_the_kernels_count_all_is_read(asked, monkeypatch):
         raise FileNotFoundError(2, "no sockstat")
 
     monkeypatch.setattr(fileless, "counts", fail)
-    fileless.read(Wanted(), Seen(Counter(), 0), frozenset())
+    fileless.read(Wanted(), FileCounts(Counter(), 0), frozenset())
     assert asked[0] == [(("tcp", "udp"), "all")]
 
 
 @pytest.mark.parametrize("wanted", [Wanted(ports=((1, 2),)), Wanted(("tcp",)), Wanted(states=frozenset(("LISTEN",)))])
 def test_a_part_cannot_be_counted(asked, wanted):
-    fileless.read(wanted, Seen(Counter(), 0), frozenset())
+    fileless.read(wanted, FileCounts(Counter(), 0), frozenset())
     assert len(asked[0]) == 1
 
 
@@ -816,7 +816,7 @@ def test_proc_of_another_pid_namespace():
         ["unshare", "--pid", "--fork", sys.executable, "-c", "from portbook.sources import bpf; print(bpf.missing())"],
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
-    assert "/proc shows another pid namespace: we are 1" in run.stdout
+    assert "/proc shows another pid namespace: our pid is 1," in run.stdout
 
 
 @pytest.mark.usefixtures("works")

@@ -86,7 +86,7 @@ class Connector:
         try:
             sock = socket.socket(self.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             try:
-                error_queue.wanted(sock)
+                error_queue.enable(sock)
                 sock.bind(SOURCES[self.family])
             except OSError:
                 sock.close()

@@ -1,12 +1,12 @@
-"""What to say to a UDP port so that a service there answers, and how to know its answer.
+"""What to send to a UDP port so that a service there replies, and how to recognise its reply.
 
-A UDP service is heard only if it is asked in its own language. PAYLOADS is a table of such questions: each is the
-smallest request of its specification that asks for nothing secret and changes nothing. A port that is not in the table
-gets an empty datagram, then a question to a DNS server, because DNS is what mostly lives on odd ports.
+A UDP service replies only to requests of its own protocol. PAYLOADS is a table of such requests: each is the smallest
+of its specification that asks for nothing secret and changes nothing. A port that is not in the table gets an empty
+datagram, then a DNS query, because DNS is the most frequent service on unusual ports.
 
-Identifiers inside the questions are constants: two probes of one port are the same question, and a packet capture
-shows whose they are. Readers see bytes that a stranger chose, so that what they do not understand is not recognised,
-never an error.
+Identifiers inside the requests are constants: all probes of a port send the same bytes, and a packet capture shows
+whose they are. Readers get bytes that a stranger chose: a reply that they do not understand is not recognised, never an
+error.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from typing import NamedTuple
 
 from portbook.scanner.udp.questions import asn1, binary, dns, secured, texts
 
-Reader = Callable[[bytes], "str | None"]  # what the answer says, in a line; None: it is not of this protocol
+Reader = Callable[[bytes], "str | None"]  # describes a reply in one line; None: it is not of this protocol
 
-LONGEST = 120  # characters of what a stranger says that are repeated
+LONGEST_TEXT = 120  # characters of a reply that are shown
 
 
 class Payload(NamedTuple):
-    """One question."""
+    """One request, and how its reply is read."""
 
     service: str  # its name in the IANA registry, where it has one
     ports: tuple[int, ...]
     data: bytes
     read: Reader
     spec: str
-    elsewhere: bool = False  # the answer comes from another port of the target
+    from_other_port: bool = False  # the reply comes from another port of the target
 
 
-class Recognised(NamedTuple):
-    """Who answered, and what it said of itself."""
+class RecognisedService(NamedTuple):
+    """The service that replied, and what its reply says."""
 
     service: str
     text: str
 
 
 def for_port(port: int, attempt: int = 1) -> tuple[Payload, ...]:
-    """What to send to a port: the best question first and alone, so that a closed port has to refuse only one.
+    """Return what to send to a port: first the best request alone, so that a closed port has to refuse only one.
 
-    Later attempts ask everything that is known for the port; of an unknown one, empty and generic by turns.
+    Later attempts send every request for the port; to an unlisted port, the empty and the generic one in turn.
     """
     known = _BY_PORT.get(port)
     if known is None:
@@ -51,39 +51,42 @@ def for_port(port: int, attempt: int = 1) -> tuple[Payload, ...]:
     return known[:1] if attempt == 1 else known
 
 
-def recognise(reply: bytes, asked: Iterable[Payload]) -> Recognised | None:
-    """Who sent this reply, if it answers one of the questions asked."""
-    for payload in asked:
+def recognise(reply: bytes, requests: Iterable[Payload]) -> RecognisedService | None:
+    """Return the service that sent a reply; None if it answers none of the requests."""
+    for payload in requests:
         if reply == payload.data and reply:
-            return Recognised("echo", "repeats what it is sent")
+            return RecognisedService("echo", "sends back what it receives")
         try:
             text = payload.read(reply)
         except (IndexError, ValueError, struct.error):  # cut short, or something else altogether
             continue
         if text is not None:
-            return Recognised(payload.service, _line(text))
+            return RecognisedService(payload.service, _one_line(text))
     return None
 
 
-def described(reply: bytes) -> str:
-    """A reply that nobody recognised: its length and what is readable of its beginning."""
-    start = "".join(chr(b) if 32 <= b < 127 else "." for b in reply[:32])
-    return f"{len(reply)} bytes: {start}" if reply else "an empty datagram"
+def describe_unknown(reply: bytes) -> str:
+    """Describe a reply that was not recognised: its length and the readable part of its beginning."""
+    if not reply:
+        return "an empty datagram"
+    start = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in reply[:32])
+    return f"{len(reply)} bytes: {start}"
 
 
-def _line(text: str) -> str:
-    """One line of bounded length, spaces for everything that cannot be printed."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * LONGEST]).split())[:LONGEST]
+def _one_line(text: str) -> str:
+    """Return one line of bounded length, with spaces for everything that cannot be printed."""
+    printable = "".join(char if char.isprintable() else " " for char in text[: 4 * LONGEST_TEXT])
+    return " ".join(printable.split())[:LONGEST_TEXT]
 
 
 EMPTY = Payload("", (), b"", lambda _: None, "RFC 768: a datagram may be empty")
-# RFC 4892 section 3: a name of the class CHAOS that many DNS servers have, and that all of them answer somehow.
+# RFC 4892 section 3: a name of the class CHAOS that many DNS servers have, and that all of them respond to.
 DNS_VERSION = Payload(
-    "domain", (53,), dns.question("version.bind", dns.DNS_TXT, dns.DNS_CHAOS), dns.read_dns, "RFC 1035, RFC 4892"
+    "domain", (53,), dns.query("version.bind", dns.DNS_TXT, dns.DNS_CHAOS), dns.read_dns, "RFC 1035, RFC 4892"
 )
 UNKNOWN = (EMPTY, DNS_VERSION)
 
-# Several questions for one port are asked in the order of this table.
+# Several requests for one port are sent in the order of this table.
 PAYLOADS = (
     Payload("echo", (7,), b"portbook", lambda _: None, "RFC 862"),
     Payload("daytime", (13,), b"", texts.read_anything, "RFC 867"),
@@ -91,8 +94,8 @@ PAYLOADS = (
     Payload("chargen", (19,), b"", texts.read_anything, "RFC 864"),
     Payload("time", (37,), b"", binary.read_time, "RFC 868"),
     DNS_VERSION,
-    # RFC 1350 section 4: a new port answers.
-    Payload("tftp", (69,), binary.TFTP_READ, binary.read_tftp, "RFC 1350", elsewhere=True),
+    # RFC 1350 section 4: the reply comes from a new port.
+    Payload("tftp", (69,), binary.TFTP_READ, binary.read_tftp, "RFC 1350", from_other_port=True),
     Payload("kerberos", (88,), asn1.kerberos_request(), asn1.read_kerberos, "RFC 4120"),
     Payload("sunrpc", (111,), binary.rpc_call(binary.PORTMAP), binary.read_rpc, "RFC 1833, RFC 5531"),
     Payload("ntp", (123,), binary.NTP_REQUEST, binary.read_ntp, "RFC 5905"),
@@ -109,18 +112,23 @@ PAYLOADS = (
     Payload("ms-sql-m", (1434,), binary.SQL_BROWSER, binary.read_sql_browser, "[MC-SQLR]"),
     Payload("radius", (1812, 1813, 1645, 1646), binary.RADIUS_STATUS, binary.read_radius, "RFC 5997"),
     Payload(
-        "ssdp", (1900,), texts.SSDP_SEARCH, texts.read_ssdp, "UPnP Device Architecture 2.0, section 1.3", elsewhere=True
+        "ssdp",
+        (1900,),
+        texts.SSDP_SEARCH,
+        texts.read_ssdp,
+        "UPnP Device Architecture 2.0, section 1.3",
+        from_other_port=True,
     ),
     Payload("nfs", (2049,), binary.rpc_call(binary.NFS), binary.read_rpc, "RFC 7530, RFC 5531"),
     Payload("stun", (3478, 5349, 19302), binary.STUN_BINDING, binary.read_stun, "RFC 8489"),
     Payload("dtls", (4433, 5684, 5349, 2083, 853, 10161), secured.dtls_hello(), secured.read_dtls, "RFC 6347"),
     Payload("sip", (5060,), texts.SIP_OPTIONS, texts.read_sip, "RFC 3261, RFC 3581"),
     Payload("nat-pmp", (5351,), binary.NATPMP_ADDRESS, binary.read_natpmp, "RFC 6886"),
-    # The top bit of the class asks for an answer to us alone (RFC 6762 section 5.4).
+    # The top bit of the class asks for a unicast response (RFC 6762 section 5.4).
     Payload(
         "mdns",
         (5353,),
-        dns.question("_services._dns-sd._udp.local", dns.DNS_PTR, dns.DNS_IN | 0x8000),
+        dns.query("_services._dns-sd._udp.local", dns.DNS_PTR, dns.DNS_IN | 0x8000),
         dns.read_mdns,
         "RFC 6762, RFC 6763",
     ),

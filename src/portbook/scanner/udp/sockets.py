@@ -1,75 +1,86 @@
-"""The sockets of UDP ports: opened when a port is asked, kept for a late reply as long as there are enough."""
+"""The sockets of UDP ports: opened for an attempt, and while there are enough kept for late replies until the retry."""
 
 from __future__ import annotations
 
-from portbook.scanner.udp.payloads import Payload
-from portbook.scanner.udp.state import Port
-from portbook.scanner.udp.wire import Wire
+from collections.abc import Iterator
 
-LEAST = 2  # a silent port and its control
+from portbook.scanner.udp.state import UdpPort
+from portbook.scanner.udp.wire import Signal, Wire
 
 
 class Sockets:
-    """Which port has which socket, and how many there may be."""
+    """Which port has which socket. ``window`` is how many may be open."""
 
-    def __init__(self, wire: Wire, most: int) -> None:
-        self.most = max(most, LEAST)
+    def __init__(self, wire: Wire) -> None:
         self._wire = wire
-        self._ports: dict[int, Port] = {}  # by handle
-        self._kept: dict[Port, None] = {}  # silent ones, to be asked again; the oldest first
+        self._ports: dict[int, UdpPort] = {}  # by handle
+        self._idle: dict[UdpPort, None] = {}  # of ports that await a retry; the oldest first
 
-    def port(self, handle: int) -> Port | None:
-        """Whose socket it is."""
-        return self._ports.get(handle)
+    @property
+    def any_idle(self) -> bool:
+        """Whether some are open only for late replies."""
+        return bool(self._idle)
 
-    def connect(self, port: Port, questions: tuple[Payload, ...]) -> int:
-        """A socket of the kind that hears the answers to these questions; OSError when there is none."""
-        loose = any(q.elsewhere for q in questions) and (port.attempts > 0 or not self._wire.deaf_when_loose)
-        if port.handle is not None and port.is_loose != loose:
-            self.disconnect(port)
-        if port.handle is None:
-            if len(self._ports) >= self.most and self._kept:
-                self.disconnect(next(iter(self._kept)))
-            port.handle = self._wire.open(port.probe, loose)
-            port.is_loose = loose
-            self._ports[port.handle] = port
+    def connect(self, port: UdpPort, window: int) -> int:
+        """Return the handle of a socket that hears the replies to the requests of a port.
+
+        When the window is full, the oldest idle socket is closed. Raises OSError when no socket can be opened.
+        """
+        self._idle.pop(port, None)
+        unconnected = self._needs_unconnected(port)
+        if port.handle is not None and port.is_unconnected != unconnected:
+            self.close(port)
+        if port.handle is not None:
+            return port.handle
+        if len(self._ports) >= window and self._idle:
+            self.close(next(iter(self._idle)))
+        port.handle = self._wire.open(port.probe, unconnected)
+        port.is_unconnected = unconnected
+        self._ports[port.handle] = port
         return port.handle
 
-    def disconnect(self, port: Port) -> None:
+    def _needs_unconnected(self, port: UdpPort) -> bool:
+        """Where an unconnected socket misses refusals, the first attempt uses a connected one."""
+        if not any(payload.from_other_port for payload in port.requests):
+            return False
+        return port.attempts > 0 or not self._wire.misses_icmp_when_unconnected
+
+    def send(self, handle: int, data: bytes) -> None:
+        """Send one datagram; raises OSError."""
+        self._wire.send(handle, data)
+
+    def receive(self, wait_s: float) -> Iterator[tuple[UdpPort, Signal]]:
+        """Yield what has arrived after at most ``wait_s`` seconds; nothing of sockets that are closed meanwhile."""
+        for handle, signal in self._wire.receive(wait_s):
+            port = self._ports.get(handle)
+            if port is not None:
+                yield port, signal
+
+    def release(self, port: UdpPort, window: int) -> None:
+        """Take back the socket of a port whose attempt has ended.
+
+        It stays open for a late reply if the port awaits a retry and at most half of the window is open.
+        """
+        if port.handle is None:
+            return
+        if port.is_finished or len(self._ports) > window // 2:
+            self.close(port)
+        else:
+            self._idle[port] = None
+
+    def close(self, port: UdpPort) -> None:
         """Close the socket of a port, if it has one."""
-        self._kept.pop(port, None)
+        self._idle.pop(port, None)
         if port.handle is not None:
             del self._ports[port.handle]
             self._wire.close(port.handle)
             port.handle = None
 
-    def keep(self, port: Port) -> None:
-        """The port will be asked again: its socket stays open meanwhile, or is closed when others need one."""
-        if port.handle is None:
-            return
-        if len(self._ports) > self.most // 2:
-            self.disconnect(port)
-        else:
-            self._kept[port] = None
+    def close_idle(self) -> None:
+        """Close the sockets of ports that await a retry."""
+        for port in list(self._idle):
+            self.close(port)
 
-    def keeps(self, port: Port) -> bool:
-        """Whether the socket of a port stayed open."""
-        return port in self._kept
-
-    def resume(self, port: Port) -> None:
-        """The port is asked again, or answered."""
-        self._kept.pop(port, None)
-
-    @property
-    def can_spare(self) -> bool:
-        """Whether some are open that nobody waits for."""
-        return bool(self._kept)
-
-    def have_fewer(self, in_use: int) -> bool:
-        """No descriptor is left: close what can be spared; True when from here on there may be fewer."""
-        for kept in list(self._kept):
-            self.disconnect(kept)
-        if not LEAST <= in_use < self.most:
-            return False
-        self.most = in_use
-        return True
+    def shut(self) -> None:
+        """Close everything."""
+        self._wire.shut()

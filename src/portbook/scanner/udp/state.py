@@ -1,4 +1,4 @@
-"""What is asked over UDP, while it is: a port on its way to an answer, its host, a group that is asked together."""
+"""The state of a UDP scan: a port that is probed, the host that it belongs to, a group of retries. Pure."""
 
 from __future__ import annotations
 
@@ -12,107 +12,122 @@ from portbook.probe.request import Limits, Probe
 from portbook.scanner.udp.payloads import Payload
 from portbook.scanner.udp.refusals import Refusals
 
-# A service thinks before it answers, a kernel that refuses does not: the least time for a reply, and for the last one.
-# A reply to the first question is heard while the second is waited for: a service has a second.
-PATIENCE_S, LAST_PATIENCE_S = 0.3, 0.7
-# A host that does not exist in the neighbourhood shows only when the kernel gives up resolving its address, three
-# requests a second apart (arp(7), mcast_solicit, retrans_time; RFC 4861 section 10).
+# A service may compute before it replies, a kernel that refuses does not: the least timeout for a reply, and for the
+# last one. A reply to the first attempt still counts during the second, so that a service has a second in all.
+LEAST_TIMEOUT_S, LEAST_LAST_TIMEOUT_S = 0.3, 0.7
+# Linux reports a neighbour that does not exist after three address requests, a second apart (arp(7), mcast_solicit,
+# retrans_time; RFC 4861 section 10).
 NEIGHBOUR_S = 3.2
 
-PROVEN = "closed ports asked at the same moment were refused"
-MUTE = "the target stopped refusing ports while it was asked: its limit may be the reason"
+PROVEN = "closed ports probed at the same moment were refused"
+STOPPED_REFUSING = "the target stopped refusing ports during the scan; its rate limit may be the reason"
 
 
-class Host:
-    """What is known and under way of one address."""
+class UdpHost:
+    """One address while it is scanned."""
 
     def __init__(self, probe: Probe) -> None:
-        self.probe = probe  # the first, for the address and its zone
+        self.probe = probe  # the first one, for the address and its zone
         self.round_trip = RoundTrip()
         self.refusals = Refusals()
         self.losses = Losses()
-        self.heard = False  # anything
-        self.gone: Evidence | None = None  # somebody says that the host cannot be reached, and the host says nothing
+        self.has_answered = False  # with a reply or a refusal, itself or another host in its name
+        self.unreachable: Evidence | None = None  # a report that it is; None after an answer of its own
         self.first_sent_at: float | None = None
-        self.waiting: set[Port] = set()
-        self.unsettled = 0  # of waiting: asked for the first time, refusal still possible
-        self.again: deque[Port] = deque()  # shelved
-        self.group: Group | None = None
-        self.is_said_limited = False
-        self.has_turn = False  # in _Scan._turns, or a timer will put it there
+        self.in_flight: set[UdpPort] = set()
+        self.unsettled_first = 0  # ports in flight for the first time whose refusal may still come
+        self.to_retry: deque[UdpPort] = deque()
+        self.group: RetryGroup | None = None
+        self.has_turn = False  # it is in the schedule's queue of turns, or a timer will put it there
         self.next_turn_at = 0.0
+        self.limit_reported = False
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing of it is under way."""
-        return not (self.waiting or self.again or self.group)
+        """Whether none of its ports is in flight or waits for a retry."""
+        return not (self.in_flight or self.to_retry or self.group)
 
     def retries(self, limits: Limits) -> int:
-        """How many silent attempts more than one count before a port is given up."""
-        needed = self.losses.attempts(limits.retries, limits.most_retries) - 1
-        return needed + self.refusals.are_scarce
-
-    def limit_in_words(self) -> str:
-        """What becomes of the ports that the host could not refuse yet."""
-        return (
-            "the target limits how many ports it refuses a second: "
-            f"{len(self.again) + len(self.waiting)} silent ports are asked again, in groups that it can keep up with"
-        )
+        """How many silent attempts beyond the first count before a port is given up."""
+        attempts = self.losses.attempts(limits.retries, limits.most_retries)
+        return attempts - 1 + self.refusals.are_scarce
 
 
-class Port:
-    """One port on its way to an answer."""
+class UdpPort:
+    """One port on its way to an answer. A control is a probe of a port that is known to be closed."""
 
     __slots__ = (
-        *("asked", "attempts", "counted", "group", "handle", "host", "is_control", "is_loose"),
-        *("is_proven", "is_unsettled", "place", "probe", "sent_at", "timer", "was_silent"),
+        "attempts",
+        "awaits_retry",
+        "counted",
+        "group",
+        "handle",
+        "host",
+        "is_control",
+        "is_finished",
+        "is_proven",
+        "is_unconnected",
+        "is_unsettled",
+        "position",
+        "probe",
+        "requests",
+        "sent_at",
+        "sent_requests",
+        "timer",
+        "was_unproven",
     )
 
-    def __init__(self, probe: Probe, host: Host, is_control: bool = False) -> None:
+    def __init__(self, probe: Probe, host: UdpHost, is_control: bool = False) -> None:
         self.probe = probe
         self.host = host
         self.is_control = is_control
         self.attempts = 0
         self.counted = 0  # silent attempts that count
-        self.asked: tuple[Payload, ...] = ()
-        self.handle: int | None = None
-        self.is_loose = False
+        self.requests: tuple[Payload, ...] = ()  # of the attempt
+        self.sent_requests: tuple[Payload, ...] = ()  # of every attempt
         self.sent_at = 0.0
-        self.timer = -1  # the valid one
-        self.is_unsettled = False  # its host's refusal is still possible
-        self.is_proven = False  # in this attempt
-        self.was_silent = False  # in an earlier attempt, without proof
-        self.group: Group | None = None
-        self.place = 0  # in the group, from 1
+        self.timer = -1  # number of the valid timer
+        self.awaits_retry = False
+        self.is_finished = False
+        self.is_unsettled = False  # in flight, and a refusal may still come
+        self.is_proven = False  # the host could have refused this attempt
+        self.was_unproven = False  # an earlier attempt was silent without proof
+        self.group: RetryGroup | None = None
+        self.position = 0  # in the group, from 1
+        self.handle: int | None = None  # of its socket; the engine's
+        self.is_unconnected = False  # its socket; the engine's
 
-    def patience_s(self, limits: Limits) -> float:
-        """How long a reply may take."""
+    def timeout_s(self, limits: Limits) -> float:
+        """How long a reply to this attempt may take."""
         if limits.timeout_s is not None:
             return limits.timeout_s
         host = self.host
-        grown_s = host.round_trip.timeout_s(self.counted)
+        adapted_s = host.round_trip.timeout_s(self.counted)
         if self.counted < host.retries(limits):
-            return max(grown_s, PATIENCE_S)
-        neighbour_s = 0.0 if host.heard else (host.first_sent_at or 0.0) + NEIGHBOUR_S - self.sent_at
-        return max(grown_s, LAST_PATIENCE_S, neighbour_s)
+            return max(adapted_s, LEAST_TIMEOUT_S)
+        if host.has_answered or host.first_sent_at is None:
+            return max(adapted_s, LEAST_LAST_TIMEOUT_S)
+        return max(adapted_s, LEAST_LAST_TIMEOUT_S, host.first_sent_at + NEIGHBOUR_S - self.sent_at)
 
     def silence(self) -> Evidence:
-        """What stands behind its silence."""
-        if self.host.gone:
-            return replace(self.host.gone, text="said of other ports of this host, which answers nothing")
-        if self.host.refusals.mute:
-            return Evidence("silence", text=MUTE)
-        return Evidence("silence", text=PROVEN) if self.is_proven else SILENCE
+        """The evidence when every attempt was silent."""
+        if self.host.unreachable:
+            return replace(self.host.unreachable, text="reported for other ports of this host, which never answered")
+        if self.host.refusals.have_stopped:
+            return Evidence("silence", text=STOPPED_REFUSING)
+        if self.is_proven:
+            return Evidence("silence", text=PROVEN)
+        return SILENCE
 
 
-class Group:
-    """Silent ports of a host that are asked again together, with controls among them."""
+class RetryGroup:
+    """Silent ports of a host that are probed again together, with controls among them."""
 
-    def __init__(self, sent_at: float, refusals: int) -> None:
+    def __init__(self, sent_at: float, refusals_before: int) -> None:
         self.sent_at = sent_at
-        self.refusals_before = refusals
+        self.refusals_before = refusals_before
         self.size = 0  # without controls
-        self.left = 0  # not settled
+        self.unsettled = 0  # ports and controls, and one more until everything is sent
         self.refused = 0
-        self.reach = 0
+        self.last_refused = 0  # the highest position among the refused
         self.unproven = 0

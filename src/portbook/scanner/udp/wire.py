@@ -1,30 +1,26 @@
-"""UDP sockets that also hear refusals: one connected socket for each port that is asked, per platform.
+"""UDP sockets that also hear refusals: one socket for each port that is probed, per platform.
 
-What comes back for a socket is a Signal: the bytes of a reply, or Evidence of a refusal. ``judge`` says what a refusal
-means. Three ways:
+What arrives for a socket is a Signal: the bytes of a reply, or Evidence of a refusal. There are three cases:
 
-- Linux tells everything: each ICMP message is put into the socket's error queue with its type, code and sender.
+- Linux reports everything: each ICMP message is put into the socket's error queue with its type, code and sender.
 - BSD and macOS report an error number on a connected socket, without a sender.
-- Windows does so as well, but reliably only to an overlapped receive that is under way, which is what the Proactor loop
-  of asyncio has; a receive begun later may miss it.
+- Windows does so as well, but reliably only to an overlapped receive that is already pending, as asyncio's Proactor
+  loop has it; a receive that begins later may miss it.
 """
 
 from __future__ import annotations
 
-import errno
-import os
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterator
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from portbook.addresses import SocketAddress, family_of, socket_address, split_zone
 from portbook.probe import error_queue
-from portbook.probe.error_queue import Kept
-from portbook.probe.outcome import Evidence, Outcome
+from portbook.probe.outcome import Evidence
 from portbook.probe.request import Probe
-from portbook.resilience import WINDOWS, classify
+from portbook.scanner.udp.refusals import of_error, of_queued
 
 if TYPE_CHECKING:
     import asyncio
@@ -34,26 +30,26 @@ LONGEST_DATAGRAM = 65535
 Signal = bytes | Evidence
 
 
-class Heard(NamedTuple):
-    """What came for a socket."""
+class Received(NamedTuple):
+    """What arrived for a socket."""
 
     handle: int
     signal: Signal
 
 
 class Wire(Protocol):
-    """Sockets, known by handles. Every method may raise OSError, but ``hear``, ``close`` and ``shut``."""
+    """Sockets, known by handles. ``open`` and ``send`` may raise OSError."""
 
-    deaf_when_loose: bool  # a socket that takes answers from any port of the target hears no refusal
+    misses_icmp_when_unconnected: bool  # an unconnected socket, which hears every port of the target, hears no refusal
 
-    def open(self, probe: Probe, loose: bool) -> int:
-        """A socket for one port of one address; ``loose`` takes answers from every port of that address."""
+    def open(self, probe: Probe, unconnected: bool) -> int:
+        """Open a socket for one port of one address; an unconnected one hears every port of that address."""
 
     def send(self, handle: int, data: bytes) -> None:
         """Send one datagram to the port."""
 
-    def hear(self, wait_s: float) -> list[Heard]:
-        """What has come, after at most ``wait_s`` seconds of waiting."""
+    def receive(self, wait_s: float) -> list[Received]:
+        """Wait at most ``wait_s`` seconds until something arrives; return it."""
 
     def close(self, handle: int) -> None:
         """Close a socket."""
@@ -63,7 +59,7 @@ class Wire(Protocol):
 
 
 def choose() -> Wire:
-    """The way of this platform."""
+    """Return the wire of this platform."""
     if sys.platform == "win32":
         import asyncio
 
@@ -71,139 +67,86 @@ def choose() -> Wire:
     return SelectorWire()
 
 
-# --- what refusals mean --------------------------------------------------------------------------------------------
-
-# (version of IP, type, code) of ICMP: RFC 792, RFC 1122 section 3.2.2.1, RFC 1812 section 5.2.7.1; RFC 4443 section 3.
-PORT_UNREACHABLE = {(4, 3, 3), (6, 1, 4)}
-PROHIBITED = {
-    (4, 3, 9),  # network administratively prohibited
-    (4, 3, 10),  # host administratively prohibited
-    (4, 3, 13),  # communication administratively prohibited
-    (4, 3, 14),  # host precedence violation: a rule of a router, too
-    (4, 3, 15),  # precedence cutoff in effect
-    (6, 1, 1),  # communication administratively prohibited
-    (6, 1, 5),  # source address failed ingress or egress policy
-    (6, 1, 6),  # reject route
-}
-# A packet was too big, or came too fast: the path is asked again, smaller (the kernel sees to that) or later.
-NO_ANSWER = {(4, 3, 4), (4, 4, 0), (6, 2, 0)}
-
-# The same as error numbers, without a sender: POSIX names, and the Windows ones that mean the same. 1225 and 1234 come
-# from overlapped receives, 10054 from blocking ones. EMSGSIZE: a datagram was too big, which says nothing of the port.
-OUTCOMES: dict[str, Outcome | None] = {
-    "ECONNREFUSED": "closed",
-    "ECONNRESET": "closed",
-    "ENETUNREACH": "unreachable",
-    "EHOSTUNREACH": "unreachable",
-    "ENETDOWN": "unreachable",
-    "EHOSTDOWN": "unreachable",
-    "ENOPROTOOPT": "unreachable",  # ICMP 3/2: the target does not know UDP
-    "EMSGSIZE": None,
-}
-OUTCOMES |= {name: OUTCOMES[posix] for name, posix in WINDOWS.values() if posix in OUTCOMES}
-
-
-def judge(evidence: Evidence, address: str) -> Outcome | None:
-    """What a refusal says about a port of ``address``; None if nothing."""
-    if evidence.kind != "icmp":
-        return OUTCOMES.get(evidence.error or "", "error")
-    key = (6 if ":" in address else 4, evidence.icmp_type or 0, evidence.icmp_code or 0)
-    if key in NO_ANSWER:
-        return None
-    if key in PORT_UNREACHABLE:
-        # Somebody on the way cannot know which ports the target has: it speaks for a rule of its own.
-        return "closed" if evidence.sender == address else "filtered"
-    return "filtered" if key in PROHIBITED else "unreachable"
-
-
-def of_error(error: OSError) -> Evidence:
-    """An error of the system as evidence; of Windows its own number."""
-    number = getattr(error, "winerror", None) or error.errno
-    return Evidence("errno", errno=number, error=classify(error).name, text=error.strerror or str(error))
-
-
-def of_kept(kept: Kept) -> Evidence:
-    """What Linux kept of an error as evidence."""
-    name = errno.errorcode.get(kept.errno)
-    if kept.version is None:
-        return Evidence("errno", errno=kept.errno, error=name, text=os.strerror(kept.errno) if name else None)
-    return Evidence("icmp", kept.errno, name, kept.type, kept.code, kept.sender)
-
-
 # --- Linux, BSD, macOS ---------------------------------------------------------------------------------------------
 
 NONBLOCKING = getattr(socket, "SOCK_NONBLOCK", 0)  # Linux, BSD: saves a call
 
 
-class _Open(NamedTuple):
+class _OpenSocket(NamedTuple):
     socket: socket.socket
     address: str
-    to: SocketAddress | None  # None: connected
+    destination: SocketAddress | None  # None: connected
 
 
 class SelectorWire:
-    """Non-blocking sockets and a selector; with an error queue where there is one."""
+    """Non-blocking sockets and a selector; with the error queue where there is one."""
 
     def __init__(self, keeps_errors: bool = error_queue.PRESENT) -> None:
-        from selectors import DefaultSelector
+        from selectors import EVENT_READ, DefaultSelector
 
         self._selector = DefaultSelector()
-        self._open: dict[int, _Open] = {}
+        self._readable = EVENT_READ
+        self._open: dict[int, _OpenSocket] = {}
         self._keeps_errors = keeps_errors
-        self.deaf_when_loose = not keeps_errors
+        self.misses_icmp_when_unconnected = not keeps_errors
 
-    def open(self, probe: Probe, loose: bool) -> int:
+    def open(self, probe: Probe, unconnected: bool) -> int:
         """See Wire."""
-        to = socket_address(probe.address, probe.port, probe.zone)
-        made = self._make(to)
+        destination = socket_address(probe.address, probe.port, probe.zone)
+        sock = self._create(destination)
         try:
-            if not loose:
-                made = self._connected(made, to)
-            self._selector.register(made, _readable())
+            if not unconnected:
+                sock = self._connect(sock, destination)
+            self._selector.register(sock, self._readable)
         except BaseException:
-            made.close()
+            sock.close()
             raise
-        self._open[made.fileno()] = _Open(made, probe.address, to if loose else None)
-        return made.fileno()
+        handle = sock.fileno()
+        self._open[handle] = _OpenSocket(sock, probe.address, destination if unconnected else None)
+        return handle
 
-    def _make(self, to: SocketAddress) -> socket.socket:
-        made = socket.socket(family_of(to[0]), socket.SOCK_DGRAM | NONBLOCKING)
+    def _create(self, destination: SocketAddress) -> socket.socket:
+        sock = socket.socket(family_of(destination[0]), socket.SOCK_DGRAM | NONBLOCKING)
         if not NONBLOCKING:
-            made.setblocking(False)
+            sock.setblocking(False)
         if self._keeps_errors:
-            error_queue.wanted(made)
-        return made
+            error_queue.enable(sock)
+        return sock
 
-    def _connected(self, made: socket.socket, to: SocketAddress) -> socket.socket:
-        """Connect. A socket that was given the very port that it asks would hear itself: then another is taken."""
-        made.connect(to)
-        if made.getsockname() != made.getpeername():
-            return made
-        with made:  # so that the other gets another port
-            other = self._make(to)
-            other.connect(to)
+    def _connect(self, sock: socket.socket, destination: SocketAddress) -> socket.socket:
+        """Connect. A socket whose local port is the port that it probes would hear itself; another replaces it."""
+        sock.connect(destination)
+        if sock.getsockname() != sock.getpeername():
+            return sock
+        with sock:  # open meanwhile, so that the other gets another port
+            other = self._create(destination)
+            other.connect(destination)
             return other
 
     def send(self, handle: int, data: bytes) -> None:
         """See Wire."""
         entry = self._open[handle]
         try:
-            if entry.to is None:
+            if entry.destination is None:
                 entry.socket.send(data)
             else:
-                entry.socket.sendto(data, entry.to)
+                entry.socket.sendto(data, entry.destination)
         except ConnectionRefusedError:
-            if not self._keeps_errors:  # else the refusal of an earlier datagram, about to be heard in full
+            if not self._keeps_errors:  # else the error queue has the refusal of an earlier datagram
                 raise
 
-    def hear(self, wait_s: float) -> list[Heard]:
+    def receive(self, wait_s: float) -> list[Received]:
         """See Wire."""
-        ready = self._selector.select(wait_s)
-        return [Heard(key.fd, signal) for key, _ in ready for signal in self._receive(self._open[key.fd])]
+        arrivals: list[Received] = []
+        for key, _ in self._selector.select(wait_s):
+            signals = self._signals(self._open[key.fd])
+            arrivals.extend(Received(key.fd, signal) for signal in signals)
+        return arrivals
 
-    def _receive(self, entry: _Open) -> Iterable[Signal]:
+    def _signals(self, entry: _OpenSocket) -> Iterator[Signal]:
         if self._keeps_errors:
-            yield from map(of_kept, error_queue.drain(entry.socket))
+            for queued in error_queue.drain(entry.socket):
+                yield of_queued(queued)
         try:
             data, sender = entry.socket.recvfrom(LONGEST_DATAGRAM)
         except (BlockingIOError, InterruptedError):
@@ -227,76 +170,73 @@ class SelectorWire:
         self._selector.close()
 
 
-def _readable() -> int:
-    from selectors import EVENT_READ
-
-    return EVENT_READ
-
-
 # --- Windows -------------------------------------------------------------------------------------------------------
 
 
 class LoopWire:
-    """Datagram endpoints of an asyncio loop, which is run only while something is opened or waited for.
+    """Datagram endpoints of an asyncio loop, which runs only while something is opened or waited for.
 
     Not usable from a coroutine: a thread has one running loop.
     """
 
-    deaf_when_loose = True
+    misses_icmp_when_unconnected = True
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._transports: dict[int, tuple[asyncio.DatagramTransport, tuple[str, int] | None]] = {}
-        self._heard: list[Heard] = []
+        self._arrivals: list[Received] = []
         self._wake: asyncio.Future[None] | None = None
         self._handles = count()
 
-    def open(self, probe: Probe, loose: bool) -> int:
+    def open(self, probe: Probe, unconnected: bool) -> int:
         """See Wire."""
         handle = next(self._handles)
-        # asyncio takes a zone as part of the host only.
+        # asyncio takes a zone only as part of the host.
         peer = (f"{probe.address}%{probe.zone}" if probe.zone else probe.address, probe.port)
-        anywhere = ("::" if ":" in probe.address else "0.0.0.0", 0)  # noqa: S104  a client's socket, as connect makes
-        listener: Any = _Listener(self, handle, probe.address)
-        transport = self._loop.run_until_complete(self._endpoint(listener, None if loose else peer, anywhere))
-        if transport.get_extra_info("sockname") == transport.get_extra_info("peername"):  # it would hear itself
-            other = self._loop.run_until_complete(self._endpoint(listener, peer, anywhere))
-            transport.abort()
-            transport = other
-        self._transports[handle] = transport, peer if loose else None
+        wildcard = ("::" if ":" in probe.address else "0.0.0.0", 0)  # noqa: S104  a client's socket, as connect makes
+        protocol: Any = _DatagramProtocol(self, handle, probe.address)
+        if unconnected:
+            transport = self._create(protocol, None, wildcard)
+        else:
+            transport = self._create(protocol, peer, None)
+            if transport.get_extra_info("sockname") == transport.get_extra_info("peername"):  # it would hear itself
+                other = self._create(protocol, peer, None)
+                transport.abort()
+                transport = other
+        self._transports[handle] = transport, peer if unconnected else None
         return handle
 
-    async def _endpoint(self, listener: Any, peer: tuple[str, int] | None, anywhere: tuple[str, int]) -> Any:
-        local = anywhere if peer is None else None
-        transport, _ = await self._loop.create_datagram_endpoint(lambda: listener, remote_addr=peer, local_addr=local)
+    def _create(self, protocol: Any, peer: tuple[str, int] | None, local: tuple[str, int] | None) -> Any:
+        creation = self._loop.create_datagram_endpoint(lambda: protocol, remote_addr=peer, local_addr=local)
+        transport, _ = self._loop.run_until_complete(creation)
         return transport
 
     def send(self, handle: int, data: bytes) -> None:
         """See Wire."""
-        transport, to = self._transports[handle]
+        transport, destination = self._transports[handle]
         if data:
-            transport.sendto(data, to)
+            transport.sendto(data, destination)
         else:
-            _send_nothing(transport, to)
+            _send_empty(transport, destination)
 
-    def hear(self, wait_s: float) -> list[Heard]:
+    def receive(self, wait_s: float) -> list[Received]:
         """See Wire."""
-        if not self._heard:
+        if not self._arrivals:
             self._wake = self._loop.create_future()
-            # A completion needs a few rounds of the loop to become a call, so that no wait is none.
+            # A completion takes a few rounds of the loop to become a call: a wait of zero would see nothing.
             timer = self._loop.call_later(max(wait_s, 0.001), self.wake)
             self._loop.run_until_complete(self._wake)
             timer.cancel()
-        heard, self._heard = self._heard, []
-        return [h for h in heard if h.handle in self._transports]
+        arrivals, self._arrivals = self._arrivals, []
+        return [received for received in arrivals if received.handle in self._transports]
 
-    def say(self, heard: Heard) -> None:
-        """A listener has heard something."""
-        self._heard.append(heard)
+    def add(self, received: Received) -> None:
+        """Take an arrival, from a protocol."""
+        self._arrivals.append(received)
         self.wake()
 
     def wake(self) -> None:
-        """End the waiting."""
+        """End the wait."""
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
@@ -309,28 +249,28 @@ class LoopWire:
         """See Wire."""
         for handle in list(self._transports):
             self.close(handle)
-        self._loop.run_until_complete(self._settle())
+        self._loop.run_until_complete(self._close_sockets())
         self._loop.run_until_complete(self._loop.shutdown_default_executor())
         self._loop.close()
 
-    async def _settle(self) -> None:
-        """Transports close their sockets in the rounds that follow."""
+    async def _close_sockets(self) -> None:
+        """Run the loop until the aborted transports have closed their sockets."""
         import asyncio
 
         for _ in range(3):
             await asyncio.sleep(0)
 
 
-def _send_nothing(transport: asyncio.DatagramTransport, to: tuple[str, int] | None) -> None:
-    """Send an empty datagram, which asyncio does not before Python 3.13."""
-    with transport.get_extra_info("socket").dup() as twin:
-        if to is None:
-            twin.send(b"")
+def _send_empty(transport: asyncio.DatagramTransport, destination: tuple[str, int] | None) -> None:
+    """Send an empty datagram, which asyncio does not do before Python 3.13."""
+    with transport.get_extra_info("socket").dup() as duplicate:
+        if destination is None:
+            duplicate.send(b"")
         else:
-            twin.sendto(b"", to)
+            duplicate.sendto(b"", destination)
 
 
-class _Listener:
+class _DatagramProtocol:
     """An asyncio.DatagramProtocol, without importing asyncio where it is not used."""
 
     def __init__(self, wire: LoopWire, handle: int, address: str) -> None:
@@ -345,11 +285,11 @@ class _Listener:
         """Nothing to do."""
 
     def datagram_received(self, data: bytes, sender: tuple[str, int] | None) -> None:
-        """A reply; without a sender it is from the peer of a connected socket."""
+        """Take a reply; without a sender it is from the peer of a connected socket."""
         if sender is None or split_zone(sender[0])[0] == self._address:
-            self._wire.say(Heard(self._handle, data))
+            self._wire.add(Received(self._handle, data))
 
     def error_received(self, error: Exception) -> None:
-        """A refusal."""
+        """Take a refusal."""
         if isinstance(error, OSError):
-            self._wire.say(Heard(self._handle, of_error(error)))
+            self._wire.add(Received(self._handle, of_error(error)))

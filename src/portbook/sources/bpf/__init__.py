@@ -1,8 +1,8 @@
 """Linux: every socket of every process and every network namespace in one pass over all open files, in the kernel.
 
-A small BPF program (program.py) looks at each descriptor where it lies and writes a record for those that are
-wanted: the socket, and who holds it. What has no descriptor comes from sock_diag (fileless.py). Needs CAP_BPF
-and CAP_PERFMON, or root, and a kernel that describes its structures (btf.py).
+A small BPF program (program.py) looks at every descriptor inside the kernel and writes a record for those that are
+wanted: the socket, and the process that has it open. Sockets without a descriptor come from sock_diag (fileless.py).
+Needs CAP_BPF and CAP_PERFMON, or root, and a kernel that describes its structures (btf.py).
 
 Facts: Documentation/bpf/bpf_iterators.rst, capabilities(7).
 """
@@ -26,40 +26,39 @@ from portbook.query import LISTENING
 from portbook.records import Gap, Owner, Protocol, Socket, State
 from portbook.sources import sockdiag
 from portbook.sources.base import OtherNamespaces, Reading, Source, Wanted
-from portbook.sources.bpf.record import FOR_IPV6_ONLY, FORMAT, OF_MPTCP
+from portbook.sources.bpf.record import FORMAT, IPV6_ONLY, IS_MPTCP, OWN_TABLE, PROTOCOLS, TCP, UDP
 from portbook.sources.sockdiag import AF, FAMILY, TCP_STATES, UDP_STATES, Addresses
 
-if TYPE_CHECKING:  # what reads is imported when it is known that we may: this module is loaded before the others
-    from portbook.sources.bpf import fileless
-    from portbook.sources.bpf.fileless import Inside, Seen
+if TYPE_CHECKING:  # the modules that read are imported once it is known that we may: this source is tried first
+    from portbook.sources.bpf.fileless import Answers, FileCounts, NamespaceDump
     from portbook.sources.bpf.program import Choice
 
 SINCE = "Linux 5.12 and later have it"  # the iterator, and the helpers that the program calls
 CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 21, 38, 39
-MOST_RANGES = 100  # of ports compared in the kernel; more are left to the pipeline
-PROTOCOLS: dict[int, Protocol] = {6: "tcp", 17: "udp"}
-MOST_PIDS = 16  # looked at one by one; for more, looking at all is quicker
-NEGATIVE = 1 << 31  # of 32 bits: a queue that TCP computes may be below zero while a FIN is in it
+MOST_RANGES = 100  # of ports that are compared in the kernel; a query with more is left to the pipeline
+MOST_PIDS = 16  # read one by one; for more processes, one pass over all of them is quicker
+NEGATIVE = 1 << 31  # of 32 bits: a queue length that TCP computes may be below zero while a FIN is in it
 
 
-class Raw(NamedTuple):
+class BpfDump(NamedTuple):
     """What the program wrote, and what sock_diag added."""
 
-    records: bytes | None  # None: no file had to be looked at
+    records: bytes | None  # None: the program did not need to run
     netns: int  # ours
-    all_namespaces: bool  # whether other namespaces were asked for
-    inside: Mapping[int, Inside] = {}
+    all_namespaces: bool  # whether sockets of other namespaces were wanted
+    namespaces: Mapping[int, NamespaceDump] = {}  # by inode
     gaps: tuple[Gap, ...] = ()
 
 
-Both = tuple[bytes | None, "dict[int, Seen]", "fileless.Answers"]  # records, what they show, what sock_diag says
+# The records, a summary of them by namespace, and what sock_diag says.
+RecordsAndAnswers = tuple[bytes | None, "dict[int, FileCounts]", "Answers"]
 
 
 # --- whether it can ------------------------------------------------------------------------------------------------
 
 
 def missing() -> str | None:
-    """Why this source does not work here."""
+    """Why this source does not work here; None if it does."""
     from portbook.sources.bpf import calls
 
     try:
@@ -70,99 +69,112 @@ def missing() -> str | None:
 
 
 def _program(wanted: Wanted) -> tuple[bytes, int]:
-    """The program and what it is attached to; raises SourceDenied, SourceMissing, SourceGarbled."""
+    """The program and the number of the function it is attached to.
+
+    :raises SourceDenied: this process may not load programs
+    :raises SourceMissing: the kernel lacks something that the program needs
+    :raises SourceGarbled: the kernel's description of its structures cannot be read
+    """
     _check_privilege()
-    _check_processes()
+    _check_pid_namespace()
     from portbook.sources.bpf import offsets, program
 
-    known = offsets.offsets(program.PATHS, (program.FUNCTION,))
-    function = known.functions[program.FUNCTION]
-    lacking = program.FUNCTION if function is None else program.missing(known.places)
+    layout = offsets.offsets(program.PATHS, (program.FUNCTION,))
+    function = layout.functions[program.FUNCTION]
+    lacking = program.FUNCTION if function is None else program.missing(layout.places)
     if lacking or function is None:
         raise SourceMissing(f"bpf: kernel {os.uname().release} has no {lacking}", SINCE)
-    return program.build(known.places, _choice(wanted)).assemble(), function
+    return program.build(layout.places, _choice(wanted)).assemble(), function
 
 
 def _check_privilege() -> None:
-    """Ask the kernel what we may, before anything is read for nothing: proc_pid_status(5), CapEff."""
+    """Read our capabilities before anything else, which would be in vain: proc_pid_status(5), CapEff."""
     try:
         with open("/proc/self/status", "rb") as file:
             line = next((line for line in file if line.startswith(b"CapEff:")), b"CapEff: 00")
     except OSError as error:
         raise SourceMissing(f"bpf: /proc/self/status: {error.strerror}") from error
-    held = parse_hex(line.split()[1])
-    if not (held >> CAP_SYS_ADMIN & 1 or (held >> CAP_BPF & 1 and held >> CAP_PERFMON & 1)):
+    capabilities = parse_hex(line.split()[1])
+    may_load = capabilities >> CAP_BPF & 1 and capabilities >> CAP_PERFMON & 1
+    if not (may_load or capabilities >> CAP_SYS_ADMIN & 1):
         why = f"bpf: uid {os.geteuid()} may not load programs into the kernel"
         raise SourceDenied(why, "run with sudo, or with CAP_BPF and CAP_PERFMON")
 
 
-def _check_processes() -> None:
-    """Pids are those of our pid namespace, and so should be those of /proc: names are read there."""
+def _check_pid_namespace() -> None:
+    """The kernel reports pids of our pid namespace. /proc has to show the same one: names are read there."""
     try:
-        shown = os.readlink("/proc/self")
+        pid = os.readlink("/proc/self")
     except OSError:
-        shown = "none"
-    if shown != str(os.getpid()):
-        raise SourceMissing(f"bpf: /proc shows another pid namespace: we are {os.getpid()}, it says {shown}")
+        pid = "none"
+    if pid != str(os.getpid()):
+        raise SourceMissing(f"bpf: /proc shows another pid namespace: our pid is {os.getpid()}, there it is {pid}")
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
-def read(wanted: Wanted) -> Raw:
-    """Let the program look at all files, and ask sock_diag for what has none."""
+def read(wanted: Wanted) -> BpfDump:
+    """Run the program over all open files, and read from sock_diag the sockets that have none.
+
+    :raises SourceDenied: this process may not load programs
+    :raises SourceMissing: the kernel lacks something that the program needs
+    :raises SourceGarbled: the kernel's description of its structures cannot be read
+    """
     program = _program(wanted)
     from portbook.sources.bpf import calls, fileless
     from portbook.system import namespaces
 
     run = partial(calls.read_files, *program)
     own = namespaces.own() or 0
-    if wanted.pids is not None:  # what nobody holds is not theirs
-        of_them = run(wanted.pids if len(wanted.pids) <= MOST_PIDS else None)
-        return Raw(of_them, own, wanted.all_namespaces, {own: fileless.nothing()})
+    if wanted.pids is not None:  # these processes do not own what has no file
+        records = run(wanted.pids if len(wanted.pids) <= MOST_PIDS else None)
+        return BpfDump(records, own, wanted.all_namespaces, {own: fileless.nothing()})
     read_both = _files_first if fileless.is_whole(wanted) else _tables_first
-    records, seen, answers = read_both(wanted, own, run)
-    return Raw(records, own, wanted.all_namespaces, *fileless.sort_out(answers, seen if wanted.all_namespaces else ()))
+    all_records, counts, answers = read_both(wanted, own, run)
+    dumps, gaps = fileless.sort_out(answers, counts if wanted.all_namespaces else ())
+    return BpfDump(all_records, own, wanted.all_namespaces, dumps, gaps)
 
 
-def _files_first(wanted: Wanted, own: int, run: Callable[[], bytes]) -> Both:
-    """Of everything: then the kernel's count tells whether the tables need be read at all."""
+def _files_first(wanted: Wanted, own: int, run: Callable[[], bytes]) -> RecordsAndAnswers:
+    """When everything is wanted: the kernel's count then tells whether the tables need to be read at all."""
     from portbook.sources.bpf import fileless
 
     records = run()
-    seen, known, named = fileless.look_through(records)
-    answers = fileless.ask(wanted, own, seen, known)
-    if fileless.have_files(answers, known | named):
-        # Opened after the program had passed, or handed over while it did: if anybody has it now, it is found now.
+    counts, inodes, mptcp_inodes = fileless.summarize(records)
+    answers = fileless.read_namespaces(wanted, own, counts, inodes)
+    if fileless.have_files(answers, inodes | mptcp_inodes):
+        # Opened behind the program, or passed to another process while it ran: a second pass finds who has it now.
         records += run()
-    return records, seen, answers
+    return records, counts, answers
 
 
-def _tables_first(wanted: Wanted, own: int, run: Callable[[], bytes]) -> Both:
-    """Of a part: it is small, and when a port is free, no file need be looked at, however many are open."""
+def _tables_first(wanted: Wanted, own: int, run: Callable[[], bytes]) -> RecordsAndAnswers:
+    """When a part is wanted: the tables are small, and for a free port no file is read, however many are open."""
     from portbook.sources.bpf import fileless
 
-    answers = fileless.ask(wanted, own)
+    answers = fileless.read_namespaces(wanted, own)
     if wanted.ports and sockdiag.shows_bound() and not fileless.have_files(answers):
         return None, {}, answers
     records = run()
-    seen, known, named = fileless.look_through(records)
-    if fileless.have_files(answers, known | named):  # closed meanwhile, or nobody has it
-        answers = fileless.ask(wanted, own)
-    return records, seen, answers
+    counts, inodes, mptcp_inodes = fileless.summarize(records)
+    if fileless.have_files(answers, inodes | mptcp_inodes):  # closed since, or no process has it
+        answers = fileless.read_namespaces(wanted, own)
+    return records, counts, answers
 
 
 def _choice(wanted: Wanted) -> Choice:
     from portbook.sources.bpf.program import Choice
     from portbook.system import namespaces
 
-    tcp, udp = (
-        _mask(wanted, states) if protocol in wanted.protocols else 0
-        for protocol, states in (("tcp", TCP_STATES), ("udp", UDP_STATES))
+    ports = wanted.ports or ()
+    return Choice(
+        families=tuple(AF[family] for family in wanted.families),
+        tcp=_mask(wanted, TCP_STATES) if "tcp" in wanted.protocols else 0,
+        udp=_mask(wanted, UDP_STATES) if "udp" in wanted.protocols else 0,
+        ports=ports if len(ports) <= MOST_RANGES else (),
+        netns=None if wanted.all_namespaces else namespaces.own(),
     )
-    ports = wanted.ports if wanted.ports and len(wanted.ports) <= MOST_RANGES else ()
-    families = tuple(AF[family] for family in wanted.families)
-    return Choice(families, tcp, udp, ports, None if wanted.all_namespaces else namespaces.own())
 
 
 def _mask(wanted: Wanted, states: Mapping[int, State | None]) -> int:
@@ -172,95 +184,153 @@ def _mask(wanted: Wanted, states: Mapping[int, State | None]) -> int:
 # --- the pure half -------------------------------------------------------------------------------------------------
 
 
-def parse(raw: Raw) -> Reading:
-    """Read the records and the dumps; raise SourceGarbled."""
+def parse(dump: BpfDump) -> Reading:
+    """Read the records and the dumps of sock_diag; raise SourceGarbled."""
     try:
-        rows, above, elsewhere = _rows(raw)
+        rows = _rows(dump)
     except (struct.error, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise SourceGarbled(f"bpf: {len(raw.records or b'')} bytes of records: {error}") from error
-    gaps = list(raw.gaps)
+        raise SourceGarbled(f"bpf: {len(dump.records or b'')} bytes of records: {error}") from error
+    gaps = list(dump.gaps)
     added: list[Socket] = []
-    for dump in (dump for inside in raw.inside.values() for dump in inside.dumps):
-        reading = sockdiag.parse(dump, rows.keys())
+    tables = [table for namespace in dump.namespaces.values() for table in namespace.dumps]
+    for table in tables:
+        reading = sockdiag.parse(table, rows.by_inode.keys())
         added += reading.sockets
         gaps += reading.gaps
-    added = list({s.inode or -i: s for i, s in enumerate(added, 1)}.values())  # a table may show one twice
-    added = [replace(s, owners=above[s.inode].owners) if s.inode in above else s for s in added] if above else added
-    if not any(inside.dumps for inside in raw.inside.values()):  # no sockets below were asked for: then it is shown
-        added += [s for s in above.values() if s.state == "LISTEN"]
-    told = None if raw.all_namespaces or raw.records is None else elsewhere
-    return Reading(_once(list(rows.values()), added), gaps, told)
+    added = _with_mptcp_owners(_distinct(added), rows.mptcp)
+    if not tables:  # the TCP sockets below MPTCP sockets were not read: then these stand for them
+        added += [s for s in rows.mptcp.values() if s.state == "LISTEN"]
+    others = None if dump.all_namespaces or dump.records is None else rows.other_namespaces
+    return Reading(_once(list(rows.by_inode.values()), added), gaps, others)
+
+
+def _distinct(sockets: list[Socket]) -> list[Socket]:
+    """Each inode once, as it was seen last: a table may show one twice. Sockets without an inode are all kept."""
+    return list({s.inode or -i: s for i, s in enumerate(sockets, 1)}.values())
+
+
+def _with_mptcp_owners(sockets: list[Socket], mptcp: Mapping[int, Socket]) -> list[Socket]:
+    """TCP sockets with the owners of the MPTCP sockets above them, which have the same inode."""
+    completed: list[Socket] = []
+    for s in sockets:
+        above = mptcp.get(s.inode or 0)
+        completed.append(s if above is None else replace(s, owners=above.owners))
+    return completed
 
 
 def _once(rows: list[Socket], added: list[Socket]) -> list[Socket]:
-    """Each connection once, as it was later: while we looked, one may have been accepted, or lost its process."""
+    """Each connection once, in its later state.
+
+    While we read, it may have been accepted, or its process may have closed it: it is then both among the rows, with a
+    file, and among the added ones, without.
+    """
     from portbook.sources.bpf.fileless import PASSED
 
-    alone = {_ends(s): s for s in added if not s.inode}
-    ports = {(s.local_port, s.remote_port) for s in alone.values()}
-    twice = [s for s in rows if (s.local_port, s.remote_port) in ports and _ends(s) in alone] if ports else []
-    if twice:
-        closed = {id(s) for s in twice if alone[_ends(s)].state in PASSED}
-        accepted = {id(alone[_ends(s)]) for s in twice if id(s) not in closed}
-        return [s for s in (*rows, *added) if id(s) not in closed and id(s) not in accepted]
-    return rows + added
+    without_file = {_ends(s): s for s in added if not s.inode}
+    ports = {(s.local_port, s.remote_port) for s in without_file.values()}
+    if not ports:
+        return rows + added
+    earlier: set[int] = set()  # by identity: to hash a record is to hash all its fields
+    for s in rows:
+        if (s.local_port, s.remote_port) not in ports:
+            continue
+        twin = without_file.get(_ends(s))
+        if twin is not None:
+            was_closed = twin.state in PASSED
+            earlier.add(id(s if was_closed else twin))
+    if not earlier:
+        return rows + added
+    return [s for s in (*rows, *added) if id(s) not in earlier]
 
 
 def _ends(s: Socket) -> tuple[object, ...]:
     return s.protocol, s.local_port, s.remote_port, s.local_address, s.remote_address, s.netns
 
 
+# --- rows ----------------------------------------------------------------------------------------------------------
+
+
+class _Rows(NamedTuple):
+    """The sockets that have files, with their owners."""
+
+    by_inode: dict[int, Socket]
+    mptcp: dict[int, Socket]  # MPTCP sockets, which are not in by_inode
+    other_namespaces: OtherNamespaces
+
+
 class _Owners(dict[int, tuple[Owner, ...]]):
-    """One owner, made once for all its sockets: by pid, times two, plus one for a thread's own table."""
+    """One owner, made once for all its sockets; the key is the pid times two, plus one for a thread's own table."""
 
     def __missing__(self, key: int) -> tuple[Owner, ...]:
         self[key] = (Owner(key >> 1, how="task-fd" if key & 1 else "fd"),)
         return self[key]
 
 
-Kind = tuple[Protocol, State | None, bool, bool]  # whether it listens, whether it waits on its port
-KINDS: dict[tuple[int, int], Kind] = {
+_Kind = tuple[Protocol, State | None, bool, bool]  # whether it listens, whether it waits on its port
+KINDS: dict[tuple[int, int], _Kind] = {
     (number, bit): (PROTOCOLS[number], state, state == "LISTEN", state in LISTENING)
-    for number, states in ((6, TCP_STATES), (17, UDP_STATES))
+    for number, states in ((TCP, TCP_STATES), (UDP, UDP_STATES))
     for bit, state in states.items()
 }
 
 
-def _rows(raw: Raw) -> tuple[dict[int, Socket], dict[int, Socket], OtherNamespaces]:
-    """The sockets by inode, with their owners; MPTCP sockets alike, apart; and what was seen of other namespaces."""
-    known = {AF_INET: Addresses(4), AF_INET6: Addresses(16)}
+def _rows(dump: BpfDump) -> _Rows:
+    """Read the records, of which a socket has one for each descriptor.
+
+    There may be a hundred thousand: the loop calls few functions, and makes each socket by position, as sockdiag does.
+    """
+    addresses_of = {AF_INET: Addresses(4), AF_INET6: Addresses(16)}
     owners = _Owners()
     rows: dict[int, Socket] = {}
-    above: set[int] = set()
-    holders: dict[int, list[int]] = defaultdict(list)  # of sockets that come more than once
-    elsewhere: dict[int, int] = {}
-    own, everywhere = raw.netns, raw.all_namespaces
+    mptcp_inodes: set[int] = set()
+    more_owners: dict[int, list[int]] = defaultdict(list)  # keys, of sockets that have several records
+    other_netns: dict[int, int] = {}  # by inode, of sockets in namespaces that are not wanted
+    own, all_namespaces = dump.netns, dump.all_namespaces
     # fmt: off
-    for (inode, cookie, cgroup, source, destination, pid, _fd, netns, uid, received, sent, interface, _pending,
-         port, dport, family, number, state_number, flags) in FORMAT.iter_unpack(raw.records or b""):
+    for (inode, cookie, cgroup_id, source, destination, pid, _fd, netns, uid, received, sent, interface, _pending,
+         port, peer_port, family, protocol_number, state_number, flags) in FORMAT.iter_unpack(dump.records or b""):
         # fmt: on
-        owner = pid << 1 | flags >> 1 & 1
+        owner = pid << 1 | (flags & OWN_TABLE) // OWN_TABLE
         if inode in rows:
-            holders[inode].append(owner)
+            more_owners[inode].append(owner)
             continue
-        if netns != own and not everywhere:
-            elsewhere[inode] = netns
+        if netns != own and not all_namespaces:
+            other_netns[inode] = netns
             continue
-        if flags & OF_MPTCP:
-            above.add(inode)
-        protocol, state, listening, waits = KINDS[number, state_number]
-        addresses = known[family]
+        if flags & IS_MPTCP:
+            mptcp_inodes.add(inode)
+
+        protocol, state, listens, waits = KINDS[protocol_number, state_number]
+        addresses = addresses_of[family]
         local, reach = addresses[source]
-        peer = dport != 0 and not listening
-        zone, device = _scope(raw, netns, interface, local) if interface else (None, None)
-        queued = received if received < NEGATIVE else 0
-        rows[inode] = Socket(  # by position, as in sockdiag
+
+        remote = remote_port = None
+        if peer_port and not listens:
+            remote, remote_port = addresses[destination][0], ntohs(peer_port)
+
+        zone = device = None
+        if interface:
+            zone, device = _zone_or_device(dump, netns, interface, local)
+
+        if received >= NEGATIVE:
+            received = 0  # noqa: PLW2901
+        recv_queue = send_queue = accept_queue = backlog = None
+        if listens:
+            accept_queue, backlog = received, sent
+        else:
+            recv_queue, send_queue = received, sent
+
+        v6only = None
+        if waits and family == AF_INET6:
+            v6only = flags & IPV6_ONLY != 0
+
+        rows[inode] = Socket(
             protocol,
             FAMILY[family],
             local,
             port,
-            addresses[destination][0] if peer else None,
-            ntohs(dport) if peer else None,
+            remote,
+            remote_port,
             state,
             reach,
             zone,
@@ -269,37 +339,50 @@ def _rows(raw: Raw) -> tuple[dict[int, Socket], dict[int, Socket], OtherNamespac
             None,  # user
             inode,
             owners[owner],
-            None if listening else queued,
-            None if listening else sent,
-            queued if listening else None,  # accept_queue
-            sent if listening else None,  # backlog
-            flags & FOR_IPV6_ONLY != 0 if waits and family == AF_INET6 else None,
+            recv_queue,
+            send_queue,
+            accept_queue,
+            backlog,
+            v6only,
             device,
             None,  # created
             None,  # state_text
             cookie,
-            cgroup or None,
+            cgroup_id or None,
             None,  # service
             None,  # container
             netns,
         )
-    for inode, more in holders.items():
-        rows[inode] = replace(rows[inode], owners=_merged(rows[inode].owners, more, owners))
-    others = OtherNamespaces(len(elsewhere), len(set(elsewhere.values())))
-    return rows, {inode: rows.pop(inode) for inode in above}, others
+    _add_owners(rows, more_owners, owners)
+    mptcp = {inode: rows.pop(inode) for inode in mptcp_inodes}
+    return _Rows(rows, mptcp, OtherNamespaces(len(other_netns), len(set(other_netns.values()))))
 
 
-def _scope(raw: Raw, netns: int, interface: int, address: str) -> tuple[str | None, str | None]:
-    """The zone of a link-local address, or the device that a socket is bound to."""
-    inside = raw.inside.get(netns)
-    name = inside.interfaces.get(interface, str(interface)) if inside else str(interface)
+def _zone_or_device(dump: BpfDump, netns: int, interface: int, address: str) -> tuple[str | None, str | None]:
+    """The interface of a socket, as the zone of its link-local address or as the device that it is bound to."""
+    name = str(interface)
+    namespace = dump.namespaces.get(netns)
+    if namespace is not None:
+        name = namespace.interfaces.get(interface, name)
     return (name, None) if is_link_local(address) else (None, name)
 
 
-def _merged(first: tuple[Owner, ...], more: list[int], owners: _Owners) -> tuple[Owner, ...]:
-    """Each process once; that a thread has it too says nothing where the process itself has it."""
-    found = {o.pid << 1 | (o.how == "task-fd") for o in first} | set(more)
-    return tuple(owners[key][0] for key in sorted(found) if not (key & 1 and key - 1 in found))
+def _add_owners(rows: dict[int, Socket], more_owners: Mapping[int, list[int]], owners: _Owners) -> None:
+    for inode, keys in more_owners.items():
+        rows[inode] = replace(rows[inode], owners=_merged(rows[inode].owners, keys, owners))
+
+
+def _merged(first: tuple[Owner, ...], keys: list[int], owners: _Owners) -> tuple[Owner, ...]:
+    """Each process once. A thread of its own counts only where the process itself does not have the socket."""
+    by_process = {key for key in keys if not key & 1}
+    by_thread = {key for key in keys if key & 1}
+    for owner in first:
+        if owner.how == "task-fd":
+            by_thread.add(owner.pid << 1 | 1)
+        else:
+            by_process.add(owner.pid << 1)
+    merged = by_process | {key for key in by_thread if key - 1 not in by_process}
+    return tuple(owners[key][0] for key in sorted(merged))
 
 
 SOURCE = Source(

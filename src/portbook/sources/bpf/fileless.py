@@ -1,9 +1,9 @@
 """Linux: the sockets that no descriptor refers to, from sock_diag, namespace by namespace.
 
-Such are connections in TIME_WAIT, SYN_RECV, or closed and not yet acknowledged; connections that nobody has accepted;
-sockets on their way between processes (SCM_RIGHTS), and the kernel's own. Reading all sockets again to find the few
-would cost as much as the whole rest, so the kernel's own count is asked first: what has a file, and what is in a state
-without one, has to add up to it.
+These are connections in TIME_WAIT or SYN_RECV, or closed and not yet acknowledged; connections that wait to be
+accepted; sockets on their way between processes (SCM_RIGHTS), and the kernel's own. To read all sockets again for these
+few would cost as much as everything else together, so the kernel's own count is read first: the sockets that have a
+file and those in a state without one have to add up to it.
 
 Facts: net/ipv4/proc.c, sockstat_seq_show(); "inuse" counts what is hashed, which __inet_hash() and inet_unhash() do.
 """
@@ -21,28 +21,28 @@ from portbook.numerals import counted, parse_number
 from portbook.records import FAMILIES, PROTOCOLS, STATES, Gap, Protocol, State
 from portbook.sources import sockdiag
 from portbook.sources.base import Wanted
-from portbook.sources.bpf.record import OF_MPTCP, PLACES, SIZE
+from portbook.sources.bpf import record
+from portbook.sources.bpf.record import IS_MPTCP, PLACES, SIZE, TCP
 from portbook.system import namespaces
 
-# States in which TCP keeps a connection after a process had it, and those with the one before.
+# States in which TCP keeps a connection after its process has closed it, and these with SYN_RECV, before one has it.
 PASSED: frozenset[State | None] = frozenset(("TIME_WAIT", "FIN_WAIT1", "FIN_WAIT2", "CLOSING", "LAST_ACK"))
 TRANSIENT: frozenset[State | None] = PASSED | frozenset(("SYN_RECV",))
-TCP, CLOSE = 6, 7
-NUMBERS: dict[int, Protocol] = {TCP: "tcp", 17: "udp"}
-EVERY: frozenset[State | None] = frozenset((*STATES, None))
+TCP_CLOSE = 7  # include/net/tcp_states.h
+EVERY_STATE: frozenset[State | None] = frozenset((*STATES, None))
 
 
-class Seen(NamedTuple):
-    """What the descriptors showed of one namespace."""
+class FileCounts(NamedTuple):
+    """What the files of one namespace showed."""
 
     hashed: Counter[Protocol]  # sockets that the kernel counts as in use
     pending: int  # handshakes that listeners have begun
 
 
-NOTHING = Seen(Counter(), 0)
+NO_FILES = FileCounts(Counter(), 0)
 
 
-class Counts(NamedTuple):
+class KernelCounts(NamedTuple):
     """What the kernel counts in the namespace of the calling thread."""
 
     tcp: int
@@ -50,137 +50,169 @@ class Counts(NamedTuple):
     waiting: int  # in TIME_WAIT, and in FIN_WAIT2 without a socket
 
 
-class Inside(NamedTuple):
-    """What was asked inside a namespace."""
+class NamespaceDump(NamedTuple):
+    """What was read inside a namespace."""
 
     dumps: list[sockdiag.SockdiagDump]
     interfaces: dict[int, str]  # index to name
 
 
-Answers = Mapping[int, Inside | SourceError | OSError]  # by namespace
+Answers = Mapping[int, NamespaceDump | SourceError | OSError]  # by namespace
 
 
 def is_whole(wanted: Wanted) -> bool:
     """Whether nothing is left out, so that numbers can be compared."""
-    parts = len(wanted.protocols) == len(PROTOCOLS) and len(wanted.families) == len(FAMILIES)
-    return parts and wanted.ports is None and wanted.states >= EVERY
+    every_protocol = len(wanted.protocols) == len(PROTOCOLS)
+    every_family = len(wanted.families) == len(FAMILIES)
+    return every_protocol and every_family and wanted.ports is None and wanted.states >= EVERY_STATE
 
 
-# --- what has files -------------------------------------------------------------------------------------------------
+# --- sockets that have files ----------------------------------------------------------------------------------------
 
 
-def look_through(records: bytes) -> tuple[dict[int, Seen], frozenset[int], frozenset[int]]:
-    """By namespace what the kernel counts too, the inodes, and those of which only the holder is known.
+def summarize(records: bytes) -> tuple[dict[int, FileCounts], frozenset[int], frozenset[int]]:
+    """Count the sockets of each namespace; collect the inodes, and apart from them those of MPTCP sockets.
 
-    Column by column: there may be a hundred thousand.
+    An MPTCP socket tells only who owns the TCP sockets below it, which have no file and are still to be read.
+    There may be a hundred thousand records: they are read column by column.
     """
     words = memoryview(records).cast("I")
     inodes = memoryview(records).cast("Q")[PLACES["inode"] // 8 :: SIZE // 8].tolist()
     netns = words[PLACES["netns"] // 4 :: SIZE // 4].tolist()
+    pendings = words[PLACES["pending"] // 4 :: SIZE // 4].tolist()
+    protocols = records[PLACES["protocol"] :: SIZE]
+    states = records[PLACES["state"] :: SIZE]
     flags = records[PLACES["flags"] :: SIZE]
-    named = (
-        frozenset(i for i, flag in zip(inodes, flags, strict=True) if flag & OF_MPTCP) if any(flags) else frozenset()
-    )
-    known = frozenset(inodes) - named
-    kinds = zip(netns, records[PLACES["protocol"] :: SIZE], records[PLACES["state"] :: SIZE], strict=True)
-    once = (
-        kinds
-        if len(known) == len(inodes)
-        else (k for i, k in dict(zip(inodes, kinds, strict=True)).items() if i in known)
-    )
+
+    mptcp_inodes: frozenset[int] = frozenset()
+    if any(flags):
+        mptcp_inodes = frozenset(inode for inode, flag in zip(inodes, flags, strict=True) if flag & IS_MPTCP)
+    tcp_udp_inodes = frozenset(inodes) - mptcp_inodes
+
+    kinds = list(zip(netns, protocols, states, strict=True))
+    if len(tcp_udp_inodes) < len(inodes):  # some have several records, or are MPTCP sockets: each is counted once
+        kind_by_inode = dict(zip(inodes, kinds, strict=True))
+        kinds = [kind_by_inode[inode] for inode in tcp_udp_inodes]
     hashed: dict[int, Counter[Protocol]] = defaultdict(Counter)
-    for (where, protocol, state), count in Counter(once).items():
-        hashed[where][NUMBERS[protocol]] += count if (protocol, state) != (TCP, CLOSE) else 0
+    for (number, protocol, state), count in Counter(kinds).items():
+        is_hashed = (protocol, state) != (TCP, TCP_CLOSE)
+        hashed[number][record.PROTOCOLS[protocol]] += count if is_hashed else 0
+
     pending = Counter[int]()
-    for i, count in enumerate(words[PLACES["pending"] // 4 :: SIZE // 4].tolist()):
+    for number, count in zip(netns, pendings, strict=True):
         if count:
-            pending[netns[i]] += count
-    return {where: Seen(counter, pending[where]) for where, counter in hashed.items()}, known, named
+            pending[number] += count
+    counts = {number: FileCounts(counter, pending[number]) for number, counter in hashed.items()}
+    return counts, tcp_udp_inodes, mptcp_inodes
 
 
 # --- namespace by namespace ----------------------------------------------------------------------------------------
 
 
-def ask(wanted: Wanted, own: int, seen: Mapping[int, Seen] | None = None, known: Collection[int] = ()) -> Answers:
-    """What may have no descriptor: in our namespace, and in every other when they are wanted.
+def read_namespaces(
+    wanted: Wanted, own: int, counts: Mapping[int, FileCounts] | None = None, known: Collection[int] = ()
+) -> Answers:
+    """Read what may have no file: in our namespace, and in every other one when these are wanted.
 
-    ``seen`` is what the descriptors showed by namespace, and ``known`` their inodes, when they were looked at already.
-    Raises SourceError for our own namespace; others' errors are among the answers.
+    :param counts: what the files showed by namespace, when they were read already
+    :param known: inodes of the sockets that have files
+    :returns: by namespace what was read, or the error of another namespace than ours
+    :raises SourceError: our own namespace could not be read
     """
-    look = partial(_look, wanted, seen or {}, known)
-    answers: dict[int, Inside | SourceError | OSError] = {own: look(own)}
+    read_one = partial(_read_namespace, wanted, counts or {}, known)
+    answers: dict[int, NamespaceDump | SourceError | OSError] = {own: read_one(own)}
     if wanted.all_namespaces:
-        doors = namespaces.inhabited()
-        doors.pop(own, None)
-        answers.update(namespaces.visit(doors, look) if doors else {})
+        paths = namespaces.inhabited()
+        paths.pop(own, None)
+        if paths:
+            answers.update(namespaces.visit(paths, read_one))
     return answers
 
 
-def nothing() -> Inside:
-    """No dump of the namespace of the calling thread."""
-    return Inside([], interface_names())
+def nothing() -> NamespaceDump:
+    """No dump of the namespace of the calling thread, only its interfaces."""
+    return NamespaceDump([], interface_names())
 
 
 def have_files(answers: Answers, known: Collection[int] = ()) -> bool:
     """Whether any socket has, or had, a file that is not among the known ones."""
-    dumps = (dump for answer in answers.values() if isinstance(answer, Inside) for dump in answer.dumps)
-    return any(s.inode for dump in dumps for s in sockdiag.parse(dump, known).sockets)
+    for answer in answers.values():
+        if isinstance(answer, NamespaceDump) and any(_has_file(dump, known) for dump in answer.dumps):
+            return True
+    return False
 
 
-def sort_out(answers: Answers, seen: Collection[int]) -> tuple[dict[int, Inside], tuple[Gap, ...]]:
-    """What was answered, and a gap for the namespaces that did not answer; of all that were ``seen`` one is wanted."""
-    inside = {netns: answer for netns, answer in answers.items() if isinstance(answer, Inside)}
-    failed = {netns: answer for netns, answer in answers.items() if not isinstance(answer, Inside)}
-    failed.update((netns, OSError("no process is in it")) for netns in seen if netns not in answers)
-    return inside, tuple(_closed_doors(failed))
+def _has_file(dump: sockdiag.SockdiagDump, known: Collection[int]) -> bool:
+    return any(s.inode for s in sockdiag.parse(dump, known).sockets)
 
 
-def _look(wanted: Wanted, seen: Mapping[int, Seen], known: Collection[int], netns: int) -> Inside:
-    """In the namespace of the calling thread, which is ``netns``."""
-    dumps = read(wanted, seen.get(netns, NOTHING), known)
-    # What an older kernel's dump does not have, bound sockets, the program has seen.
-    return Inside([dump._replace(gaps=()) for dump in dumps], interface_names())
+def sort_out(answers: Answers, seen: Collection[int]) -> tuple[dict[int, NamespaceDump], tuple[Gap, ...]]:
+    """The dumps by namespace, and a gap for the namespaces that could not be read.
+
+    :param seen: namespaces of which there has to be a dump
+    """
+    dumps: dict[int, NamespaceDump] = {}
+    failures: list[Exception] = []
+    for netns, answer in answers.items():
+        if isinstance(answer, NamespaceDump):
+            dumps[netns] = answer
+        else:
+            failures.append(answer)
+    failures += [OSError("no process is in it") for netns in seen if netns not in answers]
+    return dumps, tuple(_unread_namespaces(failures))
 
 
-def _closed_doors(failed: Mapping[int, Exception]) -> Iterator[Gap]:
-    if not failed:
+def _read_namespace(
+    wanted: Wanted, counts: Mapping[int, FileCounts], known: Collection[int], netns: int
+) -> NamespaceDump:
+    """Read the namespace of the calling thread, which is ``netns``."""
+    dumps = read(wanted, counts.get(netns, NO_FILES), known)
+    # The gap of an older kernel's dump, bound sockets, is none here: the program has seen them.
+    return NamespaceDump([dump._replace(gaps=()) for dump in dumps], interface_names())
+
+
+def _unread_namespaces(failures: list[Exception]) -> Iterator[Gap]:
+    if not failures:
         return
-    what = "another network namespace" if len(failed) == 1 else counted(len(failed), "other network namespace")
-    reasons = ", ".join(sorted({str(error) for error in failed.values()}))
+    what = "another network namespace" if len(failures) == 1 else counted(len(failures), "other network namespace")
+    reasons = ", ".join(sorted({str(error) for error in failures}))
     why = f"connections without a descriptor in {what} are not known: {reasons}"
-    yield Gap("socket", None, why, "setns(2) needs CAP_SYS_ADMIN, as root has it")
+    yield Gap("socket", None, why, "setns(2) needs CAP_SYS_ADMIN, which root has")
 
 
 # --- one namespace -------------------------------------------------------------------------------------------------
 
 
-def read(wanted: Wanted, seen: Seen, known: Collection[int]) -> list[sockdiag.SockdiagDump]:
-    """Dump what may have no descriptor in the namespace of the calling thread; ``known`` inodes have one."""
+def read(wanted: Wanted, files: FileCounts, known: Collection[int]) -> list[sockdiag.SockdiagDump]:
+    """Dump what may have no file in the namespace of the calling thread; ``known`` inodes have one."""
     if not is_whole(wanted):
         return [sockdiag.read(wanted)]
     try:
-        there = counts()
+        kernel = counts()
     except OSError:
-        return [sockdiag.read(wanted)]  # without numbers all has to be read
-    return list(_read_missing(wanted, seen, known, there))
+        return [sockdiag.read(wanted)]  # without the numbers everything has to be read
+    return list(_read_missing(wanted, files, known, kernel))
 
 
-def _read_missing(wanted: Wanted, seen: Seen, known: Collection[int], there: Counts) -> Iterator[sockdiag.SockdiagDump]:
-    missing = there.tcp - seen.hashed["tcp"]
-    if missing or there.waiting or seen.pending:
-        dump = sockdiag.read(wanted._replace(protocols=("tcp",), states=TRANSIENT))
-        found = [s.state for s in sockdiag.parse(dump, known).sockets]
-        missing -= len(found) - found.count("SYN_RECV") - there.waiting
-        yield dump if not missing else sockdiag.read(wanted._replace(protocols=("tcp",)))
-    if there.udp != seen.hashed["udp"]:
+def _read_missing(
+    wanted: Wanted, files: FileCounts, known: Collection[int], kernel: KernelCounts
+) -> Iterator[sockdiag.SockdiagDump]:
+    """Read the few transient connections first, and everything only where these do not explain the numbers."""
+    missing = kernel.tcp - files.hashed["tcp"]
+    if missing or kernel.waiting or files.pending:
+        transient = sockdiag.read(wanted._replace(protocols=("tcp",), states=TRANSIENT))
+        states = [s.state for s in sockdiag.parse(transient, known).sockets]
+        missing -= len(states) - states.count("SYN_RECV") - kernel.waiting
+        yield sockdiag.read(wanted._replace(protocols=("tcp",))) if missing else transient
+    if kernel.udp != files.hashed["udp"]:
         yield sockdiag.read(wanted._replace(protocols=("udp",)))
 
 
 # --- the kernel's count --------------------------------------------------------------------------------------------
 
 
-def counts() -> Counts:
-    """Read what the kernel counts; raises OSError."""
+def counts() -> KernelCounts:
+    """Read what the kernel counts; raise OSError."""
     text = b""
     for name in ("sockstat", "sockstat6"):
         try:
@@ -192,12 +224,12 @@ def counts() -> Counts:
     return parse_counts(text)
 
 
-def parse_counts(text: bytes) -> Counts:
+def parse_counts(text: bytes) -> KernelCounts:
     """Add up the lines of sockstat and sockstat6, such as ``TCP: inuse 5 orphan 0 tw 0 alloc 7 mem 1``."""
-    found: Counter[tuple[bytes, bytes]] = Counter()
+    totals: Counter[tuple[bytes, bytes]] = Counter()
     for line in text.splitlines():
         name, _, rest = line.partition(b": ")
         words = rest.split()
         for key, value in zip(words[::2], words[1::2], strict=False):
-            found[name.removesuffix(b"6"), key] += parse_number(value)
-    return Counts(found[b"TCP", b"inuse"], found[b"UDP", b"inuse"], found[b"TCP", b"tw"])
+            totals[name.removesuffix(b"6"), key] += parse_number(value)
+    return KernelCounts(totals[b"TCP", b"inuse"], totals[b"UDP", b"inuse"], totals[b"TCP", b"tw"])

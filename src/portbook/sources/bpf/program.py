@@ -17,7 +17,7 @@ from typing import NamedTuple
 from portbook.sources.base import PortRange
 from portbook.sources.bpf.assembler import R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, Code, Register
 from portbook.sources.bpf.btf import Place
-from portbook.sources.bpf.record import FOR_IPV6_ONLY, OF_A_THREAD, OF_MPTCP, PLACES, RECORD, SIZE
+from portbook.sources.bpf.record import IPV6_ONLY, IS_MPTCP, OWN_TABLE, PLACES, RECORD, SIZE
 
 FUNCTION = "bpf_iter_task_file"  # to which the program is attached
 WORD, PAIR = 4, 8  # bytes that are copied at once
@@ -143,7 +143,7 @@ def _select_kind(code: Code, known: _Kernel, choice: Choice) -> None:
     # Of it only the holder counts: address, port and state are those of the TCP sockets below, which sock_diag shows.
     code.move(R3, IPPROTO_TCP, "as which it is shown")
     code.move(R4, ANY_STATE if choice.tcp else 0, "whatever its own state is")
-    code.move(R5, OF_MPTCP, "and marked")
+    code.move(R5, IS_MPTCP, "and marked")
     code.label("kind")
     code.store(R10, BELOW["protocol"], 1, R3, "protocol")
     code.store(R10, BELOW["family"], 1, R1, "family")
@@ -243,7 +243,7 @@ def _write_thread(code: Code, known: _Kernel) -> None:
     known.load(R1, R8, "task_struct.pid", "number of the thread")
     known.load(R2, R8, "task_struct.tgid", "and of the process")
     code.jump_if(R1, "==", R2, "leader", "the first thread")
-    _mark(code, OF_A_THREAD)
+    _mark(code, OWN_TABLE)
     code.label("leader")
 
 
@@ -280,7 +280,7 @@ def _write_six(code: Code, known: _Kernel) -> None:
     known.load(R1, R9, COMMON + "skc_ipv6only", "a byte of flags")
     code.change(R1, "&", known.places[COMMON + "skc_ipv6only"].mask, "is it for IPv6 only?")
     code.jump_if(R1, "==", 0, "addresses", "it is not")
-    _mark(code, FOR_IPV6_ONLY)
+    _mark(code, IPV6_ONLY)
 
 
 def _write_queues(code: Code, known: _Kernel) -> None:
@@ -288,7 +288,7 @@ def _write_queues(code: Code, known: _Kernel) -> None:
     for name in ("pending", "received", "sent"):
         code.store(R10, BELOW[name], 4, 0, f"nothing {name}")
     code.load(R1, R10, BELOW["flags"], 1, "our flags")
-    code.jump_if(R1, "&", OF_MPTCP, "queues", "its queues are not TCP's")
+    code.jump_if(R1, "&", IS_MPTCP, "queues", "its queues are not TCP's")
     code.load(R1, R10, BELOW["protocol"], 1, "protocol")
     code.jump_if(R1, "==", IPPROTO_UDP, "datagrams", "UDP has other queues")
     code.move(R1, R9, "the socket")

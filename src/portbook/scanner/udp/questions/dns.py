@@ -14,7 +14,7 @@ DNS_RCODES = ("no error", "format error", "server failure", "no such name", "not
 MOST_RECORDS = 64
 
 
-def question(name: str, kind: int, zone: int) -> bytes:
+def query(name: str, kind: int, zone: int) -> bytes:
     """A query for one name."""
     labels = b"".join(bytes([len(label)]) + label.encode("ascii") for label in name.split("."))
     return struct.pack("!6H", DNS_ID, 0, 1, 0, 0, 0) + labels + b"\0" + struct.pack("!HH", kind, zone)
