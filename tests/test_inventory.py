@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from msgspec.structs import replace
 
 import portbook
 from portbook import listeners, take
@@ -118,7 +119,7 @@ def test_an_unknown_source_is_a_usage_error_that_names_the_valid_ones():
 
 def test_an_error_in_a_source_that_is_a_bug_is_not_hidden():
     broken = FakeSource(name="one")
-    broken.source = broken.source._replace(read=lambda _: 1 / 0)
+    broken.source = replace(broken.source, read=lambda _: 1 / 0)
     with only_sources(broken, FakeSource([WEB], name="other")), pytest.raises(ZeroDivisionError):
         take()
 
@@ -411,7 +412,7 @@ def test_a_socket_that_a_table_shows_twice_is_listed_once_as_seen_last():
     last = Socket("tcp", "ipv4", "127.0.0.1", 9, state="CLOSE_WAIT", inode=5)
     gone = Socket("tcp", "ipv4", "127.0.0.1", 9, "127.0.0.1", 8, state="TIME_WAIT", inode=0)
     table = FakeSource([first, gone, gone, last])
-    table.source = table.source._replace(capabilities=frozenset(("tcp", "inode")))
+    table.source = replace(table.source, capabilities=frozenset(("tcp", "inode")))
     with only_sources(table):
         _, found, _ = portbook.inventory.select(portbook.Query())
     assert [s.state for s in found] == ["TIME_WAIT", "TIME_WAIT", "CLOSE_WAIT"]

@@ -8,7 +8,10 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from portbook import query, sources
 from portbook.enrich import owners
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from portbook.enrich.descriptors import Search
 
 
-class Selection(NamedTuple):
+class Selection(Struct, frozen=True):
     """The sockets of one source that a query selects, before owners are completed."""
 
     source: str
@@ -58,7 +61,7 @@ def read_listing(request: Query, *, source: str | None = None, all_namespaces: b
     """Do what ``take`` does, on request in every network namespace that can be seen."""
     taken_at = datetime.now(UTC)
     with _AheadSearch(request.is_broad()) as ahead:
-        wanted = push_down(request)._replace(all_namespaces=all_namespaces)
+        wanted = replace(push_down(request), all_namespaces=all_namespaces)
         selection = _select(request, wanted, source, ahead)
         all_known = selection.has("holders")
         completed, owner_gaps = owners.complete(selection.sockets, request.pids(), ahead.search, all_known)
@@ -112,12 +115,13 @@ class _AheadSearch:
 
 def select(request: Query, source: str | None = None) -> tuple[str, list[Socket], list[Gap]]:
     """The sockets of this network namespace without their owners: name of the source, sockets, gaps."""
-    return _select(request, push_down(request), source, with_owners=False)[:3]
+    selection = _select(request, push_down(request), source, with_owners=False)
+    return selection.source, selection.sockets, selection.gaps
 
 
 def select_owned(request: Query, source: str, pids: tuple[int, ...]) -> Selection:
     """The sockets that these processes have, in every network namespace. Their other owners are not looked for."""
-    return _select(request, push_down(request)._replace(all_namespaces=True, pids=pids), source)
+    return _select(request, replace(push_down(request), all_namespaces=True, pids=pids), source)
 
 
 def _select(
@@ -128,7 +132,7 @@ def _select(
     sockets = selection.sockets
     if not selection.has("holders"):
         sockets = _distinct(sockets)
-    return selection._replace(sockets=_keep(sockets, request.socket_test()))
+    return replace(selection, sockets=_keep(sockets, request.socket_test()))
 
 
 def _read_best(wanted: Wanted, ahead: _AheadSearch | None, with_owners: bool) -> Selection:
@@ -150,7 +154,7 @@ def _read_best(wanted: Wanted, ahead: _AheadSearch | None, with_owners: bool) ->
             else:
                 failures.append(Gap("source", None, f"{name} could not be used: {error}"))
         else:
-            return selection._replace(gaps=failures + selection.gaps, skipped=tuple(skipped))
+            return replace(selection, gaps=failures + selection.gaps, skipped=tuple(skipped))
     reasons = [*skipped, *(gap.why for gap in failures)]
     raise SourceError("no source can read this machine: " + "; ".join(reasons))
 

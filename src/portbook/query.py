@@ -13,7 +13,6 @@ Everything here is pure. ``inventory.push_down`` takes from a query what a kerne
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -45,7 +44,7 @@ Value = str | tuple[int, int]
 Test = Callable[[Socket], bool]
 
 
-class Term(NamedTuple):
+class Term(Struct, frozen=True):
     """One condition; any of ``values`` satisfies it. Numbers are inclusive ranges."""
 
     field: str
@@ -115,7 +114,7 @@ class Query(Struct, frozen=True):
         return ()
 
 
-class Field(NamedTuple):
+class Field(Struct, frozen=True):
     """How the values of a field are parsed, and what makes a socket match them."""
 
     parse: Callable[[str, str], Value]  # (field, text): raises UsageError
@@ -147,7 +146,7 @@ def parse_port_ranges(text: str) -> tuple[tuple[int, int], ...]:
 QUOTED = set(' \t\n\r\f\v,"\\')
 
 
-class Token(NamedTuple):
+class Token(Struct, frozen=True):
     """A word of the text, quotes and backslashes resolved."""
 
     characters: list[tuple[str, bool]]  # character, and whether it is literal: it separates nothing

@@ -12,6 +12,7 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from msgspec.structs import replace
 
 from portbook.errors import SourceDenied, SourceMissing
 from portbook.records import Owner, Socket
@@ -222,7 +223,7 @@ def keys(wanted: Wanted) -> list[tuple[str, str, str]]:
 
 def test_only_what_is_wanted_is_read():
     assert keys(Wanted(("udp",), ("ipv6",))) == [("udp", "ipv6", "module")]
-    assert keys(NO_BOUND._replace(protocols=("tcp",), families=("ipv4",))) == [("tcp", "ipv4", "module")]
+    assert keys(replace(NO_BOUND, protocols=("tcp",), families=("ipv4",))) == [("tcp", "ipv4", "module")]
     assert keys(Wanted(states=frozenset((None,)))) == [("udp", "ipv4", "module"), ("udp", "ipv6", "module")]
     assert keys(Wanted(states=frozenset(("LISTEN",)))) == [("tcp", "ipv4", "module"), ("tcp", "ipv6", "module")]
 

@@ -8,8 +8,9 @@ systemd-machined(8); podman-run(1), --cgroups. Where a shape is known from a pub
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple
+from typing import Literal
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from portbook.managers.systemd import unescape
@@ -53,7 +54,7 @@ NSPAWN_UNIT = "systemd-nspawn@"
 NSPAWN_SUPERVISOR = "supervisor"  # systemd-nspawn itself; what it runs is in "payload"
 
 
-class Container(NamedTuple):
+class Container(Struct, frozen=True):
     """What a cgroup path says of a container."""
 
     runtime: Runtime
@@ -92,11 +93,11 @@ def labels(cgroups: Iterable[str]) -> tuple[dict[str, str], list[Gap]]:
 
 def label(container: Container, names: Mapping[str, str] | None = None) -> str:
     """How a container is shown: ``docker:web``, ``podman:1f2e3d4c5b6a``, ``kubernetes:pod<uid>/1f2e3d4c5b6a``."""
-    runtime, number, pod, _ = container
+    number, pod = container.id, container.pod
     short = number[:SHORT] if is_id(number) or _is_task(number) else number
     if pod is not None:
         return f"{POD}:pod{pod}/{short}" if short else f"{POD}:pod{pod}"
-    return f"{runtime}:{(names or {}).get(number, short)}"
+    return f"{container.runtime}:{(names or {}).get(number, short)}"
 
 
 # --- from path to container ----------------------------------------------------------------------------------------

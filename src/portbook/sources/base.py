@@ -12,7 +12,9 @@ be understood, and nothing else, whatever bytes it is given.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
+
+from msgspec import Struct
 
 from portbook.records import FAMILIES, PROTOCOLS, STATES, Family, Gap, Protocol, Socket, State
 
@@ -34,7 +36,7 @@ Capability = Literal[
 ]
 
 
-class Wanted(NamedTuple):
+class Wanted(Struct, frozen=True):
     """What a source may leave out: the part of a query that a kernel can filter."""
 
     protocols: tuple[Protocol, ...] = PROTOCOLS
@@ -45,14 +47,14 @@ class Wanted(NamedTuple):
     all_namespaces: bool = False  # other network namespaces too, where the source sees them
 
 
-class OtherNamespaces(NamedTuple):
+class OtherNamespaces(Struct, frozen=True):
     """What was seen of other network namespaces when they were not wanted."""
 
     listeners: int
     namespaces: int  # that have them
 
 
-class Reading(NamedTuple):
+class Reading(Struct, frozen=True):
     """What a source found, before owners are completed."""
 
     sockets: list[Socket]
@@ -60,7 +62,7 @@ class Reading(NamedTuple):
     other_namespaces: OtherNamespaces | None = None  # None: the source does not see them, or they were wanted
 
 
-class Source(NamedTuple):
+class Source(Struct, frozen=True):
     """One way to read this machine. ``portbook sources`` prints this table."""
 
     name: str

@@ -710,7 +710,7 @@ def test_a_kernel_without_the_iterator(monkeypatch, own_network):
 def test_a_program_that_the_kernel_refuses_says_what_the_verifier_said(monkeypatch, own_network):
     known = offsets.offsets(program.PATHS, (program.FUNCTION,))
     wrong = {**known.places, "socket.sk": btf.Place(9000, 8)}
-    monkeypatch.setattr(offsets, "offsets", lambda *_: known._replace(places=wrong))
+    monkeypatch.setattr(offsets, "offsets", lambda *_: replace(known, places=wrong))
     with pytest.raises(SourceMissing, match=r"does not load the program: .*access beyond struct socket.*\(Permission"):
         bpf.read(Wanted())
     assert one_line(bpf.missing())

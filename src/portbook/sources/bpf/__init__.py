@@ -15,8 +15,9 @@ from _socket import AF_INET, AF_INET6, ntohs
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from portbook.addresses import is_link_local
@@ -40,7 +41,7 @@ MOST_PIDS = 16  # read one by one; for more processes, one pass over all of them
 NEGATIVE = 1 << 31  # of 32 bits: a queue length that TCP computes may be below zero while a FIN is in it
 
 
-class BpfDump(NamedTuple):
+class BpfDump(Struct, frozen=True):
     """What the program wrote, and what sock_diag added."""
 
     records: bytes | None  # None: the program did not need to run
@@ -250,7 +251,7 @@ def _ends(s: Socket) -> tuple[object, ...]:
 # --- rows ----------------------------------------------------------------------------------------------------------
 
 
-class _Rows(NamedTuple):
+class _Rows(Struct, frozen=True):
     """The sockets that have files, with their owners."""
 
     by_inode: dict[int, Socket]

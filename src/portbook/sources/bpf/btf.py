@@ -16,8 +16,10 @@ import struct
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import NamedTuple
 from zlib import crc32
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from portbook.errors import SourceGarbled, SourceMissing
 
@@ -51,7 +53,7 @@ POINTER_SIZE = 8
 DEEPEST = 32  # of aliases, and of anonymous structures in one another
 
 
-class Place(NamedTuple):
+class Place(Struct, frozen=True, array_like=True):
     """Where a member lies in its structure."""
 
     offset: int  # bytes
@@ -104,7 +106,7 @@ def _parts() -> Iterator[bytes]:
         raise SourceMissing(why, "CONFIG_DEBUG_INFO_BTF") from error
 
 
-class Layout(NamedTuple):
+class Layout(Struct, frozen=True):
     """What a kernel says of the members and functions that were asked for; None: it has no such thing."""
 
     places: dict[str, Place | None]
@@ -130,8 +132,8 @@ def _resolve(types: Types, number: int | None, path: str) -> Place | None:
         step = None if number is None else types.member(number, name)
         if step is None:
             return None
-        number, (offset, size, mask) = step
-        place = Place(place.offset + offset, size, mask)
+        number, member = step
+        place = Place(place.offset + member.offset, member.size, member.mask)
     return place
 
 
@@ -223,7 +225,7 @@ class Types:
             if called == name.encode():
                 return kind, self._place(kind, offset, bits)
             if not called and (inner := self.member(kind, name, depth + 1)):
-                return inner[0], inner[1]._replace(offset=inner[1].offset + offset // 8)
+                return inner[0], replace(inner[1], offset=inner[1].offset + offset // 8)
         return None
 
     def _members(self, number: int) -> Iterator[tuple[bytes, int, int, int]]:

@@ -13,7 +13,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
-from typing import NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from portbook.addresses import interface_names
 from portbook.errors import SourceError
@@ -32,7 +34,7 @@ TCP_CLOSE = 7  # include/net/tcp_states.h
 EVERY_STATE: frozenset[State | None] = frozenset((*STATES, None))
 
 
-class FileCounts(NamedTuple):
+class FileCounts(Struct, frozen=True):
     """What the files of one namespace showed."""
 
     hashed: Counter[Protocol]  # sockets that the kernel counts as in use
@@ -42,7 +44,7 @@ class FileCounts(NamedTuple):
 NO_FILES = FileCounts(Counter(), 0)
 
 
-class KernelCounts(NamedTuple):
+class KernelCounts(Struct, frozen=True):
     """What the kernel counts in the namespace of the calling thread."""
 
     tcp: int
@@ -50,7 +52,7 @@ class KernelCounts(NamedTuple):
     waiting: int  # in TIME_WAIT, and in FIN_WAIT2 without a socket
 
 
-class NamespaceDump(NamedTuple):
+class NamespaceDump(Struct, frozen=True):
     """What was read inside a namespace."""
 
     dumps: list[sockdiag.SockdiagDump]
@@ -200,12 +202,12 @@ def _read_missing(
     """Read the few transient connections first, and everything only where these do not explain the numbers."""
     missing = kernel.tcp - files.hashed["tcp"]
     if missing or kernel.waiting or files.pending:
-        transient = sockdiag.read(wanted._replace(protocols=("tcp",), states=TRANSIENT))
+        transient = sockdiag.read(replace(wanted, protocols=("tcp",), states=TRANSIENT))
         states = [s.state for s in sockdiag.parse(transient, known).sockets]
         missing -= len(states) - states.count("SYN_RECV") - kernel.waiting
-        yield sockdiag.read(wanted._replace(protocols=("tcp",))) if missing else transient
+        yield sockdiag.read(replace(wanted, protocols=("tcp",))) if missing else transient
     if kernel.udp != files.hashed["udp"]:
-        yield sockdiag.read(wanted._replace(protocols=("udp",)))
+        yield sockdiag.read(replace(wanted, protocols=("udp",)))
 
 
 # --- the kernel's count --------------------------------------------------------------------------------------------

@@ -11,10 +11,10 @@ import os
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import NamedTuple
 from zlib import crc32
 
 import msgspec
+from msgspec import Struct
 
 from portbook.errors import StoreError
 from portbook.sources.bpf import btf
@@ -28,7 +28,7 @@ WIDTHS = frozenset((0, 1, 2, 4, 8, 16))
 FARTHEST = (1 << 15) - 1  # a load's offset is signed and has 16 bits
 
 
-class Kernel(NamedTuple):
+class Kernel(Struct, frozen=True, array_like=True):
     """Which kernel the offsets are of."""
 
     release: str

@@ -12,7 +12,8 @@ alike: tcp_diag_get_info() in net/ipv4/tcp_diag.c, udp_diag_get_info() in net/ip
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from portbook.sources.base import PortRange
 from portbook.sources.bpf.assembler import R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, Code, Register
@@ -58,7 +59,7 @@ POINTER = 8
 WAITING = 1 << LISTEN | 1 << CLOSE  # the states of a socket that waits on its port
 
 
-class Choice(NamedTuple):
+class Choice(Struct, frozen=True):
     """What the program keeps. Masks have a bit for each state."""
 
     families: tuple[int, ...] = (AF_INET, AF_INET6)
