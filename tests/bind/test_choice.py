@@ -35,7 +35,7 @@ def test_no_port_with_a_name_is_chosen():
     pool = choice.pool()
     tried = {port for port, reason in pool.shuffled() if reason is None}
     assert not any(service_name(port, protocol) for port in tried for protocol in ("tcp", "udp"))
-    assert not tried & {port for group in ports.TCP for port in ports.read(f"@{group}")}
+    assert not tried & {port for group in ports.TCP for port in ports.parse_ports(f"@{group}")}
     assert min(tried) >= 1024
     assert len(tried) > 50_000
 

@@ -49,8 +49,21 @@ def test_in_a_container_that_hides_its_settings():
         ["unshare", "--mount", "sh", "-c", shell, sys.executable, script], capture_output=True, text=True, check=True
     )
     first, second = done.stdout.splitlines()
-    assert first.endswith("taken to be the documented default, 32768 to 60999")
+    assert first.endswith("the documented default, 32768 to 60999, is assumed")
     assert second.endswith("ip_local_reserved_ports could not be read")
+
+
+@pytest.mark.parametrize("text", [b"80-", b"a", b"80,,90", b"1_0", b"+80", b"99999", b"80-90-100"])
+def test_reserved_ports_that_are_not_understood_are_a_gap(text):
+    found = ephemeral.parse(b"32768 60999", text, "linux")
+    assert (found.low, found.reserved, found.gaps) == (32768, (), ())
+    (gap,) = found.reserved_gaps
+    assert gap.why.startswith("/proc/sys/net/ipv4/ip_local_reserved_ports could not be parsed: ")
+
+
+@pytest.mark.parametrize("text", ["٣٢٧٦٨ ٦٠٩٩٩".encode(), b"+1 +2", b"1_0 2_0"])
+def test_a_range_is_ascii_digits(text):
+    assert ephemeral.parse(text, b"", "linux").how == "documented default"
 
 
 def test_reserved_ports_are_not_ephemeral():

@@ -42,8 +42,8 @@ def big_endian(text):
 
 
 def raw(order="little", turn=lambda text: text):
-    tables = (procfs.Table(*key, turn(captured(name))) for key, name in procfs.TABLES.items())
-    return procfs.Raw(tuple(tables), order, NETNS)
+    tables = (procfs.ProcfsTable(*key, turn(captured(name))) for key, name in procfs.TABLES.items())
+    return procfs.ProcfsTables(tuple(tables), order, NETNS)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ ROW = captured("tcp").splitlines()[1]
 
 
 def table(text, protocol="tcp", family="ipv4", order="little"):
-    return procfs.Raw((procfs.Table(protocol, family, text),), order)
+    return procfs.ProcfsTables((procfs.ProcfsTable(protocol, family, text),), order)
 
 
 @pytest.mark.parametrize("text", [b"", b"  sl  local_address\n", b"  sl  local_address"])
@@ -110,6 +110,10 @@ def test_an_empty_table_has_no_rows(text):
         ROW.replace(b"00000000:0050", b"00000000:0x50"),
         ROW.replace(b"00000000:0050", b"00000000:0_50"),
         ROW.replace(b"00000000:0050", b"0" * 32 + b":0050"),  # an IPv6 address in the table of IPv4
+        ROW.replace(b"8775341", b"8_775_341"),
+        ROW.replace(b"8775341", b"+8775341"),
+        ROW.replace(b"00000000:00000001", b"00000000:0x000001"),
+        ROW.replace(b"00000000:00000001", b"00000000:000_0001"),
         ROW.replace(b" 0A ", b" 0F "),
         ROW.replace(b" 0A ", b" A "),
         ROW.replace(b"8775341", b"inode"),

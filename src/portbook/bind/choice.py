@@ -46,7 +46,7 @@ class Pool(NamedTuple):
         """Why a number is skipped; None: it is not."""
         if self.ephemeral and self.ephemeral.has(port):
             return "ephemeral"
-        if self.reserved and self.reserved.keeps(port):
+        if self.reserved and self.reserved.reserves(port):
             return "reserved"
         if self.registered and any(names.service_name(port, protocol) for protocol in PROTOCOLS):
             return "registered"

@@ -50,7 +50,13 @@ def command(
     limits = survey.limits(timeout, retries, rate, concurrency, deadline)
     meter = progress.meter(streams_rows=form is not None)
     running = scan(
-        [host], ports, udp=True, limits=limits, allow_public=allow_public, only_open=only_open, on_event=meter.tell
+        [host],
+        ports,
+        udp=True,
+        limits=limits,
+        allow_public=allow_public,
+        only_open=only_open,
+        on_event=meter.show_event,
     )
     through = _report_missing_names if form is None else _unchanged
     interrupted = survey.conduct(running, form, meter, through)
@@ -66,16 +72,16 @@ def _report_missing_names(answers: Iterator[Answer], _: object) -> Iterator[Answ
     """Yield the answers; report a name without an address on stderr instead, because it concerns the whole command."""
     for answer in answers:
         if answer.outcome == "name-not-found":
-            survey.say([f"{answer.target}: {describe(answer.evidence)}"])
+            survey.write_notes([f"{answer.target}: {describe(answer.evidence)}"])
         else:
             yield answer
 
 
 def _write_notes(report: Report, for_people: bool) -> None:
     """Write the summary, and what makes the answers incomplete, on stderr below the table."""
-    from portbook.render import scan as render
+    from portbook.render.scan_report import notes, partial, summary
 
     if not report.addresses:
         return
-    summary = render.summary(report) if for_people else render.partial(report)
-    survey.say([*summary, *render.notes(report)])
+    first_lines = summary(report) if for_people else partial(report)
+    survey.write_notes([*first_lines, *notes(report)])

@@ -1,7 +1,7 @@
-"""The system's own choice of ports: from which range outgoing connections get theirs, and what it leaves out.
+"""The ephemeral ports of the system: the range that connections get theirs from, and what is excluded from it.
 
-A number inside that range may be taken by any connection that somebody opens, at any moment. The administrator can
-keep numbers out of it for a server that is to come: Linux, ``ip_local_reserved_ports``.
+A port in this range may be taken by any connection that a program opens, at any moment. The administrator can exclude
+ports for servers that start later: on Linux, ``ip_local_reserved_ports``.
 
 Sources: ip(7) and Documentation/networking/ip-sysctl.rst of Linux (ip_local_port_range, ip_local_reserved_ports; IPv6
 follows both); "The default dynamic port range for TCP/IP has changed" on learn.microsoft.com; RFC 6335 section 6;
@@ -15,73 +15,93 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
+from portbook.numerals import UINT16, number_or_none, parse_number
 from portbook.records import Gap
 
 NOTHING = b""
 LINUX = "/proc/sys/net/ipv4/"
 MACOS = "net.inet.ip.portrange."
 SETTING = {"linux": LINUX + "ip_local_port_range", "darwin": MACOS + "first"}
-# What the systems start with: Linux its own, everybody else the dynamic ports of RFC 6335.
+RESERVED = LINUX + "ip_local_reserved_ports"
+MOST_BYTES = 1 << 20  # of a setting: every port, each with a comma, takes less
+# The defaults of the systems: Linux has its own, all others the dynamic ports of RFC 6335.
 DEFAULT = {"linux": (32768, 60999)}
 IANA = (49152, 65535)
 
+PortRanges = tuple[tuple[int, int], ...]  # first and last of each
+
 
 class Ephemeral(Struct, frozen=True):
-    """The range of automatic choice."""
+    """The range from which the system chooses the ports of connections."""
 
     low: int
     high: int
     how: str  # the setting that was read, or "documented default"
-    reserved: tuple[tuple[int, int], ...] = ()  # kept out of it by the administrator: first and last of each range
-    gaps: tuple[Gap, ...] = ()  # of the range
+    reserved: PortRanges = ()  # excluded by the administrator
+    gaps: tuple[Gap, ...] = ()  # about the range
     reserved_gaps: tuple[Gap, ...] = ()
 
     def has(self, port: int) -> bool:
-        """Whether an outgoing connection may get this port."""
-        return self.low <= port <= self.high and not self.keeps(port)
+        """Whether a connection may get this port."""
+        return self.low <= port <= self.high and not self.reserves(port)
 
-    def keeps(self, port: int) -> bool:
+    def reserves(self, port: int) -> bool:
         """Whether the administrator has reserved this port."""
         return any(low <= port <= high for low, high in self.reserved)
 
 
 def take() -> Ephemeral:
-    """Ask the system, of this network namespace."""
+    """Read the settings of this machine, on Linux of this network namespace."""
     return parse(*read(), sys.platform)
 
 
 def read() -> tuple[bytes, bytes | None]:
-    """What the system says about its range and about reserved ports; None: it has them, and does not let us see."""
-    return READERS.get(sys.platform, lambda: (NOTHING, NOTHING))()
+    """The range and the reserved ports as the system writes them; None: there are reserved ports, but not readable."""
+    reader = READERS.get(sys.platform)
+    return reader() if reader else (NOTHING, NOTHING)
 
 
 def parse(limits: bytes, reserved: bytes | None, platform: str) -> Ephemeral:
-    """Two numbers; then ``8080,9000-9010``. What cannot be read is the documented default, with a gap that says so."""
-    kept = _ranges(reserved or NOTHING)
-    hidden = (Gap("setting", None, f"{LINUX}ip_local_reserved_ports could not be read"),) if reserved is None else ()
-    numbers = [int(word) for word in limits.split() if word.isdigit()]
-    if len(numbers) == 2 and numbers[0] <= numbers[1] <= 65535:
-        return Ephemeral(numbers[0], numbers[1], SETTING[platform], kept, (), hidden)
+    """Parse two numbers, and ports such as ``8080,9000-9010``.
+
+    A range that cannot be parsed is the documented default, reserved ports that cannot be parsed are none; each with a
+    gap.
+    """
+    reserved_ranges, reserved_gaps = _parse_reserved(reserved)
+    numbers = [number_or_none(word, UINT16) for word in limits.split()]
+    if len(numbers) == 2:
+        low, high = numbers
+        if low is not None and high is not None and low <= high:
+            return Ephemeral(low, high, SETTING[platform], reserved_ranges, (), reserved_gaps)
     low, high = DEFAULT.get(platform, IANA)
-    why = f"the ephemeral range of this system was not read; taken to be the documented default, {low} to {high}"
-    hint = "netsh int ipv4 show dynamicport tcp tells it" if platform == "win32" else None
-    return Ephemeral(low, high, "documented default", kept, (Gap("setting", None, why, hint),), hidden)
+    why = f"the ephemeral port range could not be read; the documented default, {low} to {high}, is assumed"
+    hint = "netsh int ipv4 show dynamicport tcp prints it" if platform == "win32" else None
+    gaps = (Gap("setting", None, why, hint),)
+    return Ephemeral(low, high, "documented default", reserved_ranges, gaps, reserved_gaps)
 
 
-def _ranges(text: bytes) -> tuple[tuple[int, int], ...]:
-    pairs = (part.partition(b"-") for part in text.strip().split(b",") if part)
-    return tuple((int(low), int(high or low)) for low, _, high in pairs)
+def _parse_reserved(text: bytes | None) -> tuple[PortRanges, tuple[Gap, ...]]:
+    if text is None:
+        return (), (Gap("setting", None, f"{RESERVED} could not be read"),)
+    ranges: list[tuple[int, int]] = []
+    try:
+        for part in text.strip().split(b",") if text.strip() else ():
+            low, hyphen, high = part.partition(b"-")
+            ranges.append((parse_number(low, UINT16), parse_number(high if hyphen else low, UINT16)))
+    except ValueError as error:
+        return (), (Gap("setting", None, f"{RESERVED} could not be parsed: {error}"),)
+    return tuple(ranges), ()
 
 
 def _linux() -> tuple[bytes, bytes | None]:
-    return _file(LINUX + "ip_local_port_range") or NOTHING, _file(LINUX + "ip_local_reserved_ports")
+    return _file(SETTING["linux"]) or NOTHING, _file(RESERVED)
 
 
 def _file(path: str) -> bytes | None:
-    """A container may hide /proc/sys."""
+    """What a file contains; None where it cannot be read: a container may hide /proc/sys."""
     try:
         with open(path, "rb") as file:
-            return file.read(1 << 20)
+            return file.read(MOST_BYTES)
     except OSError:
         return None
 
@@ -91,7 +111,7 @@ def _macos() -> tuple[bytes, bytes | None]:
 
 
 def _sysctl(name: bytes) -> int:
-    """A number of sysctlbyname(3); -1, which is no port, when there is none of this name."""
+    """A number from sysctlbyname(3); -1, which is no port, if the name is unknown."""
     import ctypes
 
     value, size = ctypes.c_int(-1), ctypes.c_size_t(4)
@@ -100,5 +120,5 @@ def _sysctl(name: bytes) -> int:
     return value.value
 
 
-# Windows has no documented call that tells it, and netsh takes longer than everything else here together.
+# Windows has no documented function for it, and netsh takes longer than everything else here together.
 READERS: dict[str, Callable[[], tuple[bytes, bytes | None]]] = {"linux": _linux, "darwin": _macos}

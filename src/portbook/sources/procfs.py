@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
-from socket import AF_INET, AF_INET6, inet_ntop
 from typing import NamedTuple
 
-from portbook.addresses import reach_of
+from portbook.addresses import address_text, reach_of
 from portbook.errors import SourceDenied, SourceGarbled, SourceMissing
+from portbook.numerals import UINT32, parse_hex, parse_number
 from portbook.records import Family, Gap, Protocol, Reach, Socket, State
 from portbook.sources.base import Reading, Source, Wanted
+from portbook.system import namespaces
 
 TABLES: dict[tuple[Protocol, Family], str] = {
     ("tcp", "ipv4"): "tcp",
@@ -35,11 +36,11 @@ STATES: dict[bytes, State] = {
     b"0B": "CLOSING",
     b"0C": "SYN_RECV",
 }
-ENDPOINT: dict[Family, int] = {"ipv4": 8 + 5, "ipv6": 32 + 5}  # hex digits of an address, a colon, those of a port
+ADDRESS_LENGTH: dict[Family, int] = {"ipv4": 8 + 5, "ipv6": 32 + 5}  # hex digits, a colon, those of the port
 FIELDS = 10  # slot, local, remote, state, queues, timer, retransmissions, uid, timeout, inode; more may follow
 
 
-class Table(NamedTuple):
+class ProcfsTable(NamedTuple):
     """One table as the kernel printed it."""
 
     protocol: Protocol
@@ -47,35 +48,32 @@ class Table(NamedTuple):
     text: bytes
 
 
-class Raw(NamedTuple):
+class ProcfsTables(NamedTuple):
     """The tables, and the byte order in which the kernel printed the words of addresses."""
 
-    tables: tuple[Table, ...]
+    tables: tuple[ProcfsTable, ...]
     byteorder: str = sys.byteorder
     netns: int | None = None
     gaps: tuple[Gap, ...] = ()
 
 
 def missing() -> str | None:
-    """Why this source does not work here."""
+    """Why this source does not work here; None if it does."""
     return None if os.path.exists("/proc/net/tcp") else "there is no /proc/net/tcp"
 
 
-def read(wanted: Wanted) -> Raw:
+def read(wanted: Wanted) -> ProcfsTables:
     """Read the wanted tables; a machine without IPv6 has no tables for it."""
-    tables = []
+    tables: list[ProcfsTable] = []
     for (protocol, family), name in TABLES.items():
-        if protocol in wanted.protocols and family in wanted.families:
-            text = _read(name)
-            if text is not None:
-                tables.append(Table(protocol, family, text))
-            elif family == "ipv4":
-                raise SourceMissing(f"procfs: there is no /proc/net/{name}")
-    try:
-        netns = os.stat("/proc/thread-self/ns/net").st_ino
-    except OSError:
-        netns = None
-    return Raw(tuple(tables), sys.byteorder, netns, _gaps(wanted))
+        if protocol not in wanted.protocols or family not in wanted.families:
+            continue
+        text = _read(name)
+        if text is not None:
+            tables.append(ProcfsTable(protocol, family, text))
+        elif family == "ipv4":
+            raise SourceMissing(f"procfs: there is no /proc/net/{name}")
+    return ProcfsTables(tuple(tables), sys.byteorder, namespaces.own(), _gaps(wanted))
 
 
 def _read(name: str) -> bytes | None:
@@ -95,66 +93,122 @@ def _gaps(wanted: Wanted) -> tuple[Gap, ...]:
     return (Gap("socket", None, why, "the source sockdiag does"),)
 
 
+# --- the pure half -------------------------------------------------------------------------------------------------
+# Each of these makes a value once: a machine has many sockets, and few addresses, queue lengths and users.
+
+
 class _Addresses(dict[bytes, tuple[str, int, Reach]]):
     """Text, port and reach of ``0100007F:1F90``: 32-bit words in the host's byte order, the port as a number."""
 
     def __init__(self, byteorder: str) -> None:
         self.little = byteorder == "little"
 
-    def __missing__(self, raw: bytes) -> tuple[str, int, Reach]:
-        address, colon, port = raw.partition(b":")
-        packed = bytes.fromhex(address.decode("ascii"))
-        if len(packed) not in (4, 16) or not colon or len(port) != 4:
-            raise ValueError(f"endpoint {raw!r}")
+    def __missing__(self, column: bytes) -> tuple[str, int, Reach]:
+        digits, _, port = column.partition(b":")
+        packed = bytes.fromhex(digits.decode("ascii"))
+        if len(packed) not in (4, 16) or len(port) != 4:
+            raise ValueError(f"address {column!r}")
         if self.little:
             packed = b"".join(packed[i : i + 4][::-1] for i in range(0, len(packed), 4))
-        text = inet_ntop(AF_INET if len(packed) == 4 else AF_INET6, packed)
-        # fromhex, because int() would also take a sign, a 0x and an underscore
-        self[raw] = text, int.from_bytes(bytes.fromhex(port.decode("ascii")), "big"), reach_of(text)
-        return self[raw]
+        address = address_text(packed)
+        self[column] = address, parse_hex(port), reach_of(address)
+        return self[column]
 
 
-def parse(raw: Raw) -> Reading:
-    """Read the tables; raise SourceGarbled."""
+class _Queues(dict[bytes, tuple[int, int]]):
+    """Bytes to be sent and to be received of ``00000000:00000001``."""
+
+    def __missing__(self, column: bytes) -> tuple[int, int]:
+        sent, _, received = column.partition(b":")
+        self[column] = parse_hex(sent), parse_hex(received)
+        return self[column]
+
+
+class _Users(dict[bytes, int]):
+    """The uid of a column."""
+
+    def __missing__(self, column: bytes) -> int:
+        self[column] = parse_number(column, UINT32)
+        return self[column]
+
+
+class _Columns(NamedTuple):
+    """The values of columns, each made once."""
+
+    addresses: _Addresses
+    queues: _Queues
+    users: _Users
+
+
+def parse(raw: ProcfsTables) -> Reading:
+    """Parse the tables; raise SourceGarbled."""
     sockets: list[Socket] = []
-    endpoints = _Addresses(raw.byteorder)
+    columns = _Columns(_Addresses(raw.byteorder), _Queues(), _Users())
     for table in raw.tables:
         for number, line in enumerate(table.text.splitlines()[1:], 2):
             try:
-                sockets.append(_row(table, line.split(), endpoints, raw.netns))
+                sockets.append(_row(table, line.split(), columns, raw.netns))
             except (ValueError, KeyError, IndexError) as error:
                 name = TABLES[table.protocol, table.family]
                 raise SourceGarbled(f"procfs: /proc/net/{name} line {number}: {error}") from error
     return Reading(sockets, list(raw.gaps))
 
 
-def _row(table: Table, fields: list[bytes], endpoints: _Addresses, netns: int | None) -> Socket:
-    if len(fields) < FIELDS or len(fields[1]) != ENDPOINT[table.family]:
+def _row(table: ProcfsTable, fields: list[bytes], columns: _Columns, netns: int | None) -> Socket:
+    if len(fields) < FIELDS or len(fields[1]) != ADDRESS_LENGTH[table.family]:
         raise ValueError(f"{len(fields)} fields, {fields[1:2]}")
-    local, port, reach = endpoints[fields[1]]
-    remote, remote_port, _ = endpoints[fields[2]]
-    state: State | None = STATES[fields[3].upper()]
+    _, local_column, remote_column, state_column, queues_column, _, _, uid_column, _, inode_column = fields[:FIELDS]
+    local, port, reach = columns.addresses[local_column]
+    remote: str | None
+    remote_port: int | None
+    remote, remote_port, _ = columns.addresses[remote_column]
+    uid: int | None = columns.users[uid_column]
+    inode = parse_number(inode_column)
+    if not inode and not uid:
+        uid = None  # the kernel prints 0 also where it does not know: get_timewait4_sock
+
+    state: State | None = STATES[state_column.upper()]
     if table.protocol == "udp" and state == "CLOSE":
         state = None
-    send, _, receive = fields[4].partition(b":")
-    uid, inode = int(fields[7]), int(fields[9])
-    listening = state == "LISTEN"
-    peer = remote_port != 0 and not listening
-    return Socket(
+    if state == "LISTEN" or not remote_port:
+        remote = remote_port = None
+
+    recv_queue: int | None
+    send_queue: int | None
+    accept_queue: int | None
+    send_queue, recv_queue = columns.queues[queues_column]
+    accept_queue = None
+    if state == "LISTEN":
+        accept_queue, send_queue, recv_queue = recv_queue, None, None
+
+    return Socket(  # by position: by keyword each row takes 0.6 µs longer
         table.protocol,
         table.family,
         local,
         port,
-        remote if peer else None,
-        remote_port if peer else None,
+        remote,
+        remote_port,
         state,
         reach,
-        uid=uid if uid or inode else None,  # the kernel prints 0 also where it does not know: get_timewait4_sock
-        inode=inode,
-        recv_queue=None if listening else int(receive, 16),
-        send_queue=None if listening else int(send, 16),
-        accept_queue=int(receive, 16) if listening else None,
-        netns=netns,
+        None,  # zone
+        None,  # service_name
+        uid,
+        None,  # user
+        inode,
+        (),  # owners
+        recv_queue,
+        send_queue,
+        accept_queue,
+        None,  # backlog
+        None,  # v6only
+        None,  # interface
+        None,  # created
+        None,  # state_text
+        None,  # cookie
+        None,  # cgroup_id
+        None,  # service
+        None,  # container
+        netns,
     )
 
 

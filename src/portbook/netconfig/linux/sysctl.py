@@ -9,85 +9,83 @@ import os
 from typing import Literal, NamedTuple
 
 from portbook.netconfig.facts import Caller
-from portbook.records import Family, Protocol
+from portbook.numerals import UINT32, number_or_none, parse_hex
+from portbook.records import Family
 
 ROOT = "/proc/sys/net/"
 UNPRIVILEGED = "ipv4/ip_unprivileged_port_start"
 NONLOCAL: dict[Family, str] = {"ipv4": "ipv4/ip_nonlocal_bind", "ipv6": "ipv6/ip_nonlocal_bind"}
 DISABLE_IPV6 = "ipv6/conf/all/disable_ipv6"
-ACCEPT_ALL: dict[Protocol, str] = {"tcp": "ipv4/tcp_l3mdev_accept", "udp": "ipv4/udp_l3mdev_accept"}
-NAMES = (UNPRIVILEGED, *NONLOCAL.values(), DISABLE_IPV6, ACCEPT_ALL["tcp"])
+VRF_ACCEPTS_ALL = "ipv4/tcp_l3mdev_accept"
+NAMES = (UNPRIVILEGED, *NONLOCAL.values(), DISABLE_IPV6, VRF_ACCEPTS_ALL)
 MOST_BYTES = 256  # each is a number
 STATUS = "/proc/thread-self/status"
 CAP_NET_BIND_SERVICE, CAP_NET_ADMIN = 10, 12
 
-Raw = dict[str, bytes | None]
+SysctlTexts = dict[str, bytes | None]  # by name; None: not there, or not readable
+Ipv6State = Literal["on", "disabled", "absent"]
 
 
 class Settings(NamedTuple):
-    """What they say; None where the kernel does not tell."""
+    """The settings as values; None where the kernel does not say."""
 
     privileged_below: int | None
     nonlocal_bind: frozenset[Family]
-    ipv6: Literal["on", "disabled", "absent"] | None
+    ipv6: Ipv6State | None
     vrf_accepts_all: bool
 
 
-def read() -> Raw:
+def read() -> SysctlTexts:
     """The settings as the kernel writes them; None for one that is not there, or not readable."""
     return {name: _file(ROOT + name, MOST_BYTES) for name in NAMES}
 
 
-def _file(path: str, most: int) -> bytes | None:
+def _file(path: str, size: int) -> bytes | None:
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
-        return os.read(file, most)
+        return os.read(file, size)
     except OSError:
         return None
     finally:
         os.close(file)
 
 
-def parse(raw: Raw) -> Settings:
-    """Read the numbers; what is none counts as not told."""
-    numbers = {name: number(text) for name, text in raw.items()}
+def parse(texts: SysctlTexts) -> Settings:
+    """Parse the numbers; a text that is not one counts as not said."""
+    numbers = {name: number_or_none((text or b"").strip(), UINT32) for name, text in texts.items()}
     return Settings(
-        numbers.get(UNPRIVILEGED),
-        frozenset(family for family, name in NONLOCAL.items() if numbers.get(name)),
-        _ipv6(raw, numbers),
-        bool(numbers.get(ACCEPT_ALL["tcp"])),
+        privileged_below=numbers.get(UNPRIVILEGED),
+        nonlocal_bind=frozenset(family for family, name in NONLOCAL.items() if numbers.get(name)),
+        ipv6=_ipv6(texts, numbers),
+        vrf_accepts_all=bool(numbers.get(VRF_ACCEPTS_ALL)),
     )
 
 
-def _ipv6(raw: Raw, numbers: dict[str, int | None]) -> Literal["on", "disabled", "absent"] | None:
+def _ipv6(texts: SysctlTexts, numbers: dict[str, int | None]) -> Ipv6State | None:
     """Without IPv6 the whole directory is missing; where /proc/sys is hidden, IPv4's is missing as well."""
-    if raw.get(DISABLE_IPV6) is None:
-        return "absent" if raw.get(UNPRIVILEGED) is not None else None
+    if texts.get(DISABLE_IPV6) is None:
+        return None if texts.get(UNPRIVILEGED) is None else "absent"
     return "disabled" if numbers.get(DISABLE_IPV6) else "on"
 
 
-def number(text: bytes | None) -> int | None:
-    """A number as sysctls have them."""
-    word = (text or b"").strip()
-    return int(word) if word.isdigit() and len(word) <= 10 else None
-
-
 def read_caller() -> Caller:
-    """Who asks, and which capabilities count: those of the thread, for a bind is a thread's."""
+    """The caller and its capabilities: those of the thread, since a thread binds."""
     return parse_caller(_file(STATUS, 1 << 14) or b"", os.geteuid())
 
 
 def parse_caller(status: bytes, uid: int) -> Caller:
-    """Read the effective capabilities of proc_pid_status(5)."""
-    _, found, rest = status.partition(b"\nCapEff:")
-    word = rest.partition(b"\n")[0].strip()
+    """Parse the effective capabilities in proc_pid_status(5)."""
+    _, _, rest = status.partition(b"\nCapEff:")
+    word, _, _ = rest.partition(b"\n")
     try:
-        bits = int(word, 16) if found and len(word) <= 16 else None
+        capabilities = parse_hex(word.strip())
     except ValueError:
-        bits = None
-    if bits is None:
         return Caller(uid)
-    return Caller(uid, bool(bits >> CAP_NET_BIND_SERVICE & 1), bool(bits >> CAP_NET_ADMIN & 1))
+    return Caller(
+        uid,
+        may_bind_low=bool(capabilities >> CAP_NET_BIND_SERVICE & 1),
+        may_read_nat=bool(capabilities >> CAP_NET_ADMIN & 1),
+    )
