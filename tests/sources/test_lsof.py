@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from portbook.errors import SourceGarbled, SourceMissing, SourceTimeout
 from portbook.records import Owner, Socket
 from portbook.sources import lsof
-from portbook.sources.base import Wanted
+from portbook.sources.base import Reading, Wanted
 from portbook.sources.lsof import LsofOutput, parse, unescape
 from portbook.system import program
 from tests.components import need
@@ -145,7 +145,7 @@ def test_without_root_it_says_what_it_cannot_see():
 
 
 def test_no_output_is_no_error():
-    assert parse(LsofOutput(b""))[:2] == ([], [])
+    assert parse(LsofOutput(b"")) == Reading([], [])
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,8 @@ def test_a_row_that_cannot_be_read_is_counted(row):
 
 @pytest.mark.parametrize("row", ["f3|tunix|d1|n/run/x", "f3|tIPv4|d1|PSCTP|n*:9", "f3|tIPv4|d1|PTCP|n*:*|TST=CLOSED"])
 def test_rows_without_a_port_or_of_other_protocols_are_ignored(row):
-    assert parse(rows(row))[:2] == ([], [])
+    reading = parse(rows(row))
+    assert (reading.sockets, reading.gaps) == ([], [])
 
 
 @pytest.mark.parametrize("output", [b"lsof: usage", b"f3\0tIPv4\0\n", b"\0\n", b"COMMAND  PID USER\n"])

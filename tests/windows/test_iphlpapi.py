@@ -327,4 +327,5 @@ def test_a_bound_table_that_fails_is_a_gap():
 
 def test_no_bound_table_is_no_sockets():
     tables, gaps = iphlpapi._bound_tables(Exporting({"ipv4": b"", "ipv6": b""}), ("ipv4", "ipv6"))
-    assert iphlpapi.parse(iphlpapi.IphlpapiTables(tuple(tables), tuple(gaps)))[:2] == ([], [])
+    reading = iphlpapi.parse(iphlpapi.IphlpapiTables(tuple(tables), tuple(gaps)))
+    assert (reading.sockets, reading.gaps) == ([], [])
