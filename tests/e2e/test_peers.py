@@ -248,8 +248,8 @@ def test_a_dark_host_is_left_alone_and_the_report_says_so(dark):
     whole = json.loads(done.stdout)
     assert whole["report"]["skipped"] == 2000 - len(whole["answers"]) > 500
     assert {a["address"] for a in whole["answers"] if a["outcome"] == "closed"} == {netlab.TARGET}
-    assert f"{whole['report']['skipped']} ports not asked" in done.stderr
-    assert "asked less, because nothing came back: 1 address; --no-breaker asks all their ports" in done.stderr
+    assert f"{whole['report']['skipped']} ports not probed" in done.stderr
+    assert "probed less, because no answer came: 1 address; --no-breaker probes all their ports" in done.stderr
 
 
 def test_without_the_breaker_the_odd_port_of_a_dark_host_is_found(dark):

@@ -22,7 +22,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from portbook.cli.progress import in_words
+from portbook.cli.progress import describe
 from portbook.cli.scan import command as scan_command
 from portbook.cli.survey import Interrupt
 from tests.components import need
@@ -347,7 +347,7 @@ def test_what_is_being_written_is_completed_and_a_second_ctrl_c_waits_for_nothin
         stream = interrupt.until(running)
         assert next(stream) == "answer 1"
         os.kill(os.getpid(), signal.SIGINT)
-        assert interrupt.asked
+        assert interrupt.requested
         assert list(stream) == []
         assert running.closed
         with pytest.raises(KeyboardInterrupt):
@@ -515,7 +515,7 @@ class Half:
 )
 def test_progress_in_words(monkeypatch, total, elapsed_s, words):
     monkeypatch.setattr(Half, "total", total)
-    assert in_words(Half(), elapsed_s) == words
+    assert describe(Half(), elapsed_s) == words
 
 
 @on_unix

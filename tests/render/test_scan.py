@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from portbook.probe.outcome import SILENCE, Answer, Evidence
 from portbook.probe.request import Event
-from portbook.render import nmap_xml, scan
+from portbook.render import nmap_xml, scan, scan_formats, scan_report
 from portbook.render.nmap_xml import MANY, NmapXml
-from portbook.render.scan import FEW, MOST_KINDS, ranges
+from portbook.render.scan import FEW, MOST_KINDS, port_ranges
 from portbook.render.text import Style
 from portbook.scanner.report import Report, SelfCheck
 from tests.components import need
@@ -178,7 +178,7 @@ def test_kinds_of_answers_are_limited():
     answers = [
         answer(p, "filtered", Evidence("icmp", None, None, 3, 13, f"10.9.{p >> 8}.{p & 255}")) for p in range(9000)
     ]
-    host = scan.Host("10.0.0.1", "10.0.0.1", None)
+    host = scan.AddressAnswers("10.0.0.1", "10.0.0.1", None)
     for one in answers:
         host.add(one, True)
     assert len(host.counts) <= MOST_KINDS + 1
@@ -186,7 +186,7 @@ def test_kinds_of_answers_are_limited():
 
 
 def test_many_addresses_are_written_before_the_end(monkeypatch):
-    monkeypatch.setattr(scan, "MOST_HELD", 10)
+    monkeypatch.setattr(scan, "MOST_ADDRESSES", 10)
     parts = list(scan.people((answer(1, address=f"10.0.0.{n}") for n in range(100)), PLAIN))
     assert len(parts) > 10
     headings = [line for lines in parts for line in lines if line.startswith("10.")]
@@ -195,19 +195,19 @@ def test_many_addresses_are_written_before_the_end(monkeypatch):
 
 def test_the_summary():
     check = SelfCheck(1, 4, 0, 7, 0)
-    text = scan.summary(report(silent=3, repeated=5, self_check=check, outcomes={"closed": 1099, "open": 1}))
+    text = scan_report.summary(report(silent=3, repeated=5, self_check=check, outcomes={"closed": 1099, "open": 1}))
     assert text == [
         "1 open, 1,099 closed: 100 ports of 1 address in 2.00 s (50 a second)",
         "3 silent, 5 attempts repeated",
         "self-check: found 4 of 4 canaries, 7 of 7 listening ports",
     ]
-    assert scan.notes(report(self_check=check)) == []
+    assert scan_report.notes(report(self_check=check)) == []
 
 
 def test_a_partial_scan_is_marked():
-    assert scan.summary(report(partial="cancelled", skipped=900))[0] == "partial: interrupted; 900 ports left"
-    assert scan.summary(report(partial="deadline", skipped=1))[0] == "partial: the time was up; 1 port left"
-    assert scan.summary(report(skipped=12))[0] == "12 ports not asked"
+    assert scan_report.summary(report(partial="cancelled", skipped=900))[0] == "partial: interrupted; 900 ports left"
+    assert scan_report.summary(report(partial="deadline", skipped=1))[0] == "partial: the time was up; 1 port left"
+    assert scan_report.summary(report(skipped=12))[0] == "12 ports not probed"
 
 
 def test_misses_and_events_are_said():
@@ -215,10 +215,12 @@ def test_misses_and_events_are_said():
     events = tuple(Event("rate-limit", f"10.0.0.{n}", "refuses 1 a second", 1.0) for n in range(7))
     events += tuple(Event("breaker", f"10.0.0.{n}", "closed to open", 1.0) for n in (1, 2, 1, 2))
     events += (Event("descriptors", None, "none left", 1.0),)
-    assert scan.summary(report(self_check=check))[-1] == "self-check: found 3 of 4 canaries, 5 of 7 listening ports"
-    assert scan.notes(report(self_check=check, events=events)) == [
+    assert (
+        scan_report.summary(report(self_check=check))[-1] == "self-check: found 3 of 4 canaries, 5 of 7 listening ports"
+    )
+    assert scan_report.notes(report(self_check=check, events=events)) == [
         "missed on this machine itself: canary 127.0.0.1:4000, 127.0.0.1:80",
-        "asked less, because nothing came back: 2 addresses",
+        "probed less, because no answer came: 2 addresses",
         *(f"10.0.0.{n}: refuses 1 a second" for n in range(5)),
         "and 3 events more; --json has them",
     ]
@@ -227,21 +229,21 @@ def test_misses_and_events_are_said():
 def test_a_host_that_came_back_was_asked_everything():
     came_back = Event("breaker", "10.0.0.1", "half-open to closed: it has answered", 2.0)
     events = tuple(Event("breaker", f"10.0.0.{n}", "closed to open: silence", 1.0) for n in (1, 2))
-    (said,) = scan.notes(report(events=(*events, came_back)))
-    assert said == "asked less, because nothing came back: 1 address"
+    (said,) = scan_report.notes(report(events=(*events, came_back)))
+    assert said == "probed less, because no answer came: 1 address"
 
 
 def test_what_hosts_without_an_answer_were_not_asked_can_be_asked_for():
     events = (Event("breaker", "10.0.0.1", "closed to open", 1.0),)
-    (said,) = scan.notes(report(events=events, skipped=80))
-    assert said == "asked less, because nothing came back: 1 address; --no-breaker asks all their ports"
-    (said,) = scan.notes(report(events=events, skipped=80, partial="deadline"))  # that is another reason
+    (said,) = scan_report.notes(report(events=events, skipped=80))
+    assert said == "probed less, because no answer came: 1 address; --no-breaker probes all their ports"
+    (said,) = scan_report.notes(report(events=events, skipped=80, partial="deadline"))  # that is another reason
     assert "--no-breaker" not in said
 
 
 @given(st.sets(st.integers(1, 300)))
 def test_ranges_name_every_port(ports):
-    text = ranges(sorted(ports))
+    text = port_ranges(sorted(ports))
     named = []
     for part in filter(None, text.split(",")):
         first, _, last = part.partition("-")
@@ -262,7 +264,7 @@ FIELDS = ["target", "address", "zone", "port", "protocol", "outcome", "evidence"
 
 
 def written(form, answers=ANSWERS):
-    return b"".join(scan.FORMATS[form](iter(answers), report))
+    return b"".join(scan_formats.FORMATS[form](iter(answers), report))
 
 
 def test_jsonl_is_one_row_a_port():
@@ -290,7 +292,7 @@ def test_the_report_is_asked_for_when_all_answers_are_there(form):
         order.append("report")
         return report()
 
-    for _ in scan.FORMATS[form](answers(), finished):
+    for _ in scan_formats.FORMATS[form](answers(), finished):
         pass
     assert order == (["end", "report"] if form == "json" else ["end"])
 
@@ -319,7 +321,7 @@ def test_an_open_port_is_written_at_once(form):
             taken.append(one.port)
             yield one
 
-    for part in scan.FORMATS[form](answers(), report):
+    for part in scan_formats.FORMATS[form](answers(), report):
         if b"syn-ack" in part:
             break
     assert taken == [1, 2]
@@ -398,7 +400,7 @@ def test_libnmap_reads_the_frame():
         "10.0.0.1": "up", "10.0.0.2": "up", "10.0.0.3": "down", "fd00::1": "up",
     }  # fmt: skip
     assert {h.address: h.hostnames for h in found.hosts}["fd00::1"] == ["six.example"]
-    assert found.summary == "portbook done: 100 ports asked in 1.50 seconds"
+    assert found.summary == "portbook done: 100 ports scanned in 1.50 seconds"
 
 
 @pytest.mark.parametrize(("partial", "ended"), [(None, ("success", None)), ("cancelled", ("error", "cancelled"))])
@@ -483,7 +485,7 @@ def test_characters_that_xml_cannot_hold_are_replaced():
 
 
 def test_many_hosts_are_written_before_the_end(monkeypatch):
-    monkeypatch.setattr(nmap_xml, "MOST_HELD", 10)
+    monkeypatch.setattr(nmap_xml, "MOST_HOSTS", 10)
     parts: list[bytes] = []
     writer = NmapXml(parts.append, "tcp", [1], "", BEGAN)
     for n in range(100):
@@ -506,7 +508,7 @@ def held(form, count, outcome, evidence):
         writer = NmapXml(lambda part: None, "tcp", [1], "", BEGAN)
         parts = (writer.add(one) for one in answers)
     else:
-        parts = scan.FORMATS[form](answers, report)
+        parts = scan_formats.FORMATS[form](answers, report)
     tracemalloc.start()
     for _ in parts:
         pass

@@ -13,8 +13,10 @@ from portbook.cli import base, exits, output
 @click.argument("targets", nargs=-1, required=True, metavar="HOST:PORT...")
 @base.option("--timeout", type=click.FloatRange(0.001, 3600), default=3.0, metavar="SECONDS", help="of one attempt")
 @base.option("--retries", type=click.IntRange(0, 100), default=0, metavar="N", help="more attempts after silence")
-@base.option("--count", "times", type=click.IntRange(1, 10_000), default=1, metavar="N", help="dial so often")
-@base.option("--tls", is_flag=True, help="shake hands: protocol, certificate, expiry")
+@base.option(
+    "--count", "times", type=click.IntRange(1, 10_000), default=1, metavar="N", help="dial N times and show statistics"
+)
+@base.option("--tls", is_flag=True, help="do a TLS handshake: protocol, certificate, expiry")
 @output.json_option
 def command(targets: tuple[str, ...], timeout: float, retries: int, times: int, tls: bool, as_json: bool) -> int:
     """Find out whether a TCP port can be reached, at every address of the host.
@@ -33,14 +35,14 @@ def command(targets: tuple[str, ...], timeout: float, retries: int, times: int, 
     from portbook.render.text import style_of
 
     for target in targets:
-        dialing.parse_target(target)  # what makes no sense is said before anything is dialed
-    every = True
+        dialing.parse_target(target)  # report an invalid target before anything is dialed
+    all_open = True
     for target in targets:
-        found = dialing.dial(target, timeout_s=timeout, retries=retries, times=times, tls=tls)
-        every = every and found.open
+        result = dialing.dial(target, timeout_s=timeout, retries=retries, times=times, tls=tls)
+        all_open = all_open and result.open
         if as_json:
-            output.write_bytes(render.json([found]))
+            output.write_bytes(render.json([result]))
         else:
-            sys.stdout.write("\n".join(render.lines(found, style_of(sys.stdout))) + "\n")
+            sys.stdout.write("\n".join(render.lines(result, style_of(sys.stdout))) + "\n")
             sys.stdout.flush()
-    return exits.YES if every else exits.NO
+    return exits.YES if all_open else exits.NO

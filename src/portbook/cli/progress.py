@@ -1,4 +1,4 @@
-"""How far a scan is, on a terminal, for whoever waits; elsewhere nothing is shown and nothing is imported."""
+"""The progress of a scan, on a terminal; elsewhere nothing is shown and nothing is imported."""
 
 from __future__ import annotations
 
@@ -14,61 +14,61 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-class Counted(Protocol):
-    """What is under way."""
+class Progress(Protocol):
+    """What is in progress."""
 
     total: int | None  # None: not known yet
 
     @property
     def done(self) -> int:
-        """How many are answered, or will not be asked."""
+        """How many are answered, or will not be probed."""
 
     @property
     def found(self) -> int:
         """How many are open."""
 
 
-class Silent:
-    """No progress."""
+class NoMeter:
+    """Shows no progress."""
 
-    def tell(self, event: Event) -> None:
-        """Nobody is told."""
+    def show_event(self, event: Event) -> None:
+        """Show nothing."""
 
     def aside(self) -> AbstractContextManager[None]:
-        """Nothing is in the way."""
+        """Do nothing: there is no line to hide."""
         return nullcontext()
 
-    def shown(self, counted: Counted) -> AbstractContextManager[None]:
-        """Nothing is shown."""
+    def running(self, progress: Progress) -> AbstractContextManager[None]:
+        """Show nothing."""
         return nullcontext()
 
 
 class Meter:
-    """A line on stderr: how much is done, what was found, the rate, the time left, what happened last."""
+    """A line on stderr: how much is done, how many are open, the rate, the time left, the last event."""
 
     def __init__(self) -> None:
-        self._last = ""
+        self._last_event = ""
         self._pause: Callable[[], AbstractContextManager[None]] = nullcontext
 
-    def tell(self, event: Event) -> None:
-        """Show an event from now on."""
+    def show_event(self, event: Event) -> None:
+        """Show an event until the next."""
         from portbook.render.text import safe
 
-        self._last = safe(f"{event.address}: {event.text}" if event.address else event.text)
+        self._last_event = safe(f"{event.address}: {event.text}" if event.address else event.text)
 
     def aside(self) -> AbstractContextManager[None]:
-        """Take the line away while something else is written to the terminal."""
+        """Hide the line while something else is written to the terminal."""
         return self._pause()
 
     @contextmanager
-    def shown(self, counted: Counted) -> Iterator[None]:
-        """Show the line while something is under way."""
+    def running(self, progress: Progress) -> Iterator[None]:
+        """Show the line while something is in progress."""
         from rich.console import Console
         from rich.live import Live
 
         began = monotonic()
         live = Live(
-            get_renderable=lambda: self._line(counted, monotonic() - began),
+            get_renderable=lambda: self._line(progress, monotonic() - began),
             console=Console(stderr=True),
             refresh_per_second=4,
             transient=True,
@@ -89,7 +89,7 @@ class Meter:
             finally:
                 self._pause = nullcontext
 
-    def _line(self, counted: Counted, elapsed_s: float) -> RenderableType:
+    def _line(self, progress: Progress, elapsed_s: float) -> RenderableType:
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
@@ -97,24 +97,27 @@ class Meter:
         line = Table.grid(padding=(0, 1))
         line.add_column(width=20)
         line.add_column(no_wrap=True, overflow="ellipsis")
-        bar = ProgressBar(total=counted.total, completed=counted.done, pulse=counted.total is None, width=20)
-        line.add_row(bar, Text(f"{in_words(counted, elapsed_s)}  {self._last}"))
+        bar = ProgressBar(total=progress.total, completed=progress.done, pulse=progress.total is None, width=20)
+        line.add_row(bar, Text(f"{describe(progress, elapsed_s)}  {self._last_event}"))
         return line
 
 
-def in_words(counted: Counted, elapsed_s: float) -> str:
-    """How many of how many, what was found, how fast, how long it may still take."""
-    if counted.total is None:
+def describe(progress: Progress, elapsed_s: float) -> str:
+    """Describe how many are done and open, the rate, and the estimated time left."""
+    if progress.total is None:
         return "looking up names"
-    done = counted.done
-    words = f"{done:,} of {counted.total:,}, {counted.found:,} open"
+    done = progress.done
+    text = f"{done:,} of {progress.total:,}, {progress.found:,} open"
     if not (done and elapsed_s):
-        return words
-    left_s = round(elapsed_s * (counted.total - done) / done)
+        return text
+    left_s = round(elapsed_s * (progress.total - done) / done)
     clock = f"{left_s // 3600}:{left_s // 60 % 60:02}:{left_s % 60:02}"
-    return f"{words}, {done / elapsed_s:,.0f}/s, {clock} left"
+    return f"{text}, {done / elapsed_s:,.0f}/s, {clock} left"
 
 
-def meter(streams_rows: bool) -> Meter | Silent:
-    """A line, if somebody looks and rows on the same terminal would not get in between."""
-    return Meter() if sys.stderr.isatty() and not (streams_rows and sys.stdout.isatty()) else Silent()
+def meter(streams_rows: bool) -> Meter | NoMeter:
+    """Return a line, if stderr is a terminal and no rows are written to the same terminal."""
+    mixes_with_rows = streams_rows and sys.stdout.isatty()
+    if sys.stderr.isatty() and not mixes_with_rows:
+        return Meter()
+    return NoMeter()

@@ -18,18 +18,21 @@ if TYPE_CHECKING:
     from portbook.scanner.report import Report
     from portbook.scanner.run import Scan
 
-NOTHING = "nothing"  # to write, but the XML
+NO_FORMAT = "nothing"  # write the XML alone
 
 
 @base.command("scan")
 @click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
-@base.option("-p", "--ports", default="@common", metavar="PORTS", help="22,8000-8100, or a group; @common if not given")
+@base.option("-p", "--ports", default="@common", metavar="PORTS", help="22,8000-8100, or a group; default: @common")
 @base.option("-u", "--udp", is_flag=True, help="UDP instead of TCP")
 @survey.only_open
 @survey.options
-@base.option("--no-breaker", is_flag=True, help="ask every TCP port of hosts that answer nothing, too; slow")
+@base.option("--no-breaker", is_flag=True, help="probe every TCP port of silent hosts too; slow")
 @base.option(
-    "--nmap-xml", "xml_path", metavar="FILE", help="write nmap's XML as well; - is the output, and nothing else"
+    "--nmap-xml",
+    "xml_path",
+    metavar="FILE",
+    help="write nmap's XML as well; - writes it to stdout instead of the answers",
 )
 @survey.allow_public
 def command(
@@ -41,9 +44,9 @@ def command(
 
     TARGET is a name, an address, 10.0.0.0/24, 10.0.0.1-20, fe80::1%eth0, or @FILE with one of these on each line.
     PORTS are numbers, ranges and groups: @common, @web, @db, @mail, @remote, @windows, @queue. Every answer comes
-    with its evidence; silence is never called closed. On this machine a scan checks itself, and says what it missed.
-    Of several hosts, those that answer nothing are left alone after a while; --no-breaker asks all their ports.
-    Ctrl-C shows what is known so far. Exit code 0 when a port is open, 1 when none is.
+    with its evidence; silence is never called closed. A scan of this machine checks itself, and reports what it missed.
+    Of several hosts, the silent ones are given up after some probes; --no-breaker probes all their ports. Ctrl-C shows
+    what is known so far. Exit code 0 when a port is open, 1 when none is.
 
     \b
     Examples:
@@ -55,20 +58,26 @@ def command(
 
     if xml_path == "-":
         if form is not None:
-            raise UsageError(f"--{form} and --nmap-xml - cannot both have the output", "name a file for the XML")
-        form = NOTHING
+            raise UsageError(f"--{form} and --nmap-xml - both write to stdout", "name a file for the XML")
+        form = NO_FORMAT
     limits = survey.limits(timeout, retries, rate, concurrency, deadline)
     if no_breaker:
         limits = replace(limits, breaker=None)
     meter = progress.meter(streams_rows=form is not None)
     running = scan(
-        targets, ports, udp=udp, limits=limits, allow_public=allow_public, only_open=only_open, on_event=meter.tell
+        targets,
+        ports,
+        udp=udp,
+        limits=limits,
+        allow_public=allow_public,
+        only_open=only_open,
+        on_event=meter.show_event,
     )
 
-    def through(answers: Iterator[Answer], stack: ExitStack) -> Iterator[Answer]:
+    def with_xml(answers: Iterator[Answer], stack: ExitStack) -> Iterator[Answer]:
         return answers if xml_path is None else _with_xml(answers, running, xml_path, stack)
 
-    interrupted = survey.conduct(running, form, meter, through)
+    interrupted = survey.conduct(running, form, meter, with_xml)
     _write_notes(running.report, form is None)
     return survey.exit_code(running.report, interrupted)
 
@@ -90,10 +99,10 @@ def _arguments() -> str:
 
 
 def _write_notes(report: Report, for_people: bool) -> None:
-    """The summary below the table; what makes the answers less than expected on stderr, whatever the format."""
-    from portbook.render import scan as render
+    """Write the summary below the tables; on stderr, whatever the format, what makes the answers less than expected."""
+    from portbook.render.scan_report import notes, partial, summary
 
     if for_people:
-        sys.stdout.write("".join(line + "\n" for line in render.summary(report)))
+        sys.stdout.write("".join(line + "\n" for line in summary(report)))
         sys.stdout.flush()
-    survey.say(render.notes(report) if for_people else [*render.partial(report), *render.notes(report)])
+    survey.write_notes(notes(report) if for_people else [*partial(report), *notes(report)])

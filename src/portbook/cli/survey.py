@@ -1,4 +1,4 @@
-"""What scan and probe share: how hard to try, Ctrl-C, the writing of answers while they come, the exit code."""
+"""What scan and probe share: options for limits, Ctrl-C, writing answers while they come, the exit code."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
     from portbook.scanner.report import Report
     from portbook.scanner.run import Scan
 
-INTERRUPTED = 130  # as a run that Ctrl-C ends anywhere else; what is known by then is shown all the same
+INTERRUPTED = 130  # as for every command that Ctrl-C ends; what is known by then is shown
 FORMATS = {
     "json": "one JSON object: the answers and a report",
     "jsonl": "JSON, one port a line",
     "csv": "CSV, one port a line",
 }
 NUMBERS = {
-    "timeout": (float, "SECONDS", "of one attempt; adapted to the round trips measured, when not given"),
-    "retries": (int, "N", "more attempts for a silent port; 1, and more where packets get lost, when not given"),
-    "rate": (float, "N", "probes a second, at most; of UDP, datagrams"),
-    "concurrency": (int, "N", "ports asked at the same time, at most"),
-    "deadline": (float, "SECONDS", "for everything; what is known by then is shown"),
+    "timeout": (float, "SECONDS", "of one attempt; default: adapted to the measured round trips"),
+    "retries": (int, "N", "more attempts for a silent port; default: 1, and more where packets get lost"),
+    "rate": (float, "N", "at most N probes a second; of UDP, datagrams"),
+    "concurrency": (int, "N", "at most N ports at the same time"),
+    "deadline": (float, "SECONDS", "for the whole scan; what is known by then is shown"),
 }
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-Through = Callable[[Iterator[Answer], ExitStack], Iterator[Answer]]  # what happens to answers on their way
+AnswerFilter = Callable[[Iterator[Answer], ExitStack], Iterator[Answer]]  # between the scan and the output
 
 
 def options(command: Command) -> Command:
-    """The numbers, which ``limits`` takes, and the formats, of which the last one counts."""
+    """Add the options of ``limits``, and the formats, of which the last one given counts."""
     for name, text in reversed(FORMATS.items()):
         command = base.option(f"--{name}", "form", flag_value=name, default=None, help=text)(command)
     for name, (kind, metavar, text) in reversed(NUMBERS.items()):
@@ -48,7 +48,7 @@ def options(command: Command) -> Command:
 
 
 allow_public = base.option(
-    "--allow-public", is_flag=True, help="ask globally routable addresses too; ask their owners first"
+    "--allow-public", is_flag=True, help="scan globally routable addresses too; ask their owners first"
 )
 only_open = base.option("--open", "only_open", is_flag=True, help="show open ports only")
 
@@ -56,37 +56,41 @@ only_open = base.option("--open", "only_open", is_flag=True, help="show open por
 def limits(
     timeout: float | None, retries: int | None, rate: float | None, concurrency: int | None, deadline: float | None
 ) -> Limits:
-    """What the options say; ``--retries`` is meant exactly."""
-    said = Limits(timeout_s=timeout, rate=rate, concurrency=concurrency, deadline_s=deadline)
-    return said if retries is None else replace(said, retries=retries, most_retries=retries)
+    """Return the limits of the options; ``--retries`` is an exact number."""
+    limits = Limits(timeout_s=timeout, rate=rate, concurrency=concurrency, deadline_s=deadline)
+    if retries is None:
+        return limits
+    return replace(limits, retries=retries, most_retries=retries)
 
 
-def conduct(running: Scan, form: str | None, meter: progress.Meter | progress.Silent, through: Through) -> bool:
-    """Write the answers while they come; True when Ctrl-C has ended it. ``form`` None: for people."""
+def conduct(
+    running: Scan, form: str | None, meter: progress.Meter | progress.NoMeter, answer_filter: AnswerFilter
+) -> bool:
+    """Write the answers while they come; True when Ctrl-C has ended the scan. ``form`` None: for people."""
     with ExitStack() as stack:
         stack.enter_context(running)
         interrupt = stack.enter_context(Interrupt())
-        answers = through(interrupt.until(running), stack)
-        stack.enter_context(meter.shown(running))
+        answers = answer_filter(interrupt.until(running), stack)
+        stack.enter_context(meter.running(running))
         if form is None:
             _write_people(answers, meter)
         else:
             _write_machine(answers, running, form)
-    return interrupt.asked
+    return interrupt.requested
 
 
 def exit_code(report: Report, interrupted: bool) -> int:
-    """Yes when a port is open; "could not find out" when no port could be asked at all."""
+    """YES when a port is open; UNKNOWN when no port could be probed at all."""
     if interrupted:
         return INTERRUPTED
     if report.outcomes.get("open"):
         return exits.YES
-    asked = set(report.outcomes) - {"error", "name-not-found"}
-    return exits.NO if asked or not report.outcomes else exits.UNKNOWN
+    probed = report.outcomes.keys() - {"error", "name-not-found"}
+    return exits.NO if probed or not report.outcomes else exits.UNKNOWN
 
 
-def say(lines: Iterable[str]) -> None:
-    """What somebody should know whatever the format: on stderr."""
+def write_notes(lines: Iterable[str]) -> None:
+    """Write notes to stderr, whatever the format."""
     from portbook.render.text import safe
 
     sys.stderr.write("".join(f"portbook: {safe(line)}\n" for line in lines))
@@ -95,25 +99,25 @@ def say(lines: Iterable[str]) -> None:
 # --- writing -------------------------------------------------------------------------------------------------------
 
 
-def _write_people(answers: Iterator[Answer], meter: progress.Meter | progress.Silent) -> None:
-    from portbook.render import scan as render
+def _write_people(answers: Iterator[Answer], meter: progress.Meter | progress.NoMeter) -> None:
+    from portbook.render.scan import people
     from portbook.render.text import style_of
 
-    for lines in render.people(answers, style_of(sys.stdout)):
+    for lines in people(answers, style_of(sys.stdout)):
         with meter.aside():
             sys.stdout.write("".join(line + "\n" for line in lines))
     sys.stdout.flush()
 
 
 def _write_machine(answers: Iterator[Answer], running: Scan, form: str) -> None:
-    """A part at a time, as somebody may be waiting for it; of a form that is none, nothing."""
-    from portbook.render import scan as render
+    """Write each part at once, as a reader may be waiting for it; of an unknown format, nothing."""
+    from portbook.render.scan_formats import FORMATS as ENCODERS
 
-    if form not in render.FORMATS:
+    if form not in ENCODERS:
         for _ in answers:
             pass
         return
-    for part in render.FORMATS[form](answers, lambda: running.report):
+    for part in ENCODERS[form](answers, lambda: running.report):
         sys.stdout.buffer.write(part)
         sys.stdout.buffer.flush()
 
@@ -124,31 +128,30 @@ def _write_machine(answers: Iterator[Answer], running: Scan, form: str) -> None:
 class Interrupt:
     """Ctrl-C ends the stream of answers, not the program: what is being written is completed.
 
-    While an answer is waited for, the wait is interrupted at once; while one is written, nothing is. A second Ctrl-C
-    interrupts anything.
+    Waiting for an answer is interrupted at once, writing one is not. A second Ctrl-C interrupts anything.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
         self._waiting = False
 
     def __enter__(self) -> Interrupt:
-        self._before = signal.signal(signal.SIGINT, self._heard) if _is_main_thread() else None
+        self._before = signal.signal(signal.SIGINT, self._handle) if _is_main_thread() else None
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
 
-    def _heard(self, number: int, frame: FrameType | None) -> None:
-        again, self.asked = self.asked, True
-        if again or self._waiting:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        is_second, self.requested = self.requested, True
+        if is_second or self._waiting:
             raise KeyboardInterrupt
 
     def until(self, running: Scan) -> Iterator[Answer]:
-        """The answers until Ctrl-C."""
+        """Yield the answers until Ctrl-C."""
         answer: Answer | None = None
-        while not self.asked:
+        while not self.requested:
             try:
                 self._waiting = True
                 answer = next(running, None)

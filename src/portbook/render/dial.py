@@ -1,4 +1,4 @@
-"""What dialing found out, in words and as JSON."""
+"""The result of dialing, for people and as JSON."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from portbook.render.text import BOLD, PLAIN, Style, safe
 
 
 def json(dials: Iterable[Dial]) -> Iterator[bytes]:
-    """One object a target, one target a line."""
+    """Yield one object for each target, each on a line."""
     return (ENCODER.encode(dial) + b"\n" for dial in dials)
 
 
 def lines(dial: Dial, style: Style) -> list[str]:
     """A heading for the target, then each address with its outcome, evidence and times."""
-    word = "open" if dial.open else dial.addresses[0].outcome if dial.addresses else "name-not-found"
-    heading = f"{safe(dial.target)} is {word}" + (
-        f" (name looked up in {dial.lookup_ms:.1f} ms)" if _named(dial) else ""
-    )
+    heading = f"{safe(dial.target)} is {_outcome(dial)}"
+    if _was_looked_up(dial):
+        heading += f" (name looked up in {dial.lookup_ms:.1f} ms)"
     parts = [f"{BOLD}{heading}{PLAIN}" if style.colour else heading]
     for answer in dial.addresses:
         parts.append("  " + ", ".join(part for part in _facts(answer) if part))
@@ -30,7 +29,13 @@ def lines(dial: Dial, style: Style) -> list[str]:
     return [*parts, *_timing(dial.timing)]
 
 
-def _named(dial: Dial) -> bool:
+def _outcome(dial: Dial) -> str:
+    if dial.open:
+        return "open"
+    return dial.addresses[0].outcome if dial.addresses else "name-not-found"
+
+
+def _was_looked_up(dial: Dial) -> bool:
     return any(answer.address not in (None, dial.host.partition("%")[0]) for answer in dial.addresses)
 
 
@@ -50,21 +55,15 @@ def _tls(tls: Tls | None, tls_ms: float | None) -> Iterator[tuple[str, str]]:
     if tls.protocol is None:
         yield "TLS", f"no: {safe(tls.error or '')}"
         return
-    yield (
-        "TLS",
-        safe(", ".join(part for part in (tls.protocol, tls.cipher) if part))
-        + (f", {tls_ms:.1f} ms" if tls_ms is not None else ""),
-    )
+    parts = [tls.protocol, tls.cipher or "", "" if tls_ms is None else f"{tls_ms:.1f} ms"]
+    yield "TLS", safe(", ".join(part for part in parts if part))
     yield "trusted", "yes" if tls.trusted else f"no: {safe(tls.error or '')}"
     yield "subject", safe(tls.subject or "")
     yield "names", safe(", ".join(tls.names))
     yield "issuer", safe(tls.issuer or "")
-    if tls.expires is not None:
-        yield (
-            "expires",
-            f"{tls.expires:%Y-%m-%d}, "
-            + (f"in {tls.days_left} days" if (tls.days_left or 0) >= 0 else f"{-(tls.days_left or 0)} days ago"),
-        )
+    if tls.expires is not None and tls.days_left is not None:
+        distance = f"in {tls.days_left} days" if tls.days_left >= 0 else f"{-tls.days_left} days ago"
+        yield "expires", f"{tls.expires:%Y-%m-%d}, {distance}"
 
 
 def _timing(timing: Timing | None) -> list[str]:

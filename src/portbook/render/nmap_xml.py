@@ -1,7 +1,7 @@
-"""A scan as nmap's XML: what reads nmap's files reads these.
+"""A scan as nmap's XML: programs that read nmap's files read these.
 
 The elements and attributes are those that the nmap reference guide documents ("XML Output" in "Nmap Output Formats",
-and its DTD); the words for reasons are those its readers know. Many closed or silent ports of a host become one
+and its DTD); the words for reasons are those that its readers know. Many closed or silent ports of a host become one
 ``extraports`` element, as from nmap itself, that still names every port.
 """
 
@@ -14,14 +14,14 @@ from time import asctime, localtime
 
 from portbook.enrich.names import service_name
 from portbook.probe.outcome import Answer, Evidence, Outcome
-from portbook.render.scan import ranges
+from portbook.render.scan import port_ranges
 from portbook.scanner.report import Report
 from portbook.scanner.targets import is_name
 
-MANY = 25  # ports of one state and reason that are written together from here on
-MOST_HELD = 1024  # hosts, until the older half is written
+MANY = 25  # this many ports of one state and reason are written together
+MOST_HOSTS = 1024  # in memory, until the older half is written
 
-# Outcome: the state that nmap's readers know. "unknown" is what nmap says of a port it could not ask.
+# Outcome: nmap's state. "unknown" is its word for a port that it could not probe.
 STATES: dict[Outcome, str] = {
     "open": "open",
     "closed": "closed",
@@ -39,18 +39,23 @@ REASONS: dict[str, str] = {
 }
 # Destination unreachable by code: RFC 792 and RFC 1812 section 5.2.7.1; of ICMPv6, RFC 4443 section 3.1.
 CODES_4 = {
-    0: "net-unreach", 1: "host-unreach", 2: "proto-unreach", 3: "port-unreach", 9: "net-prohibited",
-    10: "host-prohibited", 13: "admin-prohibited",
-}  # fmt: skip
+    0: "net-unreach",
+    1: "host-unreach",
+    2: "proto-unreach",
+    3: "port-unreach",
+    9: "net-prohibited",
+    10: "host-prohibited",
+    13: "admin-prohibited",
+}
 CODES_6 = {0: "no-route", 1: "admin-prohibited", 2: "beyond-scope", 3: "addr-unreach", 4: "port-unreach"}
 UNREACHABLE_4, UNREACHABLE_6 = 3, 1
 
-Key = tuple[str, str | None, str]  # address, zone, target
-State = tuple[str, str, str | None]  # state, reason, who said so when it was not the host
+HostKey = tuple[str, str | None, str]  # address, zone, target
+PortState = tuple[str, str, str | None]  # state, reason, sender of the message when it was not the host
 
 
 class NmapXml:
-    """Writes a scan as it goes on: ``add`` each answer, then ``finish``."""
+    """Writes a scan while it runs: ``add`` each answer, then ``finish``."""
 
     def __init__(
         self, write: Callable[[bytes], object], protocol: str, ports: Sequence[int], arguments: str, began: datetime
@@ -59,20 +64,20 @@ class NmapXml:
 
         self._write = write
         self._protocol = protocol
-        self._hosts: dict[Key, _Host] = {}
+        self._hosts: dict[HostKey, _Host] = {}
         self._up = self._down = 0
         self._put('<?xml version="1.0" encoding="UTF-8"?>\n<!DOCTYPE nmaprun>\n')
         start = {"start": int(began.timestamp()), "startstr": _date(began)}
-        # The DTD allows no other scanner; "args" says who it was.
+        # The DTD allows no other scanner; "args" has the real command.
         head = {"scanner": "nmap", "args": arguments, **start, "version": __version__, "xmloutputversion": "1.05"}
         self._put(_open("nmaprun", head))
         kind = "connect" if protocol == "tcp" else "udp"
-        services = {"numservices": len(ports), "services": ranges(ports)}
+        services = {"numservices": len(ports), "services": port_ranges(ports)}
         self._put(_empty("scaninfo", {"type": kind, "protocol": protocol, **services}))
         self._put(_empty("verbose", {"level": 0}) + _empty("debugging", {"level": 0}))
 
     def add(self, answer: Answer) -> None:
-        """Note an answer."""
+        """Add an answer."""
         if answer.address is None:
             self._put(_empty("target", {"specification": answer.target, "status": "skipped", "reason": "invalid"}))
             return
@@ -80,22 +85,22 @@ class NmapXml:
         host = self._hosts.get(key)
         if host is None:
             host = self._hosts[key] = _Host()
-            if len(self._hosts) > MOST_HELD:
-                self._flush(list(self._hosts)[: MOST_HELD // 2])
+            if len(self._hosts) > MOST_HOSTS:
+                self._flush(list(self._hosts)[: MOST_HOSTS // 2])
         host.add(answer)
 
     def finish(self, report: Report) -> None:
-        """Write what is held and the end."""
+        """Write the remaining hosts and the end."""
         self._flush(list(self._hosts))
         ended = datetime.now().astimezone()
         end = {"time": int(ended.timestamp()), "timestr": _date(ended), "elapsed": f"{report.elapsed_s:.2f}"}
         up, down = self._up, self._down
         outcome = {"exit": "success"} if report.partial is None else {"exit": "error", "errormsg": report.partial}
-        summary = f"portbook done: {report.asked} ports asked in {report.elapsed_s:.2f} seconds"
+        summary = f"portbook done: {report.asked} ports scanned in {report.elapsed_s:.2f} seconds"
         self._put("<runstats>" + _empty("finished", {**end, "summary": summary, **outcome}))
         self._put(_empty("hosts", {"up": up, "down": down, "total": up + down}) + "</runstats>\n</nmaprun>\n")
 
-    def _flush(self, keys: list[Key]) -> None:
+    def _flush(self, keys: list[HostKey]) -> None:
         for key in keys:
             host = self._hosts.pop(key)
             self._up += host.up is not None
@@ -108,12 +113,12 @@ class NmapXml:
 
 
 class _Host:
-    """The ports of one address by state, two bytes each."""
+    """The ports of one address by state, two bytes for each port."""
 
     def __init__(self) -> None:
-        self.up: str | None = None  # the reason to believe that it is there
-        self.ports: dict[State, array[int]] = {}
-        self.services: dict[int, str] = {}  # recognised in replies
+        self.up: str | None = None  # the reason for "up"; None: down
+        self.ports: dict[PortState, array[int]] = {}
+        self.services: dict[int, str] = {}  # recognised in UDP replies
 
     def add(self, answer: Answer) -> None:
         state = _state(answer)
@@ -131,47 +136,55 @@ class _Host:
         up = {"state": "up", "reason": self.up} if self.up else {"state": "down", "reason": "no-response"}
         yield _empty("status", {**up, "reason_ttl": 0})
         yield _empty("address", {"addr": address, "addrtype": "ipv6" if ":" in address else "ipv4"})
-        # An address has no place for its zone: as nmap, without. What the user called it has.
-        called = f"{address}%{zone}" if zone else target
-        name = _empty("hostname", {"name": called, "type": "user"}) if zone or is_name(target) else ""
-        yield f"<hostnames>\n{name}</hostnames>\n<ports>"
-        single = {s: p for s, p in self.ports.items() if s[0] == "open" or len(p) < MANY}
-        yield from _extra({s: p for s, p in self.ports.items() if s not in single}, protocol)
-        for port, state in sorted((port, state) for state, ports in single.items() for port in ports):
+        yield f"<hostnames>\n{_hostname(address, zone, target)}</hostnames>\n<ports>"
+        single: list[tuple[int, PortState]] = []
+        together: dict[PortState, array[int]] = {}
+        for state, ports in self.ports.items():
+            if state[0] == "open" or len(ports) < MANY:
+                single += [(port, state) for port in ports]
+            else:
+                together[state] = ports
+        yield from _extraports(together, protocol)
+        for port, state in sorted(single):
             yield self._port(port, state, protocol)
         yield "</ports>\n</host>\n"
 
-    def _port(self, port: int, state: State, protocol: str) -> str:
+    def _port(self, port: int, state: PortState, protocol: str) -> str:
         word, reason, sender = state
-        shown = {"state": word, "reason": reason, "reason_ttl": 0, **({"reason_ip": sender} if sender else {})}
-        probed = self.services.get(port)
-        name = probed or service_name(port, "udp" if protocol == "udp" else "tcp")
-        by = {"method": "probed", "conf": 10} if probed else {"method": "table", "conf": 3}
-        service = _empty("service", {"name": name, **by}) if name else ""
-        return _open("port", {"protocol": protocol, "portid": port}) + _empty("state", shown) + service + "</port>\n"
+        attributes: dict[str, object] = {"state": word, "reason": reason, "reason_ttl": 0}
+        if sender:
+            attributes["reason_ip"] = sender
+        element = _open("port", {"protocol": protocol, "portid": port}) + _empty("state", attributes)
+        return element + self._service(port, protocol) + "</port>\n"
+
+    def _service(self, port: int, protocol: str) -> str:
+        if port in self.services:
+            return _empty("service", {"name": self.services[port], "method": "probed", "conf": 10})
+        name = service_name(port, "udp" if protocol == "udp" else "tcp")
+        return _empty("service", {"name": name, "method": "table", "conf": 3}) if name else ""
 
 
-def _extra(groups: dict[State, array[int]], protocol: str) -> Iterator[str]:
-    """One element for each state, within it one for each reason."""
-    for word in dict.fromkeys(state for state, _, _ in groups):
-        of_word = {reason: ports for (state, reason, _), ports in _by_reason(groups).items() if state == word}
-        yield _open("extraports", {"state": word, "count": sum(map(len, of_word.values()))})
-        for reason, ports in of_word.items():
-            shown = {"reason": reason, "count": len(ports), "proto": protocol, "ports": ranges(sorted(ports))}
-            yield _empty("extrareasons", shown)
+def _hostname(address: str, zone: str | None, target: str) -> str:
+    """The name that the user gave. An ``address`` has no place for its zone, in nmap's files either; a name has."""
+    if zone:
+        return _empty("hostname", {"name": f"{address}%{zone}", "type": "user"})
+    return _empty("hostname", {"name": target, "type": "user"}) if is_name(target) else ""
+
+
+def _extraports(ports_by_state: dict[PortState, array[int]], protocol: str) -> Iterator[str]:
+    """One element for each state, within it one for each reason; ``extrareasons`` has no place for the sender."""
+    states: dict[str, dict[str, array[int]]] = {}
+    for (state, reason, _), ports in ports_by_state.items():
+        states.setdefault(state, {}).setdefault(reason, array("H")).extend(ports)
+    for state, reasons in states.items():
+        yield _open("extraports", {"state": state, "count": sum(map(len, reasons.values()))})
+        for reason, numbers in reasons.items():
+            attributes = {"reason": reason, "count": len(numbers), "proto": protocol}
+            yield _empty("extrareasons", {**attributes, "ports": port_ranges(sorted(numbers))})
         yield "</extraports>\n"
 
 
-def _by_reason(groups: dict[State, array[int]]) -> dict[State, array[int]]:
-    """Who said so has no place in ``extrareasons``."""
-    merged: dict[State, array[int]] = {}
-    for (word, reason, _), ports in groups.items():
-        key = (word, reason, None)
-        merged[key] = merged[key] + ports if key in merged else ports
-    return merged
-
-
-def _state(answer: Answer) -> State:
+def _state(answer: Answer) -> PortState:
     evidence = answer.evidence
     sender = evidence.sender if evidence.sender != answer.address else None
     return STATES.get(answer.outcome, "unknown"), _reason(evidence, answer.outcome), sender
@@ -215,7 +228,7 @@ def _date(moment: datetime) -> str:
 
 
 def add_all(answers: Iterable[Answer], sink: NmapXml) -> Iterator[Answer]:
-    """The same answers, noted on their way."""
+    """Yield the same answers, each added to the XML."""
     for answer in answers:
         sink.add(answer)
         yield answer
