@@ -105,7 +105,7 @@ def test_a_full_queue_is_silence_and_not_closed(way):
     assert found[place].outcome == "filtered"
     assert (found[place].evidence.kind, found[place].attempts, found[place].rtt_ms) == ("silence", 2, None)
     assert found[other].outcome == "open"
-    assert (tally.asked, tally.answered, tally.silent, tally.repeated, tally.open) == (2, 2, 1, 1, 1)
+    assert (tally.probed, tally.answered, tally.silent, tally.repeated, tally.open) == (2, 2, 1, 1, 1)
 
 
 def test_somebody_who_hangs_up_at_once_is_open(way):
@@ -510,8 +510,8 @@ def test_the_rate_is_kept(way):
     tally = Tally()
     began = time.perf_counter()
     for _ in scan_tcp(of("127.0.0.1", range(1, 101)), limits, tally=tally):
-        assert tally.asked <= limits.rate * (time.perf_counter() - began) + TokenBucket(200.0, 0.0).burst + 1
-    assert tally.asked == 100
+        assert tally.probed <= limits.rate * (time.perf_counter() - began) + TokenBucket(200.0, 0.0).burst + 1
+    assert tally.probed == 100
 
 
 @linux
