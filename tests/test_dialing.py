@@ -325,6 +325,27 @@ def datagrams(answer):
             thread.join(20)
 
 
+def test_the_library_waits_for_tcp_udp_and_free_ports():
+    with listening("127.0.0.1") as ((_, port),), datagrams(lambda data: b"here") as udp_port:
+        rounds = []
+        assert waiting.wait_for([f"127.0.0.1:{port}"], timeout_s=20, on_round=rounds.append) == []
+        assert rounds == [[]]
+        assert waiting.wait_for(f"127.0.0.1:{udp_port}", udp=True, timeout_s=20) == []
+        assert waiting.wait_for([port, f"localhost:{port}"], free=True, timeout_s=0.2) == [
+            str(port),
+            f"localhost:{port}",
+        ]
+        assert waiting.wait_for([udp_port], udp=True, free=True, timeout_s=0.2) == [str(udp_port)]
+    assert waiting.wait_for([port], free=True, timeout_s=20) == []
+    assert waiting.wait_for([udp_port], udp=True, free=True, timeout_s=20) == []
+
+
+@pytest.mark.parametrize(("targets", "free"), [(["host"], False), (["host:80-90"], False), (["port"], True)])
+def test_an_invalid_target_is_an_error_before_the_wait(targets, free):
+    with pytest.raises(UsageError):
+        waiting.wait_for(targets, free=free, timeout_s=60)
+
+
 def test_udp_waits_for_an_answer():
     with datagrams(lambda data: b"here") as port:
         assert portbook("wait", "--udp", f"127.0.0.1:{port}", "--timeout", "20").returncode == 0

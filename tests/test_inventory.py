@@ -74,7 +74,7 @@ def test_the_first_source_is_taken():
     one, other = FakeSource([WEB], name="one"), FakeSource([DNS], name="other")
     with only_sources(one, other):
         listing = take()
-    assert (listing.source, bare(listing), other.asked) == ("one", [identity(WEB)], [])
+    assert (listing.source, bare(listing), other.requests) == ("one", [identity(WEB)], [])
 
 
 @pytest.mark.parametrize("error", [SourceMissing, SourceDenied, SourceGarbled, SourceTimeout])
@@ -104,7 +104,7 @@ def test_a_source_that_was_asked_for_is_the_only_one_tried():
     with only_sources(FakeSource(fails=SourceMissing("not there"), name="one"), other):
         with pytest.raises(SourceMissing, match="not there"):
             take(source="one")
-        assert other.asked == []
+        assert other.requests == []
         assert take(source="other").source == "other"
 
 
@@ -143,7 +143,7 @@ def test_a_source_is_asked_for_no_more_than_the_query_wants(query, protocols, fa
     source = FakeSource([WEB, DNS, CLIENT])
     with only_sources(source):
         take(query)
-    assert source.asked == [Wanted(protocols, families, states, ports)]
+    assert source.requests == [Wanted(protocols, families, states, ports)]
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_nothing_is_read_for_a_query_that_makes_no_sense():
     source = FakeSource([WEB])
     with only_sources(source), pytest.raises(UsageError):
         take("port:0")
-    assert source.asked == []
+    assert source.requests == []
 
 
 def test_the_gaps_of_a_source_are_the_listings():

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from portbook.verdict.why import why
     from portbook.waiting import wait_for
 
-# Where each public name lives; it is imported when first used, so that "portbook --version" need not import it all.
+# The module of each public name; it is imported on first use, so that "portbook --version" imports none of them.
 _HOMES = {
     "bind.free": "Free free",
     "bind.handover": "inherited",

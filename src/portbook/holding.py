@@ -12,7 +12,7 @@ from portbook.query import LISTENING, Query, Term
 from portbook.records import SCHEMA, Holder, Holding, Owner, Protocol, Socket
 from portbook.system import namespaces
 
-Sockets = tuple[Socket, ...]
+_Sockets = tuple[Socket, ...]
 PASSED = frozenset(("TIME_WAIT",))  # the port is held by no process any more: RFC 9293 section 3.6.1
 
 
@@ -55,13 +55,13 @@ def who(port: int, protocol: Protocol | None = None, *, source: str | None = Non
     )
 
 
-def _split(sockets: Sockets, own: int | None) -> tuple[Sockets, Sockets]:
+def _split(sockets: _Sockets, own: int | None) -> tuple[_Sockets, _Sockets]:
     """The sockets of our network namespace, and those of others. Without a namespace known they count as ours."""
     ours = (None, own)
     return tuple(s for s in sockets if s.netns in ours), tuple(s for s in sockets if s.netns not in ours)
 
 
-def _holders(sockets: Sockets, source: str, port: int) -> list[Holder]:
+def _holders(sockets: _Sockets, source: str, port: int) -> list[Holder]:
     """Describe each owner, those that wait on the port first: connections to it are their consequence."""
     now = datetime.now(UTC)
     by_pid = {owner.pid: owner for s in sockets for owner in s.owners}

@@ -1,15 +1,15 @@
 """Fixtures for tests that need a port: ``leased_socket``, ``lease_port``, ``free_port``.
 
-pytest imports this whenever it starts, in every project of an environment that has portbook: so nothing but pytest is
-imported before a test asks for a fixture. ``-p no:portbook`` switches it off.
+pytest imports this module at every start, in every project of an environment that has portbook, so nothing but pytest
+is imported before a test uses a fixture. ``-p no:portbook`` disables it.
 
-PYTEST_DONT_REWRITE: there is nothing to rewrite here.
+PYTEST_DONT_REWRITE: it has no assertions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -23,26 +23,31 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def lease_port() -> Iterator[Leaser]:
-    """Lease ports, each closed when the test ends: takes what ``portbook.lease`` takes, on 127.0.0.1 by default."""
+    """Lease ports that are closed when the test ends: a function like ``portbook.lease``, on 127.0.0.1 by default."""
     from contextlib import ExitStack
 
     from portbook.bind.lease import lease
 
-    with ExitStack() as held:
-        yield lambda port=0, **options: held.enter_context(lease(port, **{"address": "127.0.0.1", **options}))
+    with ExitStack() as leases:
+
+        def lease_until_end(port: int = 0, **options: Any) -> Lease:
+            options.setdefault("address", "127.0.0.1")
+            return leases.enter_context(lease(port, **options))
+
+        yield lease_until_end
 
 
 @pytest.fixture
 def leased_socket(lease_port: Leaser) -> socket:
-    """A TCP socket that listens on 127.0.0.1, on a port that nobody else can have meanwhile."""
+    """A TCP socket that listens on 127.0.0.1. No other process can bind its port until the test ends."""
     return lease_port().socket
 
 
 @pytest.fixture
 def free_port(_ports_given: set[int]) -> int:
-    """A number that TCP could bind a moment ago, on every address; given to no other test of this run.
+    """A port that TCP could bind a moment ago, on every address, and that no other test of this run was given.
 
-    Nothing reserves it. No outgoing connection gets it, unless the system lets connections have every port.
+    Nothing reserves it. No outgoing connection gets it, unless the ephemeral range of the system has every port.
     """
     from portbook.bind.free import free
     from portbook.errors import LeaseError
@@ -52,7 +57,7 @@ def free_port(_ports_given: set[int]) -> int:
         if fresh:
             _ports_given |= fresh
             return fresh.pop()
-    raise LeaseError("no port is free that no other test was given")
+    raise LeaseError("every free port was given to another test already")
 
 
 @pytest.fixture(scope="session")

@@ -228,9 +228,7 @@ def test_what_blocks_is_called_by_its_name(matrix):
 
 def table(found: list[Result]) -> str:
     """For docs/why.md."""
-    lines = [
-        "| holder | combinations | could be had | verdict right | foreseen right | not foreseen | foreseen wrong |"
-    ]
+    lines = ["| holder | combinations | bindable | verdict right | predicted right | not predicted | predicted wrong |"]
     lines.append("|---|--:|--:|--:|--:|--:|--:|")
     groups = [(f"{p}, {k}", [r for r in found if r.holder[:2] == (p, k)]) for p, kinds in KINDS.items() for k in kinds]
     for name, rows in (*groups, ("all", found)):

@@ -212,12 +212,15 @@ def test_pid_1_of_a_container_is_mostly_a_server(owner):
         (Owner(9, "nginx", cgroup=f"/docker/{ID}", container="docker:web"), "docker stop web"),
         (Owner(9, "nginx", cgroup=f"/machine.slice/libpod-{ID}.scope", container="podman:web"), "podman stop web"),
         (Owner(9, "nginx", cgroup="/system.slice/PORT.service"), "systemctl stop PORT.service"),
-        (Owner(9, "nginx", cgroup="/system.slice/x; reboot.service"), "portbook stop 80"),  # people copy commands
+        (
+            Owner(9, "nginx", cgroup="/system.slice/x; reboot.service"),
+            "end the holder: portbook stop 80",
+        ),  # people copy commands
         (
             PROXY,
             "find the container: docker ps --filter publish=80, then docker stop",
         ),
-        (Owner(9, "nginx"), "portbook stop 80"),
+        (Owner(9, "nginx"), "end the holder: portbook stop 80"),
     ],
 )
 def test_the_remedy_names_who_would_start_it_again(owner, command):

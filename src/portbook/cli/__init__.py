@@ -77,20 +77,20 @@ def _is_list_argument(word: str) -> bool:
 def portbook() -> None:
     """The register of every TCP and UDP port of this machine.
 
-    Without a command, portbook lists the ports that are waiting and who holds them.
+    Without a command, portbook lists the sockets that listen, are bound, or are unconnected, and their owners.
 
     \b
     Examples:
-      portbook                          what is waiting on this machine
-      portbook -p 8000-8100 --all       everything that happens on these ports
-      portbook who 8080                 who has this port
-      portbook why 8080                 why I cannot have it
+      portbook                          list the ports and who holds them
+      portbook -p 8000-8100 --all       every socket with one of these ports
+      portbook who 8080                 show which processes hold this port
+      portbook why 8080                 explain why it cannot be bound
 
     \b
     Exit codes:
       0    yes, or done
       1    no
-      2    what was asked makes no sense
+      2    usage error
       3    answered with gaps (only with --strict)
       5    could not find out
       130  interrupted

@@ -130,6 +130,7 @@ def _without_ending(plans: Sequence[StopPlan], overrides: Collection[Override], 
 def _confirm(plans: Sequence[StopPlan], overrides: Collection[Override]) -> list[StopReport]:
     """Ask on the terminal. The answers if it is not confirmed; none if it is, or if nothing has to be asked."""
     from portbook.render.stop import question
+    from portbook.render.text import style_of, wrap
     from portbook.stop.run import report_nothing_ended
 
     held = [plan for plan in plans if plan.held]
@@ -137,7 +138,8 @@ def _confirm(plans: Sequence[StopPlan], overrides: Collection[Override]) -> list
         return []
     note = NO_TERMINAL
     if sys.stdin and sys.stdin.isatty() and sys.stderr.isatty():
-        sys.stderr.write(question(held, overrides))
+        text = wrap(question(held, overrides), style_of(sys.stderr))
+        sys.stderr.write("\n".join(text))
         sys.stderr.flush()
         if sys.stdin.readline().strip().lower() in ("y", "yes"):
             return []

@@ -75,14 +75,14 @@ class Search:
     def __init__(self, pids: Iterable[int] | None = None, wanted: frozenset[int] | None = None) -> None:
         self.all_pids = process_ids() if pids is None else list(pids)
         self.pids = self.all_pids
-        self.child: Child | None = None
+        self.child: ForkedReader | None = None
         counts = _descriptor_counts(self.all_pids)
         if counts:
             # The table of a leader that has exited is empty. Those of its threads are read for all_pids.
             with_descriptors = [pid for pid, count in counts.items() if count]
             self.pids = sorted(with_descriptors, key=lambda pid: -counts[pid])
         if len(self.pids) > 1 and sum(counts.values()) >= FORK_FROM and _may_fork():
-            self.child = Child.start(self.pids, wanted)
+            self.child = ForkedReader.start(self.pids, wanted)
 
     def __enter__(self) -> Search:
         return self
@@ -214,11 +214,11 @@ def _may_fork() -> bool:
         return False
 
 
-class Child:
+class ForkedReader:
     """A forked reader. It and its parent take processes from one queue, a pipe, so that both end together."""
 
     @classmethod
-    def start(cls, pids: list[int], wanted: frozenset[int] | None) -> Child | None:
+    def start(cls, pids: list[int], wanted: frozenset[int] | None) -> ForkedReader | None:
         """Fork one; None where the limits allow no further process or descriptor (setrlimit(2))."""
         try:
             return cls(pids, wanted)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from portbook.enrich.descriptors import Search
 
 PidRanges = tuple[tuple[int, int], ...]
-Group = tuple[Owner, ...]  # the owners of one socket
+_Group = tuple[Owner, ...]  # the owners of one socket
 
 # States that have no owner by nature: the process has closed the socket, or cannot have accepted it yet.
 UNOWNED = frozenset(("TIME_WAIT", "SYN_RECV"))
@@ -91,7 +91,7 @@ def _within(pid: int, ranges: PidRanges) -> bool:
 # are one object, looked up by identity (to hash a record is to hash all its fields).
 
 
-def _groups(sockets: list[Socket], search: Search | None, all_known: bool) -> tuple[list[Group], list[Gap]]:
+def _groups(sockets: list[Socket], search: Search | None, all_known: bool) -> tuple[list[_Group], list[Gap]]:
     """The owners of every socket, with no more than their pids."""
     inodes = _inodes_without_owner(sockets)
     if all_known or not inodes:
@@ -100,23 +100,23 @@ def _groups(sockets: list[Socket], search: Search | None, all_known: bool) -> tu
 
     found = find_owners(inodes) if search is None else search.finish(inodes)
     made = _Groups()
-    by_inode: dict[int | None, Group] = {}
+    by_inode: dict[int | None, _Group] = {}
     for inode, pids in found.pids_by_inode.items():
         by_inode[inode] = made[pids, "task-fd" if inode in found.by_thread else "fd"]
     groups = [by_inode.get(s.inode) or s.owners for s in sockets]
     return groups, list(_invisible(len(inodes) - len(by_inode), found.denied > 0, found.hidden))
 
 
-class _Groups(dict[tuple[tuple[int, ...], FoundBy], Group]):
+class _Groups(dict[tuple[tuple[int, ...], FoundBy], _Group]):
     """Owners of the same pids, made once."""
 
-    def __missing__(self, key: tuple[tuple[int, ...], FoundBy]) -> Group:
+    def __missing__(self, key: tuple[tuple[int, ...], FoundBy]) -> _Group:
         pids, how = key
         self[key] = tuple(Owner(pid, how=how) for pid in pids)
         return self[key]
 
 
-def _complete_groups(groups: list[Group]) -> tuple[list[Group], Iterable[Owner], list[Gap]]:
+def _complete_groups(groups: list[_Group]) -> tuple[list[_Group], Iterable[Owner], list[Gap]]:
     """The same groups with completed owners; all the completed owners."""
     distinct = {id(group): group for group in groups}
     owners = sorted({owner for group in distinct.values() for owner in group}, key=lambda owner: owner.pid)
@@ -130,7 +130,7 @@ def _complete_groups(groups: list[Group]) -> tuple[list[Group], Iterable[Owner],
     return [by_group[id(group)] for group in groups], completed, gaps
 
 
-def _complete_sockets(sockets: list[Socket], groups: list[Group]) -> list[Socket]:
+def _complete_sockets(sockets: list[Socket], groups: list[_Group]) -> list[Socket]:
     """The sockets with their owners, and with the names of port, user and network namespace."""
     netns_names = namespaces.names(sockets, groups)
     completed: list[Socket] = []

@@ -31,7 +31,7 @@ def lines(answers: Iterable[Holding], style: Style) -> list[str]:
     for answer in answers:
         if blocks:
             blocks.append("")
-        blocks.append(bold(_heading(answer), style))
+        blocks += heading_lines(_heading(answer), style)
         for rows in _sections(answer):
             section = row_lines(rows, style)
             if section:
@@ -82,9 +82,10 @@ def _time_wait(count: int) -> str:
 # --- shared with the answer of stop --------------------------------------------------------------------------------
 
 
-def bold(text: str, style: Style) -> str:
-    """The text in bold, where the output shows that."""
-    return f"{BOLD}{text}{PLAIN}" if style.colour else text
+def heading_lines(text: str, style: Style) -> list[str]:
+    """A heading, wrapped to the width of the output, and in bold if the output shows that."""
+    lines = wrap(text, style, indent="  ")
+    return [f"{BOLD}{line}{PLAIN}" for line in lines] if style.colour else lines
 
 
 def row_lines(rows: Iterable[Row], style: Style) -> list[str]:
@@ -93,7 +94,7 @@ def row_lines(rows: Iterable[Row], style: Style) -> list[str]:
     lines: list[str] = []
     for title, text in rows:
         if text:
-            lines += wrap(f"  {title:<{TITLE_WIDTH}}{text}", style, indent)
+            lines += wrap(text, style, f"  {title:<{TITLE_WIDTH}}", indent)
     return lines
 
 

@@ -6,7 +6,15 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from portbook.managers.supervisor import Supervisor, stop_instruction
 from portbook.records import Owner
-from portbook.render.holding import Row, bold, describe_owner, describe_owners, describe_unknown, holder_rows, row_lines
+from portbook.render.holding import (
+    Row,
+    describe_owner,
+    describe_owners,
+    describe_unknown,
+    heading_lines,
+    holder_rows,
+    row_lines,
+)
 from portbook.render.machine import ENCODER
 from portbook.render.text import Style, safe, wrap
 from portbook.stop.records import Ended, Fate, Override, Refusal, StopPlan, StopReport, StopResult, StopTarget
@@ -50,7 +58,7 @@ def plan_lines(plan: StopPlan, overrides: Collection[Override], style: Style) ->
     if not plan.held:
         return []
     holders = describe_owners([t.holder.owner for t in plan.targets]) or describe_unknown(plan.gaps)
-    text = [bold(f"port {plan.port}/{plan.protocol} is held by {holders}", style)]
+    text = heading_lines(f"port {plan.port}/{plan.protocol} is held by {holders}", style)
     for target in plan.targets:
         if target.wave == 0:
             text += ["", *row_lines(_target_rows(target, plan.targets), style)]
@@ -120,12 +128,12 @@ def lines(answers: Iterable[StopReport], style: Style) -> list[str]:
     """The result for each port, and the fate of each process."""
     text: list[str] = []
     for answer in answers:
-        text.append(_sentence(answer))
+        text += wrap(_sentence(answer), style, indent="    ")
         details = [_ended(process) for process in answer.ended]
         details += [safe(answer.note or ""), _hint(answer)]
         for detail in details:
             if detail:
-                text += wrap(f"  {detail}", style, "    ")
+                text += wrap(detail, style, "  ", "    ")
     return text
 
 

@@ -133,22 +133,22 @@ def _cut(cell: str, width: int, style: Style) -> str:
 # --- lines ---------------------------------------------------------------------------------------------------------
 
 
-def wrap(line: str, style: Style, indent: str) -> list[str]:
-    """The line broken at blanks to the width of the output; every line but the first begins with ``indent``.
+def wrap(text: str, style: Style, start: str = "", indent: str = "") -> list[str]:
+    """The text broken at blanks to the width of the output: the first line begins with ``start``, others ``indent``.
 
-    A word that is longer than a line stays whole. Without a width the line stays as it is.
+    A word that is longer than a line stays whole. Without a width the text stays on one line.
     """
-    if style.width is None or cell_count(line) <= style.width:
-        return [line]
-    start = line[: len(line) - len(line.lstrip())]
+    if style.width is None or cell_count(start + text) <= style.width:
+        return [start + text]
+    first, *words = text.split(" ")
     lines: list[str] = []
-    current = ""
-    for word in line[len(start) :].split(" "):
-        longer = f"{current} {word}" if current else f"{start if not lines else indent}{word}"
-        if current.strip() and cell_count(longer) > style.width:
+    current = start + first
+    for word in words:
+        if cell_count(f"{current} {word}") <= style.width:
+            current = f"{current} {word}"
+        else:
             lines.append(current)
-            longer = f"{indent}{word}"
-        current = longer
+            current = indent + word
     return [*lines, current]
 
 

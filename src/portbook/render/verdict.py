@@ -37,8 +37,9 @@ def json(verdict: Verdict) -> bytes:
 
 def lines(verdict: Verdict, style: Style) -> list[str]:
     """The answer, then each finding with its remedy, then the result of the real bind."""
-    heading = safe(_heading(verdict))  # it contains names of interfaces
-    parts = [f"{BOLD}{heading}{PLAIN}" if style.colour else heading]
+    parts = _wrapped(safe(_heading(verdict)), style, 0)  # it contains names of interfaces
+    if style.colour:
+        parts = [f"{BOLD}{line}{PLAIN}" for line in parts]
     for finding in verdict.findings:
         parts += ["", *_finding(finding, style)]
     return [*parts, "", *_attempts(verdict, style)]
@@ -86,9 +87,9 @@ def _finding(finding: Finding, style: Style) -> Iterator[str]:
         yield from _wrapped(f"remedy: {safe(finding.remedy)}", style)
 
 
-def _wrapped(text: str, style: Style) -> list[str]:
-    """Wrap at spaces only: people copy commands, which may be longer than a line."""
-    indent = " " * INDENT
+def _wrapped(text: str, style: Style, columns: int = INDENT) -> list[str]:
+    """Indent and wrap a text, at spaces only: people copy commands, which may be longer than a line."""
+    indent = " " * columns
     if style.width is None:
         return [indent + text]
     from textwrap import wrap

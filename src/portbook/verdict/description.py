@@ -95,9 +95,10 @@ def _unknown_holder(situation: Situation, s: Socket) -> str:
     created_in = f" in {creator}" if creator else ""
     if situation.caller.uid == 0:  # root sees every process of its PID namespace
         return f"the kernel or a process of another PID namespace{created_in}"
+    if situation.platform == "windows":  # every user sees the pid of a creator, but it may have ended
+        return "an unknown process"
     user = f" of user {s.user or s.uid}" if s.uid is not None else ""
-    rights = "an administrator" if situation.platform == "windows" else "root"
-    return f"an unknown process{user}{created_in} (needs {rights})"
+    return f"an unknown process{user}{created_in} (needs root)"
 
 
 # --- as data -------------------------------------------------------------------------------------------------------
@@ -157,7 +158,7 @@ def release_remedy(situation: Situation, sockets: Sequence[Socket]) -> str | Non
             return f"{command.replace('publish=PORT', f'publish={situation.port}')}; {OTHER_PORT}"
     if owners:
         port = f"{situation.port}/udp" if situation.protocol == "udp" else str(situation.port)
-        return f"portbook stop {port} ends the holder; {OTHER_PORT}"
+        return f"end the holder: portbook stop {port}; {OTHER_PORT}"
     return _visibility_remedy(situation)
 
 

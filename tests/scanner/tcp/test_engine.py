@@ -122,7 +122,7 @@ def test_somebody_who_hangs_up_at_once_is_open(way):
 
 def hang_up(sock: socket.socket, times: int) -> None:
     for _ in range(times):
-        with peer_may_vanish():  # Windows: the peer was gone before it was accepted
+        with peer_may_vanish():  # Windows: the peer was gone before it was accepted (10054), or since (10057)
             tcp.abort(sock.accept()[0])
 
 

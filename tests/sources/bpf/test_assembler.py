@@ -121,7 +121,7 @@ def test_an_unconditional_jump():
 def test_what_cannot_be_encoded():
     code = Code()
     code.label("here")
-    with pytest.raises(ValueError, match="'here' is there already"):
+    with pytest.raises(ValueError, match="'here' is used already"):
         code.label("here")
     code.jump("nowhere", "")
     with pytest.raises(ValueError, match="no label 'nowhere'"):

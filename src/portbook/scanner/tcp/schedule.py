@@ -27,7 +27,7 @@ NOT_FROM_HOST = frozenset(("unreachable", "error"))  # outcomes that say nothing
 OUT_OF_RESOURCES = SCARCE | {f"WSA{name}" for name in SCARCE}
 
 
-class Schedule:
+class TcpSchedule:
     """The state of one scan. The caller gives all times: seconds of any clock that does not run backwards."""
 
     def __init__(

@@ -266,8 +266,8 @@ class _Owners(dict[int, tuple[Owner, ...]]):
         return self[key]
 
 
-Kind = tuple[Protocol, State | None, bool, bool]  # whether it listens, whether it waits on its port
-KINDS: dict[tuple[int, int], Kind] = {
+_Kind = tuple[Protocol, State | None, bool, bool]  # whether it listens, whether it waits on its port
+KINDS: dict[tuple[int, int], _Kind] = {
     (number, bit): (PROTOCOLS[number], state, state == "LISTEN", state in LISTENING)
     for number, states in ((TCP, TCP_STATES), (UDP, UDP_STATES))
     for bit, state in states.items()

@@ -1,6 +1,6 @@
-"""A small assembler for BPF, the instructions that Linux takes for its in-kernel machine. Pure.
+"""A small assembler for BPF, the instructions of the virtual machine inside Linux. Pure.
 
-A program is a list of steps. Each says what it does and why, jumps name a label, and ``assemble`` gives bytes:
+A program is a list of instructions. Each says what it does and why, jumps name a label, ``assemble`` makes the bytes:
 
     code = Code()
     code.load(R1, R6, 16, 2, "the port")
@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 
 class Register(IntEnum):
-    """R0 takes results; R1 to R5 are arguments, lost in a call; R6 to R9 stay; below R10 lies the stack."""
+    """R0 has results; R1 to R5 are arguments, lost in a call; R6 to R9 are preserved; the stack is below R10."""
 
     R0 = 0
     R1 = 1
@@ -49,15 +49,24 @@ FROM_REGISTER = 0x08  # the second operand is a register
 MOVE, CALL, EXIT, ALWAYS = 0xB0, 0x80, 0x90, 0x00
 OPERATIONS = {"+": 0x00, "-": 0x10, "*": 0x20, "|": 0x40, "&": 0x50, "<<": 0x60, ">>": 0x70}
 COMPARISONS = {
-    "==": 0x10, ">": 0x20, ">=": 0x30, "&": 0x40, "!=": 0x50, "signed >": 0x60, "signed >=": 0x70, "<": 0xA0,
-    "<=": 0xB0, "signed <": 0xC0, "signed <=": 0xD0,
-}  # fmt: skip
+    "==": 0x10,
+    ">": 0x20,
+    ">=": 0x30,
+    "&": 0x40,
+    "!=": 0x50,
+    "signed >": 0x60,
+    "signed >=": 0x70,
+    "<": 0xA0,
+    "<=": 0xB0,
+    "signed <": 0xC0,
+    "signed <=": 0xD0,
+}
 
 Operand = Register | int
 
 
-class Step(NamedTuple):
-    """One instruction, before it is known how far its label is."""
+class Instruction(NamedTuple):
+    """One instruction, before the distance to its label is known."""
 
     code: int
     to: Register = R0
@@ -70,30 +79,32 @@ class Step(NamedTuple):
 
 
 class Code:
-    """A program in the making."""
+    """A program that is being written."""
 
     def __init__(self) -> None:
-        self.steps: list[Step] = []
-        self.labels: dict[str, int] = {}  # name: number of the step that follows
+        self.instructions: list[Instruction] = []
+        self.labels: dict[str, int] = {}  # name: number of the instruction that follows
 
     def label(self, name: str) -> None:
-        """Name the place where the next step stands; raises ValueError for a second place of that name."""
+        """Name the place of the next instruction; raise ValueError if the name is used already."""
         if name in self.labels:
-            raise ValueError(f"label {name!r} is there already")
-        self.labels[name] = len(self.steps)
+            raise ValueError(f"label {name!r} is used already")
+        self.labels[name] = len(self.instructions)
 
     def load(self, to: Register, base: Register, offset: int, width: int, why: str) -> None:
         """Read 1, 2, 4 or 8 bytes at ``base + offset``."""
         text = f"{_name(to)} = {_memory(base, offset, width)}"
-        self.steps.append(Step(LOAD | WIDTHS[width], to, base, offset, text=text, why=why))
+        self.instructions.append(Instruction(LOAD | WIDTHS[width], to, base, offset, text=text, why=why))
 
     def store(self, base: Register, offset: int, width: int, what: Operand, why: str) -> None:
         """Write 1, 2, 4 or 8 bytes at ``base + offset``."""
         text = f"{_memory(base, offset, width)} = {_name(what)}"
         if isinstance(what, Register):
-            self.steps.append(Step(STORE | WIDTHS[width], base, what, offset, text=text, why=why))
+            self.instructions.append(Instruction(STORE | WIDTHS[width], base, what, offset, text=text, why=why))
         else:
-            self.steps.append(Step(STORE_VALUE | WIDTHS[width], base, R0, offset, what, text=text, why=why))
+            self.instructions.append(
+                Instruction(STORE_VALUE | WIDTHS[width], base, R0, offset, what, text=text, why=why)
+            )
 
     def move(self, to: Register, what: Operand, why: str) -> None:
         """Put a register's or an immediate value (32 bits, sign extended) into a register."""
@@ -105,56 +116,63 @@ class Code:
         self._operate(ARITHMETIC | OPERATIONS[operation], to, what, text, why)
 
     def jump_if(self, one: Register, comparison: str, other: Operand, label: str, why: str) -> None:
-        """Go on at ``label`` when it holds, in 64 bits, unsigned unless told; "&": when they share a bit."""
+        """Continue at ``label`` if the comparison holds; "&" holds if both share a bit. 64 bits, unsigned."""
         text = f"if {_name(one)} {comparison} {_name(other)} goto {label}"
         self._operate(JUMP | COMPARISONS[comparison], one, other, text, why, label)
 
     def jump(self, label: str, why: str) -> None:
-        """Go on at ``label``."""
-        self.steps.append(Step(JUMP | ALWAYS, label=label, text=f"goto {label}", why=why))
+        """Continue at ``label``."""
+        self.instructions.append(Instruction(JUMP | ALWAYS, label=label, text=f"goto {label}", why=why))
 
     def call(self, function: int, why: str) -> None:
         """Call one of the kernel's helpers: arguments in R1 to R5, the result in R0."""
-        self.steps.append(Step(JUMP | CALL, value=function, text=f"call {function}", why=why))
+        self.instructions.append(Instruction(JUMP | CALL, value=function, text=f"call {function}", why=why))
 
     def leave(self) -> None:
         """End the program; R0 is its answer."""
-        self.steps.append(Step(JUMP | EXIT, text="exit"))
+        self.instructions.append(Instruction(JUMP | EXIT, text="exit"))
 
     def _operate(self, code: int, to: Register, what: Operand, text: str, why: str, label: str | None = None) -> None:
         if isinstance(what, Register):
-            self.steps.append(Step(code | FROM_REGISTER, to, what, 0, 0, label, text, why))
+            self.instructions.append(Instruction(code | FROM_REGISTER, to, what, 0, 0, label, text, why))
         else:
-            self.steps.append(Step(code, to, R0, 0, what, label, text, why))
+            self.instructions.append(Instruction(code, to, R0, 0, what, label, text, why))
 
     def assemble(self) -> bytes:
-        """The program as the kernel takes it; raises ValueError for an unknown label or a number that does not fit."""
+        """The program as bytes for the kernel; raise ValueError for an unknown label or a number that does not fit."""
         try:
-            return b"".join(self._encode(number, step) for number, step in enumerate(self.steps))
+            return b"".join(self._encode(number, instruction) for number, instruction in enumerate(self.instructions))
         except struct.error as error:
             raise ValueError(f"a number does not fit: {error}") from error
 
-    def _encode(self, number: int, step: Step) -> bytes:
-        registers = step.to | step.source << 4 if sys.byteorder == "little" else step.to << 4 | step.source
-        offset = step.offset if step.label is None else self._distance(number, step.label)
-        return INSTRUCTION.pack(step.code, registers, offset, step.value)
+    def _encode(self, number: int, instruction: Instruction) -> bytes:
+        low, high = instruction.to, instruction.source
+        if sys.byteorder == "big":
+            low, high = high, low
+        offset = instruction.offset
+        if instruction.label is not None:
+            offset = self._distance(number, instruction.label)
+        return INSTRUCTION.pack(instruction.code, low | high << 4, offset, instruction.value)
 
     def _distance(self, number: int, label: str) -> int:
-        """In instructions, from the one that follows the jump."""
+        """Number of instructions to the label, from the one that follows the jump."""
         if label not in self.labels:
             raise ValueError(f"no label {label!r}")
         return self.labels[label] - number - 1
 
     def listing(self) -> str:
-        """The program for people: number, what it does, why."""
-        places: dict[int, list[str]] = {}
-        for name, at in self.labels.items():
-            places.setdefault(at, []).append(f"{name}:\n")
-        lines = [
-            "".join(places.get(number, [])) + f"{number:4}  {step.text:<48}" + (f"; {step.why}" if step.why else "")
-            for number, step in enumerate(self.steps)
-        ]
-        return "\n".join(line.rstrip() for line in lines) + "\n"
+        """The program for people: number of the instruction, what it does, why."""
+        names: dict[int, list[str]] = {}
+        for name, number in self.labels.items():
+            names.setdefault(number, []).append(name)
+        lines: list[str] = []
+        for number, instruction in enumerate(self.instructions):
+            lines += [f"{name}:" for name in names.get(number, [])]
+            line = f"{number:4}  {instruction.text:<48}"
+            if instruction.why:
+                line += f"; {instruction.why}"
+            lines.append(line.rstrip())
+        return "\n".join(lines) + "\n"
 
 
 def _name(what: Operand) -> str:

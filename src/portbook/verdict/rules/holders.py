@@ -97,8 +97,8 @@ def _blocks(code: FindingCode, text: str, remedy: str | None, evidence: dict[str
 def _reuseport_group(situation: Situation, group: list[Socket]) -> Finding:
     # Windows has no SO_REUSEPORT: there SO_REUSEADDR lets sockets share, and which one gets a connection is undefined.
     option = "SO_REUSEADDR" if situation.platform == "windows" else "SO_REUSEPORT"
-    shares = f"{format_local(group[0])} by {count_of(len(group), 'socket')} with {option}"
-    text = description.describe_holders(situation, group, f"listens on {shares}", f"listen on {shares}")
+    sockets = f"{len(group)} listening sockets on {format_local(group[0])} with {option}"
+    text = description.describe_holders(situation, group, f"has {sockets}", f"have {sockets}")
     remedy = description.release_remedy(situation, group)
     if option == "SO_REUSEPORT":
         users = " or ".join(sorted({str(s.user or s.uid) for s in group}))
@@ -109,11 +109,11 @@ def _reuseport_group(situation: Situation, group: list[Socket]) -> Finding:
 def _joinable_group(situation: Situation, group: list[Socket]) -> Iterator[Finding]:
     names = tuple(str(endpoint) for endpoint in situation.endpoints if joins_group(situation, group[0], endpoint))
     if names:
-        shares = (
-            f"{format_local(group[0])} by {count_of(len(group), 'socket')} with SO_REUSEPORT; "
-            "the new socket shares the connections with them"
+        sockets = (
+            f"{len(group)} listening sockets on {format_local(group[0])} with SO_REUSEPORT; "
+            "the kernel would distribute connections among them and yours"
         )
-        text = description.describe_holders(situation, group, f"listens on {shares}", f"listen on {shares}")
+        text = description.describe_holders(situation, group, f"has {sockets}", f"have {sockets}")
         yield Finding("reuseport-group", "shadows", text, None, description.as_dict(situation, group), names)
 
 
@@ -138,7 +138,7 @@ def _deactivation(manager: Owner, unit: str | None) -> str:
     user = "" if manager.pid == 1 else " --user"
     if unit is None:
         return f"systemctl{user} list-sockets shows the socket unit: stop that unit, not the service"
-    return f"systemctl{user} stop {unit}; to stop only the service does not free the port"
+    return f"systemctl{user} stop {unit}; stopping only the service does not free the port"
 
 
 def _service_manager(group: list[Socket]) -> Owner | None:

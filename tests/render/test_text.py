@@ -1,0 +1,39 @@
+"""Lines that fit a terminal."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from portbook.render.text import Style, cell_count, wrap
+
+TITLE = "  listens on  "
+ROW = "[::]:39663/tcp and IPv4 LISTEN, reach: every network, accept queue 0 of 128"
+
+
+def test_a_row_is_continued_below_its_text():
+    assert wrap(ROW, Style(80), TITLE, " " * 14) == [
+        "  listens on  [::]:39663/tcp and IPv4 LISTEN, reach: every network, accept queue",
+        "              0 of 128",
+    ]
+
+
+def test_without_a_width_a_line_stays_whole():
+    assert wrap(ROW, Style(None), TITLE, " ") == [TITLE + ROW]
+    assert wrap(ROW, Style(200), TITLE, " ") == [TITLE + ROW]
+
+
+def test_a_word_longer_than_a_line_stays_whole():
+    path = "/" + "x" * 100
+    assert wrap(f"{path} -m", Style(80), "  command     ", " " * 14) == [f"  command     {path}", " " * 14 + "-m"]
+
+
+WORDS = st.lists(st.text(st.characters(categories=["L", "N", "P"]), min_size=1, max_size=12), min_size=1, max_size=40)
+
+
+@given(WORDS, st.integers(20, 100))
+def test_every_line_fits_and_no_word_is_lost(words, width):
+    lines = wrap(" ".join(words), Style(width), "  ", "    ")
+    assert " ".join(lines).split() == words
+    for line in lines:
+        assert cell_count(line) <= width or len(line.split()) == 1
