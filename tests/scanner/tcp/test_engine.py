@@ -31,7 +31,7 @@ from portbook.scanner.tcp.loopback import Connector, Loopback
 from portbook.scanner.tcp.poller import Poller
 from portbook.scanner.tcp.proactor import Proactor
 from tests.components import need
-from tests.listeners import deaf, listening, refusing
+from tests.listeners import deaf, listening, peer_may_vanish, refusing
 
 if sys.platform == "linux":
     from tests import netlab
@@ -122,9 +122,7 @@ def test_somebody_who_hangs_up_at_once_is_open(way):
 
 def hang_up(sock: socket.socket, times: int) -> None:
     for _ in range(times):
-        with contextlib.suppress(
-            OSError
-        ):  # Windows: the peer was gone before it was accepted (10054), or since (10057)
+        with peer_may_vanish():  # Windows: the peer was gone before it was accepted (10054), or since (10057)
             tcp.abort(sock.accept()[0])
 
 
