@@ -423,7 +423,7 @@ def test_silence_is_never_closed(lab, target) -> None:
     assert {(a.evidence.kind, a.evidence.text, a.attempts, a.rtt_ms) for a in answers.values()} == {
         ("silence", None, 2, None)
     }
-    assert (tally.asked, tally.repeated, tally.silent, tally.answered) == (20, 20, 20, 20)
+    assert (tally.probed, tally.repeated, tally.silent, tally.answered) == (20, 20, 20, 20)
 
 
 def test_silence_is_proven_by_ports_that_are_refused(eager) -> None:
@@ -502,7 +502,7 @@ def test_every_port_of_a_host_where_nothing_listens(alone, address) -> None:
             a.outcome for a in scan_udp((Probe("x", address, port) for port in range(1, 65536)), Limits(), tally=tally)
         )
     assert counts == {"closed": 65535}
-    assert (tally.asked, tally.answered, tally.in_flight) == (65535, 65535, 0)
+    assert (tally.probed, tally.answered, tally.in_flight) == (65535, 65535, 0)
 
 
 def test_a_socket_never_asks_itself(alone) -> None:

@@ -277,7 +277,7 @@ def test_every_probe_has_one_end(hosts, ports, kinds, window, retries, rate, des
 def test_every_port_is_answered_at_full_speed_where_nothing_is_limited() -> None:
     answers, scan = run(probes(range(1, 20_001)), Kernel(rtt_s=0.0001))
     assert Counter(outcomes(answers).values()) == {"closed": 20_000}
-    assert (scan.tally.asked, scan.tally.answered, scan.tally.in_flight, scan.tally.repeated) == (20_000, 20_000, 0, 0)
+    assert (scan.tally.probed, scan.tally.answered, scan.tally.in_flight, scan.tally.repeated) == (20_000, 20_000, 0, 0)
     assert scan.elapsed_s < 1.0
 
 
@@ -351,7 +351,7 @@ def test_silence_is_never_closed(address) -> None:
         ("silence", None, 2, None)
     }
     tally = scan.tally
-    assert (tally.asked, tally.repeated, tally.silent, tally.answered) == (20, 20, 20, 20)
+    assert (tally.probed, tally.repeated, tally.silent, tally.answered) == (20, 20, 20, 20)
 
 
 def test_silence_is_proven_by_ports_that_are_refused() -> None:
@@ -543,7 +543,7 @@ def test_the_rate_is_kept() -> None:
     scan = Scan(probes(range(2000, 2900)), silence, Limits(rate=20, deadline_s=1))
     deque(scan.answers(), maxlen=0)
     assert 1 <= len(scan.wire.sent) <= 22  # in a second, and the first at once
-    assert scan.tally.asked + scan.tally.repeated == len(scan.wire.sent)
+    assert scan.tally.probed + scan.tally.repeated == len(scan.wire.sent)
 
 
 def test_the_rate_is_kept_with_retries() -> None:
