@@ -18,7 +18,7 @@ import pytest
 
 from portbook import UsageError, dialing, waiting
 from tests.components import need
-from tests.listeners import COMMAND, deaf, listening, portbook, refusing
+from tests.listeners import COMMAND, deaf, listening, peer_may_vanish, portbook, refusing
 
 MADE_BEFORE = "PORTBOOK_TEST_CERTIFICATE"  # a directory with cert.pem and key.pem
 
@@ -195,7 +195,7 @@ def test_a_port_that_speaks_no_tls_is_open_all_the_same():
 
         def serve():
             accepted, _ = server.accept()
-            with accepted:
+            with accepted, peer_may_vanish():
                 accepted.recv(1000)
                 accepted.sendall(b"220 mail.test ready\r\n")
 
@@ -313,7 +313,8 @@ def datagrams(answer):
                 if data == b"stop":
                     return
                 if (reply := answer(data)) is not None:
-                    sock.sendto(reply, sender)
+                    with peer_may_vanish():
+                        sock.sendto(reply, sender)
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -322,6 +323,27 @@ def datagrams(answer):
         finally:
             sock.sendto(b"stop", place)
             thread.join(20)
+
+
+def test_the_library_waits_for_tcp_udp_and_free_ports():
+    with listening("127.0.0.1") as ((_, port),), datagrams(lambda data: b"here") as udp_port:
+        rounds = []
+        assert waiting.wait_for([f"127.0.0.1:{port}"], timeout_s=20, on_round=rounds.append) == []
+        assert rounds == [[]]
+        assert waiting.wait_for(f"127.0.0.1:{udp_port}", udp=True, timeout_s=20) == []
+        assert waiting.wait_for([port, f"localhost:{port}"], free=True, timeout_s=0.2) == [
+            str(port),
+            f"localhost:{port}",
+        ]
+        assert waiting.wait_for([udp_port], udp=True, free=True, timeout_s=0.2) == [str(udp_port)]
+    assert waiting.wait_for([port], free=True, timeout_s=20) == []
+    assert waiting.wait_for([udp_port], udp=True, free=True, timeout_s=20) == []
+
+
+@pytest.mark.parametrize(("targets", "free"), [(["host"], False), (["host:80-90"], False), (["port"], True)])
+def test_an_invalid_target_is_an_error_before_the_wait(targets, free):
+    with pytest.raises(UsageError):
+        waiting.wait_for(targets, free=free, timeout_s=60)
 
 
 def test_udp_waits_for_an_answer():

@@ -10,19 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from portbook.probe import descriptors
-from portbook.probe.descriptors import window_size, within
+from portbook.probe.descriptors import window_size, window_within
 
 
 @given(wanted=st.integers(1, 10**6), limit=st.integers(8, 10**6), used=st.integers(0, 10**6))
 def test_a_window_fits_under_the_limit(wanted, limit, used):
-    window = within(wanted, limit, used)
+    window = window_within(wanted, limit, used)
     assert 1 <= window <= wanted
     assert window == 1 or window + used < limit
 
 
 def test_a_reserve_is_left_to_the_caller():
-    assert within(1000, 1024, 10) == 1024 - 10 - descriptors.RESERVE
-    assert within(1000, 64, 8) == 64 - 8 - 16
+    assert window_within(1000, 1024, 10) == 1024 - 10 - descriptors.RESERVE
+    assert window_within(1000, 64, 8) == 64 - 8 - 16
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no RLIMIT_NOFILE")

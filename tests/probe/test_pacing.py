@@ -1,4 +1,4 @@
-"""The numbers that the engines steer by: pure, so that every time is made up."""
+"""Timeouts, rates and numbers of attempts, computed from invented times."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_rate_is_never_exceeded(rate, steps):
 
 
 @given(rate=st.floats(0.1, 1e5), count=st.integers(1, 300))
-def test_who_waits_as_told_gets_the_whole_rate(rate, count):
+def test_waiting_as_long_as_it_says_gives_the_whole_rate(rate, count):
     bucket, now = TokenBucket(rate, 0.0), 0.0
     for _ in range(count):
         now += bucket.wait_s(now)
@@ -79,7 +79,7 @@ def test_who_waits_as_told_gets_the_whole_rate(rate, count):
 
 @given(st.floats(0.1, 1e5), st.lists(st.tuples(st.floats(0, 1), st.integers(1, 50))))
 def test_a_group_that_overdraws_is_waited_for(rate, steps):
-    """Several datagrams for one port are sent together, whatever there is; who comes next pays."""
+    """Several datagrams for one port are sent together, whatever is available; the next one waits for all."""
     bucket, now, sent, last = TokenBucket(rate, 100.0, burst=1.0), 100.0, 0, 0
     for wait, count in steps:
         now += max(wait, bucket.wait_s(now))
@@ -89,7 +89,7 @@ def test_a_group_that_overdraws_is_waited_for(rate, steps):
     assert sent - last <= (now - 100.0) * rate + 1e-6 * rate
 
 
-def test_a_clock_that_stands_still_gives_nothing():
+def test_a_stopped_clock_gives_nothing():
     bucket = TokenBucket(10.0, 5.0)
     bucket.take(bucket.available(5.0))
     assert bucket.available(5.0) == bucket.available(4.0) == 0
@@ -107,24 +107,24 @@ def test_without_a_rate_nothing_waits():
 
 
 def losing(answers: int, losses: int) -> Losses:
-    """Of a host, one of whose answers came after all of the losses."""
+    """The losses of a host, all of them before one of its answers."""
     host = Losses()
     for answer in range(answers):
         host.answered(0 if answer else losses)
     return host
 
 
-def test_without_losses_it_is_asked_as_often_as_told():
+def test_without_losses_there_are_as_many_attempts_as_the_limits_say():
     assert [losing(1000, 0).attempts(retries, 7) for retries in (0, 1, 3)] == [1, 2, 4]
     assert Losses().attempts(2, 7) == 3
 
 
-def test_losses_ask_for_more():
+def test_losses_cause_more_attempts():
     # Five of a hundred packets lost each way: 9.75 % of the attempts. 1000 * 0.0975**6 is below 0.001, **5 is not.
     assert losing(1000, 108).attempts(1, 7) == 6
     assert losing(1000, 1).attempts(1, 7) == 2
     assert losing(1000, 1000).attempts(1, 7) == 8  # the most there may be
-    assert losing(1, 1).attempts(1, 7) == 8  # everything there was came late
+    assert losing(1, 1).attempts(1, 7) == 8  # every answer came late
 
 
 def test_a_twentieth_lost():
@@ -137,7 +137,7 @@ def test_a_twentieth_lost():
     assert host.attempts(6, 7) == 7
 
 
-def test_who_allows_no_more_gets_no_more():
+def test_there_are_no_more_attempts_than_allowed():
     assert losing(1000, 500).attempts(2, 2) == 3
     assert losing(1000, 500).attempts(3, 0) == 4
 

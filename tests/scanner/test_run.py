@@ -15,7 +15,7 @@ from portbook.probe.request import Event, Limits, Probe
 from portbook.probe.resolve import Resolved, ResolvedAddress
 from portbook.records import Socket
 from portbook.scanner import canary, run
-from portbook.scanner.canary import MOST_CANARIES, MOST_EACH, LocalAddress, SelfWatch
+from portbook.scanner.canary import MOST_CANARIES, MOST_EACH, ScannedAddress, SelfWatch
 from portbook.scanner.run import MOST_EVENTS, Scan, scan
 from portbook.scanner.targets import parse_target
 
@@ -43,7 +43,7 @@ class FakeEngine:
                 self.asked.append(probe)
                 if len(self.asked) in self.after:
                     self.after[len(self.asked)]()
-                tally.asked += 1
+                tally.probed += 1
                 outcome, evidence = self.answer(probe)
                 tally.answered += 1
                 yield Answer(probe.target, probe.address, probe.zone, probe.port, "tcp", outcome, evidence)
@@ -527,9 +527,9 @@ def test_tables_that_cannot_be_read_are_said_to_be_unknown(monkeypatch):
 
 
 def test_an_address_of_somebody_else_has_no_canary():
-    assert not canary.is_local(LocalAddress(REMOTE, REMOTE, None))
-    assert not canary.is_local(LocalAddress("fe80::1%nonesuch", "fe80::1", "nonesuch"))
-    assert canary.is_local(LocalAddress("127.3.2.1", "127.3.2.1", None))
+    assert not canary.is_local(ScannedAddress(REMOTE, REMOTE, None))
+    assert not canary.is_local(ScannedAddress("fe80::1%nonesuch", "fe80::1", "nonesuch"))
+    assert canary.is_local(ScannedAddress("127.3.2.1", "127.3.2.1", None))
 
 
 @pytest.mark.skipif(not HAVE_IPV6, reason="IPv6")
@@ -561,7 +561,7 @@ def listener(address, **more):
 )
 def test_which_addresses_reach_a_listener(row, reached):
     places = [
-        LocalAddress("t", a, "eth0" if a.startswith("fe80") else None)
+        ScannedAddress("t", a, "eth0" if a.startswith("fe80") else None)
         for a in ("127.0.0.1", "127.0.0.2", "::1", "fe80::1")
     ]
     assert {address for address, _ in canary._covered([row], places, frozenset([80]))} == reached

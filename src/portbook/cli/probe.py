@@ -1,4 +1,4 @@
-"""``portbook probe``: which UDP ports of a host answer, and what answers there."""
+"""``portbook probe``: which UDP ports of a host reply, and which service replies."""
 
 from __future__ import annotations
 
@@ -21,15 +21,23 @@ if TYPE_CHECKING:
 @survey.options
 @survey.allow_public
 def command(
-    host: str, ports: str, only_open: bool, timeout: float | None, retries: int | None, rate: float | None,
-    concurrency: int | None, deadline: float | None, form: str | None, allow_public: bool,
-) -> int:  # fmt: skip
-    """Ask UDP ports in the language of the service that belongs there.
+    host: str,
+    ports: str,
+    only_open: bool,
+    timeout: float | None,
+    retries: int | None,
+    rate: float | None,
+    concurrency: int | None,
+    deadline: float | None,
+    form: str | None,
+    allow_public: bool,
+) -> int:
+    """Probe UDP ports, each with a request of the service that is registered there.
 
-    A reply means open, and names the service; a refusal of the host itself (ICMP port unreachable) means closed, one
-    by somebody else filtered; silence means open|filtered. Hosts limit how many ports they refuse a second: silent
-    ports are asked again, more slowly, until the silence is their own, and the evidence says so. Every address of a
-    name is asked. Exit code 0 when a port is open, 1 when none is, 5 when the name has no address.
+    A reply means open, and names the service. ICMP port unreachable from the host itself means closed, from another
+    host filtered. Silence means open|filtered. Hosts limit how many ports they refuse a second: silent ports are probed
+    again, more slowly, until their silence is proven, and the evidence says so. Every address of a name is probed. Exit
+    code 0 when a port is open, 1 when none is, 5 when the name has no address.
 
     \b
     Examples:
@@ -50,8 +58,9 @@ def command(
         only_open=only_open,
         on_event=meter.show_event,
     )
-    interrupted = survey.conduct(running, form, meter, _with_address if form is None else _unchanged)
-    _write_notes(running.report, form is None)
+    through = _report_missing_names if form is None else _unchanged
+    interrupted = survey.conduct(running, form, meter, through)
+    _write_notes(running.report, for_people=form is None)
     return survey.exit_code(running.report, interrupted)
 
 
@@ -59,8 +68,8 @@ def _unchanged(answers: Iterator[Answer], _: object) -> Iterator[Answer]:
     return answers
 
 
-def _with_address(answers: Iterator[Answer], _: object) -> Iterator[Answer]:
-    """The answers; that a name has no address is an error of the whole command."""
+def _report_missing_names(answers: Iterator[Answer], _: object) -> Iterator[Answer]:
+    """Yield the answers; report a name without an address on stderr instead, because it concerns the whole command."""
     for answer in answers:
         if answer.outcome == "name-not-found":
             survey.write_notes([f"{answer.target}: {describe(answer.evidence)}"])
@@ -69,8 +78,10 @@ def _with_address(answers: Iterator[Answer], _: object) -> Iterator[Answer]:
 
 
 def _write_notes(report: Report, for_people: bool) -> None:
-    """The summary, and what makes the answers less than expected: on stderr, below the table."""
+    """Write the summary, and what makes the answers incomplete, on stderr below the table."""
     from portbook.render.scan_report import notes, partial, summary
 
-    if report.addresses:
-        survey.write_notes([*(summary(report) if for_people else partial(report)), *notes(report)])
+    if not report.addresses:
+        return
+    first_lines = summary(report) if for_people else partial(report)
+    survey.write_notes([*first_lines, *notes(report)])

@@ -28,7 +28,7 @@ class Progress(Protocol):
         """How many are open."""
 
 
-class Silent:
+class NoMeter:
     """Shows no progress."""
 
     def show_event(self, event: Event) -> None:
@@ -115,9 +115,9 @@ def describe(progress: Progress, elapsed_s: float) -> str:
     return f"{text}, {done / elapsed_s:,.0f}/s, {clock} left"
 
 
-def meter(streams_rows: bool) -> Meter | Silent:
+def meter(streams_rows: bool) -> Meter | NoMeter:
     """Return a line, if stderr is a terminal and no rows are written to the same terminal."""
     mixes_with_rows = streams_rows and sys.stdout.isatty()
     if sys.stderr.isatty() and not mixes_with_rows:
         return Meter()
-    return Silent()
+    return NoMeter()

@@ -64,7 +64,7 @@ def limits(
 
 
 def conduct(
-    running: Scan, form: str | None, meter: progress.Meter | progress.Silent, answer_filter: AnswerFilter
+    running: Scan, form: str | None, meter: progress.Meter | progress.NoMeter, answer_filter: AnswerFilter
 ) -> bool:
     """Write the answers while they come; True when Ctrl-C has ended the scan. ``form`` None: for people."""
     with ExitStack() as stack:
@@ -99,7 +99,7 @@ def write_notes(lines: Iterable[str]) -> None:
 # --- writing -------------------------------------------------------------------------------------------------------
 
 
-def _write_people(answers: Iterator[Answer], meter: progress.Meter | progress.Silent) -> None:
+def _write_people(answers: Iterator[Answer], meter: progress.Meter | progress.NoMeter) -> None:
     from portbook.render.scan import people
     from portbook.render.text import style_of
 

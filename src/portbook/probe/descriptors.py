@@ -1,47 +1,53 @@
-"""How many sockets may be open at once: what is wanted, within what is left of the descriptor limit (getrlimit(2))."""
+"""How many sockets may be open at once, within the descriptor limit of the process (getrlimit(2))."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-# A window of our own below what most descriptor limits allow. More SYNs at once are not faster where hosts answer (a
-# thousand fill a round trip of 20 ms with 50,000 probes a second) and overrun small routers and their tables of
-# connections where not: then open ports are missed. ``concurrency`` goes beyond it.
+# Less than most descriptor limits allow. More SYNs at once are not faster where hosts answer (a thousand fill a round
+# trip of 20 ms with 50,000 probes a second); where hosts do not, they overflow the connection tables of small routers,
+# and open ports are missed. ``concurrency`` may be greater.
 WINDOW = 1000
-RESERVE = 32  # descriptors left to the caller: its files, a resolver, modules that are imported meanwhile
-LEAST = 1
+RESERVE = 32  # descriptors for the caller: its files, a resolver, modules that are imported meanwhile
 
 
 def window_size(concurrency: int | None = None) -> int:
-    """How many sockets may be open at once: never more than RLIMIT_NOFILE allows, less what is open and a reserve.
+    """Return how many sockets may be open at once: at most RLIMIT_NOFILE less the open descriptors and a reserve.
 
-    The soft limit is taken as it is and not raised to the hard one. It belongs to the process, which is the caller's:
-    children inherit it, and select() in any of them breaks on a descriptor above 1023 (select(2); systemd leaves
-    the soft limit at 1024 for that reason). Most soft limits hold the whole window anyway.
+    The soft limit is not raised to the hard one. It belongs to the caller's process: children inherit it, and select()
+    in any of them fails on a descriptor above 1023 (select(2); systemd keeps the soft limit at 1024 for that reason).
+    Most soft limits allow the whole window anyway.
+
+    :param concurrency: the wanted number; None: WINDOW
     """
     wanted = WINDOW if concurrency is None else concurrency
     limit = _descriptor_limit()
-    return wanted if limit is None else within(wanted, limit, _descriptors_open())
+    if limit is None:
+        return wanted
+    return window_within(wanted, limit, _descriptors_open())
 
 
-def within(wanted: int, limit: int, used: int) -> int:
-    """So many of the wanted sockets fit under a limit when so many descriptors are used."""
-    return max(LEAST, min(wanted, limit - used - min(RESERVE, limit // 4)))
+def window_within(wanted: int, limit: int, used: int) -> int:
+    """Return how many of the wanted sockets a limit allows when ``used`` descriptors are open; at least one."""
+    reserve = min(RESERVE, limit // 4)
+    return max(1, min(wanted, limit - used - reserve))
 
 
 def _descriptor_limit() -> int | None:
-    """RLIMIT_NOFILE; None where there is none: sockets of Windows are handles, 16 million to a process."""
+    """Return the soft RLIMIT_NOFILE; None if there is none. On Windows sockets are handles, 16 million per process."""
     if sys.platform == "win32":
         return None
     from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
 
     soft = getrlimit(RLIMIT_NOFILE)[0]
-    return None if soft == RLIM_INFINITY else soft
+    if soft == RLIM_INFINITY:
+        return None
+    return soft
 
 
 def _descriptors_open() -> int:
-    """How many descriptors this process has; /dev/fd is on Linux, macOS and the BSDs."""
+    """Return how many descriptors this process has. Linux, macOS and the BSDs have /dev/fd."""
     try:
         return len(os.listdir("/dev/fd"))
     except OSError:

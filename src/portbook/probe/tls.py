@@ -1,7 +1,7 @@
-"""What a TLS server shows of itself: protocol, cipher, certificate, and whether it is to be trusted.
+"""A TLS handshake: protocol, cipher, certificate, and whether the server is trusted.
 
-The certificate of a server that is not trusted is read as well: it is taken for its own authority in one more
-handshake, with which the standard library tells what is in it (ssl, VERIFY_X509_PARTIAL_CHAIN).
+The certificate of an untrusted server is read as well: in one more handshake it is taken as its own authority, so that
+the standard library parses it (ssl, VERIFY_X509_PARTIAL_CHAIN).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 
 from msgspec import Struct
 
-# include/openssl/x509_vfy.h: an expired certificate shall be shown, not refused
+# include/openssl/x509_vfy.h: show an expired certificate, do not refuse it
 X509_V_FLAG_NO_CHECK_TIME = 0x200000
 
 
 class Tls(Struct, frozen=True):
-    """One handshake."""
+    """The result of a TLS handshake."""
 
     protocol: str | None  # "TLSv1.3"; None: there was no handshake
     cipher: str | None = None
@@ -29,44 +29,49 @@ class Tls(Struct, frozen=True):
     names: tuple[str, ...] = ()  # subjectAltName: RFC 6125
     expires: datetime | None = None  # aware, UTC
     days_left: int | None = None
-    trusted: bool = False  # by this machine's authorities, for the name asked
+    trusted: bool = False  # by this machine's certificate authorities, for the requested name
     error: str | None = None  # why it is not trusted, or why there was no handshake
 
 
-Dialer = Callable[[], socket | None]  # a new connection to the same port; None: not any more
+Connect = Callable[[], socket | None]  # opens a new connection to the same port; None: it failed
 
 
-def handshake(first: socket, name: str, dial: Dialer, timeout_s: float) -> Tls:
-    """Shake hands over a connected socket, which is closed; ``dial`` makes more of them when it is not trusted."""
+def handshake(first: socket, name: str, connect: Connect, timeout_s: float) -> Tls:
+    """Do a TLS handshake over a connected socket, and close it. Never raises OSError: a failure is a result.
+
+    :param name: the requested host name: for SNI, and to verify the certificate
+    :param connect: opens further connections, to read the certificate of an untrusted server
+    :param timeout_s: seconds for each handshake
+    """
     trusting = ssl.create_default_context()
     try:
-        return _shake(first, trusting, name, timeout_s, trusted=True)
+        return _handshake(first, trusting, name, timeout_s, trusted=True)
     except ssl.SSLCertVerificationError as error:
-        why = error.verify_message or str(error)
+        reason = error.verify_message or str(error)
     except (OSError, ValueError) as error:
         return Tls(None, error=_reason(error))
-    return _untrusted(name, dial, timeout_s, why)
+    return _untrusted(name, connect, timeout_s, reason)
 
 
-def _untrusted(name: str, dial: Dialer, timeout_s: float, why: str) -> Tls:
-    """What an untrusted server shows: take its certificate without asking, then as its own authority."""
+def _untrusted(name: str, connect: Connect, timeout_s: float, reason: str) -> Tls:
+    """Read the certificate of an untrusted server without verification, then take it as its own authority."""
     with suppress(OSError, ValueError):
-        again = dial()
-        if again is None:
-            return Tls(None, error=why)
-        with again, _wrapped(again, _context(), name, timeout_s) as shown:
-            certificate = shown.getpeercert(binary_form=True)
-        once_more = dial() if certificate else None
-        if certificate and once_more is not None:
-            itself = _context()
-            itself.verify_mode = ssl.CERT_REQUIRED
-            itself.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | X509_V_FLAG_NO_CHECK_TIME
-            itself.load_verify_locations(cadata=certificate)
-            return _shake(once_more, itself, name, timeout_s, trusted=False, error=why)
-    return Tls(None, error=why)
+        second = connect()
+        if second is None:
+            return Tls(None, error=reason)
+        with second, _wrapped(second, _unverified_context(), name, timeout_s) as secured:
+            certificate = secured.getpeercert(binary_form=True)
+        third = connect() if certificate else None
+        if certificate and third is not None:
+            own_authority = _unverified_context()
+            own_authority.verify_mode = ssl.CERT_REQUIRED
+            own_authority.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | X509_V_FLAG_NO_CHECK_TIME
+            own_authority.load_verify_locations(cadata=certificate)
+            return _handshake(third, own_authority, name, timeout_s, trusted=False, error=reason)
+    return Tls(None, error=reason)
 
 
-def _context() -> ssl.SSLContext:
+def _unverified_context() -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -78,15 +83,15 @@ def _wrapped(sock: socket, context: ssl.SSLContext, name: str, timeout_s: float)
     return context.wrap_socket(sock, server_hostname=name)
 
 
-def _shake(
+def _handshake(
     sock: socket, context: ssl.SSLContext, name: str, timeout_s: float, *, trusted: bool, error: str | None = None
 ) -> Tls:
-    with sock, _wrapped(sock, context, name, timeout_s) as shown:
-        cipher = shown.cipher()
-        fields: dict[str, Any] = shown.getpeercert() or {}
+    with sock, _wrapped(sock, context, name, timeout_s) as secured:
+        cipher = secured.cipher()
+        fields: dict[str, Any] = secured.getpeercert() or {}
         expires = _expiry(fields.get("notAfter"))
         return Tls(
-            protocol=shown.version(),
+            protocol=secured.version(),
             cipher=cipher[0] if cipher else None,
             subject=_distinguished(fields.get("subject", ())),
             issuer=_distinguished(fields.get("issuer", ())),
@@ -109,7 +114,7 @@ SHORT = {
 
 
 def _distinguished(parts: tuple[tuple[tuple[str, str], ...], ...]) -> str | None:
-    """A name as RFC 4514 writes it, most telling part first."""
+    """Format a name as RFC 4514 does, the most specific part first."""
     return ", ".join(f"{SHORT.get(key, key)}={value}" for part in reversed(parts) for key, value in part) or None
 
 

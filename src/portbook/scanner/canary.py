@@ -30,7 +30,7 @@ AddressPort = tuple[str, int]
 TYPES: dict[Protocol, socket.SocketKind] = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 
 
-class LocalAddress(NamedTuple):
+class ScannedAddress(NamedTuple):
     """An address of this machine that is to be scanned."""
 
     target: str
@@ -117,7 +117,7 @@ class SelfWatch:
         return set(_covered(listeners, self._addresses, self._scanned_ports - canary_ports))
 
 
-def is_local(address: LocalAddress) -> bool:
+def is_local(address: ScannedAddress) -> bool:
     """Whether this machine has the address: it can be bound, and it would be the source of a packet to it.
 
     The second because ``net.ipv4.ip_nonlocal_bind`` allows binding to any address (ip(7)); connecting a datagram
@@ -159,14 +159,14 @@ def _answer(canary: socket.socket) -> int:
 # --- opening -------------------------------------------------------------------------------------------------------
 
 
-def _addresses(spans: Iterable[Span]) -> Iterator[LocalAddress]:
+def _addresses(spans: Iterable[Span]) -> Iterator[ScannedAddress]:
     for span in spans:
         for address in span.addresses():
-            yield LocalAddress(span.target, address, span.zone)
+            yield ScannedAddress(span.target, address, span.zone)
 
 
 def _open_canaries(
-    protocol: Protocol, addresses: Sequence[LocalAddress], scanned_ports: frozenset[int]
+    protocol: Protocol, addresses: Sequence[ScannedAddress], scanned_ports: frozenset[int]
 ) -> Iterator[tuple[socket.socket, Probe]]:
     """Open a few canaries on each of the first addresses. Having none is no error: the report counts them."""
     each = max(1, min(MOST_EACH, MOST_CANARIES // (len(addresses) or 1)))
@@ -179,7 +179,7 @@ def _open_canaries(
             yield canary, Probe(address.target, address.address, canary.getsockname()[1], address.zone)
 
 
-def _open_canary(protocol: Protocol, address: LocalAddress, scanned_ports: frozenset[int]) -> socket.socket:
+def _open_canary(protocol: Protocol, address: ScannedAddress, scanned_ports: frozenset[int]) -> socket.socket:
     """Open a canary, on a port that is not scanned if the system chooses one within MOST_TRIES."""
     tries = 0
     while True:
@@ -198,7 +198,7 @@ def _open_canary(protocol: Protocol, address: LocalAddress, scanned_ports: froze
         canary.close()
 
 
-def _socket(address: LocalAddress, kind: socket.SocketKind) -> socket.socket:
+def _socket(address: ScannedAddress, kind: socket.SocketKind) -> socket.socket:
     return socket.socket(family_of(address.address), kind)
 
 
@@ -217,7 +217,7 @@ def _tcp_listeners() -> Sequence[Socket] | None:
 
 
 def _covered(
-    listeners: Iterable[Socket], addresses: Sequence[LocalAddress], ports: frozenset[int]
+    listeners: Iterable[Socket], addresses: Sequence[ScannedAddress], ports: frozenset[int]
 ) -> Iterator[AddressPort]:
     """Yield address and port of every listener that the scan probes."""
     for listener in listeners:
@@ -228,7 +228,7 @@ def _covered(
                 yield address.address, listener.local_port
 
 
-def _reaches(address: LocalAddress, listener: Socket) -> bool:
+def _reaches(address: ScannedAddress, listener: Socket) -> bool:
     """Whether a connect to an address of this machine reaches a listener on its port."""
     if listener.local_address == "::" and listener.v6only is False:
         return True

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import BinaryIO
 
 from portbook.errors import StoreError
 
@@ -32,43 +34,46 @@ class NewFile:
     def __init__(self, path: str, directory: int | None = None, mode: int | None = None) -> None:
         self._path = path
         self._own_directory: int | None = None
+        self._directory, self._name = directory, path
         if directory is None and os.name == "nt":
-            self._directory, self._name = None, os.path.realpath(path)
+            self._name = os.path.realpath(path)
         elif directory is None:
             self._own_directory, self._name = open_directory_of(path)
             self._directory = self._own_directory
-        else:
-            self._directory, self._name = directory, path
         self._temporary = f"{self._name}.{os.urandom(6).hex()}.part"
         try:
-            self._open(mode, replaces_files_only=directory is None)
+            old = self._old_status() if directory is None else None
+            self._file = self._create(old, mode)
         except OSError as error:
-            self.drop()
+            self._close_directory()
             raise self._failure(error) from error
         except StoreError:
-            self.drop()
+            self._close_directory()
             raise
 
-    def _open(self, mode: int | None, *, replaces_files_only: bool) -> None:
-        old = self._old_status() if replaces_files_only else None
-        if old is not None and not stat.S_ISREG(old.st_mode):
-            raise StoreError(f"{self._path!r} is not a file")
-        # O_EXCL: it follows no link and takes no file that somebody else has put there (open(2)).
-        permissions = 0o666 if old is None and mode is None else 0o600
-        descriptor = os.open(self._temporary, NEW_FILE, permissions, dir_fd=self._directory)
-        self._file = os.fdopen(descriptor, "wb")
-        if os.name == "nt":
-            return  # the file gets the access rights of its directory
-        if mode is not None:
-            os.fchmod(descriptor, mode)
-        elif old is not None:
-            os.fchmod(descriptor, _copy_owner(descriptor, old))
-
     def _old_status(self) -> os.stat_result | None:
+        """The status of the file to replace; None if there is none."""
         try:
-            return os.stat(self._name, dir_fd=self._directory, follow_symlinks=False)
+            status = os.stat(self._name, dir_fd=self._directory, follow_symlinks=False)
         except FileNotFoundError:
             return None
+        if not stat.S_ISREG(status.st_mode):
+            raise StoreError(f"{self._path!r} is not a file")
+        return status
+
+    def _create(self, old: os.stat_result | None, mode: int | None) -> BinaryIO:
+        permissions = 0o600  # until the final ones are set
+        if old is None and mode is None:
+            permissions = 0o666  # the system applies the umask
+        # O_EXCL: it follows no link and takes no file that somebody else has put there (open(2)).
+        descriptor = os.open(self._temporary, NEW_FILE, permissions, dir_fd=self._directory)
+        try:
+            _set_permissions(descriptor, old, mode)
+        except OSError:
+            os.close(descriptor)
+            os.unlink(self._temporary, dir_fd=self._directory)
+            raise
+        return os.fdopen(descriptor, "wb")
 
     def write(self, part: bytes) -> None:
         """Add to the file; raise StoreError."""
@@ -87,10 +92,13 @@ class NewFile:
 
     def drop(self) -> None:
         """Remove the file, unless it was kept."""
-        with suppress(OSError, AttributeError):  # AttributeError: it was not opened
+        with suppress(OSError):
             self._file.close()
         with suppress(OSError):
             os.unlink(self._temporary, dir_fd=self._directory)
+        self._close_directory()
+
+    def _close_directory(self) -> None:
         if self._own_directory is not None:
             os.close(self._own_directory)
             self._own_directory = None
@@ -114,6 +122,15 @@ def new_file(path: str, *, directory: int | None = None, mode: int | None = None
         file.keep()
     finally:
         file.drop()
+
+
+def _set_permissions(descriptor: int, old: os.stat_result | None, mode: int | None) -> None:
+    if sys.platform == "win32":
+        return  # the file has the access rights of its directory
+    if mode is not None:
+        os.fchmod(descriptor, mode)
+    elif old is not None:
+        os.fchmod(descriptor, _copy_owner(descriptor, old))
 
 
 def _copy_owner(descriptor: int, old: os.stat_result) -> int:

@@ -21,7 +21,7 @@ from portbook.probe.request import Limits, Probe, Tally
 from portbook.probe.tcp import CLOSED, OPEN, SELF_CONNECTED, ConnectResult
 from portbook.resilience import BreakerSettings
 from portbook.scanner.tcp.engine import turn
-from portbook.scanner.tcp.schedule import BUFFER, Schedule
+from portbook.scanner.tcp.schedule import BUFFER, TcpSchedule
 from portbook.scanner.tcp.state import Attempt
 
 DEFAULTS = Limits()
@@ -107,7 +107,7 @@ class Run:
         self.tally = Tally()
         self.events = []
         self.answers: list[Answer] = []
-        self.schedule = Schedule(
+        self.schedule = TcpSchedule(
             probes,
             replace(limits, breaker=breaker),
             window,
@@ -193,7 +193,7 @@ def test_every_probe_has_one_end(hosts, ports, kinds, window, retries, rate, bre
     assert len(set(places)) == len(places)
     assert len(places) + run.tally.skipped == hosts * ports
     assert run.tally.answered == len(places)
-    assert run.tally.asked == len(places)
+    assert run.tally.probed == len(places)
     assert run.tally.open == run.outcomes["open"]
     assert run.tally.in_flight == 0
     assert run.transport.most_flying <= min(window, descriptors)
@@ -413,7 +413,7 @@ def test_a_connect_to_itself_is_asked_again():
     run = Run(probes(1, 50), itself_once)
     assert run.outcomes == {"closed": 50}
     assert {answer.evidence.kind for answer in run.answers} == {"rst"}
-    assert run.tally.asked == 50
+    assert run.tally.probed == 50
 
 
 def test_one_that_keeps_doing_so_is_closed():
@@ -447,7 +447,7 @@ class Stream:
 
 def test_no_more_is_read_than_is_asked_when_all_answers():
     stream = Stream(Probe("x", "127.0.0.1", port) for port in count(1))
-    schedule = Schedule(stream, Limits(), 1000, 100.0)
+    schedule = TcpSchedule(stream, Limits(), 1000, 100.0)
     transport = FakeTransport(every(10))
     given_out = 0
     while given_out < 5000:
@@ -461,7 +461,7 @@ def test_no_more_is_read_than_is_asked_when_all_answers():
 def test_silence_does_not_fill_the_memory(hosts):
     """The stream is endless and nobody answers: what waits for a later pass stays within the buffer."""
     stream = Stream(probes(hosts, 10**9))
-    schedule = Schedule(stream, Limits(timeout_s=0.01, retries=3), 20_000, 100.0)
+    schedule = TcpSchedule(stream, Limits(timeout_s=0.01, retries=3), 20_000, 100.0)
     transport = FakeTransport(nothing)
     given_out = turns = 0
     while given_out < 5000:
@@ -483,7 +483,7 @@ def test_dead_hosts_do_not_stop_the_others():
 
 
 def test_hosts_that_are_done_are_forgotten():
-    schedule = Schedule(islice(probes(30_000, 1), 30_000), Limits(), 1000, 100.0)
+    schedule = TcpSchedule(islice(probes(30_000, 1), 30_000), Limits(), 1000, 100.0)
     transport = FakeTransport(every(10))
     while not schedule.finished:
         turn(schedule, transport, transport.clock)

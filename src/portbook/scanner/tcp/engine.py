@@ -16,7 +16,7 @@ from typing import Protocol
 from portbook.probe.descriptors import window_size
 from portbook.probe.outcome import Answer
 from portbook.probe.request import EventCallback, Limits, Probe, Tally
-from portbook.scanner.tcp.schedule import Schedule
+from portbook.scanner.tcp.schedule import TcpSchedule
 from portbook.scanner.tcp.state import Attempt
 
 
@@ -58,7 +58,7 @@ def scan_tcp(
     :param on_event: called with each Event, from within the iteration
     """
     window = window_size(limits.concurrency)
-    schedule = Schedule(probes, limits, window, perf_counter(), tally=tally, on_event=on_event)
+    schedule = TcpSchedule(probes, limits, window, perf_counter(), tally=tally, on_event=on_event)
     transport = _transport()
     try:
         while not schedule.finished:
@@ -79,7 +79,7 @@ def _transport() -> Transport:
     return Poller()
 
 
-def turn(schedule: Schedule, transport: Transport, clock: Callable[[], float] = perf_counter) -> None:
+def turn(schedule: TcpSchedule, transport: Transport, clock: Callable[[], float] = perf_counter) -> None:
     """Begin what may begin, settle what is decided, then drop what was silent for too long.
 
     In this order, because the caller may have spent time: an answer that has come meanwhile is no silence.

@@ -23,7 +23,7 @@ CAUTION = 16  # ports of a host in flight before it has answered
 MOST_HOSTS = 4096  # remembered when there is nothing left to do for them
 
 HostKey = str | tuple[str, str]  # address, with its zone where it has one
-Report = Callable[[str, str], None]  # address, and what happened to its breaker
+BreakerCallback = Callable[[str, str], None]  # address, and what happened to its breaker
 
 
 class Trial(NamedTuple):
@@ -37,7 +37,7 @@ class Trial(NamedTuple):
 class Hosts:
     """Every host that is being scanned, and earlier ones that are still remembered."""
 
-    def __init__(self, settings: BreakerSettings | None, report: Report) -> None:
+    def __init__(self, settings: BreakerSettings | None, report: BreakerCallback) -> None:
         self._settings = settings
         self._report = report
         self._known: dict[HostKey, Host] = {}

@@ -27,7 +27,7 @@ NOT_FROM_HOST = frozenset(("unreachable", "error"))  # outcomes that say nothing
 OUT_OF_RESOURCES = SCARCE | {f"WSA{name}" for name in SCARCE}
 
 
-class Schedule:
+class TcpSchedule:
     """The state of one scan. The caller gives all times: seconds of any clock that does not run backwards."""
 
     def __init__(
@@ -93,7 +93,7 @@ class Schedule:
             if attempt.number:
                 self.tally.repeated += 1
             elif not attempt.started_at:
-                self.tally.asked += 1
+                self.tally.probed += 1
                 self._retries.count_first(self._now)
             if not host.has_answered:
                 attempt.is_trial = host.on_trial

@@ -1,12 +1,12 @@
-"""What a UDP service is asked, and how its answer is read: a module for each way to write things down.
+"""The requests to UDP services, and the readers of their replies: a module for each family of encodings.
 
-Readers are pure, and take an answer apart until it is not what they expect: they return None, or raise IndexError,
-ValueError or struct.error.
+Readers are pure. A reply that is not what a reader expects makes it return None, or raise IndexError, ValueError or
+struct.error.
 """
 
 from __future__ import annotations
 
 
 def as_text(data: bytes) -> str:
-    """What a stranger says, whatever its bytes."""
+    """Decode bytes that a stranger chose, whatever they are."""
     return data.decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""What speaks ASN.1: SNMP, LDAP without connections, Kerberos. Written in DER, read as BER."""
+"""Protocols in ASN.1: SNMP, connectionless LDAP, Kerberos. Written as DER, read as BER."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from portbook.scanner.udp.questions import as_text
 
 
 def _tlv(tag: int, *parts: bytes) -> bytes:
-    """Tag, length, value."""
+    """Encode tag, length and value."""
     value = b"".join(parts)
     size = len(value)
     length = bytes([size]) if size < 128 else b"\x82" + struct.pack("!H", size)
@@ -27,7 +27,7 @@ class _Value(NamedTuple):
     value: bytes
 
     def parts(self) -> list[_Value]:
-        """The values inside a constructed one."""
+        """Return the values inside a constructed one."""
         return _values(self.value)
 
     def number(self) -> int:
@@ -35,8 +35,8 @@ class _Value(NamedTuple):
 
 
 def _values(data: bytes) -> list[_Value]:
-    """The values that follow one another; one that is cut short is an error."""
-    found = []
+    """Return a sequence of values; raise ValueError if one is cut short."""
+    values = []
     at = 0
     while at < len(data):
         tag, size = data[at], data[at + 1]
@@ -47,9 +47,9 @@ def _values(data: bytes) -> list[_Value]:
             at += octets
         if at + size > len(data):
             raise ValueError("cut short")
-        found.append(_Value(tag, data[at : at + size]))
+        values.append(_Value(tag, data[at : at + size]))
         at += size
-    return found
+    return values
 
 
 # --- SNMP: RFC 3416, RFC 3412, RFC 3414, RFC 3411 ------------------------------------------------------------------
@@ -60,14 +60,14 @@ GET, RESPONSE, REPORT = 0xA0, 0xA2, 0xA8
 
 
 def snmp_get(version: int) -> bytes:
-    """Ask for sysDescr.0 with the community "public", the one that RFC 1157's readers know."""
+    """Return a request for sysDescr.0 with the community "public", the usual one."""
     binding = _tlv(0x30, SYS_DESCR, _tlv(5))
     pdu = _tlv(GET, _integer(SNMP_ID), _integer(0), _integer(0), _tlv(0x30, binding))
     return _tlv(0x30, _integer(version), _tlv(4, b"public"), pdu)
 
 
 def snmp_discovery() -> bytes:
-    """Ask for the engine id, which needs no user (RFC 3414 section 4)."""
+    """Return a request for the engine id, which needs no user (RFC 3414 section 4)."""
     header = _tlv(0x30, _integer(SNMP_ID), _integer(65507), _tlv(4, b"\x04"), _integer(3))  # reportable, USM
     nobody = _tlv(0x30, _tlv(4), _integer(0), _integer(0), _tlv(4), _tlv(4), _tlv(4))
     pdu = _tlv(GET, _integer(SNMP_ID), _integer(0), _integer(0), _tlv(0x30))
@@ -75,12 +75,14 @@ def snmp_discovery() -> bytes:
 
 
 def read_snmp(reply: bytes) -> str | None:
-    """The description of a device, or the engine of version 3."""
+    """Return the description of a device, or the engine of version 3."""
     (message,) = _values(reply)
     version, *rest = message.parts()
     if message.tag != 0x30 or version.tag != 2:
         return None
-    return _read_engine(rest) if version.number() == 3 else _read_sysdescr(version.number(), rest)
+    if version.number() == 3:
+        return _read_engine(rest)
+    return _read_sysdescr(version.number(), rest)
 
 
 def _read_engine(rest: list[_Value]) -> str | None:
@@ -90,7 +92,7 @@ def _read_engine(rest: list[_Value]) -> str | None:
     if engine.tag != 4 or boots.tag != 2 or uptime.tag != 2:
         return None
     words = f"SNMPv3, engine {engine.value[:32].hex()}, up {uptime.number()} s, boots {boots.number()}"
-    if len(engine.value) >= 5:  # its first bit set, the enterprise number follows (RFC 3411 section 5)
+    if len(engine.value) >= 5:  # the enterprise number, with the first bit set (RFC 3411 section 5)
         words += f", enterprise {int.from_bytes(engine.value[:4], 'big') & 0x7FFFFFFF}"
     return words
 
@@ -104,7 +106,7 @@ def _read_sysdescr(version: int, rest: list[_Value]) -> str | None:
     return f"{name}: {as_text(value.value)}" if value.tag == 4 else f"{name}, without a description"
 
 
-# --- LDAP without connections: RFC 4511, [MS-ADTS] section 3.1.1.3 and RFC 1798 ------------------------------------
+# --- connectionless LDAP: RFC 4511, [MS-ADTS] section 3.1.1.3 and RFC 1798 ------------------------------------
 
 CLDAP_ATTRIBUTES = (b"dnsHostName", b"defaultNamingContext", b"vendorName")
 CLDAP_SEARCH = _tlv(
@@ -120,7 +122,7 @@ CLDAP_SEARCH = _tlv(
 
 
 def read_cldap(reply: bytes) -> str | None:
-    """Attributes of the root entry."""
+    """Return attributes of the root entry."""
     first = _values(reply)[0]
     number, entry = first.parts()[:2]
     if first.tag != 0x30 or number != _Value(2, b"\x01") or entry.tag not in (0x64, 0x65):
@@ -128,8 +130,11 @@ def read_cldap(reply: bytes) -> str | None:
     if entry.tag == 0x65:  # SearchResultDone
         return f"result {entry.parts()[0].number()}"
     attributes = [pair.parts() for pair in entry.parts()[1].parts()]
-    shown = [f"{as_text(name.value)} {as_text(values.parts()[0].value)}" for name, values in attributes if values.value]
-    return ", ".join(shown) or "an empty root entry"
+    texts = []
+    for name, values in attributes:
+        if values.value:
+            texts.append(f"{as_text(name.value)} {as_text(values.parts()[0].value)}")
+    return ", ".join(texts) or "an empty root entry"
 
 
 # --- Kerberos: RFC 4120 --------------------------------------------------------------------------------------------
@@ -144,7 +149,7 @@ def _kerberos_name(kind: int, *parts: bytes) -> bytes:
 
 
 def kerberos_request() -> bytes:
-    """Ask for a ticket of a realm that cannot exist (RFC 2606)."""
+    """Return a request for a ticket of a realm that cannot exist (RFC 2606)."""
     body = _tlv(
         0x30,
         _tlv(0xA0, _tlv(3, bytes(5))),
@@ -159,7 +164,7 @@ def kerberos_request() -> bytes:
 
 
 def read_kerberos(reply: bytes) -> str | None:
-    """The realm, and the error that every unknown realm gets."""
+    """Return the realm, and the error that an unknown client or realm gets."""
     (message,) = _values(reply)
     if message.tag != 0x7E:  # KRB-ERROR
         return {0x6B: "grants a ticket"}.get(message.tag)

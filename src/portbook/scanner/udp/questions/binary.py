@@ -1,4 +1,4 @@
-"""Headers of fixed size: time, files, calls, sessions, devices, games."""
+"""Protocols with binary headers of fixed size: NTP, TFTP, ONC RPC, STUN, CoAP, RADIUS, BACnet and others."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ NTP_REQUEST = b"\x23" + bytes(39) + NTP_TRANSMITTED  # leap 0, version 4, mode 3
 
 
 def read_ntp(reply: bytes) -> str | None:
-    """Version, stratum, and what the clock is set by."""
+    """Return version, stratum, and the reference of the clock."""
     if len(reply) < 48 or reply[0] & 7 != 4 or reply[24:32] != NTP_TRANSMITTED:  # mode 4: server
         return None
     stratum, reference = reply[1], reply[12:16]
-    # Of stratum 0 and 1: a kiss code, or the name of a clock, in ASCII (sections 7.3 and 7.4).
-    source = as_text(reference.rstrip(b"\0")) if stratum < 2 else str(ip_address(reference))
-    unsynchronised = ", not synchronised" if reply[0] >> 6 == 3 else ""
-    return f"NTP version {reply[0] >> 3 & 7}, stratum {stratum}, reference {source}{unsynchronised}"
+    source = str(ip_address(reference))
+    if stratum < 2:  # a kiss code, or the name of a clock, in ASCII (sections 7.3 and 7.4)
+        source = as_text(reference.rstrip(b"\0"))
+    text = f"NTP version {reply[0] >> 3 & 7}, stratum {stratum}, reference {source}"
+    if reply[0] >> 6 == 3:
+        text += ", not synchronised"
+    return text
 
 
 # --- TFTP: RFC 1350 ------------------------------------------------------------------------------------------------
@@ -30,7 +33,7 @@ TFTP_READ = b"\0\x01" + b"portbook-asks-if-you-are-there" + b"\0octet\0"
 
 
 def read_tftp(reply: bytes) -> str | None:
-    """The error that a missing file gets."""
+    """Return the error that a missing file gets."""
     kind = reply[1] if reply[:1] == b"\0" else 0
     if kind == 5 and len(reply) > 4:  # ERROR
         return f"error {reply[3]}: {as_text(reply[4:].rstrip(bytes(1)))}"
@@ -44,13 +47,13 @@ PORTMAP, NFS = 100000, 100003
 
 
 def rpc_call(program: int) -> bytes:
-    """Call procedure 0 of a version that does not exist: the refusal names those that do."""
+    """Return a call of procedure 0 of a version that does not exist: the error names those that do."""
     no_authentication = bytes(16)
     return struct.pack("!6I", RPC_ID, 0, 2, program, 0xFFFFFFFF, 0) + no_authentication
 
 
 def read_rpc(reply: bytes) -> str | None:
-    """The versions that there are."""
+    """Return the versions that the server supports."""
     number, kind, status, _, length = struct.unpack_from("!5I", reply)
     if number != RPC_ID or kind != 1:  # REPLY
         return None
@@ -72,7 +75,7 @@ STUN_SOFTWARE = 0x8022
 
 
 def read_stun(reply: bytes) -> str | None:
-    """The software, or that there is a binding."""
+    """Return the software, or that there is a binding."""
     kind, length, cookie = struct.unpack_from("!HHI", reply)
     if kind not in (0x0101, 0x0111) or cookie != STUN_COOKIE or reply[8:20] != STUN_TRANSACTION:
         return None
@@ -93,23 +96,25 @@ COAP_GET = b"\x40\x01" + COAP_ID + b"\xbb.well-known" + b"\x04core"
 
 
 def read_coap(reply: bytes) -> str | None:
-    """The list of resources."""
+    """Return the list of resources."""
     if reply[2:4] != COAP_ID or not (reply[0] == 0x60 or reply[:2] == b"\x70\0"):  # version 1: an ACK, or an empty RST
         return None
     _, marker, content = reply.partition(b"\xff")
     code = f"{reply[1] >> 5}.{reply[1] & 31:02}"
-    return f"{code} {as_text(content)}" if marker else code
+    if not marker:
+        return code
+    return f"{code} {as_text(content)}"
 
 
 # --- RADIUS: RFC 5997, RFC 2865 ------------------------------------------------------------------------------------
 
-# Status-Server with a Message-Authenticator (RFC 2869 section 5.14): an HMAC with the shared secret, for which the one
-# of the examples in RFC 5997 section 6 stands, xyzzy5461. Most servers are silent to a secret that is not theirs.
+# Status-Server with a Message-Authenticator (RFC 2869 section 5.14): an HMAC with the shared secret, here that of the
+# examples in RFC 5997 section 6, xyzzy5461. Most servers do not answer a request with another secret than their own.
 RADIUS_STATUS = bytes.fromhex("0c700026") + b"portbook-probe-1" + bytes.fromhex("5012b4fd25912efc8ba5d12ce24b570c3a72")
 
 
 def read_radius(reply: bytes) -> str | None:
-    """That it is alive."""
+    """Return that the server is alive."""
     code, _, length = struct.unpack_from("!BBH", reply)
     if length != len(reply) or length < 20:
         return None
@@ -118,12 +123,12 @@ def read_radius(reply: bytes) -> str | None:
 
 # --- BACnet/IP: ASHRAE 135 clauses 15.5 and 20, annex J ------------------------------------------------------------
 
-# ReadProperty of vendor-name (121) of the device with the wildcard instance 4194303, which is whoever is asked.
+# ReadProperty of vendor-name (121) of the device with the wildcard instance 4194303, which every device answers.
 BACNET_READ = bytes.fromhex("810a0011 0104 0005010c 0c023fffff 1979")
 
 
 def read_bacnet(reply: bytes) -> str | None:
-    """The vendor of a device."""
+    """Return the vendor of a device."""
     if reply[0] != 0x81 or struct.unpack_from("!H", reply, 2)[0] != len(reply) or reply[4] != 1:
         return None
     kind, start = reply[6] >> 4, reply.find(b"\x3e\x75")  # the value: a character string (clause 20.2.9)
@@ -139,7 +144,7 @@ SOURCE_INFO = b"\xff\xff\xff\xffTSource Engine Query\0"
 
 
 def read_source(reply: bytes) -> str | None:
-    """Game, name and map of a server."""
+    """Return game, name and map of a server."""
     if reply[:4] != b"\xff\xff\xff\xff" or reply[4:5] not in (b"I", b"A", b"m"):
         return None
     if reply[4:5] == b"A":
@@ -148,7 +153,7 @@ def read_source(reply: bytes) -> str | None:
     return f"{as_text(game)}: {as_text(name)} ({as_text(level)})"
 
 
-# --- smaller ones --------------------------------------------------------------------------------------------------
+# --- short ones ----------------------------------------------------------------------------------------------------
 
 NATPMP_ADDRESS = b"\0\0"  # RFC 6886 section 3.2: the public address
 SQL_BROWSER = b"\x03"  # [MC-SQLR] section 2.2.2, CLNT_UCAST_EX
@@ -156,14 +161,16 @@ RMCP_PING = bytes.fromhex("0600ff06 000011be 80000000")  # ASF 2.0 (DMTF DSP0136
 
 
 def read_natpmp(reply: bytes) -> str | None:
-    """The public address of a router."""
+    """Return the public address of a router."""
     if len(reply) != 12 or reply[:2] != b"\0\x80":
         return None
-    return f"public address {ip_address(reply[8:12])}" if reply[2:4] == b"\0\0" else "refuses"
+    if reply[2:4] != b"\0\0":
+        return "refuses"
+    return f"public address {ip_address(reply[8:12])}"
 
 
 def read_sql_browser(reply: bytes) -> str | None:
-    """Server, instance and version."""
+    """Return server, instance and version."""
     if reply[:1] != b"\x05" or struct.unpack_from("<H", reply, 1)[0] != len(reply) - 3:
         return None
     words = as_text(reply[3:]).split(";")
@@ -172,12 +179,12 @@ def read_sql_browser(reply: bytes) -> str | None:
 
 
 def read_rmcp(reply: bytes) -> str | None:
-    """Whether there is IPMI."""
+    """Return whether the device supports IPMI."""
     if reply[:9] != RMCP_PING[:8] + b"\x40":  # presence pong
         return None
     return "supports IPMI" if reply[20] & 0x80 else "does not support IPMI"
 
 
 def read_time(reply: bytes) -> str | None:
-    """Seconds since 1900 (RFC 868)."""
+    """Return the seconds since 1900 (RFC 868)."""
     return f"{struct.unpack('!I', reply)[0]} s since 1900"

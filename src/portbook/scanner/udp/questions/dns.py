@@ -1,4 +1,4 @@
-"""DNS, and what is built like it: multicast DNS, the NetBIOS name service."""
+"""DNS and protocols with its message format: multicast DNS, the NetBIOS name service."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ DNS_RCODES = ("no error", "format error", "server failure", "no such name", "not
 MOST_RECORDS = 64
 
 
-def query(name: str, kind: int, zone: int) -> bytes:
-    """A query for one name."""
+def query(name: str, kind: int, dns_class: int) -> bytes:
+    """Return a query for one name."""
     labels = b"".join(bytes([len(label)]) + label.encode("ascii") for label in name.split("."))
-    return struct.pack("!6H", DNS_ID, 0, 1, 0, 0, 0) + labels + b"\0" + struct.pack("!HH", kind, zone)
+    return struct.pack("!6H", DNS_ID, 0, 1, 0, 0, 0) + labels + b"\0" + struct.pack("!HH", kind, dns_class)
 
 
 def _dns_name(data: bytes, at: int) -> tuple[str, int]:
-    """A name and where it ends; compression pointers are followed backwards only (RFC 1035 section 4.1.4)."""
+    """Return a name and where it ends. Compression pointers must lead backwards (RFC 1035 section 4.1.4)."""
     labels: list[str] = []
     end = 0
     limit = at
@@ -30,7 +30,7 @@ def _dns_name(data: bytes, at: int) -> tuple[str, int]:
             end = end or at + 2
             at = (data[at] & 0x3F) << 8 | data[at + 1]
             if at >= limit:
-                raise ValueError("a pointer that does not lead backwards")
+                raise ValueError("a compression pointer that does not lead backwards")
             limit = at
             continue
         labels.append(as_text(data[at + 1 : at + 1 + data[at]]))
@@ -39,10 +39,10 @@ def _dns_name(data: bytes, at: int) -> tuple[str, int]:
 
 
 def _dns_records(data: bytes) -> tuple[int, list[tuple[int, int, int]]]:
-    """The response code, and of each answer its type and where its data lies."""
+    """Return the response code, and of each answer record its type and the start and end of its data."""
     number, flags, questions, answers = struct.unpack_from("!4H", data)
     if number not in (DNS_ID, 0) or not flags & 0x8000:
-        raise ValueError("not a response to this question")
+        raise ValueError("not a response to this query")
     at = 12
     for _ in range(min(questions, MOST_RECORDS)):
         at = _dns_name(data, at)[1] + 4
@@ -56,33 +56,37 @@ def _dns_records(data: bytes) -> tuple[int, list[tuple[int, int, int]]]:
 
 
 def read_dns(reply: bytes) -> str | None:
-    """The version, or how the question was refused."""
+    """Return the version, or the response code."""
     if reply[:2] != struct.pack("!H", DNS_ID):
         return None
     rcode, records = _dns_records(reply)
     versions = [as_text(reply[start + 1 : end]) for kind, start, end in records if kind == DNS_TXT]
     if versions:
         return f"version {versions[0]}"
-    return DNS_RCODES[rcode] if rcode < len(DNS_RCODES) else f"response code {rcode}"
+    if rcode < len(DNS_RCODES):
+        return DNS_RCODES[rcode]
+    return f"response code {rcode}"
 
 
 def read_mdns(reply: bytes) -> str:
-    """The kinds of services."""
+    """Return the types of the services."""
     _, records = _dns_records(reply)
     names = [_dns_name(reply, start)[0].removesuffix(".local") for kind, start, _ in records if kind == DNS_PTR]
-    return "services: " + ", ".join(dict.fromkeys(names)) if names else "no services"
+    if not names:
+        return "no services"
+    return "services: " + ", ".join(dict.fromkeys(names))
 
 
 # --- NetBIOS name service: RFC 1002 sections 4.2.17 and 4.2.18 -----------------------------------------------------
 
 NBSTAT = 0x21
 # The name "*", each half byte as a letter (RFC 1001 section 14.1).
-NETBIOS_ANYBODY = b"\x20CK" + b"A" * 30 + b"\0"
-NETBIOS_STATUS = struct.pack("!6H", DNS_ID, 0, 1, 0, 0, 0) + NETBIOS_ANYBODY + struct.pack("!HH", NBSTAT, DNS_IN)
+NETBIOS_WILDCARD = b"\x20CK" + b"A" * 30 + b"\0"
+NETBIOS_STATUS = struct.pack("!6H", DNS_ID, 0, 1, 0, 0, 0) + NETBIOS_WILDCARD + struct.pack("!HH", NBSTAT, DNS_IN)
 
 
 def read_netbios(reply: bytes) -> str | None:
-    """The names of a machine."""
+    """Return the names of a machine."""
     _, records = _dns_records(reply)
     ((kind, start, _),) = records
     if kind != NBSTAT:

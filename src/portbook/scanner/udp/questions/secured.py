@@ -1,4 +1,4 @@
-"""What encrypts: QUIC, IKE, DTLS. Each is asked before there is anything to encrypt."""
+"""Encrypted protocols: QUIC, IKE, DTLS. Each request is of the unencrypted beginning of the handshake."""
 
 from __future__ import annotations
 
@@ -7,24 +7,27 @@ import struct
 # --- QUIC: RFC 9000 sections 6 and 17.2.1, RFC 8999 ----------------------------------------------------------------
 
 QUIC_FROM, QUIC_TO = b"portbook", b"anybody?"
-# A version that is reserved to be unknown (section 15), in a datagram long enough for an answer (section 14.1).
+# A reserved version, which forces version negotiation (section 15), in a datagram long enough for it (section 14.1).
 QUIC_UNKNOWN = (b"\xc0\x1a\x2a\x3a\x4a" + b"\x08" + QUIC_TO + b"\x08" + QUIC_FROM).ljust(1200, b"\0")
 QUIC_NAMES = {1: "v1", 0x6B3343CF: "v2"}  # RFC 9000, RFC 9369
 
 
 def read_quic(reply: bytes) -> str | None:
-    """The versions that there are."""
+    """Return the versions that the server supports."""
     head = b"\0\0\0\0" + b"\x08" + QUIC_FROM + b"\x08" + QUIC_TO
     if not reply[0] & 0x80 or reply[1:23] != head:
         return None
-    numbers = struct.unpack(f"!{(len(reply) - 23) // 4}I", reply[23 : 23 + (len(reply) - 23) // 4 * 4])
-    known = [n for n in numbers if n & 0x0F0F0F0F != 0x0A0A0A0A]  # the rest is reserved, as ours
-    return "versions " + ", ".join(_quic_name(n) for n in known[:16])
+    count = (len(reply) - 23) // 4
+    versions = struct.unpack_from(f"!{count}I", reply, 23)
+    known = [version for version in versions if version & 0x0F0F0F0F != 0x0A0A0A0A]  # the others are reserved, as ours
+    return "versions " + ", ".join(_quic_name(version) for version in known[:16])
 
 
 def _quic_name(number: int) -> str:
-    draft = f"draft-{number & 0xFF}" if number >> 8 == 0xFF0000 else f"{number:#010x}"
-    return QUIC_NAMES.get(number, draft)
+    if number in QUIC_NAMES:
+        return QUIC_NAMES[number]
+    is_draft = number >> 8 == 0xFF0000
+    return f"draft-{number & 0xFF}" if is_draft else f"{number:#010x}"
 
 
 # --- IKE: RFC 7296, RFC 2408 and RFC 2409 --------------------------------------------------------------------------
@@ -48,7 +51,7 @@ def _ike_transform(last: bool, kind: int, number: int, attributes: bytes = b"") 
 
 
 def ike_init() -> bytes:
-    """IKE_SA_INIT with AES-CBC-256, SHA-256 and Curve25519 (RFC 8031), whose base point stands for a key."""
+    """Return IKE_SA_INIT with AES-CBC-256, SHA-256 and Curve25519 (RFC 8031), with its base point as public key."""
     transforms = (
         _ike_transform(False, 1, 12, struct.pack("!HH", 0x800E, 256))
         + _ike_transform(False, 2, 5)
@@ -62,7 +65,7 @@ def ike_init() -> bytes:
 
 
 def ike_main_mode() -> bytes:
-    """The first message of IKEv1: AES-128, SHA-1, a shared key, group 2, for eight hours (RFC 2409 appendix A)."""
+    """Return the first message of IKEv1: AES-128, SHA-1, a shared key, group 2, eight hours (RFC 2409 appendix A)."""
     choices = struct.pack("!14H", 0x8001, 7, 0x800E, 128, 0x8002, 2, 0x8003, 1, 0x8004, 2, 0x800B, 1, 0x800C, 28800)
     transform = struct.pack("!BBHBBH", 0, 0, 8 + len(choices), 1, 1, 0) + choices
     proposal = struct.pack("!BBHBBBB", 0, 0, 8 + len(transform), 1, 1, 0, 1) + transform
@@ -70,7 +73,7 @@ def ike_main_mode() -> bytes:
 
 
 def read_ike(reply: bytes) -> str | None:
-    """The version, and the notice."""
+    """Return the version and the notification."""
     reply = reply.removeprefix(NON_ESP)
     following, version, _, _, _, length = struct.unpack_from("!BBBBII", reply, 16)
     name = IKE_EXCHANGE.get(version >> 4)
@@ -90,7 +93,7 @@ DTLS_SUITES = (0xC02B, 0xC02F, 0xC02C, 0xC030, 0xC0AE, 0xC0A8, 0x009C, 0x002F, 0
 
 
 def dtls_hello() -> bytes:
-    """A ClientHello with the suites of RFC 8422, RFC 7925 (constrained devices) and shared keys."""
+    """Return a ClientHello with the suites of RFC 8422, RFC 7925 (constrained devices) and shared keys."""
     extensions = bytes.fromhex(
         "000a00080006001d00170018"  # supported groups: X25519, P-256, P-384
         "000b00020100"  # point formats: uncompressed
@@ -105,7 +108,7 @@ def dtls_hello() -> bytes:
 
 
 def read_dtls(reply: bytes) -> str | None:
-    """The version, or an alert."""
+    """Return the version, or the alert."""
     version = DTLS_VERSIONS.get(reply[1:3])
     if version is None or len(reply) < 15:
         return None
@@ -114,5 +117,5 @@ def read_dtls(reply: bytes) -> str | None:
     if reply[0] != 22 or reply[13] not in (2, 3):  # a handshake: ServerHello, HelloVerifyRequest
         return None
     if reply[13] == 3:
-        return "DTLS, asks for a cookie"  # in a version that says nothing (section 4.2.1)
+        return "DTLS, asks for a cookie"  # its version says nothing (section 4.2.1)
     return DTLS_VERSIONS.get(reply[25:27], version)
