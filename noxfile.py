@@ -27,6 +27,21 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def windows(session: nox.Session) -> None:
+    """The Windows tests alone, under Wine; makes the laboratory first, which takes about 30 s."""
+    session.install("-e", ".[test]")
+    session.run("tests/winlab/setup.sh", external=True)
+    session.run("pytest", "tests/winlab", *session.posargs)
+
+
+@nox.session
+def scanner(session: nox.Session) -> None:
+    """The tests of the scanner alone, in networks that are slow, lossy or limited."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "tests/scanner", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     session.install("-e", ".[test]")
     for program in ("register", "reach", "lease"):

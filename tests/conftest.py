@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from contextlib import suppress
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -61,6 +65,45 @@ umount -l "$hold"
 cd /
 exec setpriv --reuid="$user" --regid="$user" --clear-groups "$@"
 """
+
+
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """Without pytest-timeout the tests run too, with no limit but their own."""
+    if not pluginmanager.hasplugin("timeout"):
+        parser.addini("timeout", "not used: pytest-timeout is not installed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take back what ``nohup`` and ``&`` of a shell ignore: a child would inherit it, and a shell cannot trap it again.
+
+    exec(2) keeps ignored signals ignored and gives handled ones their default action. So both get handlers: Ctrl-C has
+    its usual one, and a hang-up ends a child, but not the tests.
+    """
+    config.addinivalue_line("markers", "timeout(seconds): the limit of a test that needs more than the others")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
+
+
+@pytest.hookimpl(wrapper=True, optionalhook=True)
+def pytest_timeout_set_timer(item: pytest.Item) -> Iterator[None]:
+    """End the children of a test that exceeds its limit: ``with Popen(...)`` would wait for them for ever."""
+    done = yield
+    if sys.platform == "win32" or signal.getsignal(signal.SIGALRM) in (signal.SIG_DFL, signal.SIG_IGN, None):
+        return done
+    fail = signal.getsignal(signal.SIGALRM)
+    started_at = time.time()
+
+    def end_children(number: int, frame: object) -> None:
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                if child.create_time() >= started_at - 1:  # relative to btime of /proc/stat, in whole seconds
+                    child.kill()
+        fail(number, frame)
+
+    signal.signal(signal.SIGALRM, end_children)
+    return done
 
 
 def as_user(

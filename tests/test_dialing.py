@@ -11,14 +11,14 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from portbook import UsageError, dialing, waiting
 from tests.components import need
-from tests.listeners import COMMAND, deaf, listening, portbook, refusing
+from tests.listeners import COMMAND, deaf, listening, peer_may_vanish, portbook, refusing
 
 MADE_BEFORE = "PORTBOOK_TEST_CERTIFICATE"  # a directory with cert.pem and key.pem
 
@@ -195,7 +195,7 @@ def test_a_port_that_speaks_no_tls_is_open_all_the_same():
 
         def serve():
             accepted, _ = server.accept()
-            with accepted, suppress(OSError):  # the peer may be gone already
+            with accepted, peer_may_vanish():
                 accepted.recv(1000)
                 accepted.sendall(b"220 mail.test ready\r\n")
 
@@ -313,7 +313,8 @@ def datagrams(answer):
                 if data == b"stop":
                     return
                 if (reply := answer(data)) is not None:
-                    sock.sendto(reply, sender)
+                    with peer_may_vanish():
+                        sock.sendto(reply, sender)
 
         thread = threading.Thread(target=serve)
         thread.start()

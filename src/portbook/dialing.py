@@ -218,16 +218,16 @@ def _finish(
 ) -> DialedAddress:
     """Close the connection, after a TLS handshake if requested."""
     result, elapsed_s, sock = connection
-    shown, tls_ms = None, None
+    tls_result, tls_ms = None, None
     if sock is not None and tls:
         began = monotonic()
-        shown = handshake(sock, target.host, lambda: _connect_again(target, address, timeout_s), timeout_s)
+        tls_result = handshake(sock, target.host, lambda: _connect_again(target, address, timeout_s), timeout_s)
         tls_ms = _ms(monotonic() - began)
     elif sock is not None:
         _hang_up(sock)
     connect_ms = None if result.outcome == "timeout" else _ms(elapsed_s)
     return DialedAddress(
-        address.address, address.zone, result.outcome, result.evidence, connect_ms, attempts, shown, tls_ms
+        address.address, address.zone, result.outcome, result.evidence, connect_ms, attempts, tls_result, tls_ms
     )
 
 

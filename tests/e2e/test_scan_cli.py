@@ -27,6 +27,7 @@ from portbook.cli.scan import command as scan_command
 from portbook.cli.survey import Interrupt
 from tests.components import need
 from tests.e2e.terminal import ENVIRONMENT, assert_complaint, shown, without_colour
+from tests.listeners import peer_may_vanish
 
 COMMAND = [sys.executable, "-m", "portbook", "scan"]
 on_unix = pytest.mark.skipif(os.name != "posix", reason="signals, links and terminals of Unix")
@@ -174,7 +175,8 @@ def test_udp():
                 data, sender = server.recvfrom(4096)
                 if not data and sender[1] == answering:
                     return
-                server.sendto(b"hello", sender)
+                with peer_may_vanish():
+                    server.sendto(b"hello", sender)
 
         thread = threading.Thread(target=answer)
         thread.start()

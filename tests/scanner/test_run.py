@@ -43,7 +43,7 @@ class FakeEngine:
                 self.asked.append(probe)
                 if len(self.asked) in self.after:
                     self.after[len(self.asked)]()
-                tally.asked += 1
+                tally.probed += 1
                 outcome, evidence = self.answer(probe)
                 tally.answered += 1
                 yield Answer(probe.target, probe.address, probe.zone, probe.port, "tcp", outcome, evidence)

@@ -15,6 +15,7 @@ from portbook.probe.request import Limits, Probe, Tally
 from portbook.scanner.udp import wire
 from portbook.scanner.udp.engine import scan_udp
 from portbook.scanner.udp.state import PROVEN
+from tests.listeners import peer_may_vanish
 
 ADDRESSES = pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 QUICK = Limits(timeout_s=0.5)
@@ -48,10 +49,11 @@ def echo(request) -> Iterator[int]:
 
         def repeat() -> None:
             for _ in itertools.count():
-                data, sender = sock.recvfrom(2048)
-                if data == b"stop":
-                    return
-                sock.sendto(b"heard: " + data[:4], sender)
+                with peer_may_vanish():
+                    data, sender = sock.recvfrom(2048)
+                    if data == b"stop":
+                        return
+                    sock.sendto(b"heard: " + data[:4], sender)
 
         thread = threading.Thread(target=repeat)
         thread.start()

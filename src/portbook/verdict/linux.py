@@ -131,10 +131,10 @@ def _nat(request: BindRequest, caller: Caller, gaps: list[Gap]) -> tuple[tuple[N
     gaps += nat_gaps
     if not rules:
         return (), ()
-    from portbook.netconfig.linux.steps import concerning
+    from portbook.netconfig.linux.steps import select_rules
 
     requested = [endpoint.address for endpoint in request.endpoints]
-    rules = concerning(rules, requested, _addresses(gaps) or ())
+    rules = select_rules(rules, requested, _addresses(gaps) or ())
     if any(rule.to_address for rule in rules):
         return rules, _publications(gaps)
     return rules, ()

@@ -193,7 +193,7 @@ def test_every_probe_has_one_end(hosts, ports, kinds, window, retries, rate, bre
     assert len(set(places)) == len(places)
     assert len(places) + run.tally.skipped == hosts * ports
     assert run.tally.answered == len(places)
-    assert run.tally.asked == len(places)
+    assert run.tally.probed == len(places)
     assert run.tally.open == run.outcomes["open"]
     assert run.tally.in_flight == 0
     assert run.transport.most_flying <= min(window, descriptors)
@@ -413,7 +413,7 @@ def test_a_connect_to_itself_is_asked_again():
     run = Run(probes(1, 50), itself_once)
     assert run.outcomes == {"closed": 50}
     assert {answer.evidence.kind for answer in run.answers} == {"rst"}
-    assert run.tally.asked == 50
+    assert run.tally.probed == 50
 
 
 def test_one_that_keeps_doing_so_is_closed():

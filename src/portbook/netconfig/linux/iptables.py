@@ -1,9 +1,10 @@
-"""What ``iptables-save -t nat`` prints, as steps: iptables-save(8), iptables-extensions(8). Pure; never raises."""
+"""The output of ``iptables-save -t nat`` as steps: iptables-save(8), iptables-extensions(8). Pure; never raises."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from itertools import pairwise
 
 from portbook.netconfig.facts import NatTool
 from portbook.netconfig.linux.steps import NAT_HOOKS, PortRanges, Step, Table, hook_name
@@ -11,17 +12,18 @@ from portbook.numerals import UINT16, number_or_none
 from portbook.records import Family
 
 TOOL: NatTool = "iptables-save"
-MOST_RULES = 200_000
-# Options that ask what is true of packets here anyway, or nothing: how many values to pass over.
-PASSED: dict[str, int] = {"-m": 1, "--match": 1, "--comment": 1, "--dst-type": 1, "--random": 0, "--persistent": 0}
+# Options that are true of the packets in question, or test nothing: the number of their values.
+IGNORED: dict[str, int] = {"-m": 1, "--match": 1, "--comment": 1, "--dst-type": 1, "--random": 0, "--persistent": 0}
+PORT_OPTIONS = frozenset(("--dport", "--dports", "--destination-port"))
+MOST_SHOWN = 200  # characters of a condition
 VERDICTS = frozenset(("ACCEPT", "DROP", "RETURN", "MASQUERADE", "SNAT", "LOG", "MARK", "NETMAP"))
 
 
 def parse(text: bytes, family: Family) -> list[Step]:
-    """Read the rules of one family; lines that are none are passed over."""
+    """Parse the rules of one family; other lines are skipped."""
     table = (TOOL, family, "nat")
     steps = [Step(table, hook_name(hook), "jump", hook.upper()) for hook in NAT_HOOKS]
-    for line in text.decode("utf-8", "replace").split("\n")[:MOST_RULES]:
+    for line in text.decode("utf-8", "replace").split("\n"):
         if line.startswith("-A "):
             steps += _rule(_split(line), table)
     return steps
@@ -48,8 +50,8 @@ def _rule(words: list[str], table: Table) -> Iterator[Step]:
         if word in ("-j", "-g"):
             yield from _action(step, next(rest, ""), list(rest))
             return
-        if word in PASSED and not negated:
-            for _ in range(PASSED[word]):
+        if word in IGNORED and not negated:
+            for _ in range(IGNORED[word]):
                 next(rest, None)
         else:
             step = _match(step, word, next(rest, ""), negated)
@@ -57,29 +59,33 @@ def _rule(words: list[str], table: Table) -> Iterator[Step]:
 
 
 def _match(step: Step, option: str, value: str, negated: bool) -> Step:
-    """Narrow a step by what it asks; what is not understood stays as a condition."""
-    if not negated:
-        if option == "-p":
-            return step._replace(protocols=frozenset((value,)))
-        if option in ("--dport", "--dports", "--destination-port") and (ports := _ports(value)):
+    """Narrow a step by an option; one that is not known becomes a condition in words."""
+    condition = f"{option} {value}"
+    if negated:
+        if option == "-i":
+            return step  # "not from the container's own bridge": from anywhere else
+        condition = f"! {condition}"
+    elif option == "-p":
+        return step._replace(protocols=frozenset((value,)))
+    elif option == "-d":
+        return step._replace(destination=value)
+    elif option in PORT_OPTIONS:
+        ports = _ports(value)
+        if ports:
             return step._replace(ports=ports)
-        if option == "-d":
-            return step._replace(destination=value)
-    if negated and option == "-i":
-        return step  # "not from the container's own bridge": from anywhere else
-    return step._replace(conditions=(*step.conditions, f"{'! ' if negated else ''}{option} {value}"[:200]))
+    return step._replace(conditions=(*step.conditions, condition[:MOST_SHOWN]))
 
 
 def _ports(text: str) -> PortRanges | None:
     """``8080``, ``8080:8090``, ``80,443,8000:8010``."""
-    found = []
+    ranges: list[tuple[int, int]] = []
     for part in text.split(","):
         low, _, high = part.partition(":")
-        numbers = number_or_none(low, UINT16), number_or_none(high or low, UINT16)
-        if numbers[0] is None or numbers[1] is None:
+        first, last = number_or_none(low, UINT16), number_or_none(high or low, UINT16)
+        if first is None or last is None:
             return None
-        found.append((numbers[0], numbers[1]))
-    return tuple(found)
+        ranges.append((first, last))
+    return tuple(ranges)
 
 
 def _action(step: Step, target: str, rest: list[str]) -> Iterator[Step]:
@@ -93,8 +99,11 @@ def _action(step: Step, target: str, rest: list[str]) -> Iterator[Step]:
 
 
 def _value(words: list[str], option: str) -> str:
-    at = words.index(option) + 1 if option in words else len(words)
-    return words[at] if at < len(words) else ""
+    """The word after an option; empty when there is none."""
+    for word, following in pairwise(words):
+        if word == option:
+            return following
+    return ""
 
 
 def _destination(text: str) -> tuple[str | None, int | None]:

@@ -1,7 +1,7 @@
 """Linux: NAT rules by which packets to a port never reach a socket here. Two halves: read, parse.
 
-A redirection needs a base chain of type nat. Whether there is one the kernel tells in a single answer; only then are
-nft and iptables-save run, which cost more than everything else that is looked at.
+A redirection needs a base chain of type nat. One request to the kernel shows whether there is one; only then are nft
+and iptables-save run, which take longer than everything else in a verdict.
 
 Sources: nft(8), libnftables-json(5), iptables-save(8), iptables-extensions(8) (DNAT, REDIRECT, multiport, addrtype);
 include/uapi/linux/netfilter/{nfnetlink,nf_tables}.h. NAT happens in prerouting for what comes in, in output for what
@@ -18,48 +18,55 @@ from typing import NamedTuple
 
 from portbook.errors import SourceError
 from portbook.netconfig.facts import NatRule
-from portbook.records import FAMILIES, Family, Gap, Protocol
+from portbook.records import Family, Gap, Protocol
 
 NFNL_SUBSYS_NFTABLES = 10
 NFT_MSG_NEWCHAIN, NFT_MSG_GETCHAIN = 3, 4
 NFGENMSG = struct.Struct("=BBH")  # family, version, resource
 NFTA_CHAIN_TYPE = 7
-# What the kernel answers that has no netlink for netfilter, or no nf_tables behind it (nfnetlink_rcv_msg).
+# The answers of a kernel without netlink for netfilter, or without nf_tables behind it (nfnetlink_rcv_msg).
 ABSENT = frozenset((errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOENT))
-LEGACY = ("ip_tables_names", "ip6_tables_names")  # of /proc/net: tables that the older iptables has made
+# The older iptables: the file of /proc/net that names its tables, and the program that prints them.
+LEGACY: dict[Family, tuple[str, str]] = {
+    "ipv4": ("ip_tables_names", "iptables-legacy-save"),
+    "ipv6": ("ip6_tables_names", "ip6tables-legacy-save"),
+}
 TIME_LIMIT_S = 3.0
 MOST_BYTES = 16 << 20
-# Interfaces that container runtimes and hypervisors make: where there are none, an ordinary user misses nothing.
+# Interfaces of container runtimes and hypervisors: without them nothing is missing for an ordinary user.
 BRIDGES = ("docker", "br-", "cni", "podman", "nerdctl", "virbr", "lxcbr", "lxdbr", "incusbr", "cbr", "flannel", "cali")
 
 
-class Raw(NamedTuple):
-    """What the tools said."""
+class NatOutput(NamedTuple):
+    """What the tools printed."""
 
     nft: bytes = b""
-    saved: tuple[tuple[Family, bytes], ...] = ()  # family, and what iptables-save printed of it
+    saved: tuple[tuple[Family, bytes], ...] = ()  # family, and what iptables-save printed for it
     gaps: tuple[Gap, ...] = ()
 
 
 def take(port: int, protocol: Protocol, *, may_read: bool) -> tuple[tuple[NatRule, ...], list[Gap]]:
-    """The rules that redirect packets to the port; none, in one question to the kernel, where nothing does NAT."""
+    """The rules that redirect packets to the port. Where nothing does NAT, this is one request to the kernel."""
     if not may_read:
-        return (), [_denied()] if _has_bridge() else []
+        return (), _denied()
     try:
-        raw = read()
-    except PermissionError:  # a capability of another user namespace
-        return (), [_denied()] if _has_bridge() else []
+        output = read()
+    except PermissionError:  # the capability is one of another user namespace
+        return (), _denied()
     except OSError as error:
         return (), [Gap("nat", None, f"whether NAT rules redirect packets is not known: nf_tables: {error}")]
-    if not raw.nft and not raw.saved:
-        return (), list(raw.gaps)
-    rules, gaps = parse(raw, port, protocol)
-    return tuple(rules), [*raw.gaps, *gaps]
+    if not output.nft and not output.saved:
+        return (), list(output.gaps)
+    rules, gaps = parse(output, port, protocol)
+    return rules, [*output.gaps, *gaps]
 
 
-def _denied() -> Gap:
+def _denied() -> list[Gap]:
+    """A gap, where something probably does NAT."""
+    if not _has_bridge():
+        return []
     why = f"whether NAT rules (published container ports) redirect packets is not visible to uid {os.geteuid()}"
-    return Gap("nat", None, why, "run with sudo")
+    return [Gap("nat", None, why, "run with sudo")]
 
 
 def _has_bridge() -> bool:
@@ -74,18 +81,20 @@ def _has_bridge() -> bool:
 # --- read ----------------------------------------------------------------------------------------------------------
 
 
-def read() -> Raw:
-    """Ask the tools, if the kernel has anything that they could tell; raises OSError."""
+def read() -> NatOutput:
+    """Run the tools, if the kernel has anything that they could print; raises OSError."""
     gaps: list[Gap] = []
-    nft = _output(("nft", "-j", "list", "ruleset"), gaps) if has_nat_chains() else b""
+    nft = b""
     saved: list[tuple[Family, bytes]] = []
-    if b'"xt"' in nft:  # rules of iptables on top of nf_tables: nft does not know what they do
-        saved += [("ipv4", _output(("iptables-nft-save", "-t", "nat"), gaps))]
-        saved += [("ipv6", _output(("ip6tables-nft-save", "-t", "nat"), gaps))]
-    for family, name, command in zip(FAMILIES, LEGACY, ("iptables-legacy-save", "ip6tables-legacy-save"), strict=True):
-        if b"nat" in _tables(name, gaps):
+    if has_nat_chains():
+        nft = _output(("nft", "-j", "list", "ruleset"), gaps)
+    if b'"xt"' in nft:  # rules of iptables on top of nf_tables, which nft cannot print
+        saved.append(("ipv4", _output(("iptables-nft-save", "-t", "nat"), gaps)))
+        saved.append(("ipv6", _output(("ip6tables-nft-save", "-t", "nat"), gaps)))
+    for family, (name, command) in LEGACY.items():
+        if b"nat" in _legacy_tables(name, gaps):
             saved.append((family, _output((command, "-t", "nat"), gaps)))
-    return Raw(nft, tuple(saved), tuple(gaps))
+    return NatOutput(nft, tuple(saved), tuple(gaps))
 
 
 def has_nat_chains() -> bool:
@@ -103,23 +112,22 @@ def has_nat_chains() -> bool:
 
 
 def is_nat(body: bytes) -> bool:
-    """Whether a message about a chain says that its type is nat: pure."""
+    """Whether a message about a chain says that its type is nat. Pure; raises OSError for what is cut short."""
     from portbook.system import netlink
 
     return netlink.text(netlink.attributes(body[NFGENMSG.size :]).get(NFTA_CHAIN_TYPE)) == "nat"
 
 
-def _tables(name: str, gaps: list[Gap]) -> list[bytes]:
-    """The tables of the older iptables; the file is root's alone, whatever capabilities others have."""
+def _legacy_tables(name: str, gaps: list[Gap]) -> list[bytes]:
+    """The tables of the older iptables; only root can read the file, whatever capabilities a process has."""
     try:
         with open(f"/proc/thread-self/net/{name}", "rb") as file:
             return file.read(4096).split()
     except PermissionError:
-        gaps.append(
-            Gap("nat", None, f"NAT rules of iptables-legacy are not visible to uid {os.geteuid()}", "run as root")
-        )
+        why = f"NAT rules of iptables-legacy are not visible to uid {os.geteuid()}"
+        gaps.append(Gap("nat", None, why, "run as root"))
     except OSError:
-        pass  # this kernel has none
+        pass  # this kernel does not have them
     return []
 
 
@@ -142,18 +150,21 @@ def _output(command: Sequence[str], gaps: list[Gap]) -> bytes:
 # --- parse ---------------------------------------------------------------------------------------------------------
 
 
-def parse(raw: Raw, port: int, protocol: Protocol) -> tuple[list[NatRule], list[Gap]]:
-    """The rules that a packet to the port meets on its way through the chains."""
+def parse(output: NatOutput, port: int, protocol: Protocol) -> tuple[tuple[NatRule, ...], list[Gap]]:
+    """The rules that a packet to the port meets on its path through the chains."""
     from portbook.netconfig.linux import iptables, nftables
-    from portbook.netconfig.linux.steps import Step, walk
+    from portbook.netconfig.linux.steps import MOST_VISITS, Step, follow_packet
 
     steps: list[Step] = []
     gaps: list[Gap] = []
-    if raw.nft:
+    if output.nft:
         try:
-            steps += nftables.parse(raw.nft)
+            steps += nftables.parse(output.nft)
         except ValueError as error:
-            gaps.append(Gap("nat", None, f"what nft printed could not be understood: {error}"))
-    for family, text in raw.saved:
+            gaps.append(Gap("nat", None, f"the output of nft could not be parsed: {error}"))
+    for family, text in output.saved:
         steps += iptables.parse(text, family)
-    return list(dict.fromkeys(walk(steps, port, protocol))), gaps
+    walked = follow_packet(steps, port, protocol)
+    if not walked.complete:
+        gaps.append(Gap("nat", None, f"NAT rules after the first {MOST_VISITS:,} steps were not followed"))
+    return walked.rules, gaps

@@ -1,6 +1,6 @@
-"""What ``nft -j list ruleset`` prints, as steps: libnftables-json(5). Pure; raises ValueError for what is no ruleset.
+"""The output of ``nft -j list ruleset`` as steps: libnftables-json(5). Pure; raises ValueError for any other text.
 
-Chains may be named by anyone who may make them: every name is taken as text and nothing more.
+Whoever may make a chain chooses its name: names are nothing but text here.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import msgspec
 
 from portbook.netconfig.facts import NatFamily
 from portbook.netconfig.linux.steps import NAT_HOOKS, PortRanges, Step, Table, hook_name
+from portbook.numerals import UINT16
 
 FAMILIES: dict[str, NatFamily] = {"ip": "ipv4", "ip6": "ipv6", "inet": "both"}
 Sets = dict[tuple[str, str, str], list[Any]]  # family, table, name: elements
 
 
 def parse(text: bytes) -> list[Step]:
-    """Read a ruleset."""
+    """Parse a ruleset."""
     try:
         document = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError) as error:
@@ -28,7 +29,11 @@ def parse(text: bytes) -> list[Step]:
         raise ValueError("no list called nftables")  # noqa: TRY004  the text is wrong, not our call
     entries = [e for e in entries if isinstance(e, dict)]
     sets = _sets(entries)
-    return [step for entry in entries for step in (*_base(entry.get("chain")), *_rule(entry.get("rule"), sets))]
+    steps: list[Step] = []
+    for entry in entries:
+        steps += _base(entry.get("chain"))
+        steps += _rule(entry.get("rule"), sets)
+    return steps
 
 
 def _table(entry: dict[str, Any]) -> Table | None:
@@ -44,13 +49,14 @@ def _base(chain: Any) -> Iterator[Step]:
 
 
 def _sets(entries: list[dict[str, Any]]) -> Sets:
-    found: Sets = {}
+    sets: Sets = {}
     for entry in entries:
         for kind in ("set", "map"):
-            one = entry.get(kind)
-            if isinstance(one, dict) and isinstance(one.get("elem"), list):
-                found[str(one.get("family")), str(one.get("table")), str(one.get("name"))] = one["elem"]
-    return found
+            declared = entry.get(kind)
+            if isinstance(declared, dict) and isinstance(declared.get("elem"), list):
+                key = str(declared.get("family")), str(declared.get("table")), str(declared.get("name"))
+                sets[key] = declared["elem"]
+    return sets
 
 
 def _rule(rule: Any, sets: Sets) -> Iterator[Step]:
@@ -60,27 +66,27 @@ def _rule(rule: Any, sets: Sets) -> Iterator[Step]:
     if table is None:
         return
     step = Step(table, str(rule.get("chain")), "jump")
-    named = _Named(sets, str(rule.get("family")), str(rule.get("table")))
+    named_sets = _NamedSets(sets, str(rule.get("family")), str(rule.get("table")))
     for expression in rule["expr"]:
         if isinstance(expression, dict):
             for key, value in expression.items():
                 if key == "match":
-                    step = _match(step, value, named)
+                    step = _match(step, value, named_sets)
                 elif key in ACTIONS:
-                    yield from ACTIONS[key](step, value, named)
+                    yield from ACTIONS[key](step, value, named_sets)
 
 
-class _Named:
-    """The sets and maps that a rule can name."""
+class _NamedSets:
+    """The sets and maps of the table that a rule is in."""
 
     def __init__(self, sets: Sets, family: str, table: str) -> None:
         self.sets, self.family, self.table = sets, family, table
 
     def elements(self, value: Any) -> list[Any] | None:
-        """Of ``{"set": [...]}`` and of ``"@name"``; None for anything else."""
+        """The elements of ``{"set": [...]}`` or ``"@name"``; None for anything else."""
         if isinstance(value, dict) and isinstance(value.get("set"), list):
-            listed: list[Any] = value["set"]
-            return listed
+            elements: list[Any] = value["set"]
+            return elements
         if isinstance(value, str) and value.startswith("@"):
             return self.sets.get((self.family, self.table, value[1:]))
         return None
@@ -89,23 +95,34 @@ class _Named:
 # --- matches -------------------------------------------------------------------------------------------------------
 
 
-def _match(step: Step, match: Any, named: _Named) -> Step:
-    """Narrow a step by what it asks; what is not understood stays as a condition in words."""
+def _match(step: Step, match: Any, named_sets: _NamedSets) -> Step:
+    """Narrow a step by a match; one that is not known becomes a condition in words."""
     if not isinstance(match, dict):
         return step
-    left, right, positive = match.get("left"), match.get("right"), match.get("op") in ("==", "in", None)
+    left, right = match.get("left"), match.get("right")
     field = _field(left)
+    if field == "local":
+        return step  # "an address of this machine": the addresses in question are
     if field == "dport":
         step = _protocols(step, frozenset((str(_payload(left).get("protocol")),)))
-    if positive and field == "dport" and (ports := _ports(right, named)) is not None:
-        return step._replace(ports=ports)
-    if positive and field == "protocol" and (words := _words(right, named)) is not None:
-        return _protocols(step, words)
-    if positive and field == "daddr" and (address := _address(right)) is not None:
-        return step._replace(destination=address)
-    if field == "local":
-        return step  # an address of this machine: what is asked about is one
-    return step._replace(conditions=(*step.conditions, _in_words(match)))
+    narrowed: Step | None = None
+    if match.get("op") in ("==", "in", None):
+        narrowed = _narrow(step, field, right, named_sets)
+    return narrowed or _conditional(step, match)
+
+
+def _narrow(step: Step, field: str | None, right: Any, named_sets: _NamedSets) -> Step | None:
+    """Narrow a step to the values of a field; None where they are not known."""
+    if field == "dport":
+        ports = _ports(right, named_sets)
+        return None if ports is None else step._replace(ports=ports)
+    if field == "protocol":
+        protocols = _words(right, named_sets)
+        return None if protocols is None else _protocols(step, protocols)
+    if field == "daddr":
+        address = _address(right)
+        return None if address is None else step._replace(destination=address)
+    return None
 
 
 def _field(left: Any) -> str | None:
@@ -118,7 +135,10 @@ def _field(left: Any) -> str | None:
         return "daddr"
     if payload.get("field") in ("protocol", "nexthdr") or (isinstance(meta, dict) and meta.get("key") == "l4proto"):
         return "protocol"
-    return "local" if isinstance(left.get("fib"), dict) and left["fib"].get("result") == "type" else None
+    fib = left.get("fib")
+    if isinstance(fib, dict) and fib.get("result") == "type":
+        return "local"
+    return None
 
 
 def _payload(left: Any) -> dict[str, Any]:
@@ -132,18 +152,22 @@ def _protocols(step: Step, words: frozenset[str]) -> Step:
     return step._replace(protocols=words if step.protocols is None else step.protocols & words)
 
 
-def _words(right: Any, named: _Named) -> frozenset[str] | None:
-    elements = named.elements(right)
+def _words(right: Any, named_sets: _NamedSets) -> frozenset[str] | None:
+    elements = named_sets.elements(right)
     words = [right] if elements is None else elements
     known = {6: "tcp", 17: "udp", "6": "tcp", "17": "udp"}
     return frozenset(str(known.get(w, w)) for w in words if isinstance(w, str | int)) or None
 
 
-def _ports(right: Any, named: _Named) -> PortRanges | None:
-    elements = named.elements(right)
-    found = [_range(value) for value in ([right] if elements is None else elements)]
-    known = tuple(r for r in found if r is not None)
-    return known if len(known) == len(found) else None
+def _ports(right: Any, named_sets: _NamedSets) -> PortRanges | None:
+    elements = named_sets.elements(right)
+    ranges: list[tuple[int, int]] = []
+    for value in [right] if elements is None else elements:
+        limits = _range(value)
+        if limits is None:
+            return None
+        ranges.append(limits)
+    return tuple(ranges)
 
 
 def _range(value: Any) -> tuple[int, int] | None:
@@ -161,56 +185,60 @@ def _address(right: Any) -> str | None:
     if isinstance(right, str) and not right.startswith("@"):
         return right
     prefix = right.get("prefix") if isinstance(right, dict) else None
-    return f"{prefix.get('addr')}/{prefix.get('len')}" if isinstance(prefix, dict) else None
+    if isinstance(prefix, dict):
+        return f"{prefix.get('addr')}/{prefix.get('len')}"
+    return None
 
 
-def _in_words(match: Any) -> str:
+def _describe(match: Any) -> str:
     return msgspec.json.encode(match).decode("utf-8", "replace")[:200]
 
 
 # --- actions -------------------------------------------------------------------------------------------------------
 
 
-def _jump(step: Step, value: Any, named: _Named) -> Iterator[Step]:
+def _jump(step: Step, value: Any, named_sets: _NamedSets) -> Iterator[Step]:
     if isinstance(value, dict) and "target" in value:
         yield step._replace(kind="jump", target=str(value["target"]))
 
 
-def _vmap(step: Step, value: Any, named: _Named) -> Iterator[Step]:
+def _vmap(step: Step, value: Any, named_sets: _NamedSets) -> Iterator[Step]:
     """``tcp dport vmap { 8080 : jump web }``."""
     if not isinstance(value, dict) or not isinstance(value.get("key"), dict):
         return
     by_port = _field(value["key"]) == "dport"
     if by_port:
         step = _protocols(step, frozenset((str(_payload(value["key"]).get("protocol")),)))
-    for pair in named.elements(value.get("data")) or ():
+    for pair in named_sets.elements(value.get("data")) or ():
         if isinstance(pair, list) and len(pair) == 2 and isinstance(pair[1], dict):
             ports = _range(pair[0]) if by_port else None
             narrowed = step._replace(ports=(ports,)) if ports else _conditional(step, value["key"])
             for kind in ("jump", "goto"):
-                yield from _jump(narrowed, pair[1].get(kind), named)
+                yield from _jump(narrowed, pair[1].get(kind), named_sets)
 
 
-def _conditional(step: Step, key: Any) -> Step:
-    return step._replace(conditions=(*step.conditions, _in_words(key)))
+def _conditional(step: Step, expression: Any) -> Step:
+    return step._replace(conditions=(*step.conditions, _describe(expression)))
 
 
-def _dnat(step: Step, value: Any, named: _Named) -> Iterator[Step]:
-    """To an address, a port, or what a map says of the port."""
+def _dnat(step: Step, value: Any, named_sets: _NamedSets) -> Iterator[Step]:
+    """To an address, a port, or the value of a map by port."""
     target = value if isinstance(value, dict) else {}
-    port = target.get("port")
-    inner = port if isinstance(port, int) and 0 < port < 65536 else None
-    addr = target.get("addr")
-    chosen = addr.get("map") if isinstance(addr, dict) else None
-    if not isinstance(chosen, dict):
-        yield step._replace(kind="dnat", target=addr if isinstance(addr, str) else None, port=inner)
+    address, port = target.get("addr"), _port(target.get("port"))
+    by_map = address.get("map") if isinstance(address, dict) else None
+    if not isinstance(by_map, dict):
+        yield step._replace(kind="dnat", target=address if isinstance(address, str) else None, port=port)
         return
-    by_port = _field(chosen.get("key")) == "dport"
-    for pair in named.elements(chosen.get("data")) or ():
+    by_port = _field(by_map.get("key")) == "dport"
+    for pair in named_sets.elements(by_map.get("data")) or ():
         if isinstance(pair, list) and len(pair) == 2:
             ports = _range(pair[0]) if by_port else None
-            narrowed = step._replace(ports=(ports,)) if ports else _conditional(step, chosen.get("key"))
-            yield narrowed._replace(kind="dnat", target=_mapped(pair[1]), port=inner or _mapped_port(pair[1]))
+            narrowed = step._replace(ports=(ports,)) if ports else _conditional(step, by_map.get("key"))
+            yield narrowed._replace(kind="dnat", target=_mapped(pair[1]), port=port or _mapped_port(pair[1]))
+
+
+def _port(value: Any) -> int | None:
+    return value if isinstance(value, int) and 0 < value <= UINT16 else None
 
 
 def _mapped(value: Any) -> str | None:
@@ -222,15 +250,17 @@ def _mapped(value: Any) -> str | None:
 
 def _mapped_port(value: Any) -> int | None:
     parts = value.get("concat") if isinstance(value, dict) else None
-    return parts[1] if isinstance(parts, list) and len(parts) == 2 and isinstance(parts[1], int) else None
+    if isinstance(parts, list) and len(parts) == 2:
+        return _port(parts[1])
+    return None
 
 
-def _redirect(step: Step, value: Any, named: _Named) -> Iterator[Step]:
+def _redirect(step: Step, value: Any, named_sets: _NamedSets) -> Iterator[Step]:
     port = value.get("port") if isinstance(value, dict) else None
-    yield step._replace(kind="redirect", port=port if isinstance(port, int) else None)
+    yield step._replace(kind="redirect", port=_port(port))
 
 
-ACTIONS: dict[str, Callable[[Step, Any, _Named], Iterator[Step]]] = {
+ACTIONS: dict[str, Callable[[Step, Any, _NamedSets], Iterator[Step]]] = {
     "jump": _jump,
     "goto": _jump,
     "vmap": _vmap,

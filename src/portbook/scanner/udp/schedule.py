@@ -207,7 +207,7 @@ class Schedule:
             pass
         elif port.attempts == 1:
             host.unsettled_first += 1
-            self.tally.asked += 1
+            self.tally.probed += 1
         else:
             self.tally.repeated += 1
         self._set_timer(port)
