@@ -312,7 +312,7 @@ def test_open_ports_are_known_before_the_limit_is_waited_for() -> None:
     assert scan.elapsed_s < 0.1
 
 
-def test_what_a_limit_may_explain_when_the_time_is_up_is_said() -> None:
+def test_silence_at_the_deadline_mentions_the_limit() -> None:
     answers, scan = run(probes(range(3000, 3120)), Kernel(every_s=1.0), Limits(deadline_s=2.0))
     silent = [answer for answer in answers.values() if answer.outcome == "open|filtered"]
     assert len(answers) == 120
@@ -323,7 +323,7 @@ def test_what_a_limit_may_explain_when_the_time_is_up_is_said() -> None:
     assert scan.elapsed_s == pytest.approx(2.0, abs=0.01)
 
 
-def test_a_host_that_stops_refusing_is_not_waited_for_for_ever() -> None:
+def test_a_host_that_stops_refusing_is_given_up() -> None:
     answers, scan = run(probes(range(3000, 3030)), Kernel(every_s=20.0))  # a new peer finds three
     counts = Counter((answer.outcome, answer.evidence.text) for answer in answers.values())
     assert set(counts) == {("closed", None), ("open|filtered", STOPPED_REFUSING)}
@@ -525,7 +525,7 @@ def test_endless_probes_are_read_as_they_are_sent() -> None:
     assert next(read) - 20_000 < 5000
 
 
-def test_no_more_in_flight_than_the_limit_allows() -> None:
+def test_no_more_are_in_flight_than_the_window_allows() -> None:
     tally_in_flight = []
 
     def stream() -> Iterator[Probe]:
@@ -564,7 +564,7 @@ def test_descriptors_that_run_out_on_the_way() -> None:
     assert scan.schedule.window == 20
 
 
-def test_without_any_descriptor_it_says_so() -> None:
+def test_without_any_descriptor_every_port_is_an_error() -> None:
     answers, scan = run(probes(range(30000, 30010)), silence, descriptors=0)
     assert {(a.outcome, a.evidence.error) for a in answers.values()} == {("error", "EMFILE")}
     assert scan.wire.sent == []
