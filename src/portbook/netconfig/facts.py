@@ -8,7 +8,6 @@ from msgspec import Struct
 
 from portbook.records import Family, Protocol
 
-PortRange = tuple[int, int]  # first and last
 NatFamily = Literal["ipv4", "ipv6", "both"]
 NatHook = Literal["prerouting", "output"]  # what comes in; what this machine sends itself
 NatTool = Literal["nft", "iptables-save"]

@@ -14,9 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-from portbook.records import FAMILIES, PROTOCOLS, STATES, Family, Gap, Protocol, Socket, State
+from portbook.records import FAMILIES, PROTOCOLS, STATES, Family, Gap, PortRange, Protocol, Socket, State
 
-PortRange = tuple[int, int]
 Capability = Literal[
     "tcp",
     "udp",
