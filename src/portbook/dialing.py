@@ -74,7 +74,7 @@ class HostPort(NamedTuple):
     port: int
 
 
-def parse_target(text: str) -> HostPort:
+def parse_host_port(text: str) -> HostPort:
     """Parse ``host:80``, ``127.0.0.1:80``, ``[::1]:80`` or ``[fe80::1%eth0]:80``; raise UsageError."""
     try:
         host, port = split_host_port(text.strip())
@@ -104,7 +104,7 @@ def dial(
     :param lookup_s: seconds for the name lookup
     :raises UsageError: the target is not ``host:port``
     """
-    host_port = parse_target(target)
+    host_port = parse_host_port(target)
     addresses, failure, lookup_ms = _look_up(host_port, lookup_s)
     answers = map_in_threads(lambda address: _dial_address(host_port, address, timeout_s, retries, tls), addresses)
     return _result(host_port, answers, failure, lookup_ms, _timing(host_port, answers, timeout_s, times))
@@ -114,7 +114,7 @@ async def dial_async(target: str, *, timeout_s: float = TIMEOUT_S, retries: int 
     """``dial`` under asyncio; cancelling it closes its sockets. Parameters and errors are those of ``dial``."""
     import asyncio
 
-    host_port = parse_target(target)
+    host_port = parse_host_port(target)
     addresses, failure, lookup_ms = await asyncio.to_thread(_look_up, host_port)
     dials = [_dial_address_async(host_port, address, timeout_s, retries, tls) for address in addresses]
     answers = await asyncio.gather(*dials)
@@ -218,16 +218,16 @@ def _finish(
 ) -> DialedAddress:
     """Close the connection, after a TLS handshake if requested."""
     result, elapsed_s, sock = connection
-    shown, tls_ms = None, None
+    tls_result, tls_ms = None, None
     if sock is not None and tls:
         began = monotonic()
-        shown = handshake(sock, target.host, lambda: _connect_again(target, address, timeout_s), timeout_s)
+        tls_result = handshake(sock, target.host, lambda: _connect_again(target, address, timeout_s), timeout_s)
         tls_ms = _ms(monotonic() - began)
     elif sock is not None:
         _hang_up(sock)
     connect_ms = None if result.outcome == "timeout" else _ms(elapsed_s)
     return DialedAddress(
-        address.address, address.zone, result.outcome, result.evidence, connect_ms, attempts, shown, tls_ms
+        address.address, address.zone, result.outcome, result.evidence, connect_ms, attempts, tls_result, tls_ms
     )
 
 

@@ -43,7 +43,7 @@ def test_silence_is_no_answer():
         tally = Tally()
         found = scanned(of(*[place[0], [place[1]]]), Limits(timeout_s=0.2), tally=tally)
     assert [(a.outcome, a.evidence.kind, a.attempts) for a in found.values()] == [("filtered", "silence", 2)]
-    assert (tally.asked, tally.repeated, tally.silent, tally.in_flight) == (1, 1, 1, 0)
+    assert (tally.probed, tally.repeated, tally.silent, tally.in_flight) == (1, 1, 1, 0)
 
 
 def test_a_cancelled_scan_leaves_nothing():
@@ -69,10 +69,10 @@ def test_rate_and_deadline():
     answers = list(scan_tcp(of("127.0.0.1", range(1, 1000)), limits, tally=tally, on_event=events.append))
     assert [event.kind for event in events] == ["deadline"]
     assert 0 < len(answers) <= 50 * 0.6 + 2
-    assert tally.asked == len(answers)
+    assert tally.probed == len(answers)
 
 
-def test_loopback_is_told_to_refuse_at_once():
+def test_the_control_code_for_loopback():
     """Wine does not know the control code (10045): refused, and no error."""
     with socket.socket() as sock:
         assert refuse_at_once(sock) is not WINE

@@ -1,7 +1,7 @@
-"""What is added to the bare rows of a source: an ordered list of plain callables.
+"""What is added to the sockets of a source: an ordered list of plain callables.
 
-An enricher is given the distinct owners of a listing (a pid alone at first) and returns as many, in the same
-order, each the same or completed, and the gaps it met. It never raises for one process: processes vanish.
+An enricher takes the distinct owners of a listing (at first no more than pids) and returns as many, in the same order,
+each unchanged or completed, and the gaps it met. It never raises because of one process: processes end.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Enricher = Callable[[list[Owner]], tuple[list[Owner], list[Gap]]]
 
 
 def enrichers() -> tuple[Enricher, ...]:
-    """The enrichers of this machine, in the order they run; each may use what earlier ones found."""
+    """The enrichers of this machine, in the order in which they run; each may use the results of earlier ones."""
     from portbook.enrich import process, service
     from portbook.managers import container
 

@@ -1,4 +1,4 @@
-"""Linux: where a process, or the creator of a socket, stands in the cgroup hierarchy.
+"""Linux: the place of a process, or of the creator of a socket, in the cgroup hierarchy.
 
 Facts: cgroups(7), proc_pid_cgroup(5), proc_pid_mountinfo(5); Documentation/admin-guide/cgroup-v2.rst. The id that
 sock_diag reports (INET_DIAG_CGROUP_ID) is the inode of a directory of the cgroup2 file system
@@ -18,12 +18,12 @@ ROOT_ID = 1
 # hierarchies at most.
 MOST_BYTES = 1 << 16
 MOST_MOUNTINFO = 4 << 20
-MOST_DIRECTORIES = 50_000  # anyone may have a subtree delegated and fill it
+MOST_DIRECTORIES = 50_000  # any user may have a subtree delegated, and fill it
 DELETED = b" (deleted)"
 
-# Which hierarchies to believe, best first: systemd's v1 tree, v2, the v1 controllers that every container runtime uses.
+# The hierarchies to trust, best first: systemd's v1 tree, v2, the v1 controllers that every container runtime uses.
 ORDER = (b"name=systemd", b"", b"pids", b"memory", b"cpu,cpuacct", b"cpu")
-# What the creator of a socket may only seem to be in, where v1 is in use beside v2; see parse().
+# Where v1 is in use beside v2, the creator of a socket may only appear to be in one of these; see parse().
 RUNTIMES = (
     "/containerd.service",
     "/docker.service",
@@ -48,11 +48,11 @@ def of_pid(pid: int) -> str | None:
 
 
 def parse(text: bytes) -> str | None:
-    """Choose the line of /proc/PID/cgroup that says most; None if there is none.
+    """Choose the most specific line of /proc/PID/cgroup; None if there is none.
 
-    Mostly there is v2 alone. Where both are in use, systemd keeps its v1 tree and v2 alike, but a container runtime
-    that uses v1 leaves its containers in the v2 cgroup it was started from, ``containerd.service``. Where systemd
-    is not, any controller may know better than the root.
+    Usually there is only v2. Where both are in use, systemd keeps its v1 tree and v2 the same, but a container runtime
+    that uses v1 leaves its containers in the v2 cgroup from which it was started, ``containerd.service``. Without
+    systemd, any controller may know a better path than the root.
     """
     paths: dict[bytes, bytes] = {}
     for line in text.split(b"\n"):
@@ -73,19 +73,19 @@ def parse(text: bytes) -> str | None:
 
 
 def paths_by_id(ids: set[int]) -> dict[int, str]:
-    """The paths of cgroups by id; one that is gone, or cannot be seen or trusted from here, is left out."""
-    found = {ROOT_ID: ROOT} if ROOT_ID in ids else {}
-    if ids <= found.keys():
-        return found
+    """The paths of cgroups by id, without those that are gone, not visible from here, or not to be trusted."""
+    paths = {ROOT_ID: ROOT} if ROOT_ID in ids else {}
+    if ids <= paths.keys():
+        return paths
     mountinfo = _mountinfo()
-    found.update(_search(ids - {ROOT_ID}, mounts(mountinfo)))
+    paths.update(_search(ids - {ROOT_ID}, mounts(mountinfo)))
     if beside_v1(mountinfo):
-        return {number: path for number, path in found.items() if not path.endswith(RUNTIMES)}
-    return found
+        return {number: path for number, path in paths.items() if not path.endswith(RUNTIMES)}
+    return paths
 
 
 def _search(missing: set[int], trees: list[tuple[bytes, bytes]]) -> Iterator[tuple[int, str]]:
-    """Breadth first, because what holds sockets mostly lies near the root, and until all are found."""
+    """Search breadth first, because what has sockets is usually near the root, and stop when all are found."""
     for prefix, point in _distinct(trees):
         for number, path in _walk(prefix, point, missing):
             yield number, path
@@ -110,11 +110,11 @@ def _directories(path: bytes) -> list[tuple[int, bytes]]:
         with os.scandir(path) as entries:
             return [(entry.inode(), entry.name) for entry in entries if entry.is_dir(follow_symlinks=False)]
     except OSError:
-        return []  # removed meanwhile, or not readable
+        return []  # removed, or not readable
 
 
 def _distinct(trees: list[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
-    """Those that show most first, and none that lies inside one before it: there is one v2 tree, mounted many times."""
+    """The widest first, and none that is inside an earlier one: there is one v2 tree, mounted many times."""
     walked: list[bytes] = []
     for root, point in sorted(trees, key=lambda tree: len(tree[0])):
         prefix = root.rstrip(b"/")
@@ -133,13 +133,13 @@ def _mountinfo() -> bytes:
 
 def mounts(mountinfo: bytes) -> list[tuple[bytes, bytes]]:
     """Root within the hierarchy and mount point of every cgroup2 mount."""
-    found = []
+    trees = []
     for line in mountinfo.split(b"\n"):
         left, _, right = line.partition(b" - ")
         fields = left.split(b" ")
         if right.startswith(b"cgroup2 ") and len(fields) > 4:
-            found.append((_unescape(fields[3]), _unescape(fields[4])))
-    return found
+            trees.append((_unescape(fields[3]), _unescape(fields[4])))
+    return trees
 
 
 def beside_v1(mountinfo: bytes) -> bool:
@@ -148,7 +148,7 @@ def beside_v1(mountinfo: bytes) -> bool:
 
 
 def _unescape(field: bytes) -> bytes:
-    """Space, tab, newline and backslash are written as octal numbers (proc_pid_mounts(5)); the backslash comes last."""
+    """Replace the octal numbers of space, tab, newline and, last, backslash (proc_pid_mounts(5))."""
     for code, char in ((b"\\040", b" "), (b"\\011", b"\t"), (b"\\012", b"\n"), (b"\\134", b"\\")):
         field = field.replace(code, char)
     return field

@@ -1,6 +1,6 @@
-"""The registered name of a port: what the machine's own services file says, then a table of ours.
+"""The registered name of a port: from the machine's own services file, then from a table of ours.
 
-A name says what a port is meant for, not what listens there. Both files are read once, when a name is first asked for.
+A name says what a port is meant for, not what listens there. Both files are read once, when a name is first needed.
 
 Facts: services(5); IANA Service Name and Transport Protocol Port Number Registry (RFC 6335). Windows keeps the file
 beside its hosts file.
@@ -30,12 +30,12 @@ def service_name(port: int, protocol: Protocol) -> str | None:
 
 
 def load() -> Names:
-    """Our table, and above it the machine's: an administrator's own names win."""
+    """Our table, overridden by the machine's: the administrator's own names count."""
     return {**parse(_read(OURS)), **parse(_read(_machine_file()))}
 
 
 def parse(text: str) -> Names:
-    """Read ``name port/protocol[/protocol] [alias …] [# comment]`` lines; others are passed over.
+    """Read ``name port/protocol[/protocol] [alias …] [# comment]`` lines; others are skipped.
 
     The first name of a port counts, as for getservbyport(3).
     """
@@ -59,7 +59,7 @@ def _machine_file() -> str:
 
 
 def _read(path: str) -> str:
-    """A file's text; empty when there is none: containers mostly have no /etc/services."""
+    """The text of a file; empty if there is none: most containers have no /etc/services."""
     try:
         with open(path, "rb") as file:
             return file.read(MOST_BYTES).decode("utf-8", "replace")

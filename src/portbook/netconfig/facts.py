@@ -1,4 +1,4 @@
-"""What a machine's settings say about its ports: one frozen record for each kind of fact, no I/O here."""
+"""The settings of a machine that concern its ports: one frozen record for each kind of fact, no I/O here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from msgspec import Struct
 
 from portbook.records import Family, Protocol
 
-PortRange = tuple[int, int]  # first and last
 NatFamily = Literal["ipv4", "ipv6", "both"]
 NatHook = Literal["prerouting", "output"]  # what comes in; what this machine sends itself
 NatTool = Literal["nft", "iptables-save"]
@@ -16,17 +15,17 @@ ProxyKind = Literal["v4tov4", "v4tov6", "v6tov4", "v6tov6"]  # families listened
 
 
 class ExcludedRange(Struct, frozen=True):
-    """Windows: ports that no socket gets by asking for them; the bind fails with WSAEACCES (10013)."""
+    """Windows: ports that cannot be bound by number; the bind fails with WSAEACCES (10013)."""
 
     family: Family
     protocol: Protocol
     start: int
     end: int  # inclusive
-    administered: bool  # somebody reserved it (netsh's asterisk); else a service did, until the next start
+    administered: bool  # an administrator reserved it (netsh's asterisk); else a service, until the next start
 
 
 class DynamicRange(Struct, frozen=True):
-    """Windows: where the system takes ports for outgoing connections, and where it puts reservations of its own."""
+    """Windows: the range of ports for outgoing connections, and for the system's own reservations."""
 
     family: Family
     protocol: Protocol
@@ -35,7 +34,7 @@ class DynamicRange(Struct, frozen=True):
 
 
 class PortProxy(Struct, frozen=True):
-    """Windows: a port that the service iphlpsvc listens on, to pass connections on."""
+    """Windows: a port on which the service iphlpsvc listens to forward connections."""
 
     kind: ProxyKind
     listen_address: str  # "*": every address
@@ -45,15 +44,15 @@ class PortProxy(Struct, frozen=True):
 
 
 class HttpQueue(Struct, frozen=True):
-    """Windows: a request queue of http.sys, behind whose ports stands pid 4 while these processes answer."""
+    """Windows: a request queue of http.sys: its ports belong to pid 4, and these processes answer."""
 
-    name: str | None  # None: it has none
+    name: str | None  # None: unnamed
     urls: tuple[str, ...]  # as registered: "HTTP://+:5985/WSMAN/"
-    pids: tuple[int, ...]  # attached to it; if none is, the one that controls it; empty: not told
+    pids: tuple[int, ...]  # attached to it; if none is, the one that controls it; empty: not known
 
 
 class Caller(Struct, frozen=True):
-    """Who asks."""
+    """The process that binds, or asks."""
 
     uid: int | None = None  # effective; None on Windows
     may_bind_low: bool | None = None  # Linux: CAP_NET_BIND_SERVICE; None: not known
@@ -65,7 +64,7 @@ class LocalAddress(Struct, frozen=True):
 
     address: str
     interface: str
-    tentative: bool = False  # IPv6: it may be somebody else's, and cannot be bound until that is known (RFC 4862)
+    tentative: bool = False  # IPv6: cannot be bound until duplicate address detection has finished (RFC 4862)
 
 
 class Link(Struct, frozen=True):
@@ -73,7 +72,7 @@ class Link(Struct, frozen=True):
 
     name: str
     kind: str | None = None  # "vrf", "bridge", "veth"
-    vrf: str | None = None  # the VRF it is, or belongs to
+    vrf: str | None = None  # the VRF that it is, or belongs to
 
 
 class Publication(Struct, frozen=True):
@@ -88,13 +87,13 @@ class Publication(Struct, frozen=True):
 
 
 class NatRule(Struct, frozen=True):
-    """A rule by which packets to the port never come to a socket of this machine, or to another port of it."""
+    """A rule that redirects packets to the port: to another machine, or to another port of this one."""
 
     family: NatFamily
     hook: NatHook
     to_address: str | None  # None: this machine
     to_port: int | None  # None: the same
-    destination: str | None = None  # for packets to this address or network alone
-    conditions: tuple[str, ...] = ()  # what else the packet must be, in the tool's words
+    destination: str | None = None  # only for packets to this address or network
+    conditions: tuple[str, ...] = ()  # further conditions, in the words of the tool
     chain: str = ""
-    tool: NatTool | None = None  # that told it
+    tool: NatTool | None = None  # that printed it

@@ -48,7 +48,7 @@ class Event(Struct, frozen=True):
 class Tally(Struct):
     """What an engine has done so far; it updates this while it runs."""
 
-    asked: int = 0  # ports probed; repeated attempts are not counted again
+    probed: int = 0  # ports; repeated attempts are not counted again
     answered: int = 0  # ports with an answer
     open: int = 0
     silent: int = 0  # no answer after every attempt

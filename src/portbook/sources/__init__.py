@@ -1,4 +1,4 @@
-"""The ways to read a machine, in order of preference, and the choice among them."""
+"""The data sources of a machine, in order of preference."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from portbook.sources.base import Source
 PLATFORMS: dict[str, Platform] = {"win32": "windows", "darwin": "macos"}  # others read /proc, as Linux
 PLATFORM = PLATFORMS.get(sys.platform, "linux")
 
-# Best first: a listing takes the first of its platform that works, and the next when that one fails. Modules are
-# imported when they are tried, not before. Name: (module, platforms).
+# Best first: a listing uses the first of its platform that works, and the next when that one fails. Modules are
+# imported when they are tried. Name: (module, platforms).
 SOURCES: dict[str, tuple[str, tuple[str, ...]]] = {
     "bpf": ("bpf", ("linux",)),
     "sockdiag": ("sockdiag", ("linux",)),
@@ -34,7 +34,7 @@ def load(name: str) -> Source:
 
 
 def names(platform: str = PLATFORM) -> list[str]:
-    """The sources that belong to a platform, best first."""
+    """The sources of a platform, best first."""
     return [name for name, (_, platforms) in SOURCES.items() if platform in platforms]
 
 

@@ -1,12 +1,12 @@
-"""The promise every source makes.
+"""The interface of sources.
 
-A source is a module with two halves. ``read(wanted)`` touches the system and returns what the system said,
-unchanged; ``parse(raw)`` is pure, imports on every platform, and turns that answer into sockets. A table captured
-once is parsed in tests for ever.
+A source is a module with two halves. ``read(wanted)`` touches the system and returns its answer, unchanged;
+``parse(raw)`` is pure, can be imported on every platform, and turns that answer into sockets. A table captured once
+is test data for ever.
 
-``read`` may return more than was wanted (the pipeline filters again) and never less. It raises
-``SourceMissing``, ``SourceDenied`` or ``SourceTimeout``. ``parse`` raises ``SourceGarbled`` for an answer that cannot
-be understood, and nothing else, whatever bytes it is given.
+``read`` may return more than was wanted (the pipeline filters again) and never less. It raises ``SourceMissing``,
+``SourceDenied``, ``SourceTimeout``, or ``SourceGarbled`` for an answer that is not whole. ``parse`` raises
+``SourceGarbled`` for an answer that cannot be parsed, and nothing else, whatever bytes it is given.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-from portbook.records import FAMILIES, PROTOCOLS, STATES, Family, Gap, Protocol, Socket, State
+from portbook.records import FAMILIES, PROTOCOLS, STATES, Family, Gap, PortRange, Protocol, Socket, State
 
-PortRange = tuple[int, int]
 Capability = Literal[
     "tcp",
     "udp",
@@ -41,7 +40,7 @@ class Wanted(NamedTuple):
     families: tuple[Family, ...] = FAMILIES
     states: frozenset[State | None] = frozenset((*STATES, None))
     ports: tuple[PortRange, ...] | None = None  # local ports, inclusive; None: every port
-    pids: tuple[int, ...] | None = None  # only what these hold, and not who else holds it; None: everything
+    pids: tuple[int, ...] | None = None  # only their sockets, without the other owners; None: everything
     all_namespaces: bool = False  # other network namespaces too, where the source sees them
 
 
@@ -53,7 +52,7 @@ class OtherNamespaces(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a source found, before owners are completed."""
+    """The sockets of a source, before owners are completed."""
 
     sockets: list[Socket]
     gaps: list[Gap]
@@ -70,7 +69,7 @@ class Source(NamedTuple):
     missing: Callable[[], str | None]  # why it does not work here, None if it does
     read: Callable[[Wanted], Any]
     parse: Callable[[Any], Reading]
-    optional: bool = False  # where it does not work, the next one answers as well: nobody need be told
+    optional: bool = False  # where it does not work, the next one answers as well: no gap
 
 
 CAPABILITIES: dict[Capability, str] = {

@@ -1,6 +1,6 @@
-"""Linux: other network namespaces: finding a way into them, their names, and doing something inside.
+"""Linux: other network namespaces: how they can be entered, their names, and work done inside them.
 
-A namespace is a number, the inode of ``/proc/PID/ns/net`` of the processes in it; ip-netns(8) keeps some under names.
+The number of a namespace is the inode of ``/proc/PID/ns/net`` of the processes in it; ip-netns(8) gives some a name.
 
 Facts: namespaces(7), network_namespaces(7), setns(2), proc_pid_ns(5), ip-netns(8).
 """
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from itertools import islice
 from typing import TypeVar
 
 from portbook.errors import SourceError
@@ -22,7 +24,7 @@ MOST_NAMES = 100_000
 
 
 def own() -> int | None:
-    """The namespace of the calling thread; None where /proc does not tell."""
+    """The namespace of the calling thread; None where /proc does not show it."""
     try:
         return os.stat("/proc/thread-self/ns/net").st_ino
     except OSError:
@@ -30,47 +32,51 @@ def own() -> int | None:
 
 
 def names() -> dict[int, str]:
-    """The namespaces that ``ip netns`` knows, by inode."""
-    found: dict[int, str] = {}
+    """The namespaces that ``ip netns`` has named, by inode."""
+    names_by_inode: dict[int, str] = {}
     try:
         device = os.stat("/proc/self/ns/net").st_dev  # of nsfs: a name left over from a restart is an ordinary file
         with os.scandir(NAMED) as entries:
-            for entry, _ in zip(entries, range(MOST_NAMES), strict=False):
-                status = entry.stat(follow_symlinks=False)
-                if status.st_dev == device:
-                    found[status.st_ino] = entry.name
+            for entry in islice(entries, MOST_NAMES):
+                with suppress(FileNotFoundError):  # it was removed meanwhile
+                    status = entry.stat(follow_symlinks=False)
+                    if status.st_dev == device:
+                        names_by_inode[status.st_ino] = entry.name
     except OSError:
-        pass  # there is none, or it went meanwhile: then it has no name
-    return found
+        pass  # there are no names, or no /proc
+    return names_by_inode
 
 
 def inhabited() -> dict[int, str]:
-    """Every namespace that has a process or a name, and a path through which it can be entered."""
-    found = {netns: f"{NAMED}/{name}" for netns, name in names().items()}
-    for netns, path in _processes():
-        found.setdefault(netns, path)
-    return found
+    """Every namespace that has a process or a name, with a path through which it can be entered."""
+    paths = {netns: f"{NAMED}/{name}" for netns, name in names().items()}
+    for netns, path in _namespaces_of_processes():
+        paths.setdefault(netns, path)
+    return paths
 
 
-def _processes() -> Iterator[tuple[int, str]]:
+def _namespaces_of_processes() -> Iterator[tuple[int, str]]:
     for name in os.listdir("/proc"):
         if is_number(name):
+            path = f"/proc/{name}/ns/net"
             try:
-                yield os.stat(f"/proc/{name}/ns/net").st_ino, f"/proc/{name}/ns/net"
+                yield os.stat(path).st_ino, path
             except OSError:
-                continue  # it ended meanwhile, or we may not look
+                continue  # it has ended, or we may not look
 
 
 def visit(paths: Mapping[int, str], work: Callable[[int], Result]) -> dict[int, Result | SourceError | OSError]:
-    """Do something in each namespace, and return what came of it.
+    """Call ``work`` in each namespace, with its number, and return the results or errors.
 
-    A thread of its own goes there and ends there: the namespace of the calling thread never changes.
+    A separate thread enters the namespaces and then ends: the namespace of the calling thread never changes.
+
+    :param paths: namespaces, and the path through which each is entered
     """
     from threading import Thread
 
     answers: dict[int, Result | SourceError | OSError] = {}
 
-    def go() -> None:
+    def work_in_each() -> None:
         for netns, path in paths.items():
             try:
                 _enter(path, netns)
@@ -78,10 +84,10 @@ def visit(paths: Mapping[int, str], work: Callable[[int], Result]) -> dict[int, 
             except (SourceError, OSError) as error:
                 answers[netns] = error
 
-    thread = Thread(target=go, name="portbook-namespaces")
+    thread = Thread(target=work_in_each, name="portbook-namespaces")
     try:
         thread.start()
-    except RuntimeError as error:  # no further thread is to be had: setrlimit(2), RLIMIT_NPROC
+    except RuntimeError as error:  # no more threads: setrlimit(2), RLIMIT_NPROC
         return dict.fromkeys(paths, OSError(str(error)))
     thread.join()
     return answers
@@ -94,7 +100,7 @@ def _enter(path: str, netns: int) -> None:
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         if os.fstat(file).st_ino != netns:
-            raise ProcessLookupError(0, "it is gone")
+            raise ProcessLookupError(0, "the namespace is gone")
         if ctypes.CDLL(None, use_errno=True).setns(file, CLONE_NEWNET):
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code))

@@ -1,4 +1,4 @@
-"""UDP ports of real services and real firewalls, in networks of the tests' own; nothing outside them is asked."""
+"""UDP ports of real services and real firewalls, in networks that the tests create; nothing outside them is probed."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ BOTH = pytest.mark.parametrize("target", [TARGET, TARGET6])
 
 
 def scan(
-    address: str, ports: Iterable[int], limits: Limits = DEFAULTS, zone: str | None = None, **more: object
+    address: str, ports: Iterable[int], limits: Limits = DEFAULTS, zone: str | None = None, **options: object
 ) -> dict[int, Answer]:
-    """Each port once, in whatever order they were answered."""
-    answers = list(scan_udp((Probe(address, address, port, zone) for port in ports), limits, **more))
-    found = {answer.port: answer for answer in answers}
-    assert len(found) == len(answers)
-    return found
+    """Probe each port once; return the answer of each."""
+    answers = list(scan_udp((Probe(address, address, port, zone) for port in ports), limits, **options))
+    by_port = {answer.port: answer for answer in answers}
+    assert len(by_port) == len(answers)
+    return by_port
 
 
 def outcomes(answers: dict[int, Answer]) -> dict[int, str]:
@@ -54,7 +54,7 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture
 def eager(lab) -> Lab:
-    """A target that refuses as many ports as are asked."""
+    """A target that refuses as many ports as are probed."""
     lab.target.sysctl("net.ipv4.icmp_ratemask", 0)
     lab.target.sysctl("net.ipv6.icmp.ratelimit", 0)
     return lab
@@ -75,7 +75,7 @@ LAB.TEST = {{
   key_stash_file={path}/stash
 }}
 """
-# Answers those who know the secret of RFC 5997's examples, from the network that netlab makes.
+# Answers clients of netlab's network with the secret of RFC 5997's examples.
 RADIUSD = """name = radiusd
 libdir = /usr/lib/freeradius
 logdir = {path}
@@ -104,10 +104,10 @@ KRB5 = "[libdefaults]\ndefault_realm = LAB.TEST\n"
 
 
 class Service(NamedTuple):
-    """How a daemon of Debian's is started on its own port, with nothing but what it needs."""
+    """How a daemon of Debian is started on its own port, with a minimal configuration."""
 
     port: int
-    command: str  # {path} is a directory of the test's own
+    command: str  # {path} is a directory of the test
     expected: str  # what is recognised
     files: tuple[tuple[str, str], ...] = ()  # name and text
 
@@ -191,7 +191,7 @@ def test_a_real_service_is_open_and_recognised(name, eager, tmp_path, monkeypatc
     serve(eager.target, name, tmp_path)
     port = SERVICES[name].port
     with eager.client:
-        answers = asked_until_open(TARGET, port)
+        answers = probe_until_open(TARGET, port)
     answer = answers[port]
     assert re.match(SERVICES[name].expected, f"{answer.service}: {answer.evidence.text}")
     assert answer.evidence.kind == "reply"
@@ -199,7 +199,7 @@ def test_a_real_service_is_open_and_recognised(name, eager, tmp_path, monkeypatc
     assert answers[9].outcome == "closed"
 
 
-def asked_until_open(address: str, port: int) -> dict[int, Answer]:
+def probe_until_open(address: str, port: int) -> dict[int, Answer]:
     """Some daemons need a moment between having the port and answering; avahi announces its records first."""
     for _ in range(10):
         answers = scan(address, (port, 9))
@@ -208,8 +208,8 @@ def asked_until_open(address: str, port: int) -> dict[int, Answer]:
     return answers
 
 
-def test_snmp_of_every_version_is_asked_when_the_first_is_silent(eager, tmp_path) -> None:
-    """A filter takes what begins as SNMPv3 does: the message is 0x30, length, then the version."""
+def test_every_version_of_snmp_is_tried_when_the_first_is_silent(eager, tmp_path) -> None:
+    """A filter drops SNMPv3: a message is 0x30, length, then the version."""
     serve(eager.target, "snmpd", tmp_path)
     eager.target.nft("udp dport 161 @th,80,24 0x020103 drop")
     with eager.client:
@@ -224,17 +224,17 @@ def test_over_ipv6_too(eager, tmp_path) -> None:
         assert (scan(TARGET6, [53])[53].evidence.text or "").startswith("version dnsmasq")
 
 
-# --- services of the tests' own, where no light daemon exists ------------------------------------------------------
+# --- services of the test itself, where no light daemon exists -----------------------------------------------------
 
 
 class Responder:
-    """Answers datagrams on ports of a namespace, from a thread; a function says what, and from which socket."""
+    """Answers datagrams on ports of a namespace, from a thread; a function chooses the socket that replies."""
 
     def __init__(self, host: netlab.Namespace, ports: Iterable[int], answer=None) -> None:
         with host:
             self._sockets = [self._bound(port) for port in ports]
             self._other = self._bound(0)
-        self._answer = answer or (lambda data, mine, other: mine)
+        self._answer = answer or (lambda data, bound, other: bound)
         self._end, self._stop = socket.socketpair()
         self._thread = threading.Thread(target=self._run)
 
@@ -281,7 +281,7 @@ def test_an_unknown_reply_is_open_and_described(eager) -> None:
 
 def test_an_answer_from_another_port_is_heard_for_tftp_and_ssdp_only(eager) -> None:
     """RFC 1350 section 4: a TFTP server answers from a port of its own choice."""
-    with Responder(eager.target, [69, 1900, 4000], lambda data, mine, other: other), eager.client:
+    with Responder(eager.target, [69, 1900, 4000], lambda data, bound, other: other), eager.client:
         answers = scan(TARGET, [69, 1900, 4000, 9], QUICK)
     assert outcomes(answers) == {9: "closed", 69: "open", 1900: "open", 4000: "open|filtered"}
 
@@ -290,10 +290,10 @@ def test_a_reply_to_the_first_attempt_counts_during_the_second(eager) -> None:
     """A service may take longer than the time between two attempts."""
     late = []
 
-    def once_late(data, mine, other):
+    def once_late(data, bound, other):
         late.append(data)
         threading.Event().wait(0.5)
-        return mine
+        return bound
 
     with Responder(eager.target, [4000], once_late), eager.client:
         answer = scan(TARGET, [4000, 9])[4000]
@@ -319,7 +319,7 @@ def test_a_closed_port(eager, target) -> None:
     evidence = answer.evidence
     assert (answer.outcome, evidence.kind, evidence.sender) == ("closed", "icmp", target)
     assert (evidence.icmp_type, evidence.icmp_code) == expected
-    assert evidence.error == "ECONNREFUSED"  # at whichever attempt: a busy machine may be late for the first
+    assert evidence.error == "ECONNREFUSED"  # at any attempt: a busy machine may be late for the first
 
 
 @BOTH
@@ -342,7 +342,7 @@ def test_prohibitions_of_ipv4(eager, kind, code) -> None:
 
 
 @pytest.mark.parametrize(("target", "router"), [(FAR_TARGET, ROUTER), (FAR_TARGET6, ROUTER6)])
-def test_a_router_that_refuses_is_named(target, router) -> None:
+def test_the_sender_of_a_routers_refusal_is_reported(target, router) -> None:
     with netlab.routed() as lab:
         rules = [f"udp dport {4000 + n} reject with icmpx type {kind}" for n, kind in enumerate(REJECTS)]
         lab.router.nft(*rules, "udp dport 4100 drop", hook="forward")
@@ -351,7 +351,7 @@ def test_a_router_that_refuses_is_named(target, router) -> None:
     refused = {port: (a.outcome, a.evidence.sender) for port, a in answers.items() if a.evidence.kind == "icmp"}
     assert refused == {
         3000: ("closed", target),
-        4000: ("filtered", router),  # port unreachable, but not from whom it would know
+        4000: ("filtered", router),  # port unreachable, but from a host that cannot know it
         4001: ("filtered", router),
         4002: ("unreachable", router),
         4003: ("unreachable", router),
@@ -368,7 +368,7 @@ def test_a_network_that_a_router_does_not_know() -> None:
 
 
 def test_a_neighbour_that_is_not_there(lab) -> None:
-    """The kernel says so itself, after asking for its address three times."""
+    """The kernel reports it after three address requests."""
     with lab.client:
         answers = scan("10.77.0.99", range(3000, 3010))
     assert set(outcomes(answers).values()) == {"unreachable"}
@@ -389,11 +389,11 @@ def test_no_route_on_this_machine(lab, prepare, outcome, error) -> None:
     if prepare:
         lab.client.run(*prepare)
     with lab.client:
-        answer = scan("192.0.2.1", [53])[53]  # a network for documentation (RFC 5737), in a namespace without a way out
+        answer = scan("192.0.2.1", [53])[53]  # a network for documentation (RFC 5737), in a namespace without a route
     assert (answer.outcome, answer.evidence.kind, answer.evidence.error) == (outcome, "errno", error)
 
 
-def test_a_firewall_of_this_machine_is_not_the_ports_answer(eager) -> None:
+def test_a_firewall_of_this_machine_is_an_error(eager) -> None:
     eager.client.nft("udp dport 4000 reject", "udp dport 4001 drop", hook="output")
     with eager.client:
         answers = scan(TARGET, [4000, 4001, 9], QUICK)
@@ -423,7 +423,7 @@ def test_silence_is_never_closed(lab, target) -> None:
     assert {(a.evidence.kind, a.evidence.text, a.attempts, a.rtt_ms) for a in answers.values()} == {
         ("silence", None, 2, None)
     }
-    assert (tally.asked, tally.repeated, tally.silent, tally.answered) == (20, 20, 20, 20)
+    assert (tally.probed, tally.repeated, tally.silent, tally.answered) == (20, 20, 20, 20)
 
 
 def test_silence_is_proven_by_ports_that_are_refused(eager) -> None:
@@ -495,18 +495,18 @@ def alone() -> Iterator[netlab.Namespace]:
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_every_port_of_a_host_where_nothing_listens(alone, address) -> None:
-    """A socket that is given the very port it asks would hear its own question: any of 28,000 ports may be given."""
+    """A socket whose local port is the port that it probes would hear itself: it gets any of 28,000 ports."""
     tally = Tally()
     with alone:
         counts = collections.Counter(
             a.outcome for a in scan_udp((Probe("x", address, port) for port in range(1, 65536)), Limits(), tally=tally)
         )
     assert counts == {"closed": 65535}
-    assert (tally.asked, tally.answered, tally.in_flight) == (65535, 65535, 0)
+    assert (tally.probed, tally.answered, tally.in_flight) == (65535, 65535, 0)
 
 
-def test_a_socket_never_asks_itself(alone) -> None:
-    """With three ports to choose from, every other socket would."""
+def test_a_socket_never_probes_itself(alone) -> None:
+    """With three local ports, every third socket would."""
     alone.sysctl("net.ipv4.ip_local_port_range", "40001 40003")
     with alone:
         for _ in range(20):
@@ -557,7 +557,7 @@ def test_descriptors_that_run_out_on_the_way(alone) -> None:
     assert alone.call(with_fewer_and_fewer) == ({"closed": 2000}, {"descriptors"})
 
 
-# --- other ways to hear --------------------------------------------------------------------------------------------
+# --- without the error queue -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", ["errno", "loop"])
@@ -565,14 +565,14 @@ def test_without_an_error_queue(eager, tmp_path, monkeypatch, make) -> None:
     """As on macOS and as on Windows: error numbers instead of ICMP messages."""
     import asyncio
 
-    ways = {
+    wires = {
         "errno": lambda: wire.SelectorWire(keeps_errors=False),
         "loop": lambda: wire.LoopWire(asyncio.SelectorEventLoop()),
     }
-    monkeypatch.setattr(wire, "choose", ways[make])
+    monkeypatch.setattr(wire, "choose", wires[make])
     serve(eager.target, "dnsmasq", tmp_path)
     eager.target.nft("udp dport 2000 drop")
-    other_port = Responder(eager.target, [69], lambda data, mine, other: other)
+    other_port = Responder(eager.target, [69], lambda data, bound, other: other)
     before = descriptors()
     with other_port, eager.client:
         for address in (TARGET, TARGET6):
@@ -584,14 +584,14 @@ def test_without_an_error_queue(eager, tmp_path, monkeypatch, make) -> None:
     assert descriptors() < before
 
 
-def test_the_questions_of_a_known_port_are_those_of_the_table(eager) -> None:
-    heard: list[bytes] = []
+def test_the_requests_of_a_listed_port_are_those_of_the_table(eager) -> None:
+    received: list[bytes] = []
 
-    def note(data, mine, other):
-        heard.append(data)
-        return other  # which a connected socket does not hear
+    def note(data, bound, other):
+        received.append(data)
+        return other  # from which a connected socket receives nothing
 
     with Responder(eager.target, [161, 4000], note), eager.client:
         scan(TARGET, [161, 4000], QUICK)
     expected = [p.data for p in payloads.PAYLOADS if 161 in p.ports]
-    assert sorted(heard) == sorted([expected[0], *expected, b"", payloads.DNS_VERSION.data])
+    assert sorted(received) == sorted([expected[0], *expected, b"", payloads.DNS_VERSION.data])

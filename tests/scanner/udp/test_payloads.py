@@ -1,7 +1,7 @@
-"""Questions are what their specifications say, and answers are known or passed over, whatever bytes come.
+"""Requests follow their specifications; replies are recognised or ignored, whatever their bytes.
 
-What real services answer is tried in test_udp.py. The answers here are composed from the specifications, for services
-that have no daemon light enough for a test.
+test_engine.py tests replies of real services. The replies here are composed from the specifications, for services
+without a daemon that is light enough for a test.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from portbook.scanner.udp.payloads import (
     PAYLOADS,
     UNKNOWN,
     Payload,
-    describe_unknown,
+    describe_reply,
     for_port,
     recognise,
 )
@@ -34,7 +34,7 @@ REQUIRED = {
 }
 
 
-def question(service: str, number: int = 0) -> Payload:
+def payload_of(service: str, number: int = 0) -> Payload:
     return [p for p in PAYLOADS if p.service == service][number]
 
 
@@ -48,12 +48,12 @@ def tlv(tag: int, *parts: bytes) -> bytes:
 # --- the table -----------------------------------------------------------------------------------------------------
 
 
-def test_every_required_service_has_a_question() -> None:
+def test_every_required_service_has_a_request() -> None:
     assert {p.service for p in PAYLOADS} >= REQUIRED
 
 
 @pytest.mark.parametrize("payload", PAYLOADS, ids=lambda p: f"{p.service}-{p.ports[0]}")
-def test_a_question_names_its_ports_and_specification_and_fits_a_packet(payload: Payload) -> None:
+def test_a_request_names_its_ports_and_specification_and_fits_a_packet(payload: Payload) -> None:
     assert payload.spec
     assert payload.ports
     assert all(0 < port < 65536 for port in payload.ports)
@@ -71,7 +71,7 @@ def test_the_first_attempt_asks_one_question_and_the_second_all() -> None:
     assert for_port(53, 2) == for_port(53)
 
 
-def test_an_unknown_port_gets_an_empty_and_a_generic_question() -> None:
+def test_an_unlisted_port_gets_an_empty_and_a_generic_request() -> None:
     assert [for_port(40000, attempt)[0].data for attempt in (1, 2, 3)] == [b"", UNKNOWN[1].data, b""]
     assert UNKNOWN[1].data
 
@@ -80,34 +80,34 @@ def test_an_unknown_port_gets_an_empty_and_a_generic_question() -> None:
 
 
 def test_dns_query() -> None:  # RFC 1035 section 4.1
-    data = question("domain").data
+    data = payload_of("domain").data
     assert data[2:12] == struct.pack("!5H", 0, 1, 0, 0, 0)
     assert data[12:] == b"\x07version\x04bind\0" + struct.pack("!HH", 16, 3)  # TXT, CHAOS
 
 
 def test_netbios_question() -> None:  # RFC 1002 section 4.2.17
-    assert question("netbios-ns").data[12:] == b"\x20CKAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\0\0\x21\0\x01"
+    assert payload_of("netbios-ns").data[12:] == b"\x20CKAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\0\0\x21\0\x01"
 
 
 def test_ntp_question() -> None:  # RFC 5905 section 7.3: version 4, mode 3
-    data = question("ntp").data
+    data = payload_of("ntp").data
     assert (len(data), data[0] >> 3 & 7, data[0] & 7) == (48, 4, 3)
 
 
 def test_quic_question() -> None:  # RFC 9000 sections 14.1 and 15
-    data = question("quic").data
+    data = payload_of("quic").data
     assert len(data) == 1200
     assert data[0] & 0xC0 == 0xC0
     assert all(octet & 0x0F == 0x0A for octet in data[1:5])  # reserved to force version negotiation
 
 
 def test_stun_question() -> None:  # RFC 8489 section 5
-    assert question("stun").data[:8] == bytes.fromhex("000100002112a442")
-    assert len(question("stun").data) == 20
+    assert payload_of("stun").data[:8] == bytes.fromhex("000100002112a442")
+    assert len(payload_of("stun").data) == 20
 
 
 def test_radius_question() -> None:  # RFC 5997 section 3, RFC 2869 section 5.14
-    data = question("radius").data
+    data = payload_of("radius").data
     assert data[0] == 12
     assert struct.unpack("!H", data[2:4]) == (len(data),)
     assert data[20:22] == b"\x50\x12"
@@ -121,7 +121,7 @@ def test_the_check_of_radius_agrees_with_the_example_of_the_rfc() -> None:  # RF
 
 @pytest.mark.parametrize(("service", "number", "start"), [("isakmp", 0, 0), ("isakmp", 1, 0), ("ipsec-nat-t", 0, 4)])
 def test_ike_question(service: str, number: int, start: int) -> None:  # RFC 7296 section 3.1
-    data = question(service, number).data[start:]
+    data = payload_of(service, number).data[start:]
     assert struct.unpack("!I", data[24:28]) == (len(data),)
     at, following = 28, data[16]
     while following:  # a chain of payloads that ends with the message
@@ -131,13 +131,13 @@ def test_ike_question(service: str, number: int, start: int) -> None:  # RFC 729
 
 
 def test_dtls_question() -> None:  # RFC 6347 section 4
-    data = question("dtls").data
+    data = payload_of("dtls").data
     assert struct.unpack("!H", data[11:13])[0] == len(data) - 13
     assert int.from_bytes(data[14:17], "big") == int.from_bytes(data[22:25], "big") == len(data) - 25
 
 
 def test_bacnet_question() -> None:  # annex J.2
-    assert struct.unpack("!H", question("bacnet").data[2:4])[0] == len(question("bacnet").data)
+    assert struct.unpack("!H", payload_of("bacnet").data[2:4])[0] == len(payload_of("bacnet").data)
 
 
 # --- answers -------------------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def bacnet_string(text: bytes) -> bytes:
     return b"\x81\x0a" + struct.pack("!H", 4 + len(body)) + body
 
 
-ANSWERS = {
+REPLIES = {
     ("domain", "not implemented"): struct.pack("!6H", 0x7062, 0x8004, 0, 0, 0, 0),
     ("domain", "version dnsd 1"): dns_answer(16, b"\x06dnsd 1"),
     ("mdns", "services: _ipp._tcp"): dns_answer(12, b"\x04_ipp\x04_tcp\x05local\0"),
@@ -231,31 +231,31 @@ ANSWERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("service", "text"), ANSWERS)
-def test_an_answer_is_recognised(service: str, text: str) -> None:
-    asked = [p for p in PAYLOADS if p.service == service]
-    found = recognise(ANSWERS[service, text], asked)
-    assert found is not None
-    assert (found.service, found.text) == (service, text)
+@pytest.mark.parametrize(("service", "text"), REPLIES)
+def test_a_reply_is_recognised(service: str, text: str) -> None:
+    requests = [p for p in PAYLOADS if p.service == service]
+    recognised = recognise(REPLIES[service, text], requests)
+    assert recognised is not None
+    assert (recognised.service, recognised.text) == (service, text)
 
 
 @pytest.mark.parametrize("payload", [p for p in PAYLOADS if p.data], ids=lambda p: f"{p.service}-{p.ports[0]}")
-def test_a_port_that_repeats_the_question_is_an_echo_and_not_the_service(payload: Payload) -> None:
-    found = recognise(payload.data, [payload])
-    assert found is not None
-    assert found.service == "echo"
-    # Nor are the readers themselves taken in by a question, but the one that reads anything of the old services.
+def test_a_port_that_sends_back_the_request_is_an_echo_and_not_the_service(payload: Payload) -> None:
+    recognised = recognise(payload.data, [payload])
+    assert recognised is not None
+    assert recognised.service == "echo"
+    # The readers do not recognise a request either, except the one of the old services that reads any text.
     assert recognise(payload.data + b"\0", [payload]) is None
 
 
-@pytest.mark.parametrize(("service", "text"), ANSWERS)
-def test_an_answer_is_not_taken_for_that_of_another_service(service: str, text: str) -> None:
-    """Of the protocols that have some structure; text, lengths and bare types fit many."""
+@pytest.mark.parametrize(("service", "text"), REPLIES)
+def test_a_reply_is_not_taken_for_that_of_another_service(service: str, text: str) -> None:
+    """Only of protocols with some structure; text, lengths and single types match many replies."""
     others = [
         p for p in PAYLOADS if p.service in ("ntp", "quic", "stun", "snmp", "sunrpc", "coap", "kerberos", "cldap")
     ]
-    found = recognise(ANSWERS[service, text], [p for p in others if p.service != service])
-    assert found is None
+    recognised = recognise(REPLIES[service, text], [p for p in others if p.service != service])
+    assert recognised is None
 
 
 # --- whatever comes ------------------------------------------------------------------------------------------------
@@ -263,12 +263,12 @@ def test_an_answer_is_not_taken_for_that_of_another_service(service: str, text: 
 
 def check(reply: bytes) -> None:
     for payload in (*PAYLOADS, *UNKNOWN):
-        found = recognise(reply, [payload])
-        if found is not None:
-            assert found.service
-            assert len(found.text) <= LONGEST_TEXT
-            assert found.text.isprintable()
-    assert describe_unknown(reply).isprintable()
+        recognised = recognise(reply, [payload])
+        if recognised is not None:
+            assert recognised.service
+            assert len(recognised.text) <= LONGEST_TEXT
+            assert recognised.text.isprintable()
+    assert describe_reply(reply).isprintable()
 
 
 @given(st.binary(max_size=200))
@@ -276,7 +276,7 @@ def test_readers_take_any_bytes(reply: bytes) -> None:
     check(reply)
 
 
-@given(st.sampled_from(sorted(ANSWERS.values())), st.data())
+@given(st.sampled_from(sorted(REPLIES.values())), st.data())
 def test_readers_take_damaged_answers(reply: bytes, data: st.DataObject) -> None:
     damaged = bytearray(reply[: data.draw(st.integers(0, len(reply)))])
     for _ in range(data.draw(st.integers(0, 3))):
@@ -294,15 +294,15 @@ def test_compressed_names_do_not_go_in_circles(tail: list[int]) -> None:
 
 
 def test_what_a_stranger_says_is_one_printable_line() -> None:
-    found = recognise(b"VERSION 1\x1b[31m\r\n\xff" * 100, [question("daytime")])
-    assert found is not None
-    assert found.text.startswith("VERSION 1 [31m")
-    assert len(found.text) <= LONGEST_TEXT
+    recognised = recognise(b"VERSION 1\x1b[31m\r\n\xff" * 100, [payload_of("daytime")])
+    assert recognised is not None
+    assert recognised.text.startswith("VERSION 1 [31m")
+    assert len(recognised.text) <= LONGEST_TEXT
 
 
 def test_an_unknown_reply_is_described() -> None:
-    assert describe_unknown(b"hi\0there") == "8 bytes: hi.there"
-    assert describe_unknown(b"") == "an empty datagram"
+    assert describe_reply(b"hi\0there") == "8 bytes: hi.there"
+    assert describe_reply(b"") == "an empty datagram"
 
 
 def test_the_page_lists_every_service_with_its_ports() -> None:

@@ -1,4 +1,4 @@
-"""``portbook probe``, as a person and as a program run it."""
+"""``portbook probe``, with output for people and for programs."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def lab():
 
 @pytest.fixture
 def probe(lab: Lab, capsys):
-    """Run the command in the client's namespace: exit code, output, what was said on stderr."""
+    """Run the command in the client's namespace: exit code, stdout, stderr."""
     assert "probe" in COMMANDS
 
     def call(*words: str) -> tuple[int, str, str]:
         with lab.client:
             code = run(["probe", *words])
-        said = capsys.readouterr()
-        return code, said.out, said.err
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
 
     return call
 
@@ -58,13 +58,13 @@ def test_a_table_for_people(probe) -> None:
 
 def test_json(probe) -> None:
     code, text, _ = probe(TARGET, "3000,4000", "--json", *QUICK)
-    found = json.loads(text)
+    result = json.loads(text)
     assert code == 0
-    assert {(a["port"], a["outcome"], a["protocol"]) for a in found["answers"]} == {
+    assert {(a["port"], a["outcome"], a["protocol"]) for a in result["answers"]} == {
         (3000, "closed", "udp"),
         (4000, "open", "udp"),
     }
-    assert found["report"]["outcomes"] == {"open": 1, "closed": 1}
+    assert result["report"]["outcomes"] == {"open": 1, "closed": 1}
 
 
 def test_lines_of_json_and_only_open_ports(probe) -> None:
@@ -80,19 +80,19 @@ def test_csv(probe) -> None:
     assert (row["port"], row["outcome"], row["icmp_type"], row["sender"]) == ("3000", "closed", "3", TARGET)
 
 
-def test_no_open_port_is_a_no(probe) -> None:
+def test_no_open_port_is_exit_code_1(probe) -> None:
     assert probe(TARGET, "3000-3003", *QUICK)[0] == 1
 
 
-def test_what_was_silent_when_the_time_was_up_is_shown(probe) -> None:
-    code, table, said = probe(TARGET, "2000,4000", "--deadline", "0.5", "--retries", "50")
+def test_silent_ports_are_shown_at_the_deadline(probe) -> None:
+    code, table, summary = probe(TARGET, "2000,4000", "--deadline", "0.5", "--retries", "50")
     assert code == 0
     assert "no answer: the time was up" in table
-    assert "partial: the time was up" in said
+    assert "partial: the time was up" in summary
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (("8.8.8.8", "53"), 2, "8.8.8.8 is globally routable"),
         (("2606:4700:4700::1111", "53"), 2, "--allow-public"),
@@ -102,14 +102,14 @@ def test_what_was_silent_when_the_time_was_up_is_shown(probe) -> None:
         (("nosuchname.invalid", "53"), 5, "nosuchname.invalid: EAI_"),
     ],
 )
-def test_a_refusal_is_one_line(probe, words, code, said) -> None:
-    found, output, error = probe(*words)
-    assert (found, output) == (code, "")
-    assert said in error
+def test_an_error_is_one_line(probe, words, code, message) -> None:
+    exit_code, output, error = probe(*words)
+    assert (exit_code, output) == (code, "")
+    assert message in error
     assert len(error.splitlines()) == 1
 
 
-def test_every_address_of_a_name_is_asked(probe) -> None:
+def test_every_address_of_a_name_is_probed(probe) -> None:
     _, text, _ = probe("localhost", "9", "--jsonl", *QUICK)
     addresses = {json.loads(line)["address"] for line in text.splitlines()}
     assert addresses == {place.address for place in look_up("localhost")}

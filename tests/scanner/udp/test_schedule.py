@@ -22,7 +22,7 @@ from portbook.scanner.udp import schedule as udp
 from portbook.scanner.udp.engine import turn
 from portbook.scanner.udp.payloads import PAYLOADS
 from portbook.scanner.udp.refusals import PROOF_S
-from portbook.scanner.udp.schedule import LIMITED, TIME_UP, Schedule
+from portbook.scanner.udp.schedule import LIMITED, TIME_UP, UdpSchedule
 from portbook.scanner.udp.sockets import Sockets
 from portbook.scanner.udp.state import NEIGHBOUR_S, PROVEN, STOPPED_REFUSING
 from portbook.scanner.udp.wire import Received, Signal
@@ -164,7 +164,7 @@ class Scan:
         self.tally = Tally()
         self.events: list[Event] = []
         self.began = self.wire.now
-        self.schedule = Schedule(probes, limits, window, self.began, tally=self.tally, on_event=self.events.append)
+        self.schedule = UdpSchedule(probes, limits, window, self.began, tally=self.tally, on_event=self.events.append)
 
     def answers(self) -> Iterator[Answer]:
         idle_turns = 0
@@ -277,7 +277,7 @@ def test_every_probe_has_one_end(hosts, ports, kinds, window, retries, rate, des
 def test_every_port_is_answered_at_full_speed_where_nothing_is_limited() -> None:
     answers, scan = run(probes(range(1, 20_001)), Kernel(rtt_s=0.0001))
     assert Counter(outcomes(answers).values()) == {"closed": 20_000}
-    assert (scan.tally.asked, scan.tally.answered, scan.tally.in_flight, scan.tally.repeated) == (20_000, 20_000, 0, 0)
+    assert (scan.tally.probed, scan.tally.answered, scan.tally.in_flight, scan.tally.repeated) == (20_000, 20_000, 0, 0)
     assert scan.elapsed_s < 1.0
 
 
@@ -312,7 +312,7 @@ def test_open_ports_are_known_before_the_limit_is_waited_for() -> None:
     assert scan.elapsed_s < 0.1
 
 
-def test_what_a_limit_may_explain_when_the_time_is_up_is_said() -> None:
+def test_silence_at_the_deadline_mentions_the_limit() -> None:
     answers, scan = run(probes(range(3000, 3120)), Kernel(every_s=1.0), Limits(deadline_s=2.0))
     silent = [answer for answer in answers.values() if answer.outcome == "open|filtered"]
     assert len(answers) == 120
@@ -323,7 +323,7 @@ def test_what_a_limit_may_explain_when_the_time_is_up_is_said() -> None:
     assert scan.elapsed_s == pytest.approx(2.0, abs=0.01)
 
 
-def test_a_host_that_stops_refusing_is_not_waited_for_for_ever() -> None:
+def test_a_host_that_stops_refusing_is_given_up() -> None:
     answers, scan = run(probes(range(3000, 3030)), Kernel(every_s=20.0))  # a new peer finds three
     counts = Counter((answer.outcome, answer.evidence.text) for answer in answers.values())
     assert set(counts) == {("closed", None), ("open|filtered", STOPPED_REFUSING)}
@@ -351,7 +351,7 @@ def test_silence_is_never_closed(address) -> None:
         ("silence", None, 2, None)
     }
     tally = scan.tally
-    assert (tally.asked, tally.repeated, tally.silent, tally.answered) == (20, 20, 20, 20)
+    assert (tally.probed, tally.repeated, tally.silent, tally.answered) == (20, 20, 20, 20)
 
 
 def test_silence_is_proven_by_ports_that_are_refused() -> None:
@@ -525,7 +525,7 @@ def test_endless_probes_are_read_as_they_are_sent() -> None:
     assert next(read) - 20_000 < 5000
 
 
-def test_no_more_in_flight_than_the_limit_allows() -> None:
+def test_no_more_are_in_flight_than_the_window_allows() -> None:
     tally_in_flight = []
 
     def stream() -> Iterator[Probe]:
@@ -543,7 +543,7 @@ def test_the_rate_is_kept() -> None:
     scan = Scan(probes(range(2000, 2900)), silence, Limits(rate=20, deadline_s=1))
     deque(scan.answers(), maxlen=0)
     assert 1 <= len(scan.wire.sent) <= 22  # in a second, and the first at once
-    assert scan.tally.asked + scan.tally.repeated == len(scan.wire.sent)
+    assert scan.tally.probed + scan.tally.repeated == len(scan.wire.sent)
 
 
 def test_the_rate_is_kept_with_retries() -> None:
@@ -564,7 +564,7 @@ def test_descriptors_that_run_out_on_the_way() -> None:
     assert scan.schedule.window == 20
 
 
-def test_without_any_descriptor_it_says_so() -> None:
+def test_without_any_descriptor_every_port_is_an_error() -> None:
     answers, scan = run(probes(range(30000, 30010)), silence, descriptors=0)
     assert {(a.outcome, a.evidence.error) for a in answers.values()} == {("error", "EMFILE")}
     assert scan.wire.sent == []
@@ -578,6 +578,17 @@ def test_a_full_buffer_of_the_kernel_passes() -> None:
 
     answers, _ = run(probes([9, 3000, 3001]), network)
     assert set(outcomes(answers).values()) == {"closed"}
+
+
+def test_a_full_buffer_of_the_kernel_that_does_not_pass_is_an_error() -> None:
+    """Silent ports whose sockets are kept for late replies: each seems to leave hope for the others."""
+
+    def network(probe: Probe, data: bytes, now: float) -> OSError | None:
+        return OSError(errno.ENOBUFS, "no buffer") if now > 1000.5 else None
+
+    answers, scan = run(probes(range(2000, 2010)), network)
+    assert {(answer.outcome, answer.evidence.error) for answer in answers.values()} == {("error", "ENOBUFS")}
+    assert 10 < scan.elapsed_s < 15
 
 
 # --- which socket --------------------------------------------------------------------------------------------------

@@ -286,7 +286,7 @@ def layout(without=()):
 def test_every_program_assembles_and_ends(without, choice):
     code = program.build(layout(without), choice)
     assert code.assemble()[-8] == 0x95  # exit
-    assert len(code.steps) < 512
+    assert len(code.instructions) < 512
     text = code.listing()
     assert ("family is" in text) is False
     for low, high in choice.ports:

@@ -13,27 +13,27 @@ from portbook.system.users import user_name
 
 TICKS = os.sysconf("SC_CLK_TCK")
 COMM_LENGTH = 15  # TASK_COMM_LEN - 1 in include/linux/sched.h: longer names are cut
-MOST_BYTES = 1 << 16  # of a command line: a process writes its own, so it is read within bounds
+MOST_BYTES = 1 << 16  # of a command line: a process can write its own, of any length
 MOST_PARENTS = 64
 DELETED = " (deleted)"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def enrich(owners: list[Owner]) -> tuple[list[Owner], list[Gap]]:
-    """Complete each owner from its pid. One that is gone keeps its pid alone."""
+    """Complete each owner from its pid. An owner whose process has ended keeps only its pid."""
     booted = _boot_time()
     return [_complete(owner, booted) for owner in owners], []
 
 
 def parents(pid: int) -> tuple[Owner, ...]:
-    """The chain above ``pid``, nearest first; it ends at pid 1 or where /proc shows no more."""
+    """The ancestors of ``pid``, nearest first, up to pid 1 or as far as /proc shows them."""
     booted = _boot_time()
     chain: list[Owner] = []
     current = _complete(Owner(pid), booted)
     while current.ppid and len(chain) < MOST_PARENTS:
         parent = _complete(Owner(current.ppid), booted)
         if parent.started is None or (current.started is not None and parent.started > current.started):
-            break  # it has ended; who has its pid now is not the parent
+            break  # it has ended, and its pid belongs to another process now
         chain.append(parent)
         current = parent
     return tuple(chain)
@@ -46,11 +46,12 @@ def _complete(owner: Owner, booted: float) -> Owner:
     except (OSError, ValueError, IndexError):
         return owner
     exe = _exe(pid)
+    uid = _uid(pid)
     return Owner(
         pid=pid,
         name=_full_name(name, exe),
         exe=exe,
-        user=None if (uid := _uid(pid)) is None else user_name(uid),
+        user=None if uid is None else user_name(uid),
         started=_moment(booted + ticks / TICKS),
         how=owner.how,
         confidence=owner.confidence,
@@ -69,7 +70,7 @@ def _read(path: str) -> bytes:
 
 
 def _stat(line: bytes) -> tuple[str, int, int]:
-    """Name, parent and start (ticks after boot). The name may hold anything, also ``)``: the last one counts."""
+    """Name, parent and start (ticks after boot). The name may contain ``)``: the last one ends it."""
     left, right = line.index(b"("), line.rindex(b")")
     fields = line[right + 2 :].split()
     return line[left + 1 : right].decode("utf-8", "replace"), parse_number(fields[1]), parse_number(fields[19])
@@ -85,15 +86,15 @@ def _exe(pid: int) -> str | None:
 
 
 def _full_name(name: str, exe: str | None) -> str:
-    """The kernel cuts names at 15 bytes: take the executable's when it begins so."""
+    """The name of the executable, where the kernel has cut it at 15 bytes; otherwise the name."""
     if exe is None or len(name.encode()) < COMM_LENGTH:
         return name
-    whole = exe.rpartition("/")[2]
-    return whole if whole.startswith(name) else name
+    file_name = exe.rpartition("/")[2]
+    return file_name if file_name.startswith(name) else name
 
 
 def _uid(pid: int) -> int | None:
-    """The effective user. The owner of /proc/PID would not do: it is root for processes that are not dumpable."""
+    """The effective user. The owner of /proc/PID is no substitute: it is root for processes that are not dumpable."""
     try:
         status = _read(f"/proc/{pid}/status")
         at = status.index(b"\nUid:") + 5
@@ -107,8 +108,10 @@ def _command_line(pid: int) -> tuple[str, ...] | None:
         text = _read(f"/proc/{pid}/cmdline")
     except OSError:
         return None
-    arguments = text.decode("utf-8", "replace").removesuffix("\0").split("\0") if text else []
-    if len(arguments) > 1 and not any(arguments[1:]):  # a title written over the arguments, and padded: setproctitle(3)
+    if not text:
+        return ()
+    arguments = text.decode("utf-8", "replace").removesuffix("\0").split("\0")
+    if not any(arguments[1:]):  # a title that was written over the arguments, and padded: setproctitle(3)
         del arguments[1:]
     return tuple(arguments)
 
@@ -119,6 +122,6 @@ def _boot_time() -> float:
 
 
 def _moment(seconds: float) -> datetime:
-    """Rounded to the tick: the two clocks above are not read in the same instant."""
+    """A time, rounded to the tick, because the two clocks above are not read in the same instant."""
     whole, rest = divmod(round(seconds * TICKS), TICKS)
     return EPOCH + timedelta(seconds=whole, microseconds=rest * 1_000_000 // TICKS)

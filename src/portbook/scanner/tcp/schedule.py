@@ -93,7 +93,7 @@ class TcpSchedule:
             if attempt.number:
                 self.tally.repeated += 1
             elif not attempt.started_at:
-                self.tally.asked += 1
+                self.tally.probed += 1
                 self._retries.count_first(self._now)
             if not host.has_answered:
                 attempt.is_trial = host.on_trial

@@ -1,12 +1,12 @@
-"""Linux: where the members of the kernel's structures lie, from its own type information, BTF.
+"""Linux: the offsets of the members of the kernel's structures, from its own type information, BTF.
 
 A kernel's structures change from version to version and from configuration to configuration. The running kernel
-describes them itself in /sys/kernel/btf/vmlinux: 100,000 types in 5 MB. This reader goes from header to header,
-stops when it has met every structure that is asked for, and looks only into those.
+describes them in /sys/kernel/btf/vmlinux: 100,000 types in 5 MB. This reader goes from header to header, stops when it
+has found every structure that is wanted, and reads the members of these only.
 
 Facts: Documentation/bpf/btf.rst ("2. BTF Type and String Encoding"), include/uapi/linux/btf.h. A path such as
-``sock.__sk_common.skc_num`` names a structure and the members to go through; members of anonymous structures and
-unions count as members of what they lie in, as in C.
+``sock.__sk_common.skc_num`` names a structure and one member after the other; members of anonymous structures and
+unions count as members of what contains them, as in C.
 """
 
 from __future__ import annotations
@@ -21,26 +21,25 @@ from zlib import crc32
 from portbook.errors import SourceGarbled, SourceMissing
 
 PATH = "/sys/kernel/btf/vmlinux"
-PAGE = 4096  # sysfs gives no more at once: kernfs_file_read_iter
+PAGE = 4096  # sysfs returns no more at once: kernfs_file_read_iter
 MOST_PAGES = 1 << 14  # 64 MB, ten times what a kernel has
 
 MAGIC = 0xEB9F
-HEADER = struct.Struct(
-    "=HBBIIIII"
-)  # magic, version, flags, header length, type offset and length, string offset, length
+# magic, version, flags, header length, offset and length of the types, offset and length of the strings
+HEADER = struct.Struct("=HBBIIIII")
 WORD = 4
 
 # BTF_KIND_*
 INT, PTR, ARRAY, STRUCT, UNION, ENUM, TYPEDEF, VOLATILE, CONST = 1, 2, 3, 4, 5, 6, 8, 9, 10
 RESTRICT, FUNC, FUNC_PROTO, VAR, DATASEC, DECL_TAG, TYPE_TAG, ENUM64 = 11, 12, 13, 14, 15, 17, 18, 19
-# Every type begins with three words: name, info (kind, how many parts), size or type. Then come, in words, what a kind
-# always has and what it has for each part.
+# Every type begins with three words: name, info (kind, number of parts), size or type. Further words follow: those that
+# a kind always has, and those that it has for each part.
 HEAD_WORDS = 3
 MORE_WORDS = {INT: 1, ARRAY: 3, VAR: 1, DECL_TAG: 1}
 PART_WORDS = {STRUCT: 3, UNION: 3, ENUM: 2, FUNC_PROTO: 2, DATASEC: 3, ENUM64: 3}
 STEP = [HEAD_WORDS + MORE_WORDS.get(kind, 0) for kind in range(32)]
 PARTS = [PART_WORDS.get(kind, 0) for kind in range(32)]
-BATCH = 4096  # headers that are read before looking whether all is found
+BATCH = 4096  # headers that are read before checking whether everything is found
 ALIASES = frozenset((TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG))
 COMPOUND = frozenset((STRUCT, UNION))
 SIZED = frozenset((INT, ENUM, ENUM64, STRUCT, UNION))
@@ -49,20 +48,20 @@ DEEPEST = 32  # of aliases, and of anonymous structures in one another
 
 
 class Place(NamedTuple):
-    """Where a member lies in its structure."""
+    """The position of a member in its structure."""
 
     offset: int  # bytes
     size: int  # bytes; 0: an array or a function
-    mask: int = 0  # of a bit field inside one byte; 0: it is none
+    mask: int = 0  # of a bit field inside one byte; 0: not a bit field
 
 
 def read() -> bytes:
-    """The running kernel's BTF; raises SourceMissing."""
+    """The running kernel's BTF; raise SourceMissing."""
     return b"".join(_parts())
 
 
 def fingerprint() -> tuple[int, int]:
-    """Size and CRC-32 of the running kernel's BTF, without holding it; raises SourceMissing."""
+    """Size and CRC-32 of the running kernel's BTF, without keeping it in memory; raise SourceMissing."""
     size = checksum = 0
     for part in _parts():
         size += len(part)
@@ -86,38 +85,38 @@ def _parts() -> Iterator[bytes]:
 
 
 class Layout(NamedTuple):
-    """What a kernel says of the members and functions that were asked for; None: it has no such thing."""
+    """What a kernel says of the wanted members and functions; None: it does not have it."""
 
     places: dict[str, Place | None]
-    functions: dict[str, int | None]  # type numbers, by which programs are attached
+    functions: dict[str, int | None]  # type numbers, which programs are attached by
 
 
 def layout(data: bytes, paths: Iterable[str], functions: Iterable[str] = ()) -> Layout:
-    """Look up members by their paths and functions by their names; raises SourceGarbled."""
-    wanted = {path: path.partition(".")[0] for path in paths}
+    """Look up members by their paths and functions by their names; raise SourceGarbled."""
+    structure_by_path = {path: path.partition(".")[0] for path in paths}
     names = tuple(functions)
     try:
         types = Types(data)
-        found = types.find({**dict.fromkeys(wanted.values(), STRUCT), **dict.fromkeys(names, FUNC)})
-        places = {path: _resolve(types, found.get(first), path) for path, first in wanted.items()}
+        numbers = types.find({**dict.fromkeys(structure_by_path.values(), STRUCT), **dict.fromkeys(names, FUNC)})
+        places = {path: _resolve(types, numbers.get(name), path) for path, name in structure_by_path.items()}
     except (struct.error, IndexError, ValueError, TypeError) as error:
         raise SourceGarbled(f"BTF of {len(data)} bytes cannot be read: {error}") from error
-    return Layout(places, {name: found.get(name) for name in names})
+    return Layout(places, {name: numbers.get(name) for name in names})
 
 
 def _resolve(types: Types, number: int | None, path: str) -> Place | None:
     place = Place(0, 0)
     for name in path.split(".")[1:]:
-        step = None if number is None else types.member(number, name)
-        if step is None:
+        member = None if number is None else types.member(number, name)
+        if member is None:
             return None
-        number, (offset, size, mask) = step
+        number, (offset, size, mask) = member
         place = Place(place.offset + offset, size, mask)
     return place
 
 
 class Types:
-    """The type section as words, and how far it has been walked: the position of every type met so far."""
+    """The type section as words, and the position of every type that has been read so far."""
 
     def __init__(self, data: bytes) -> None:
         magic, _, _, header, type_offset, type_length, string_offset, string_length = HEADER.unpack_from(data)
@@ -125,14 +124,14 @@ class Types:
             raise ValueError(f"it begins with {magic:#x}")
         types, strings = header + type_offset, header + string_offset
         if max(types + type_length, strings + string_length) > len(data):
-            raise ValueError("it is cut short")
+            raise ValueError("it is truncated")
         self.words = memoryview(data)[types : types + type_length // WORD * WORD].cast("I")
         self.strings = data[strings : strings + string_length]
-        self.positions = [0]  # of type 0, void, which is not written
+        self.positions = [0]  # of type 0, void, which is not in the data
         self._next = 0
 
     def _walk(self, names: frozenset[int] | dict[int, str] = frozenset()) -> list[int]:
-        """Go over a batch of headers and keep their positions; gives the numbers of those with such a name."""
+        """Read a batch of headers and keep their positions; return the numbers of those with one of the names."""
         words, positions = self.words, self.positions
         at, end, add = self._next, len(words), positions.append
         hits: list[int] = []
@@ -151,16 +150,17 @@ class Types:
     def find(self, wanted: dict[str, int]) -> dict[str, int]:
         """The numbers of named types of a kind, the first of each name."""
         names = {offset: name for name in wanted for offset in self._offsets(name)}
-        found: dict[str, int] = {}
-        while len(found) < len(set(names.values())) and self._next < len(self.words):
+        count = len(set(names.values()))
+        numbers: dict[str, int] = {}
+        while len(numbers) < count and self._next < len(self.words):
             for number in self._walk(names):
                 name = names[self.words[self.positions[number]]]
                 if self.kind(number) == wanted[name]:
-                    found.setdefault(name, number)
-        return found
+                    numbers.setdefault(name, number)
+        return numbers
 
     def _offsets(self, name: str) -> Iterator[int]:
-        """Where a name stands among the strings, each of which ends with a zero byte and follows one."""
+        """The offsets of a name among the strings, each of which ends with a zero byte and follows one."""
         text = b"\0" + name.encode() + b"\0"
         at = self.strings.find(text)
         while at >= 0:
@@ -170,7 +170,7 @@ class Types:
     def _position(self, number: int) -> int:
         while number >= len(self.positions):
             if self._next >= len(self.words):
-                raise ValueError(f"type {number} is not there")
+                raise ValueError(f"there is no type {number}")
             self._walk()
         return self.positions[number]
 
@@ -178,10 +178,12 @@ class Types:
         return self.strings[offset : self.strings.index(b"\0", offset)]
 
     def kind(self, number: int) -> int:
-        """What kind of type it is, 0 for void."""
-        return self.words[self._position(number) + 1] >> 24 & 31 if number else 0
+        """The kind of a type, 0 for void."""
+        if not number:
+            return 0
+        return self.words[self._position(number) + 1] >> 24 & 31
 
-    def bare(self, number: int) -> int:
+    def unaliased(self, number: int) -> int:
         """The type behind typedefs and qualifiers."""
         for _ in range(DEEPEST):
             if self.kind(number) not in ALIASES:
@@ -194,28 +196,36 @@ class Types:
         kind = self.kind(number)
         if kind == PTR:
             return POINTER_SIZE
-        return self.words[self._position(number) + 2] if kind in SIZED else 0
+        if kind not in SIZED:
+            return 0
+        return self.words[self._position(number) + 2]
 
     def member(self, number: int, name: str, depth: int = 0) -> tuple[int, Place] | None:
-        """Type and place of a member, looked for in anonymous members too."""
+        """Type and place of a member, also of one inside anonymous members; None if there is none."""
         if self.kind(number) not in COMPOUND or depth > DEEPEST:
             return None
-        for called, kind, offset, bits in self._members(number):
-            if called == name.encode():
-                return kind, self._place(kind, offset, bits)
-            if not called and (inner := self.member(kind, name, depth + 1)):
-                return inner[0], inner[1]._replace(offset=inner[1].offset + offset // 8)
+        for member_name, type_number, offset, bits in self._members(number):
+            if member_name == name.encode():
+                return type_number, self._place(type_number, offset, bits)
+            if member_name:
+                continue
+            inner = self.member(type_number, name, depth + 1)
+            if inner is not None:
+                inner_type, place = inner
+                return inner_type, place._replace(offset=place.offset + offset // 8)
         return None
 
     def _members(self, number: int) -> Iterator[tuple[bytes, int, int, int]]:
-        """Name, type, offset in bits, and bits of a bit field (0: it is none)."""
+        """Name, type, offset in bits, and number of bits of a bit field (0: not a bit field)."""
         at = self._position(number)
         info = self.words[at + 1]
-        in_fields = bool(info >> 31)  # kind_flag: the upper byte of an offset is the width of a bit field
+        has_bit_fields = bool(info >> 31)  # kind_flag: the upper byte of an offset is the width of a bit field
         for i in range(info & 0xFFFF):
-            name, kind, offset = self.words[at + HEAD_WORDS + 3 * i : at + HEAD_WORDS + 3 * i + 3]
-            bits = offset >> 24 if in_fields else 0
-            yield self._name(name), self.bare(kind), offset & 0xFFFFFF if in_fields else offset, bits
+            name, type_number, offset = self.words[at + HEAD_WORDS + 3 * i : at + HEAD_WORDS + 3 * i + 3]
+            bits = 0
+            if has_bit_fields:
+                offset, bits = offset & 0xFFFFFF, offset >> 24
+            yield self._name(name), self.unaliased(type_number), offset, bits
 
     def _place(self, kind: int, offset: int, bits: int) -> Place:
         if not bits:

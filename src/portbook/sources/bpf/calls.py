@@ -27,25 +27,25 @@ LINK = struct.Struct("=IIIIQI")  # prog_fd, target_fd, attach_type, flags, iter_
 TASK = struct.Struct("=III")  # bpf_iter_link_info.task: tid, pid, pid_fd
 ITER = struct.Struct("=II")  # link_fd, flags
 NAME = b"portbook"  # bpftool(8) shows it
-# Some of the helpers are for programs only that say they may be used under the GPL: license_is_gpl_compatible() in
-# include/linux/license.h. This concerns the few hundred bytes that go into the kernel, which socket_program.py makes:
-# they are offered under the MIT licence, as all of portbook is, and under the GPL version 2 as well.
+# Some of the helpers may be called only by programs with a licence that is compatible with the GPL:
+# license_is_gpl_compatible() in include/linux/license.h. This concerns the few hundred bytes that go into the kernel,
+# which program.py makes: they are offered under the MIT licence, as all of portbook, and under the GPL version 2.
 LICENSE = b"Dual MIT/GPL\0"
 LOG_SIZE = 1 << 16
 LOG_LINES = 3  # of the verifier's log, from its end, that an error shows
 INSTRUCTION_SIZE = 8
 BUFFER = 1 << 16  # the kernel fills at most half of it: PAGE_SIZE << 3 in kernel/bpf/bpf_iter.c
 LOCKDOWN = "/sys/kernel/security/lockdown"
-MOST_TRIES = 1_000_000  # EAGAIN comes after a million files without a record: MAX_ITER_OBJECTS
+MOST_TRIES = 1_000_000  # the kernel answers EAGAIN after a million files without a record: MAX_ITER_OBJECTS
 
 
 def read_files(program: bytes, function: int, pids: Iterable[int] | None = None) -> bytes:
-    """Let the program look at every open file and return what it wrote.
+    """Run the program for every open file and return what it wrote.
 
-    :param function: type number of what it is attached to
-    :param pids: only files of these processes, where the kernel can do that (Linux 6.1); None: of every process
-    :raises SourceDenied: no privilege
-    :raises SourceMissing: the kernel does not take it; the message has the end of the verifier's log
+    :param function: type number of the function it is attached to
+    :param pids: only for files of these processes, where the kernel supports that (Linux 6.1); None: of every process
+    :raises SourceDenied: this process may not load programs
+    :raises SourceMissing: the kernel refuses the program; the message has the end of the verifier's log
     """
     call = _caller()
     loaded = _load(call, program, function)
@@ -60,7 +60,7 @@ def _run(call: Call, program: int, pid: int | None) -> bytes:
     try:
         reading = _checked(call(ITER_CREATE, ITER.pack(link, 0)), "start")
     finally:
-        os.close(link)  # the reading keeps what it needs
+        os.close(link)  # the iterator keeps a reference
     try:
         return _read_all(reading)
     finally:
@@ -74,13 +74,13 @@ def _attach(call: Call, program: int, pid: int | None) -> int:
         info = TASK.pack(0, pid, 0)
         place = ctypes.cast(ctypes.c_char_p(info), ctypes.c_void_p).value
         answer = call(LINK_CREATE, LINK.pack(program, 0, TRACE_ITER, 0, place, len(info)))
-        if answer != -errno.E2BIG:  # what a kernel says that does not know it: then all files are looked at
+        if answer != -errno.E2BIG:  # the answer of a kernel that does not know ``task``: then it runs for all files
             return _checked(answer, "attach")
     return _checked(call(LINK_CREATE, LINK.pack(program, 0, TRACE_ITER, 0, 0, 0)), "attach")
 
 
 def try_to_load(program: bytes, function: int) -> None:
-    """Raise what ``read_files`` would raise, and let the program look at nothing."""
+    """Load the program without running it; raise what ``read_files`` raises."""
     os.close(_load(_caller(), program, function))
 
 
@@ -92,23 +92,23 @@ def _read_all(file: int) -> bytes:
         except BlockingIOError:
             continue
         except OSError as error:
-            raise SourceMissing(f"bpf: reading stopped after {len(parts)} parts: {error.strerror}") from error
+            raise SourceMissing(f"bpf: reading failed after {len(parts)} parts: {error.strerror}") from error
         if not part:
             return b"".join(parts)
         parts.append(part)
-    raise SourceMissing(f"bpf: reading does not end after {len(parts)} parts")
+    raise SourceMissing(f"bpf: reading did not end after {len(parts)} parts")
 
 
 # --- the call ------------------------------------------------------------------------------------------------------
 
 
 def _caller() -> Call:
-    """The system call as ``call(command, attributes)``: a file descriptor, or a negative errno."""
+    """The system call as ``call(command, attributes)``, which returns a file descriptor or a negative errno."""
     import ctypes
 
     number = SYS_BPF.get(os.uname().machine)
     if number is None or sys.maxsize < 2**32:
-        raise SourceMissing(f"bpf: not written for {os.uname().machine}")
+        raise SourceMissing(f"bpf: {os.uname().machine} is not supported")
     syscall = ctypes.CDLL(None, use_errno=True).syscall
     syscall.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_char_p, ctypes.c_ulong]
     syscall.restype = ctypes.c_long
@@ -136,37 +136,40 @@ def _refused(code: int, what: str) -> SourceError:
 
 
 def _load(call: Call, program: bytes, function: int) -> int:
-    """Load without a log, which costs time; if that fails again with one."""
+    """Load the program; where that fails, load it again with a log, which costs time."""
     import ctypes
 
-    def attributes(log: int, size: int) -> bytes:
-        steps, licence = (ctypes.cast(ctypes.c_char_p(text), ctypes.c_void_p).value for text in (program, LICENSE))
-        return LOAD.pack(
-            PROG_TYPE_TRACING, len(program) // INSTRUCTION_SIZE, steps, licence, 1 if log else 0, size, log, 0, 0, NAME,
-            0, TRACE_ITER, 0, 0, 0, 0, 0, 0, 0, function, 0,
-        )  # fmt: skip
+    def attributes(log: int = 0, log_size: int = 0) -> bytes:
+        instructions = ctypes.cast(ctypes.c_char_p(program), ctypes.c_void_p).value
+        licence = ctypes.cast(ctypes.c_char_p(LICENSE), ctypes.c_void_p).value
+        count = len(program) // INSTRUCTION_SIZE
+        log_level = 1 if log else 0
+        before_name = (PROG_TYPE_TRACING, count, instructions, licence, log_level, log_size, log, 0, 0)
+        after_name = (0, TRACE_ITER, 0, 0, 0, 0, 0, 0, 0, function, 0)
+        return LOAD.pack(*before_name, NAME, *after_name)
 
-    answer = call(PROG_LOAD, attributes(0, 0))
+    answer = call(PROG_LOAD, attributes())
     if answer >= 0:
         return answer
     log = ctypes.create_string_buffer(LOG_SIZE)
     answer = call(PROG_LOAD, attributes(ctypes.addressof(log), LOG_SIZE))
     if answer >= 0:
         return answer
-    said = _end_of(log.value.decode("ascii", "replace"))
-    raise _refused(-answer, "bpf: the kernel does not load the program" + (f": {said}" if said else ""))
+    why = "bpf: the kernel does not load the program"
+    reason = _reason(log.value.decode("ascii", "replace"))
+    raise _refused(-answer, f"{why}: {reason}" if reason else why)
 
 
-def _end_of(log: str) -> str:
-    """The lines in which the verifier says what it dislikes, without its statistics."""
+def _reason(log: str) -> str:
+    """The last lines of the verifier's log, which say why it refuses the program, without its statistics."""
     lines = [line.strip() for line in log.splitlines() if line.strip() and not line.startswith("processed ")]
     return " / ".join(lines[-LOG_LINES:])
 
 
 def _locked_down() -> bool:
-    """Whether programs may not read the kernel's memory; in the other mode, integrity, they may.
+    """Whether programs may not read the kernel's memory (in the other lockdown mode, integrity, they may).
 
-    LOCKDOWN_BPF_READ_KERNEL in include/linux/security.h. The verifier then says that a helper is unknown.
+    LOCKDOWN_BPF_READ_KERNEL in include/linux/security.h. The verifier then reports an unknown helper.
     """
     try:
         with open(LOCKDOWN, "rb") as file:

@@ -1,8 +1,8 @@
 """The running kernel's offsets, looked up once and kept in a file: reading BTF takes 30 ms, reading the file 3.
 
-The file belongs to one kernel: its release, and size and checksum of its BTF, have to fit. It is used only when it
-and its directory are this user's and nobody else may write there, for a wrong offset makes wrong answers. Where it
-cannot be written, the next call looks into BTF again: that costs time and nothing else.
+The file belongs to one kernel: its release, and the size and checksum of its BTF, have to match. It is used only if
+this user owns it and its directory and no other user can write there, because a wrong offset makes wrong answers. Where
+it cannot be written, the next call reads BTF again, which costs time and nothing else.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _known: dict[tuple[tuple[str, ...], tuple[str, ...]], Layout] = {}  # the kernel
 
 
 def offsets(paths: Iterable[str], functions: Iterable[str]) -> Layout:
-    """Members and functions of the running kernel: as remembered, as kept, or as BTF says.
+    """Members and functions of the running kernel: from memory, from the file, or from BTF.
 
     :raises SourceMissing: the kernel has no BTF
-    :raises SourceGarbled: it cannot be read
+    :raises SourceGarbled: the BTF cannot be understood
     """
     wanted = tuple(paths), tuple(functions)
     if wanted not in _known:
@@ -57,18 +57,18 @@ def _look_up(paths: tuple[str, ...], functions: tuple[str, ...]) -> Layout:
     kept = load(kernel)
     if kept is not None and set(paths) <= kept.places.keys() and set(functions) <= kept.functions.keys():
         return kept
-    found = btf.layout(btf.read(), paths, functions)
-    keep(kernel, found)
-    return found
+    layout = btf.layout(btf.read(), paths, functions)
+    keep(kernel, layout)
+    return layout
 
 
 def directory() -> str | None:
-    """Where the file goes: for root a place of the system's, whoever's environment it has; None without a home."""
+    """The parent of our directory. For root it is fixed, whatever its environment says; None without a home."""
     if os.geteuid() == 0:
         return SYSTEM_DIRECTORY
-    chosen = os.environ.get("XDG_CACHE_HOME", "")  # XDG Base Directory Specification
-    if os.path.isabs(chosen):
-        return chosen
+    cache = os.environ.get("XDG_CACHE_HOME", "")  # XDG Base Directory Specification
+    if os.path.isabs(cache):
+        return cache
     home = os.environ.get("HOME", "")
     return os.path.join(home, ".cache") if os.path.isabs(home) else None
 
@@ -77,7 +77,7 @@ def directory() -> str | None:
 
 
 def load(kernel: Kernel) -> Layout | None:
-    """What was kept for this kernel; None when there is nothing, or nothing to be trusted."""
+    """What was kept for this kernel; None if there is nothing, or nothing that can be trusted."""
     try:
         opened = _open()
         try:
@@ -85,14 +85,14 @@ def load(kernel: Kernel) -> Layout | None:
         finally:
             os.close(opened)
     except (OSError, ValueError):
-        return None  # not kept yet, not ours, or damaged: BTF is asked again
+        return None  # not kept yet, not ours, or damaged: BTF is read again
 
 
 def parse(text: bytes, kernel: Kernel) -> Layout:
-    """Read the file's contents; raises ValueError when they are of another kernel or make no sense."""
+    """Read the contents of the file; raise ValueError if they are of another kernel or damaged."""
     try:
-        checksum, of, places, functions = msgspec.json.decode(text)
-        if Kernel(*of) != kernel or checksum != _checksum(of, places, functions):
+        checksum, kept_kernel, places, functions = msgspec.json.decode(text)
+        if Kernel(*kept_kernel) != kernel or checksum != _checksum(kept_kernel, places, functions):
             raise ValueError("of another kernel, or damaged")
         if not all(isinstance(number, int | None) for number in functions.values()):
             raise ValueError("damaged")
@@ -103,12 +103,12 @@ def parse(text: bytes, kernel: Kernel) -> Layout:
 
 
 def _place(numbers: object) -> Place | None:
-    """A member's place; raises ValueError for numbers that no structure has."""
+    """The place of a member; raise ValueError for numbers that no structure has."""
     if numbers is None:
         return None
     place = Place(*numbers)  # type: ignore[misc]
     if not (0 <= place.offset <= FARTHEST and place.size in WIDTHS and 0 <= place.mask <= 0xFF):
-        raise ValueError(f"no place: {place}")
+        raise ValueError(f"impossible place: {place}")
     return place
 
 
@@ -117,7 +117,7 @@ def _checksum(*parts: object) -> int:
 
 
 def _open() -> int:
-    """Our directory; raises OSError when it is not there, and ValueError when it is not ours alone."""
+    """Open our directory; raise OSError if there is none, ValueError if other users can write there."""
     parent = directory()
     if parent is None:
         raise FileNotFoundError("no home")
@@ -128,15 +128,15 @@ def _open() -> int:
     return opened
 
 
-def _is_ours(found: os.stat_result) -> bool:
-    return found.st_uid == os.geteuid() and not found.st_mode & FORBIDDEN
+def _is_ours(status: os.stat_result) -> bool:
+    return status.st_uid == os.geteuid() and not status.st_mode & FORBIDDEN
 
 
 def _read(opened: int) -> bytes:
     file = os.open(NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=opened)
     try:
-        found = os.fstat(file)
-        if not _is_ours(found) or not stat.S_ISREG(found.st_mode):
+        status = os.fstat(file)
+        if not _is_ours(status) or not stat.S_ISREG(status.st_mode):
             raise ValueError("not ours")
         return os.read(file, MOST_BYTES)
     finally:
@@ -147,7 +147,7 @@ def _read(opened: int) -> bytes:
 
 
 def keep(kernel: Kernel, layout: Layout) -> None:
-    """Write the file whole or not at all. Where that cannot be, nothing is lost but time."""
+    """Write the file whole or not at all. Where it cannot be written, only time is lost."""
     parts = (kernel, layout.places, layout.functions)
     text = msgspec.json.encode((_checksum(*parts), *parts))
     with suppress(OSError, ValueError, StoreError):

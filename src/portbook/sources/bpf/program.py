@@ -1,12 +1,12 @@
-"""The BPF program that looks at every open file and writes a record of those that are TCP or UDP sockets. Pure.
+"""The BPF program that looks at every open file and writes a record of each TCP or UDP socket. Pure.
 
 The kernel calls it once for each descriptor of each process (the ``task_file`` iterator,
 Documentation/bpf/bpf_iterators.rst). Offsets of the kernel's structures are those of the running kernel, from its
-BTF; what the query wants is compared here, so that nothing else has to leave the kernel.
+BTF. The program itself tests what a query selects, so that nothing else has to leave the kernel.
 
 Facts: include/net/{sock,inet_sock,inet_connection_sock}.h, include/linux/{tcp,udp,pid,bpf}.h; numbers of helpers in
-include/uapi/linux/bpf.h, what they want in bpf-helpers(7). What queues mean is what sock_diag says, so it is computed
-alike: tcp_diag_get_info() in net/ipv4/tcp_diag.c, udp_diag_get_info() in net/ipv4/udp_diag.c.
+include/uapi/linux/bpf.h, their arguments in bpf-helpers(7). Queue lengths are computed as sock_diag computes them:
+tcp_diag_get_info() in net/ipv4/tcp_diag.c, udp_diag_get_info() in net/ipv4/udp_diag.c.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from portbook.sources.base import PortRange
+from portbook.records import PortRange
 from portbook.sources.bpf.assembler import R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, Code, Register
 from portbook.sources.bpf.btf import Place
 from portbook.sources.bpf.record import IPV6_ONLY, IS_MPTCP, OWN_TABLE, PLACES, RECORD, SIZE
 
-FUNCTION = "bpf_iter_task_file"  # to which the program is attached
+FUNCTION = "bpf_iter_task_file"  # the program is attached to it
 WORD, PAIR = 4, 8  # bytes that are copied at once
-BELOW = {name: at - SIZE for name, at in PLACES.items()}  # the record lies at the end of the stack
+BELOW = {name: at - SIZE for name, at in PLACES.items()}  # the record is at the end of the stack
 
-# --- what must be known of the kernel's structures -----------------------------------------------------------------
+# --- members of the kernel's structures that are needed -----------------------------------------------------------
 
 COMMON = "sock.__sk_common."
 REQUIRED = (
@@ -38,7 +38,7 @@ REQUIRED = (
     "tcp_sock.rcv_nxt", "tcp_sock.copied_seq", "tcp_sock.write_seq", "tcp_sock.snd_una",
     "tcp_sock.inet_conn.icsk_accept_queue.qlen",
 )  # fmt: skip
-# Without CONFIG_IPV6 and without cgroups these are not there.
+# These do not exist without CONFIG_IPV6 and without cgroups.
 V6 = (COMMON + "skc_v6_rcv_saddr", COMMON + "skc_v6_daddr", COMMON + "skc_ipv6only")
 CGROUP = ("sock.sk_cgrp_data.cgroup", "cgroup.kn", "kernfs_node.id")
 PATHS = (*REQUIRED, *V6, *CGROUP)
@@ -59,22 +59,22 @@ WAITING = 1 << LISTEN | 1 << CLOSE  # the states of a socket that waits on its p
 
 
 class Choice(NamedTuple):
-    """What the program keeps. Masks have a bit for each state."""
+    """The sockets that the program writes records of. Masks have a bit for each state."""
 
     families: tuple[int, ...] = (AF_INET, AF_INET6)
     tcp: int = 0xFFFF
     udp: int = 0xFFFF
-    ports: tuple[PortRange, ...] = ()  # none: every port
-    netns: int | None = None  # in other namespaces than this only what waits on a port; None: all alike
+    ports: tuple[PortRange, ...] = ()  # empty: every port
+    netns: int | None = None  # outside this namespace only sockets that wait on a port; None: all namespaces alike
 
 
 def missing(places: Mapping[str, Place | None]) -> str | None:
-    """The first thing that this kernel does not have and the program needs."""
+    """The first thing that the program needs and this kernel does not have; None if it has everything."""
     return next((path for path in REQUIRED if places.get(path) is None), None)
 
 
 def build(places: Mapping[str, Place | None], choice: Choice) -> Code:
-    """The program for a kernel and a choice."""
+    """The program for a kernel, given the places of its members, and a choice."""
     code = Code()
     known = _Kernel(code, {path: place for path, place in places.items() if place is not None})
     _find_socket(code, known)
@@ -96,7 +96,7 @@ class _Kernel:
         self.code, self.places = code, places
 
     def load(self, to: Register, base: Register, path: str, why: str, width: int = 0, beyond: int = 0) -> None:
-        """Read a member; ``beyond`` bytes after its beginning for one of an array, whose ``width`` is told."""
+        """Read a member. For an element of an array, ``width`` is its size and ``beyond`` its offset in the array."""
         place = self.places[path]
         self.code.load(to, base, place.offset + beyond, width or place.size, why)
 
@@ -112,13 +112,13 @@ def _find_socket(code: Code, known: _Kernel) -> None:
     code.move(R6, R1, "the context stays in r6")
     known.load(R7, R6, "bpf_iter__task_file.file", "the file")
     code.jump_if(R7, "==", 0, "out", "the last call has none")
-    known.load(R8, R6, "bpf_iter__task_file.task", "whose it is")
+    known.load(R8, R6, "bpf_iter__task_file.task", "the task that has it open")
     code.jump_if(R8, "==", 0, "out", "the last call has none")
     code.move(R1, R7, "the file")
     code.call(SOCK_FROM_FILE, "its socket")
     code.jump_if(R0, "==", 0, "out", "the file is no socket")
-    known.load(R9, R0, "socket.sk", "what the network knows of it")
-    code.jump_if(R9, "==", 0, "out", "closed meanwhile")
+    known.load(R9, R0, "socket.sk", "its part in the network stack")
+    code.jump_if(R9, "==", 0, "out", "it has been closed")
 
 
 def _select_kind(code: Code, known: _Kernel, choice: Choice) -> None:
@@ -127,7 +127,7 @@ def _select_kind(code: Code, known: _Kernel, choice: Choice) -> None:
         code.jump_if(R1, "==", family, "family", "wanted")
     code.jump("out", "another family")
     code.label("family")
-    # A raw socket may carry the number of TCP or UDP, and UDP-Lite is 136: type and protocol have to fit.
+    # A raw socket may have the protocol number of TCP or UDP, and UDP-Lite is 136: type and protocol have to match.
     known.load(R2, R9, "sock.sk_type", "type")
     known.load(R3, R9, "sock.sk_protocol", "protocol")
     code.move(R4, choice.tcp, "states of TCP that are wanted")
@@ -140,8 +140,8 @@ def _select_kind(code: Code, known: _Kernel, choice: Choice) -> None:
     code.label("stream")
     code.jump_if(R3, "==", IPPROTO_TCP, "kind", "TCP it is")
     code.jump_if(R3, "!=", IPPROTO_MPTCP, "out", "SCTP, for one")
-    # Of it only the holder counts: address, port and state are those of the TCP sockets below, which sock_diag shows.
-    code.move(R3, IPPROTO_TCP, "as which it is shown")
+    # Only its owner counts: address, port and state are those of the TCP sockets below, which sock_diag shows.
+    code.move(R3, IPPROTO_TCP, "it is shown as TCP")
     code.move(R4, ANY_STATE if choice.tcp else 0, "whatever its own state is")
     code.move(R5, IS_MPTCP, "and marked")
     code.label("kind")
@@ -171,10 +171,10 @@ def _select_state(code: Code, known: _Kernel, choice: Choice) -> None:
     code.store(R10, BELOW["netns"], 4, R2, "network namespace")
     if choice.netns is not None:
         code.move(R1, _signed(choice.netns), "the namespace whose sockets are wanted")
-        code.change(R1, "<<", 32, "without the sign that the upper half was filled with")
-        code.change(R1, ">>", 32, "and back, with zeros")
-        code.jump_if(R1, "==", R2, "namespace", "it is that")
-        code.change(R4, "&", WAITING, "of another one only what waits")
+        code.change(R1, "<<", 32, "clear the upper half, which was filled with the sign")
+        code.change(R1, ">>", 32, "and shift back, with zeros")
+        code.jump_if(R1, "==", R2, "namespace", "it is the wanted one")
+        code.change(R4, "&", WAITING, "of another one only sockets that wait")
         code.label("namespace")
     known.load(R2, R9, COMMON + "skc_state", "state")
     code.move(R1, 1, "as a bit")
@@ -220,11 +220,11 @@ def _write_cgroup(code: Code, known: _Kernel) -> None:
 def _write_pid(code: Code, known: _Kernel) -> None:
     """The number that the reader's pid namespace gives the process. The reader is the current task.
 
-    Namespaces lie in one another, and ``numbers`` has one for each, from the outermost in.
+    Pid namespaces are nested, and ``numbers`` has one for each, from the outermost in.
     """
-    code.call(GET_CURRENT_TASK_BTF, "who reads")
+    code.call(GET_CURRENT_TASK_BTF, "the reader")
     known.load(R1, R0, "task_struct.thread_pid", "its pid")
-    known.load(R3, R1, "pid.level", "how deep its namespace lies")
+    known.load(R3, R1, "pid.level", "how deep its namespace is nested")
     code.change(R3, "*", UPID_SIZE, "in bytes")
     known.load(R1, R8, "task_struct.signal", "what the threads of a process share")
     known.load(R1, R1, "signal_struct.pids", "the pid of the process", POINTER, PIDTYPE_TGID * POINTER)
@@ -235,11 +235,11 @@ def _write_pid(code: Code, known: _Kernel) -> None:
     code.move(R2, 4, "a number is an int")
     code.call(PROBE_READ_KERNEL, "pid")
     code.load(R1, R10, BELOW["pid"], 4, "that")
-    code.jump_if(R1, "==", 0, "out", "it has lost it: it is ending, and holds nothing any more")
+    code.jump_if(R1, "==", 0, "out", "it has none any more: the process is ending, and its files are closed")
 
 
 def _write_thread(code: Code, known: _Kernel) -> None:
-    """Tables of other threads are gone through only when they are not their leader's: kernel/bpf/task_iter.c."""
+    """The iterator visits the table of another thread only if it is not that of the leader: kernel/bpf/task_iter.c."""
     known.load(R1, R8, "task_struct.pid", "number of the thread")
     known.load(R2, R8, "task_struct.tgid", "and of the process")
     code.jump_if(R1, "==", R2, "leader", "the first thread")
@@ -284,7 +284,7 @@ def _write_six(code: Code, known: _Kernel) -> None:
 
 
 def _write_queues(code: Code, known: _Kernel) -> None:
-    """Bytes received and sent; of a listener the connections in its accept queue, and the limit of that."""
+    """Bytes received and sent; of a listener the connections in its accept queue, and their limit."""
     for name in ("pending", "received", "sent"):
         code.store(R10, BELOW[name], 4, 0, f"nothing {name}")
     code.load(R1, R10, BELOW["flags"], 1, "our flags")
@@ -292,7 +292,7 @@ def _write_queues(code: Code, known: _Kernel) -> None:
     code.load(R1, R10, BELOW["protocol"], 1, "protocol")
     code.jump_if(R1, "==", IPPROTO_UDP, "datagrams", "UDP has other queues")
     code.move(R1, R9, "the socket")
-    code.call(SKC_TO_TCP_SOCK, "as what TCP knows of it")
+    code.call(SKC_TO_TCP_SOCK, "as a TCP socket")
     code.jump_if(R0, "==", 0, "out", "it is not TCP any more")
     code.load(R1, R10, BELOW["state"], 1, "state")
     code.jump_if(R1, "==", LISTEN, "listener", "a listener has connections in its queue")
