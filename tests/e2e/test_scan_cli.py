@@ -22,7 +22,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from portbook.cli.progress import describe
+from portbook.cli.progress import format_progress
 from portbook.cli.scan import command as scan_command
 from portbook.cli.survey import Interrupt
 from tests.components import need
@@ -517,7 +517,7 @@ class Half:
 )
 def test_progress_in_words(monkeypatch, total, elapsed_s, words):
     monkeypatch.setattr(Half, "total", total)
-    assert describe(Half(), elapsed_s) == words
+    assert format_progress(Half(), elapsed_s) == words
 
 
 @on_unix
