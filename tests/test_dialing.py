@@ -44,7 +44,7 @@ def test_closed():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a full queue refuses on other systems")
-def test_silence_is_a_timeout_and_asked_again():
+def test_silence_is_a_timeout_and_repeated():
     with deaf() as (_, port):
         (answer,) = dialing.dial(f"127.0.0.1:{port}", timeout_s=0.2, retries=1).addresses
     assert (answer.outcome, answer.evidence.kind, answer.attempts, answer.connect_ms) == ("timeout", "silence", 2, None)
@@ -77,7 +77,7 @@ def test_every_address_of_a_name_is_tried(monkeypatch):
     assert [a.outcome for a in found.addresses] == ["closed", "open", "closed"]
 
 
-def test_often():
+def test_many_times():
     with listening("127.0.0.1") as ((_, port),):
         found = dialing.dial(f"127.0.0.1:{port}", times=20)
     assert found.timing is not None
@@ -92,9 +92,9 @@ def test_timing_by_hand():
 
 
 @pytest.mark.parametrize("text", ["", "host", "host:", ":80", "::1:80", "host:0", "host:65536", "host:80-90", "host:x"])
-def test_what_is_no_target(text):
+def test_invalid_targets(text):
     with pytest.raises(UsageError):
-        dialing.parse_target(text)
+        dialing.parse_host_port(text)
 
 
 def test_async():
@@ -178,7 +178,7 @@ def tls_server(certificate):
         thread.join(15)
 
 
-def test_an_untrusted_certificate_is_read_all_the_same(certificate):
+def test_an_untrusted_certificate_is_read_too(certificate):
     with tls_server(certificate) as port:
         (answer,) = dialing.dial(f"127.0.0.1:{port}", tls=True).addresses
     shown = answer.tls
@@ -190,7 +190,7 @@ def test_an_untrusted_certificate_is_read_all_the_same(certificate):
     assert "self-signed" in shown.error or "self signed" in shown.error
 
 
-def test_a_port_that_speaks_no_tls_is_open_all_the_same():
+def test_a_port_without_tls_is_open():
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve():
@@ -249,14 +249,14 @@ def test_the_exit_code_is_that_of_the_command(code):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
-def test_a_command_that_dies_of_a_signal_is_seen_to():
+def test_a_command_that_dies_of_a_signal():
     with listening("127.0.0.1") as ((_, port),):
         script = "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"
         done = portbook("wait", f"127.0.0.1:{port}", "--", sys.executable, "-c", script)
     assert done.returncode == -signal.SIGTERM
 
 
-def test_the_command_is_not_run_when_the_time_was_not_enough():
+def test_the_command_is_not_run_when_the_time_is_up():
     with refusing() as (_, port):
         done = portbook("wait", f"127.0.0.1:{port}", "--timeout", "0.2", "--", sys.executable, "-c", "print('ran')")
     assert (done.returncode, done.stdout) == (1, "")
@@ -278,7 +278,7 @@ def test_a_resolver_that_hangs_does_not_outlast_the_time(monkeypatch):
     assert time.monotonic() - began < 30
 
 
-def test_a_command_that_is_not_there_is_said_before_the_wait():
+def test_a_missing_command_is_an_error_before_the_wait():
     done = portbook("wait", "127.0.0.1:1", "--", "no-such-command")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
@@ -291,7 +291,7 @@ def test_free_waits_for_the_holder():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sockets that are bound and nothing else are not in every table")
-def test_free_waits_for_a_holder_whom_a_dial_would_not_find():
+def test_free_waits_for_a_holder_that_a_dial_would_not_find():
     with refusing() as (_, port):
         assert portbook("wait", "--free", port, "--timeout", "0.3").returncode == 1
     assert portbook("wait", "--free", port, "--timeout", "5").returncode == 0
@@ -351,7 +351,7 @@ def test_udp_waits_for_an_answer():
         assert portbook("wait", "--udp", f"127.0.0.1:{port}", "--timeout", "20").returncode == 0
 
 
-def test_udp_asks_what_a_dns_server_understands_too():
+def test_udp_sends_a_request_that_a_dns_server_understands():
     with datagrams(lambda data: data[:2] + b"\x84\x05" + bytes(8) if b"version" in data else None) as port:
         assert portbook("wait", "--udp", f"127.0.0.1:{port}", "--timeout", "20").returncode == 0
 
@@ -389,6 +389,6 @@ def test_dial_json():
 
 
 @pytest.mark.parametrize("target", ["x", "a:b", "::1:80", "host:0"])
-def test_a_target_that_makes_no_sense_is_one_line(target):
+def test_an_invalid_target_is_one_line(target):
     done = portbook("dial", target)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

@@ -196,7 +196,7 @@ def icmp(version: int, number: int, code: int) -> list[object]:
     target = "10.0.0.1" if version == 4 else "fd00::1"
     found = tcp.icmp_result(error_queue.QueuedError(version, number, code, target, 80, 0))
     outcomes = [
-        refusals.judge(Evidence("icmp", icmp_type=number, icmp_code=code, sender=sender), target)
+        refusals.refusal_outcome(Evidence("icmp", icmp_type=number, icmp_code=code, sender=sender), target)
         for sender in (target, "10.0.0.254")
     ]
     return [found.evidence.text, found.outcome, *dict.fromkeys(outcomes)]

@@ -68,7 +68,7 @@ def test_a_real_refusal_is_what_the_table_says():
     assert classify(raised.value).posix == "ECONNREFUSED"
 
 
-def test_shortages_are_told_from_answers():
+def test_shortages_are_distinguished_from_answers():
     assert of_errno(errno.EMFILE).scarce
     assert of_winerror(10055).scarce
     assert not of_errno(errno.ECONNREFUSED).scarce
@@ -81,7 +81,7 @@ def middle() -> float:
     return 0.5
 
 
-def test_the_waits_of_a_caller_who_says_nothing():
+def test_the_default_waits():
     assert list(islice(waits(random=middle), 4)) == pytest.approx([0.1, 0.3, 0.7, 1.5])
 
 
@@ -165,7 +165,7 @@ def test_probes_that_began_before_the_trial_do_not_decide_it():
     assert breaker.position == "open"
 
 
-def test_every_change_is_told():
+def test_every_change_is_reported():
     told = []
     breaker = Breaker(SETTINGS, told.append)
     failed_times(breaker, 3)

@@ -23,6 +23,7 @@ Platform = Literal["linux", "windows", "macos"]
 # How the pid of an owner was found: in the descriptors of the process, in a thread's own descriptor table, or by a
 # source that reports pids. Empty for a process that no socket led to: a parent, a process given by its pid.
 FoundBy = Literal["fd", "task-fd", "iphlpapi", "psutil", "netstat", "lsof", ""]
+PortRange = tuple[int, int]  # first and last
 # What a gap is about.
 GapSubject = Literal[
     "owner",

@@ -173,7 +173,7 @@ def test_a_certificate_for_another_name_is_not_trusted(lab, authority):
     assert answer["tls"]["subject"] == "CN=web.test, O=Portbook, C=DE"
 
 
-def test_a_server_without_tls_is_open_and_says_so(lab):
+def test_a_server_without_tls_is_open_with_an_error(lab):
     done = portbook(lab.client, "dial", f"{netlab.TARGET}:22", "--tls")
     assert done.returncode == 0
     assert "is open" in done.stdout
@@ -243,7 +243,7 @@ LISTENER = "import socket, sys, time; held = socket.create_server((sys.argv[1], 
 QUICK = ("-p", "1000-1999", "--timeout", "0.1", "--retries", "0", "--json")
 
 
-def test_a_dark_host_is_left_alone_and_the_report_says_so(dark):
+def test_a_silent_host_is_given_up_and_reported(dark):
     done = portbook(dark.client, "scan", netlab.TARGET, DARK, *QUICK)
     whole = json.loads(done.stdout)
     assert whole["report"]["skipped"] == 2000 - len(whole["answers"]) > 500
@@ -252,7 +252,7 @@ def test_a_dark_host_is_left_alone_and_the_report_says_so(dark):
     assert "probed less, because no answer came: 1 address; --no-breaker probes all their ports" in done.stderr
 
 
-def test_without_the_breaker_the_odd_port_of_a_dark_host_is_found(dark):
+def test_without_the_breaker_the_open_port_of_a_silent_host_is_found(dark):
     done = portbook(dark.client, "scan", netlab.TARGET, DARK, *QUICK, "--no-breaker")
     whole = json.loads(done.stdout)
     assert (whole["report"]["skipped"], len(whole["answers"])) == (0, 2000)
@@ -303,7 +303,7 @@ def test_wait_for_servers_and_name_the_one_that_is_missing(lab):
     assert (done.returncode, done.stderr) == (1, f"portbook: after 0.3 s no answer from {netlab.TARGET}:81\n")
 
 
-def test_wait_for_a_udp_service_that_knows_its_own_language_only(lab):
+def test_wait_for_a_udp_service_that_answers_its_own_protocol_only(lab):
     """A DNS server on an odd port says nothing to an empty datagram."""
     need(shutil.which("dnsmasq") is not None, "dnsmasq (package dnsmasq-base)")
     place = f"{netlab.TARGET}:5399"

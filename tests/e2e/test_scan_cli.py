@@ -22,7 +22,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from portbook.cli.progress import describe
+from portbook.cli.progress import format_progress
 from portbook.cli.scan import command as scan_command
 from portbook.cli.survey import Interrupt
 from tests.components import need
@@ -130,7 +130,7 @@ def test_only_open(ports):
     assert sorted(row["port"] for row in rows) == sorted(ports[0])
 
 
-def test_all_formats_say_the_same(ports):
+def test_all_formats_have_the_same_answers(ports):
     listening, closed = ports
     arguments = [HOST, "-p", listed(listening, closed)]
     whole = json.loads(run(*arguments, "--json").stdout)
@@ -195,7 +195,7 @@ def test_udp():
     assert done.returncode == 0
 
 
-def test_a_name_without_address_is_said_and_is_5_when_there_is_nothing_else(ports):
+def test_a_name_without_address_is_reported_and_exits_with_5_when_alone(ports):
     alone = run(NO_NAME, "-p", 80)
     assert alone.returncode == 5
     assert alone.stdout.startswith(f"{NO_NAME}: ")
@@ -231,12 +231,12 @@ def test_a_deadline_makes_it_partial(ports):
     assert re.search(r"^partial: the time was up; \d+ ports left$", people.stdout, re.MULTILINE)
 
 
-def test_lines_are_known_to_be_partial_too():
+def test_json_lines_that_are_partial_are_reported():
     done = run(HOST, "-p", "1-1000", "--rate", 20, "--deadline", 0.3, "--jsonl")
     assert done.stderr.startswith("portbook: partial: the time was up; ")
 
 
-def test_that_the_time_was_up_is_said_once():
+def test_the_deadline_is_reported_once():
     """Canaries sit on some of so many ports, which would be asked when they are gone."""
     report = json.loads(run(HOST, "-p", "1-65535", "--rate", 50, "--deadline", 0.3, "--json").stdout)["report"]
     assert [event["kind"] for event in report["events"]] == ["deadline"]
@@ -298,7 +298,7 @@ def test_ctrl_c_leaves_whole_json():
 
 @on_unix
 @pytest.mark.parametrize("form", ["--jsonl", "--csv"])
-def test_ctrl_c_leaves_whole_lines_and_says_that_they_are_not_all(form):
+def test_ctrl_c_leaves_whole_lines_and_reports_that_some_are_missing(form):
     output, errors, found = interrupted(form)
     if form == "--jsonl":
         rows = [json.loads(line) for line in output.splitlines()]
@@ -436,7 +436,7 @@ def shared(tmp_path):
 
 
 @on_unix
-def test_a_link_that_anybody_could_have_made_is_not_followed(shared, tmp_path):
+def test_a_symbolic_link_in_a_shared_directory_is_not_followed(shared, tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("precious")
     (shared / "scan.xml").symlink_to(victim)
@@ -448,7 +448,7 @@ def test_a_link_that_anybody_could_have_made_is_not_followed(shared, tmp_path):
 
 
 @on_unix
-def test_a_link_of_ones_own_is_followed(ports, tmp_path):
+def test_a_symbolic_link_of_the_user_is_followed(ports, tmp_path):
     real = tmp_path / "real.xml"
     real.write_text("old")
     (tmp_path / "scan.xml").symlink_to("real.xml")
@@ -469,7 +469,7 @@ def test_a_file_that_cannot_be_written_is_one_line_and_5(path):
 
 
 @on_unix
-def test_a_reader_that_has_seen_enough_ends_it_quietly():
+def test_a_closed_pipe_ends_it_quietly():
     with subprocess.Popen(
         [*COMMAND, HOST, "-p", "1-20000", "--jsonl"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
     ) as process:
@@ -517,7 +517,7 @@ class Half:
 )
 def test_progress_in_words(monkeypatch, total, elapsed_s, words):
     monkeypatch.setattr(Half, "total", total)
-    assert describe(Half(), elapsed_s) == words
+    assert format_progress(Half(), elapsed_s) == words
 
 
 @on_unix

@@ -99,7 +99,7 @@ NONSENSE = ("exit 1", "echo nonsense", "echo 'web|'; exit 2", "echo 'web|never'"
 @pytest.mark.parametrize("script", [*NONSENSE, "echo 'a b|no'", "head -c 100 /dev/urandom"])
 def test_whatever_a_runtime_says_the_container_stays_what_it_was(place, monkeypatch, script):
     """Nothing of it is believed to be harmless: without a policy that says so, it may be started again."""
-    monkeypatch.setattr(control, "ASK_LIMIT_S", 0.3)
+    monkeypatch.setattr(control, "QUERY_LIMIT_S", 0.3)
     os.rename(place(script), os.path.join(program.DIRECTORIES[0], "podman"))
     found = Supervisor("podman", "0123", ("podman", "stop", "0123"))
     assert control.query_manager(found, 80, "tcp") == found

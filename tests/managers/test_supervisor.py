@@ -101,6 +101,10 @@ def test_a_supervisor_is_known_by_its_name():
     assert looked_after(holder(None, owner(7, name="bash"), owner(8, name="supervisord")), "linux", 0) is None
     pm2 = looked_after(holder(None, owner(7, name="PM2 v5.3.0: God")), "macos", 0)
     assert pm2.advice == "pm2 stop NAME"
+    # As nodemon 3.1.14 runs: a script of node, which is the name of its process.
+    nodemon = owner(7, name="node", command_line=("node", "/usr/lib/node_modules/.bin/nodemon", "server.js"))
+    assert looked_after(holder(None, nodemon), "linux", 0).name == "nodemon"
+    assert looked_after(holder(None, owner(7, name="node", command_line=("node",))), "linux", 0) is None
 
 
 @pytest.mark.parametrize(

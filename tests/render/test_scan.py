@@ -114,7 +114,7 @@ def test_addresses_that_gave_no_answer_are_counted():
     assert shown([*answers, answer(80, address="10.0.0.251")])[-2:] == ["250 addresses gave no answer at all", ""]
 
 
-def test_an_address_that_is_not_there_is_one_line_with_the_reason():
+def test_an_unreachable_address_is_one_line_with_the_reason():
     """As when nobody answers ARP: some silence, and then the own kernel's word that the host is unreachable."""
     gone = Evidence("icmp", 113, "EHOSTUNREACH", 3, 1, "10.0.0.200")
     answers = [answer(p, "timeout", SILENCE, address=f"10.0.0.{n}") for n in (7, 8) for p in range(n)]
@@ -126,7 +126,7 @@ def test_an_address_that_is_not_there_is_one_line_with_the_reason():
     ]
 
 
-def test_an_address_behind_a_firewall_that_speaks_is_there():
+def test_an_address_behind_a_firewall_that_answers_has_a_table():
     lines = shown([answer(1, "filtered", PROHIBITED), *(answer(p, "filtered") for p in range(2, 5))])
     assert [line.split()[:3] for line in lines[2:6]] == [[str(p), "tcp", "filtered"] for p in range(1, 5)]
 
@@ -150,7 +150,7 @@ def test_a_name_without_address():
     assert shown([missing])[0] == "www.exmaple: EAI_NONAME: No"
 
 
-def test_what_a_peer_says_cannot_write_to_the_terminal():
+def test_text_of_a_peer_cannot_control_the_terminal():
     hostile = Evidence("reply", text="\x1b]0;owned\x07\u202e")
     lines = shown([answer(53, evidence=hostile, service="a\x1b[31m", protocol="udp")])
     assert all(line.isprintable() for line in lines)
@@ -210,7 +210,7 @@ def test_a_partial_scan_is_marked():
     assert scan_report.summary(report(skipped=12))[0] == "12 ports not probed"
 
 
-def test_misses_and_events_are_said():
+def test_misses_and_events_are_in_the_notes():
     check = SelfCheck(1, 4, 1, 7, 2, ("canary 127.0.0.1:4000", "127.0.0.1:80"))
     events = tuple(Event("rate-limit", f"10.0.0.{n}", "refuses 1 a second", 1.0) for n in range(7))
     events += tuple(Event("breaker", f"10.0.0.{n}", "closed to open", 1.0) for n in (1, 2, 1, 2))
@@ -226,14 +226,14 @@ def test_misses_and_events_are_said():
     ]
 
 
-def test_a_host_that_came_back_was_asked_everything():
+def test_a_host_that_came_back_is_not_in_the_notes():
     came_back = Event("breaker", "10.0.0.1", "half-open to closed: it has answered", 2.0)
     events = tuple(Event("breaker", f"10.0.0.{n}", "closed to open: silence", 1.0) for n in (1, 2))
     (said,) = scan_report.notes(report(events=(*events, came_back)))
     assert said == "probed less, because no answer came: 1 address"
 
 
-def test_what_hosts_without_an_answer_were_not_asked_can_be_asked_for():
+def test_the_notes_name_the_option_for_ports_that_were_not_probed():
     events = (Event("breaker", "10.0.0.1", "closed to open", 1.0),)
     (said,) = scan_report.notes(report(events=events, skipped=80))
     assert said == "probed less, because no answer came: 1 address; --no-breaker probes all their ports"
@@ -281,7 +281,7 @@ def test_json_is_the_same_rows_and_the_report():
 
 
 @pytest.mark.parametrize("form", ["json", "jsonl", "csv"])
-def test_the_report_is_asked_for_when_all_answers_are_there(form):
+def test_the_report_is_taken_after_the_last_answer(form):
     order = []
 
     def answers():
@@ -297,13 +297,13 @@ def test_the_report_is_asked_for_when_all_answers_are_there(form):
     assert order == (["end", "report"] if form == "json" else ["end"])
 
 
-def test_nothing_is_well_formed_too():
+def test_no_answers_are_well_formed_too():
     assert json.loads(written("json", []))["answers"] == []
     assert written("jsonl", []) == b""
     assert len(list(csv.reader(io.StringIO(written("csv", []).decode())))) == 1
 
 
-def test_csv_says_the_same_flat():
+def test_csv_has_the_same_values_flat():
     rows = list(csv.DictReader(io.StringIO(written("csv").decode(), newline="")))
     for row, one in zip(rows, ANSWERS, strict=True):
         facts = {**msgspec.to_builtins(one), **msgspec.to_builtins(one.evidence), "evidence": one.evidence.kind}
@@ -371,7 +371,7 @@ MANY_ANSWERS = [
 ]
 
 
-def test_the_xml_is_what_the_dtd_says():
+def test_the_xml_conforms_to_the_dtd():
     validated(xml(MANY_ANSWERS))
     validated(xml([]))
     validated(xml(ANSWERS, partial="cancelled"))
@@ -519,7 +519,7 @@ def held(form, count, outcome, evidence):
 
 @pytest.mark.parametrize("form", ["people", "json", "jsonl", "csv", "xml"])
 @pytest.mark.parametrize("outcome", ["closed", "filtered", "open"])
-def test_what_is_held_does_not_grow_with_the_scan(monkeypatch, form, outcome):
+def test_memory_does_not_grow_with_the_number_of_answers(monkeypatch, form, outcome):
     """But for a few bytes a port, for the ranges of XML and of open ports beyond the limit; an answer has 150."""
     monkeypatch.setattr(scan, "MOST_ROWS", 1000)
     evidence = {"closed": RST, "filtered": SILENCE, "open": SYN_ACK}[outcome]

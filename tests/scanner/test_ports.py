@@ -69,13 +69,13 @@ def test_a_group_among_others():
     assert parse_ports("@MAIL,22,25") == sorted({22, *parse_ports("@mail")})
 
 
-def test_a_group_that_udp_does_not_have_says_so():
+def test_a_group_that_udp_does_not_have_is_an_error():
     with pytest.raises(UsageError, match="unknown group of ports '@mail' over UDP; valid are @web"):
         parse_ports("@mail", "udp")
 
 
 @pytest.mark.parametrize(("protocol", "group"), [(p, g) for p in GROUPS for g in GROUPS[p]])
-def test_every_port_of_a_group_has_a_name_in_our_table_and_stands_once(protocol, group):
+def test_every_port_of_a_group_has_a_name_in_our_table_and_is_listed_once(protocol, group):
     with open(OURS, encoding="utf-8") as file:
         names = parse(file.read())
     listed = [int(n) for n in GROUPS[protocol][group][1].split(",")]

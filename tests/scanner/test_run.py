@@ -137,7 +137,7 @@ def test_silence_is_counted_as_silence_and_never_as_closed():
     assert "closed" not in running.report.outcomes
 
 
-def test_events_are_told_and_kept_to_a_limit():
+def test_events_are_reported_and_kept_up_to_a_limit():
     events = [Event("breaker", REMOTE, f"event {n}", 0.1) for n in range(MOST_EVENTS + 5)]
     told = []
     running = scanned(REMOTE, [1], FakeEngine(events=events), on_event=told.append)
@@ -147,7 +147,7 @@ def test_events_are_told_and_kept_to_a_limit():
     assert running.report.events_dropped == 5
 
 
-def test_the_same_address_twice_is_asked_once():
+def test_the_same_address_twice_is_scanned_once():
     engine = FakeEngine()
     assert len(list(scanned("203.0.113.1 203.0.113.0/31 203.0.113.0-1", [1, 2], engine))) == 4
     assert len(engine.asked) == 4
@@ -181,7 +181,7 @@ def test_closing_a_finished_scan_changes_nothing():
     assert running.report.partial is None
 
 
-def test_close_before_the_beginning_asks_nothing():
+def test_close_before_the_beginning_probes_nothing():
     engine = FakeEngine()
     running = scanned(REMOTE, [1], engine)
     running.close()
@@ -217,7 +217,7 @@ def test_ctrl_c_in_the_engine_leaves_a_partial_report():
     assert (running.report.partial, running.report.asked, engine.closed) == ("cancelled", 4, 1)
 
 
-def test_a_deadline_that_the_engine_tells_of_makes_it_partial():
+def test_a_deadline_that_the_engine_reports_makes_it_partial():
     class Late(FakeEngine):
         def __call__(self, probes, limits, *, tally=None, on_event=None):
             self.limits.append(limits)
@@ -254,14 +254,14 @@ def test_a_deadline_that_the_engine_tells_of_makes_it_partial():
         (("127.0.0.1", "80"), {"limits": Limits(concurrency=0)}, "concurrency 0"),
     ],
 )
-def test_a_mistake_is_found_before_anything_is_asked(arguments, more, wrong):
+def test_a_mistake_is_an_error_before_anything_is_probed(arguments, more, wrong):
     with pytest.raises(UsageError) as caught:
         scan(*arguments, **more)
     assert wrong in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_public_targets_need_a_word():
+def test_public_targets_need_allow_public():
     assert scan("8.8.8.8", "80", allow_public=True).ports == [80]  # not iterated: nothing is sent
 
 
@@ -296,7 +296,7 @@ def names(monkeypatch):
 
 
 @pytest.mark.usefixtures("names")
-def test_a_name_is_asked_at_all_its_addresses():
+def test_a_name_is_scanned_at_all_its_addresses():
     engine = FakeEngine()
     answers = list(scanned("both.example link.example", [80], engine))
     assert {(a.target, a.address) for a in answers} == {
@@ -308,7 +308,7 @@ def test_a_name_is_asked_at_all_its_addresses():
 
 
 @pytest.mark.usefixtures("names")
-def test_a_name_and_its_address_are_asked_once():
+def test_a_name_and_its_address_are_scanned_once():
     assert [a.target for a in scanned("here.example 203.0.113.7", [80], FakeEngine())] == ["here.example"]
 
 
@@ -326,7 +326,7 @@ def test_a_name_without_an_address_is_an_answer(only_open):
 
 
 @pytest.mark.usefixtures("names")
-def test_a_name_with_a_public_address_is_refused_before_anything_is_asked():
+def test_a_name_with_a_public_address_is_refused_before_anything_is_probed():
     engine = FakeEngine()
     running = scanned("203.0.113.1 public.example", [80], engine, allow_public=False)
     with pytest.raises(UsageError, match=r"^public\.example \(8\.8\.8\.8\) is globally routable"):
@@ -392,7 +392,7 @@ def test_canaries_and_listeners_of_this_machine_are_found():
     assert (check.known, check.known_missed, check.missed) == (3, 0, ())
 
 
-def test_canaries_are_asked_among_the_rest_and_are_not_in_the_report():
+def test_canaries_are_probed_among_the_rest_and_are_not_in_the_report():
     engine = TrueEngine()
     with listening(count=20) as ports:
         running = scanned("127.0.0.1", ports, engine)
@@ -440,7 +440,7 @@ def test_an_engine_that_forgets_probes_is_found_out():
     assert running.report.skipped == 1
 
 
-def test_a_port_that_a_canary_sat_on_is_asked_again_when_it_is_gone(monkeypatch):
+def test_the_port_of_a_canary_is_probed_again_when_it_is_closed(monkeypatch):
     """As when every port of an address is scanned: the canary may not pass for somebody's service."""
     free = []
 
@@ -474,7 +474,7 @@ def test_many_addresses_share_few_canaries():
     assert (check.addresses, check.canaries, check.canaries_missed) == (256, MOST_CANARIES, 0)
 
 
-def test_a_partial_scan_is_judged_by_what_it_came_to():
+def test_a_partial_scan_is_judged_by_the_ports_with_an_answer():
     with listening(count=20) as ports:
         running = scanned("127.0.0.1", ports, TrueEngine())
         for _ in range(5):
@@ -516,7 +516,7 @@ def test_without_descriptors_there_are_no_canaries_and_no_error(monkeypatch):
     assert (running.report.self_check.canaries, running.report.self_check.known) == (0, 1)
 
 
-def test_tables_that_cannot_be_read_are_said_to_be_unknown(monkeypatch):
+def test_tables_that_cannot_be_read_are_reported_as_unknown(monkeypatch):
     def unreadable(*_):
         raise SourceMissing("no way to read this machine works")
 
@@ -526,7 +526,7 @@ def test_tables_that_cannot_be_read_are_said_to_be_unknown(monkeypatch):
     assert (running.report.self_check.known, running.report.self_check.known_missed) == (None, None)
 
 
-def test_an_address_of_somebody_else_has_no_canary():
+def test_an_address_of_another_machine_has_no_canary():
     assert not canary.is_local(ScannedAddress(REMOTE, REMOTE, None))
     assert not canary.is_local(ScannedAddress("fe80::1%nonesuch", "fe80::1", "nonesuch"))
     assert canary.is_local(ScannedAddress("127.3.2.1", "127.3.2.1", None))
@@ -582,7 +582,7 @@ def test_udp_canaries_answer_this_machine():
         watch.close()
 
 
-def test_udp_canaries_stop_answering_one_day():
+def test_udp_canaries_stop_answering_after_a_limit():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bird:
         bird.bind(("127.0.0.1", 0))
         bird.setblocking(False)

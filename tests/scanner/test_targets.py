@@ -249,7 +249,7 @@ def test_ipv4_and_ipv6_of_the_same_number_are_two_addresses():
 
 
 @given(st.integers(0, 3000), st.integers(0, 10**6))
-def test_a_walk_comes_by_every_number_once(size, seed):
+def test_a_walk_has_every_number_once(size, seed):
     assert sorted(walk(size, seed)) == list(range(size))
 
 
@@ -260,7 +260,7 @@ def test_a_walk_keeps_neighbours_apart(size):
 
 
 @given(st.integers(1, 700), st.integers(1, 40), st.integers(0, 99))
-def test_every_port_of_every_address_is_asked_once(hosts, ports, seed):
+def test_every_port_of_every_address_is_probed_once(hosts, ports, seed):
     span = Span("t", 4, 0x0A000000, 0x0A000000 + hosts - 1)
     stream = list(probes_of([span], range(1, ports + 1), seed))
     assert Counter(stream) == Counter(

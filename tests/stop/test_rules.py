@@ -38,7 +38,7 @@ def listening(*owners, address="127.0.0.1", state="LISTEN", **more):
     ],
 )
 def test_whether_systemd_starts_it_again(text, answer):
-    assert control.restarts(control.properties(text))[0] is answer
+    assert control.restart_policy(control.properties(text))[0] is answer
 
 
 # systemctl list-sockets --show-types --no-legend --full of systemd 252, as the test with a real one has it.
@@ -68,7 +68,7 @@ def test_which_unit_a_socket_is_held_for(port, protocol, units):
 
 @given(st.text(max_size=300))
 def test_whatever_a_command_prints_is_read_without_an_error(text):
-    control.restarts(control.properties(text))
+    control.restart_policy(control.properties(text))
     control.listening_units(text, 80, "tcp")
 
 

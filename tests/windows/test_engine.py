@@ -72,7 +72,7 @@ def test_rate_and_deadline():
     assert tally.probed == len(answers)
 
 
-def test_loopback_is_told_to_refuse_at_once():
+def test_the_control_code_for_loopback():
     """Wine does not know the control code (10045): refused, and no error."""
     with socket.socket() as sock:
         assert refuse_at_once(sock) is not WINE

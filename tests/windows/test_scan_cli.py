@@ -35,7 +35,7 @@ def test_a_table_for_people(ports):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_json_lines_csv_and_json_say_the_same(ports):
+def test_json_lines_csv_and_json_have_the_same_answers(ports):
     expected = dict.fromkeys(ports[0], "open") | {ports[1]: "closed"}
     lines = [json.loads(line) for line in portbook("scan", HOST, "-p", asked(ports), "--jsonl").stdout.splitlines()]
     cells = list(csv.DictReader(io.StringIO(portbook("scan", HOST, "-p", asked(ports), "--csv").stdout)))
@@ -86,7 +86,7 @@ def test_exit_codes(words, code, said):
     assert said in done.stderr
 
 
-def test_a_deadline_is_kept_and_said():
+def test_a_deadline_is_kept_and_reported():
     done = portbook("scan", HOST, "-p", "1-1000", "--rate", "20", "--deadline", "0.5", "--json")
     report = json.loads(done.stdout)["report"]
     assert report["partial"] == "deadline"

@@ -192,7 +192,10 @@ def _lease_one_of(numbers: Iterator[int], plan: LeasePlan) -> Lease:
             if error.fault.posix not in TAKEN:
                 break
     assert last is not None  # noqa: S101  there is at least one number
-    raise _failure(f"any of {count} ports" if count > 1 else "a port", last, "choose among other ports") from last
+    what = "a port"
+    if count > 1:
+        what = f"any of {count} ports"
+    raise _failure(what, last, "choose among other ports") from last
 
 
 def _bind_all(port: int, plan: LeasePlan, *, chosen: bool) -> Lease:
@@ -234,7 +237,9 @@ def _failure(what: str, error: BindError, hint: str) -> PortbookError:
 def _why_command(port: int, error: BindError) -> str:
     """The ``portbook why`` command for what failed."""
     place = error.endpoint
-    command = f"portbook why {port}{'/udp' if error.protocol == 'udp' else ''}"
+    command = f"portbook why {port}"
+    if error.protocol == "udp":
+        command += "/udp"
     if place.dual:
         return f"{command} --dual"
     if place in EVERYWHERE:

@@ -36,10 +36,20 @@ NO_FORMAT = "nothing"  # write the XML alone
 )
 @survey.allow_public
 def command(
-    targets: tuple[str, ...], ports: str, udp: bool, only_open: bool, timeout: float | None, retries: int | None,
-    rate: float | None, concurrency: int | None, deadline: float | None, form: str | None, no_breaker: bool,
-    xml_path: str | None, allow_public: bool,
-) -> int:  # fmt: skip
+    targets: tuple[str, ...],
+    ports: str,
+    udp: bool,
+    only_open: bool,
+    timeout: float | None,
+    retries: int | None,
+    rate: float | None,
+    concurrency: int | None,
+    deadline: float | None,
+    form: str | None,
+    no_breaker: bool,
+    xml_path: str | None,
+    allow_public: bool,
+) -> int:
     """Find out which ports answer.
 
     TARGET is a name, an address, 10.0.0.0/24, 10.0.0.1-20, fe80::1%eth0, or @FILE with one of these on each line.

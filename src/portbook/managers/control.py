@@ -1,8 +1,7 @@
-"""What only the service manager or the container runtime can say, and having it stop something.
+"""What service managers and container runtimes report of a process, and the commands with which they stop it.
 
-Commands are run by absolute path, from directories that belong to the system, without a shell, with an environment of
-our own and a time limit. Their arguments are names that ``enrich/supervisor.py`` has
-checked.
+Commands are run by absolute path, from directories that belong to the system, without a shell, in a minimal environment
+and within a time limit. Their arguments are names that ``supervisor`` has checked.
 
 Facts: systemd.service(5), Restart= and the table below it; systemctl(1), show and list-sockets.
 """
@@ -22,17 +21,19 @@ from portbook.managers.supervisor import Supervisor, SupervisorKind
 from portbook.records import Protocol
 from portbook.system import program
 
-KEPT = ("HOME", "USER", "LOGNAME", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS")  # of ordinary users
-ROOTS = {"HOME": "/root", "XDG_RUNTIME_DIR": "/run/user/0"}
+# Variables that commands of ordinary users need; for root their values are fixed.
+USER_VARIABLES = ("HOME", "USER", "LOGNAME", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS")
+ROOT_VARIABLES = {"HOME": "/root", "XDG_RUNTIME_DIR": "/run/user/0"}
+WINDOWS_VARIABLES = ("SYSTEMROOT", "PATH", "TEMP")
 BOOTED = "/run/systemd/system"  # sd_booted(3)
-ASK_LIMIT_S = 3.0
+QUERY_LIMIT_S = 3.0
 
 
 class CommandResult(NamedTuple):
     """How a command ended."""
 
-    code: int | None  # None: it could not be run, or not to its end
-    text: str  # what it printed; in a sentence what went wrong
+    code: int | None  # None: it could not be run, or did not end
+    text: str  # its output, or why it has none
 
 
 def run_command(command: Sequence[str], limit_s: float) -> CommandResult:
@@ -47,135 +48,155 @@ def run_command(command: Sequence[str], limit_s: float) -> CommandResult:
 
 
 def clean_environment() -> dict[str, str]:
-    """Nothing that leads a command elsewhere: DOCKER_HOST, SYSTEMD_*, a PATH of somebody's."""
+    """An environment without what redirects a command: DOCKER_HOST, SYSTEMD_*, a PATH of somebody else."""
     if sys.platform == "win32":
-        return {name: os.environ[name] for name in ("SYSTEMROOT", "PATH", "TEMP") if name in os.environ}
-    ours = ROOTS if os.geteuid() == 0 else {name: os.environ[name] for name in KEPT if name in os.environ}
-    return {"PATH": program.PATH, "LC_ALL": "C.UTF-8", **ours}
+        return _environment(WINDOWS_VARIABLES)
+    variables = ROOT_VARIABLES if os.geteuid() == 0 else _environment(USER_VARIABLES)
+    return {"PATH": program.PATH, "LC_ALL": "C.UTF-8", **variables}
 
 
-# --- asking --------------------------------------------------------------------------------------------------------
+def _environment(names: Sequence[str]) -> dict[str, str]:
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
-def query_manager(found: Supervisor, port: int, protocol: Protocol) -> Supervisor:
-    """What the manager itself says of a process it looks after; as it was where it cannot be asked."""
-    ask = ASK.get(found.kind)
-    return ask(found, port, protocol) if ask else found
+# --- queries -------------------------------------------------------------------------------------------------------
 
 
-def _unit(found: Supervisor, _: int, __: Protocol) -> Supervisor:
-    if found.command is None or not os.path.isdir(BOOTED):
-        return found
-    scope = [word for word in found.command if word.startswith("--")]
-    names = "--property=LoadState,Restart,TriggeredBy"
-    shown = properties(run_command([supervisor.SYSTEMCTL, *scope, "show", names, found.name], ASK_LIMIT_S).text)
-    if shown.get("LoadState") != "loaded":
-        return found
-    again, why = restarts(shown)
-    stop = (*found.command[: found.command.index("stop") + 1], *_safe_units(shown), found.name)
-    return replace(found, restarts=again, why=why, command=stop)
+def query_manager(known: Supervisor, port: int, protocol: Protocol) -> Supervisor:
+    """Add what the manager itself reports to a supervisor; unchanged if it cannot be queried.
+
+    :param port: the port that the process holds
+    """
+    query = QUERIES.get(known.kind)
+    return query(known, port, protocol) if query else known
 
 
-def _safe_units(shown: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(name for name in sockets_of(shown) if supervisor.is_unit_name(name))
+def _query_unit(known: Supervisor, _: int, __: Protocol) -> Supervisor:
+    """Whether systemd restarts the unit, and which socket units start it."""
+    if known.command is None or not os.path.isdir(BOOTED):
+        return known
+    question = [supervisor.SYSTEMCTL, *_scope(known.command), "show"]
+    question += ["--property=LoadState,Restart,TriggeredBy", known.name]
+    unit = properties(run_command(question, QUERY_LIMIT_S).text)
+    if unit.get("LoadState") != "loaded":
+        return known
+    restarts, why = restart_policy(unit)
+    stop = known.command[: known.command.index("stop") + 1]
+    socket_units = [name for name in triggering_sockets(unit) if supervisor.is_unit_name(name)]
+    return replace(known, restarts=restarts, why=why, command=(*stop, *socket_units, known.name))
 
 
-def _activation(found: Supervisor, port: int, protocol: Protocol) -> Supervisor:
-    """Which socket unit systemd, the system's or a user's, holds the port for."""
-    user = int(found.name) if found.name else None
+def _scope(command: Sequence[str]) -> list[str]:
+    """The options of systemctl that select a service manager."""
+    return [word for word in command if word.startswith("--")]
+
+
+def _query_activation(known: Supervisor, port: int, protocol: Protocol) -> Supervisor:
+    """For which socket unit systemd, that of the system or of a user, holds the port."""
+    user = int(known.name) if known.name else None
     uid = os.geteuid()
-    probe = supervisor.unit_supervisor("any.socket", user, uid)
-    if probe.command is None or not os.path.isdir(BOOTED):
-        return found
-    scope = [word for word in probe.command if word.startswith("--")]
-    options = ["list-sockets", "--show-types", "--no-legend", "--full", "--no-pager"]
-    text = run_command([supervisor.SYSTEMCTL, *scope, *options], ASK_LIMIT_S).text
-    units = listening_units(text, port, protocol)
+    example = supervisor.unit_supervisor("any.socket", user, uid)
+    if example.command is None or not os.path.isdir(BOOTED):
+        return known
+    question = [supervisor.SYSTEMCTL, *_scope(example.command), "list-sockets"]
+    question += ["--show-types", "--no-legend", "--full", "--no-pager"]
+    units = listening_units(run_command(question, QUERY_LIMIT_S).text, port, protocol)
     if units is None:
-        return found
-    socket_unit, starts = units
-    named = supervisor.unit_supervisor(starts or socket_unit, user, uid, *([socket_unit] if starts else []))
-    return replace(named, name=socket_unit, restarts=True)
+        return known
+    socket_unit, service = units
+    if service:
+        activated = supervisor.unit_supervisor(service, user, uid, socket_unit)
+    else:
+        activated = supervisor.unit_supervisor(socket_unit, user, uid)
+    return replace(activated, name=socket_unit, restarts=True)
 
 
-def _docker_published(found: Supervisor, port: int, protocol: Protocol) -> Supervisor:
-    """Which container docker has published the port for."""
+def _query_published(known: Supervisor, port: int, protocol: Protocol) -> Supervisor:
+    """Of which container docker has published the port."""
     question = ["docker", "ps", "--quiet", "--no-trunc", "--filter", f"publish={port}/{protocol}"]
-    numbers = run_command(question, ASK_LIMIT_S).text.split()
+    numbers = run_command(question, QUERY_LIMIT_S).text.split()
     if len(numbers) != 1 or not container.is_id(numbers[0]):
-        return found
+        return known
     number = numbers[0]
-    return _policy(Supervisor("docker", number[: container.SHORT], ("docker", "stop", number)), port, protocol)
+    docker = Supervisor("docker", number[: container.SHORT], ("docker", "stop", number))
+    return _query_container(docker, port, protocol)
 
 
-def _policy(found: Supervisor, _: int, __: Protocol) -> Supervisor:
-    """Name and restart policy of a container, which docker and podman keep in the same places."""
-    if found.command is None:
-        return found
-    *stop, number = found.command
-    question = "{{.Name}}|{{.HostConfig.RestartPolicy.Name}}"
-    done = run_command([stop[0], "inspect", "--format", question, number], ASK_LIMIT_S)
+def _query_container(known: Supervisor, _: int, __: Protocol) -> Supervisor:
+    """The name and the restart policy of a container; docker and podman have them in the same places."""
+    if known.command is None:
+        return known
+    *stop, number = known.command
+    template = "{{.Name}}|{{.HostConfig.RestartPolicy.Name}}"
+    done = run_command([stop[0], "inspect", "--format", template, number], QUERY_LIMIT_S)
     name, bar, policy = done.text.removeprefix("/").partition("|")
-    if done.code != 0 or not bar or policy not in POLICIES or not supervisor.is_container_name(name):
-        return found
-    again = POLICIES[policy]
-    return replace(found, name=name, command=(*stop, name), restarts=again, why=f"restart policy {policy or 'no'}")
+    is_valid = bar and policy in POLICIES and supervisor.is_container_name(name)
+    if done.code != 0 or not is_valid:
+        return known
+    why = f"restart policy {policy or 'no'}"
+    return replace(known, name=name, command=(*stop, name), restarts=POLICIES[policy], why=why)
 
 
-# docker-run(1), podman-run(1), --restart: whether the container is started again when its process ends by a signal.
+# docker-run(1), podman-run(1), --restart: whether a container is restarted if its process ends by a signal.
 POLICIES = {"": False, "no": False, "always": True, "unless-stopped": True, "on-failure": True}
-ASK: Mapping[SupervisorKind, Callable[[Supervisor, int, Protocol], Supervisor]] = {
-    "systemd": _unit,
-    supervisor.ACTIVATION: _activation,
-    supervisor.PUBLISHED: _docker_published,
-    "docker": _policy,
-    "podman": _policy,
+QUERIES: Mapping[SupervisorKind, Callable[[Supervisor, int, Protocol], Supervisor]] = {
+    "systemd": _query_unit,
+    supervisor.ACTIVATION: _query_activation,
+    supervisor.PUBLISHED: _query_published,
+    "docker": _query_container,
+    "podman": _query_container,
 }
 
 
-# --- what systemctl prints -----------------------------------------------------------------------------------------
+# --- the output of systemctl ---------------------------------------------------------------------------------------
 
 
 def properties(text: str) -> dict[str, str]:
     """The lines of ``systemctl show``: Key=Value."""
-    return {key: value for key, equals, value in (line.partition("=") for line in text.splitlines()) if equals}
+    values: dict[str, str] = {}
+    for line in text.splitlines():
+        key, equals, value = line.partition("=")
+        if equals:
+            values[key] = value
+    return values
 
 
-def restarts(shown: Mapping[str, str]) -> tuple[bool | None, str]:
-    """Whether systemd would start the unit again after a gentle end, and why."""
-    if triggers := sockets_of(shown):
-        return True, f"{' '.join(triggers)} starts it with the next connection"
-    policy = shown.get("Restart", "")
+def restart_policy(unit: Mapping[str, str]) -> tuple[bool | None, str]:
+    """Whether systemd restarts a unit that ends after SIGTERM (None: not known), and why."""
+    socket_units = triggering_sockets(unit)
+    if socket_units:
+        return True, f"{' '.join(socket_units)} starts it with the next connection"
+    policy = unit.get("Restart", "")
     return RESTART.get(policy), f"Restart={policy}"
 
 
-def sockets_of(shown: Mapping[str, str]) -> tuple[str, ...]:
+def triggering_sockets(unit: Mapping[str, str]) -> tuple[str, ...]:
     """The socket units that start the unit."""
-    return tuple(name for name in shown.get("TriggeredBy", "").split() if name.endswith(".socket"))
+    return tuple(name for name in unit.get("TriggeredBy", "").split() if name.endswith(".socket"))
 
 
-# Whether systemd starts a service again that ends after SIGTERM. Not in here: it depends on how it exits.
+# Whether systemd restarts a service that ends after SIGTERM. With every other value it depends on the exit status.
 RESTART: Mapping[str, bool] = {"no": False, "on-watchdog": False, "always": True, "on-success": True}
-TYPES: dict[Protocol, str] = {"tcp": "Stream", "udp": "Datagram"}
+TYPES: Mapping[Protocol, str] = {"tcp": "Stream", "udp": "Datagram"}
 
 
 def listening_units(text: str, port: int, protocol: Protocol) -> tuple[str, str] | None:
-    """The socket unit and the unit it starts, from ``systemctl list-sockets --show-types --no-legend --full``."""
+    """The socket unit and the unit that it starts ("": none yet), from ``systemctl list-sockets --show-types``."""
     for line in text.splitlines():
         fields = line.split()
         if len(fields) >= 3 and fields[0].endswith(f":{port}") and fields[1] == TYPES[protocol]:
-            socket_unit, starts = fields[2], fields[3] if len(fields) > 3 else ""
-            return socket_unit, starts.rstrip(",")
+            service = fields[3].rstrip(",") if len(fields) > 3 else ""
+            return fields[2], service
     return None
 
 
-# --- stopping ------------------------------------------------------------------------------------------------------
+# --- commands ------------------------------------------------------------------------------------------------------
 
 
-def stop_by_manager(found: Supervisor, limit_s: float) -> CommandResult:
-    """Run the command that stops it."""
-    if found.command is None:
-        return CommandResult(None, f"there is no command that stops {found.name}")
-    if found.kind == "windows-service":  # what Stop-Service asks of the service control manager, without PowerShell
-        return run_command(("sc.exe", "stop", found.name), limit_s)
-    return run_command(found.command, limit_s)
+def stop_by_manager(manager: Supervisor, limit_s: float) -> CommandResult:
+    """Run the command with which a supervisor stops what it supervises."""
+    if manager.command is None:
+        return CommandResult(None, f"there is no command that stops {manager.name}")
+    if manager.kind == "windows-service":  # the same request as Stop-Service, without PowerShell
+        return run_command(("sc.exe", "stop", manager.name), limit_s)
+    return run_command(manager.command, limit_s)

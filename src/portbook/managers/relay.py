@@ -152,13 +152,14 @@ def _ssh_fields(spec: str) -> list[str]:
 def _ssh_target(kind: str, fields: list[str], port: int) -> str | None:
     """``[bind:]port:host:hostport``, ``[bind:]port:/socket``, and for -D ``[bind:]port``."""
     if kind == "D":
-        return "the targets of its SOCKS clients" if _number(fields[-1]) == port else None
-    if len(fields) >= 2 and fields[-1].startswith("/"):
-        return f"Unix socket {fields[-1]}" if _number(fields[-2]) == port else None
-    if len(fields) in (3, 4) and _number(fields[-3]) == port:
-        host = f"[{fields[-2]}]" if ":" in fields[-2] else fields[-2]
-        return f"{host}:{fields[-1]}"
-    return None
+        target, port_field = "the targets of its SOCKS clients", fields[-1]
+    elif len(fields) >= 2 and fields[-1].startswith("/"):
+        target, port_field = f"Unix socket {fields[-1]}", fields[-2]
+    elif len(fields) in (3, 4):
+        target, port_field = f"{format_endpoint(fields[-2])}:{fields[-1]}", fields[-3]
+    else:
+        return None
+    return target if _number(port_field) == port else None
 
 
 def _sshd(arguments: Arguments) -> Relay | None:

@@ -1,10 +1,10 @@
-"""Who would start a process again, and the command that really stops it. Tables; pure.
+"""The supervisor of a process, and the command that really stops the process. Tables; pure.
 
-What a process's own record says: its cgroup, its Windows service, its parent, and for the relays of container runtimes
-its command line. What the manager itself says is asked in ``stop/asked.py``.
+The supervisor follows from what is known of the process: its cgroup, its Windows service, its parent, and for the
+relays of container runtimes its command line. What the supervisor itself reports is read in ``control``.
 
-Facts: systemctl(1); docker-stop(1), podman-stop(1); conmon(8), ``-c``; systemd.unit(5) and Docker's documentation for
-what a name may consist of. What is no such name stands in no command: people copy those.
+Facts: systemctl(1); docker-stop(1), podman-stop(1); conmon(8), ``-c``; systemd.unit(5) and the documentation of Docker
+for the characters of names. Another name is never part of a command, because people copy commands.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from portbook.managers.container import Container, Runtime
 from portbook.records import Owner
 from portbook.system.users import user_name
 
-ParentChain = Sequence[Owner]  # nearest first
+ParentChain = Sequence[Owner]  # the parents of a process, nearest first
 SYSTEM = 0
 SYSTEMCTL = "systemctl"
 UNIT_NAME = r"[A-Za-z0-9:_.\\@][A-Za-z0-9:_.\\@-]{0,254}"
 CONTAINER_NAME = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}"
 USER_NAME = r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,63}"
-SERVICE_NAME = r"[^\W_][\w .()$-]{0,255}"  # of Windows: no quotes, slashes and controls
+SERVICE_NAME = r"[^\W_][\w .()$-]{0,255}"  # of Windows: no quotes, slashes and control characters
 
 STOP: Mapping[str, tuple[str, ...]] = {"docker": ("docker", "stop"), "podman": ("podman", "stop")}
-NO_COMMAND: Mapping[Runtime, str] = {  # runtimes without one command that fits every installation
-    "kubernetes": "the kubelet starts the pod again: scale its controller down, kubectl scale --replicas=0 …",
-    "containerd": "stop it with what started it: nerdctl stop, ctr task kill, or the kubelet's controller",
-    "crio": "stop it with what started it: crictl stop, or the kubelet's controller",
+NO_COMMAND: Mapping[Runtime, str] = {  # runtimes whose stop command depends on the installation
+    "kubernetes": "the kubelet restarts the pod: scale its controller down, kubectl scale --replicas=0 …",
+    "containerd": "stop it with the program that started it: nerdctl stop, ctr task kill, or the kubelet's controller",
+    "crio": "stop it with the program that started it: crictl stop, or the kubelet's controller",
     "lxc": "stop the container: lxc-stop, lxc stop or incus stop",
     "nspawn": "stop the container: machinectl poweroff",
     "ecs": "stop the task: aws ecs stop-task",
 }
-# Hold published ports for containers, and what finds the container.
+# Programs that hold the published ports of containers, and the commands that find and stop the container.
 RELAYS: Mapping[str, str] = {
     "conmon": "podman ps, then podman stop",
     "rootlessport": "podman ps, then podman stop",
@@ -48,8 +48,10 @@ RELAYS: Mapping[str, str] = {
     "docker-proxy": "docker ps --filter publish=PORT, then docker stop",
     "rootlesskit": "docker ps --filter publish=PORT, then docker stop",
 }
-# ParentChain that start their children again, by name, and the command for it; the argument is theirs to know.
+# Programs that restart their children, and what stops a child. NAME and the like are known to the program only.
 SUPERVISORS: Mapping[str, str] = {
+    # Tried with the real program: supervisor 4.3.0, runit 2.1.2, s6 2.11.3, monit 5.33.0, circus 0.19.0, PM2 7.0.4,
+    # nodemon 3.1.14, entr 5.3.
     "supervisord": "supervisorctl stop NAME",
     "runsv": "sv stop NAME",
     "s6-supervise": "s6-svc -d SERVICE-DIRECTORY",
@@ -57,15 +59,17 @@ SUPERVISORS: Mapping[str, str] = {
     "circusd": "circusctl stop NAME",
     "PM2": "pm2 stop NAME",
     "nodemon": "end nodemon itself",
-    "watchexec": "end watchexec itself",
     "entr": "end entr itself",
+    # From their documentation, not tried.
+    "watchexec": "end watchexec itself",
     "nssm.exe": "nssm stop NAME",
 }
+INTERPRETERS = ("node", "python")  # a script that one of these runs has the name of the interpreter
 AIRPLAY = "switch AirPlay Receiver off in System Settings, General, AirDrop & Handoff"
 
 
-# What starts a process again. socket-activation: systemd holds the port, and has not named the unit yet. docker-proxy,
-# relay: it holds the published port of a container that is not known yet, or only to another user.
+# The kind of a supervisor. socket-activation: systemd holds the port for a unit that is not known yet. docker-proxy,
+# relay: the process holds the published port of a container that is not known yet, or known to another user only.
 SupervisorKind = Literal[
     "systemd",
     "windows-service",
@@ -79,14 +83,14 @@ SupervisorKind = Literal[
 
 
 class Supervisor(Struct, frozen=True):
-    """Who looks after a process and may start it again, and what really stops it."""
+    """What supervises a process and may restart it, and the command that stops the process for good."""
 
     kind: SupervisorKind
     name: str  # of the unit, container or service
-    command: tuple[str, ...] | None = None  # what stops it; None: only ``advice``
-    restarts: bool | None = None  # whether it would start it again; None: not known
-    why: str | None = None  # what ``restarts`` rests on: "Restart=always"
-    advice: str | None = None  # where there is no command
+    command: tuple[str, ...] | None = None  # that stops it; None: there is only ``advice``
+    restarts: bool | None = None  # whether it restarts the process; None: not known
+    why: str | None = None  # the reason for ``restarts``: "Restart=always"
+    advice: str | None = None  # what to do if there is no command
 
 
 def is_unit_name(text: str) -> bool:
@@ -100,114 +104,139 @@ def is_container_name(text: str) -> bool:
 
 
 def is_relay(owner: Owner) -> bool:
-    """Whether it holds the published port of a container that is somebody else."""
-    return _base(owner.exe) in RELAYS
+    """Whether the process holds the published port of a container that it does not run in."""
+    return _base_name(owner.exe) in RELAYS
 
 
 def stop_instruction(supervisor: Supervisor) -> str | None:
-    """What really stops it, to be stop_instruction."""
+    """What to type to stop the process: the command, else the advice."""
     return " ".join(supervisor.command) if supervisor.command else supervisor.advice
 
 
 def container_stop_command(label: str) -> str | None:
-    """The command for a container by its label, as in ``docker:web``; None where none fits every installation."""
+    """The command that stops a container, by its label such as ``docker:web``; None for a runtime without one."""
     runtime, _, name = label.partition(":")
-    return " ".join((*STOP[runtime], name)) if runtime in STOP and is_container_name(name) else None
+    if runtime not in STOP or not is_container_name(name):
+        return None
+    return " ".join((*STOP[runtime], name))
 
 
 def find_supervisor(owner: Owner, parents: ParentChain, platform: str, uid: int) -> Supervisor | None:
-    """Who looks after a process, as far as its record says; ``uid`` is the user who asks (0 on Windows)."""
-    rules = WINDOWS if platform == "windows" else MACOS if platform == "macos" else LINUX
-    return next((found for rule in rules if (found := rule(owner, parents, uid))), None)
+    """The supervisor of a process; None if none is known.
+
+    :param parents: the parents of the process, nearest first
+    :param platform: "linux", "macos" or "windows"
+    :param uid: the user for whom commands are meant; 0 on Windows
+    """
+    for rule in RULES[platform]:
+        supervisor = rule(owner, parents, uid)
+        if supervisor is not None:
+            return supervisor
+    return None
 
 
-# --- rules: (process, its parents, uid of who asks) -> who looks after it ------------------------------------------
+# --- rules: (process, its parents, uid for whom commands are meant) -> its supervisor ------------------------------
 
 
 def _conmon(owner: Owner, _: ParentChain, __: int) -> Supervisor | None:
-    """Holds the ports that podman has published: of root's podman, whose conmon is believed what it was told."""
-    if _base(owner.exe) != "conmon" or owner.user != user_name(SYSTEM):
+    """The program conmon holds the ports that podman published; only the command line of that of root is trusted."""
+    if _base_name(owner.exe) != "conmon" or owner.user != user_name(SYSTEM):
         return None
-    arguments = owner.command_line or ()
-    number = next((b for a, b in pairwise(arguments) if a in ("-c", "--cid")), "")
-    return _container(Container("podman", number), 0) if container.is_id(number) else None
+    for option, value in pairwise(owner.command_line or ()):
+        if option in ("-c", "--cid"):
+            return _container_supervisor(Container("podman", value), SYSTEM) if container.is_id(value) else None
+    return None
 
 
 def _docker_proxy(owner: Owner, _: ParentChain, __: int) -> Supervisor | None:
-    """Relays a published port; docker has to be asked for whom."""
-    if _base(owner.exe) != "docker-proxy" or owner.user != user_name(SYSTEM):
+    """The program docker-proxy forwards a published port; only docker knows of which container."""
+    if _base_name(owner.exe) != "docker-proxy" or owner.user != user_name(SYSTEM):
         return None
     return Supervisor(PUBLISHED, "", advice=f"find the container: {RELAYS['docker-proxy']}")
 
 
-PUBLISHED: SupervisorKind = "docker-proxy"  # the kind of a relay, until docker has named the container
+PUBLISHED: SupervisorKind = "docker-proxy"  # until docker has named the container
 
 
 def _relay(owner: Owner, _: ParentChain, __: int) -> Supervisor | None:
-    """The same of an ordinary user, who is not asked: what runs there may say anything."""
-    found = RELAYS.get(_base(owner.exe))
-    who = owner.user or "the user it belongs to"
-    return Supervisor("relay", "", advice=f"find the container, as {who}: {found}") if found else None
+    """The relay of an ordinary user, whose runtime is not queried: a program of that user may answer anything."""
+    command = RELAYS.get(_base_name(owner.exe))
+    if command is None:
+        return None
+    user = owner.user or "its user"
+    return Supervisor("relay", "", advice=f"find the container, as {user}: {command}")
 
 
 def _activator(owner: Owner, _: ParentChain, __: int) -> Supervisor | None:
-    """A service manager holds sockets for services that are not running: systemd.socket(5)."""
-    if _base(owner.exe) != "systemd" and not (owner.pid == 1 and owner.name == "systemd"):
+    """A service manager that holds a socket for a service that is not running: systemd.socket(5)."""
+    is_first = owner.pid == 1 and owner.name == "systemd"
+    if _base_name(owner.exe) != "systemd" and not is_first:
         return None
     user = systemd.user_of(owner.cgroup or "")
-    return Supervisor(ACTIVATION, "" if user is None else str(user), None, True, "systemd holds it for a socket unit")
+    name = "" if user is None else str(user)
+    return Supervisor(ACTIVATION, name, restarts=True, why="systemd holds it for a socket unit")
 
 
-ACTIVATION: SupervisorKind = "socket-activation"  # the kind, until systemd has named the unit
+ACTIVATION: SupervisorKind = "socket-activation"  # until systemd has named the unit
 
 
 def _unit(owner: Owner, _: ParentChain, uid: int) -> Supervisor | None:
     path = owner.cgroup or ""
     unit = systemd.exact_unit_of(path)
-    if unit is None or container.identify(path[: path.rindex(unit)]) is not None:
-        return None  # the unit of a systemd inside a container, which the one out here does not know
+    if unit is None:
+        return None
+    if container.identify(path[: path.rindex(unit)]) is not None:
+        return None  # the unit of a systemd inside a container, which the systemd outside does not know
     return unit_supervisor(unit, systemd.user_of(path), uid)
 
 
 def unit_supervisor(unit: str, user: int | None, uid: int, *sockets: str) -> Supervisor:
-    """A unit of the system's service manager, or of a user's."""
+    """The service manager of a unit: that of the system, or that of a user.
+
+    :param user: the uid of the user whose service manager runs the unit; None for that of the system
+    :param uid: the user for whom the command is meant
+    :param sockets: socket units that have to be stopped together with the unit
+    """
     names = (*sockets, unit)
     scope = _scope(user, uid)
-    if scope is None or not all(is_unit_name(name) for name in names):
-        advice = f"as that user: systemctl --user stop {' '.join(names)}" if scope is None else None
-        return Supervisor("systemd", unit, None, None, None, advice)
+    if scope is None:
+        return Supervisor("systemd", unit, advice=f"as that user: systemctl --user stop {' '.join(names)}")
+    if not all(is_unit_name(name) for name in names):
+        return Supervisor("systemd", unit)
     return Supervisor("systemd", unit, (SYSTEMCTL, *scope, "stop", *names))
 
 
 def _scope(user: int | None, uid: int) -> tuple[str, ...] | None:
-    """Whose units: systemctl(1), --user, --machine; None where only that user can say it."""
+    """The options that select a service manager: systemctl(1), --user, --machine. None: only that user can."""
     if user is None:
         return ()
     if user == uid:
         return ("--user",)
     name = user_name(user)
-    return ("--user", f"--machine={name}@.host") if uid == SYSTEM and re.fullmatch(USER_NAME, name, re.ASCII) else None
+    if uid != SYSTEM or not re.fullmatch(USER_NAME, name, re.ASCII):
+        return None
+    return ("--user", f"--machine={name}@.host")
 
 
 def _in_container(owner: Owner, _: ParentChain, uid: int) -> Supervisor | None:
     found = container.identify(owner.cgroup or "")
-    return _container(found, uid, owner.container) if found else None
+    return _container_supervisor(found, uid, owner.container) if found else None
 
 
-def _container(found: Container, uid: int, label: str | None = None) -> Supervisor:
-    runtime = found.runtime
+def _container_supervisor(found: Container, uid: int, label: str | None = None) -> Supervisor:
     _, _, name = (label or container.label(found)).partition(":")
-    stop = STOP.get(found.runtime)
     if found.pod is not None:
         return Supervisor("kubernetes", name, advice=NO_COMMAND["kubernetes"])
-    if stop is None or found.daemon is None:
-        advice = NO_COMMAND.get(found.runtime) if found.daemon is not None else "stop the container around it"
-        return Supervisor(runtime, name, advice=advice)
+    if found.daemon is None:
+        return Supervisor(found.runtime, name, advice="stop the container that it runs in")
+    stop = STOP.get(found.runtime)
+    if stop is None:
+        return Supervisor(found.runtime, name, advice=NO_COMMAND.get(found.runtime))
     number = found.id if container.is_id(found.id) else name
     if found.daemon != uid or not is_container_name(number):
-        who = user_name(found.daemon)
-        return Supervisor(runtime, name, advice=f"as user {who}: {' '.join(stop)} {name}")
-    return Supervisor(runtime, name, (*stop, name if is_container_name(name) else number))
+        advice = f"as user {user_name(found.daemon)}: {' '.join(stop)} {name}"
+        return Supervisor(found.runtime, name, advice=advice)
+    return Supervisor(found.runtime, name, (*stop, name if is_container_name(name) else number))
 
 
 def _windows_service(owner: Owner, _: ParentChain, __: int) -> Supervisor | None:
@@ -215,28 +244,41 @@ def _windows_service(owner: Owner, _: ParentChain, __: int) -> Supervisor | None
     if not name:
         return None
     if ", " in name or not re.fullmatch(SERVICE_NAME, name):
-        return Supervisor("windows-service", name, advice="several services live in it: Stop-Service -Name ONE")
+        return Supervisor("windows-service", name, advice="it hosts several services: Stop-Service -Name NAME")
     return Supervisor("windows-service", name, ("Stop-Service", "-Name", name))
 
 
 def _supervised(_: Owner, parents: ParentChain, __: int) -> Supervisor | None:
-    parent = parents[0] if parents else None
-    name = (parent.name or "").split(" ")[0] if parent else ""
-    if name not in SUPERVISORS:
+    if not parents:
         return None
-    return Supervisor("supervisor", name, None, None, f"{name} is its parent", SUPERVISORS[name])
+    for name in _program_names(parents[0]):
+        if name in SUPERVISORS:
+            return Supervisor("supervisor", name, why=f"{name} is its parent", advice=SUPERVISORS[name])
+    return None
+
+
+def _program_names(process: Owner) -> tuple[str, ...]:
+    """The name of a process without its version ("PM2 v7.0.4: God"), and that of the script that it interprets."""
+    name = (process.name or "").split(" ")[0]
+    arguments = process.command_line or ()
+    if name.startswith(INTERPRETERS) and len(arguments) > 1:
+        return name, _base_name(arguments[1])
+    return (name,)
 
 
 def _airplay(owner: Owner, _: ParentChain, __: int) -> Supervisor | None:
-    found = owner.name == "ControlCenter"
-    return Supervisor("macos", "AirPlay Receiver", None, True, "macOS starts it again", AIRPLAY) if found else None
+    if owner.name != "ControlCenter":
+        return None
+    return Supervisor("macos", "AirPlay Receiver", restarts=True, why="macOS restarts it", advice=AIRPLAY)
 
 
 SupervisorRule = Callable[[Owner, ParentChain, int], Supervisor | None]
-LINUX: tuple[SupervisorRule, ...] = (_conmon, _docker_proxy, _relay, _activator, _unit, _in_container, _supervised)
-MACOS: tuple[SupervisorRule, ...] = (_airplay, _supervised)
-WINDOWS: tuple[SupervisorRule, ...] = (_windows_service, _supervised)
+RULES: Mapping[str, tuple[SupervisorRule, ...]] = {
+    "linux": (_conmon, _docker_proxy, _relay, _activator, _unit, _in_container, _supervised),
+    "macos": (_airplay, _supervised),
+    "windows": (_windows_service, _supervised),
+}
 
 
-def _base(path: str | None) -> str:
+def _base_name(path: str | None) -> str:
     return (path or "").rpartition("/")[2]

@@ -9,7 +9,6 @@ from msgspec import Struct
 from portbook.records import Family, Protocol
 
 SYSTEM_PID = 4  # Windows: the process "System", the kernel; http.sys listens in it
-PortRange = tuple[int, int]  # first and last
 NatFamily = Literal["ipv4", "ipv6", "both"]
 NatHook = Literal["prerouting", "output"]  # what comes in; what this machine sends itself
 NatTool = Literal["nft", "iptables-save"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from portbook.addresses import format_endpoint
 from portbook.bind.free import Free
 from portbook.render.machine import ENCODER
 
@@ -28,7 +29,7 @@ def json(answer: Free) -> Iterator[bytes]:
 
 def caution(answer: Free) -> str:
     """That the ports are not reserved."""
-    addresses = " and ".join(f"[{address}]" if ":" in address else address for address in answer.addresses)
+    addresses = " and ".join(map(format_endpoint, answer.addresses))
     protocols = " and ".join(answer.protocols)
     return f"free a moment ago ({protocols} on {addresses}), but not reserved: use portbook lease to hold a port"
 

@@ -61,8 +61,10 @@ def _states(verdict: Verdict) -> Iterator[str]:
     for attempt in sorted(verdict.tried, key=lambda attempt: attempt.ok):
         endpoints_by_state.setdefault(_state(attempt), []).append(_format_place(attempt, verdict))
     for state, places in endpoints_by_state.items():
-        plural = f"are {state[3:]}" if state.startswith("is ") else state
-        yield f"{' and '.join(places)} {state if len(places) == 1 else plural}"
+        if len(places) > 1 and state.startswith("is "):
+            yield f"{' and '.join(places)} are {state.removeprefix('is ')}"
+        else:
+            yield f"{' and '.join(places)} {state}"
 
 
 def _state(attempt: BindAttempt) -> str:
@@ -79,9 +81,12 @@ def _finding(finding: Finding, style: Style) -> Iterator[str]:
     word = f"  {finding.severity:<{INDENT - 2}}"
     if style.colour:
         word = f"{COLOURS[finding.severity]}{word}{PLAIN}"
-    endpoints = f" for {safe(' and '.join(finding.endpoints))}" if finding.endpoints else ""
-    likely = ", likely" if finding.confidence == "likely" else ""
-    yield f"{word}{finding.code}{endpoints}{likely}"
+    title: str = finding.code
+    if finding.endpoints:
+        title += f" for {safe(' and '.join(finding.endpoints))}"
+    if finding.confidence == "likely":
+        title += ", likely"
+    yield word + title
     yield from _wrapped(safe(finding.text), style)
     if finding.remedy:
         yield from _wrapped(f"remedy: {safe(finding.remedy)}", style)
@@ -103,13 +108,14 @@ def _wrapped(text: str, style: Style, columns: int = INDENT) -> list[str]:
 def _attempts(verdict: Verdict, style: Style) -> Iterator[str]:
     names = " and ".join(_option_names(verdict))
     options = f" with {names}" if names else ""
-    for number, attempt in enumerate(verdict.tried):
+    label = "tried"
+    for attempt in verdict.tried:
         families = " (IPv6 and IPv4)" if attempt.endpoint.dual else ""
         text = safe(f"{_format_place(attempt, verdict)}{families}{options}: {_result(attempt, verdict)}")
         first, *others = _wrapped(text, style)
-        label = "tried" if number == 0 else ""
         yield f"  {label:<{INDENT - 2}}{first[INDENT:]}"
         yield from others
+        label = ""
 
 
 def _option_names(verdict: Verdict) -> Iterator[str]:
@@ -130,5 +136,6 @@ def _option_names(verdict: Verdict) -> Iterator[str]:
 def _result(attempt: BindAttempt, verdict: Verdict) -> str:
     if not attempt.ok:
         return f"{attempt.step}() failed with {attempt.error_name} ({attempt.error})"
-    listened = verdict.protocol == "tcp" and verdict.options.listens
-    return "bind() and listen() succeeded" if listened else "bind() succeeded"
+    if verdict.protocol == "tcp" and verdict.options.listens:
+        return "bind() and listen() succeeded"
+    return "bind() succeeded"

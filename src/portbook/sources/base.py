@@ -16,9 +16,8 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from portbook.records import FAMILIES, PROTOCOLS, STATES, Family, Gap, Protocol, Socket, State
+from portbook.records import FAMILIES, PROTOCOLS, STATES, Family, Gap, PortRange, Protocol, Socket, State
 
-PortRange = tuple[int, int]
 Capability = Literal[
     "tcp",
     "udp",

@@ -19,8 +19,8 @@ from typing import NamedTuple
 from portbook.addresses import address_text, interface_names, is_link_local, reach_of
 from portbook.errors import SourceDenied, SourceError, SourceGarbled, SourceMissing, SourceTimeout
 from portbook.numerals import number_or_none
-from portbook.records import Family, Gap, Protocol, Reach, Socket, State
-from portbook.sources.base import PortRange, Reading, Source, Wanted
+from portbook.records import Family, Gap, PortRange, Protocol, Reach, Socket, State
+from portbook.sources.base import Reading, Source, Wanted
 from portbook.system import namespaces, netlink
 from portbook.system.netlink import ATTRIBUTE, HEADER, MOST_TRIES, NLMSG_DONE
 

@@ -56,17 +56,22 @@ def conflict(situation: Situation, s: Socket, endpoint: Endpoint) -> Confidence 
     by_options = SHARING[situation.platform](situation, s, endpoint)
     if by_options is None:
         return None
-    return "likely" if "likely" in (by_address, by_options) else "certain"
+    if "likely" in (by_address, by_options):
+        return "likely"
+    return "certain"
 
 
 def _linux(situation: Situation, s: Socket, endpoint: Endpoint) -> Confidence | None:
     if in_another_vrf(situation, s, endpoint):
         return None
-    if situation.options.reuse_port and (s.protocol == "tcp" or _may_share_port(situation, s)):
-        joins = is_reuseport_group(situation, s) and _may_share_port(situation, s)
-        return None if joins else "likely"
-    may_share_address = sets_reuse_address(situation) and s.state != "LISTEN"
-    return "likely" if may_share_address else "certain"
+    may_share_port = _may_share_port(situation, s)
+    if situation.options.reuse_port and (s.protocol == "tcp" or may_share_port):
+        if may_share_port and is_reuseport_group(situation, s):
+            return None
+        return "likely"
+    if sets_reuse_address(situation) and s.state != "LISTEN":
+        return "likely"
+    return "certain"
 
 
 def _windows(situation: Situation, s: Socket, endpoint: Endpoint) -> Confidence | None:
@@ -75,7 +80,9 @@ def _windows(situation: Situation, s: Socket, endpoint: Endpoint) -> Confidence 
         return None
     requested = claim_of_endpoint(endpoint)
     excludes = claim_of_socket(s) == requested or ANY in requested
-    return "certain" if s.state in WAITING and excludes else "likely"
+    if s.state in WAITING and excludes:
+        return "certain"
+    return "likely"
 
 
 def _macos(situation: Situation, s: Socket, endpoint: Endpoint) -> Confidence | None:

@@ -51,11 +51,6 @@ def format_locals(sockets: Iterable[Socket]) -> str:
     return join_words(locals_of(sockets))
 
 
-def count_of(number: int, noun: str) -> str:
-    """``1 connection``, ``3 connections``."""
-    return f"1 {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def describe_holders(situation: Situation, sockets: Sequence[Socket], one: str, several: str) -> str:
     """A sentence: who holds the sockets, what they do (in the singular and plural), and where they come from.
 
@@ -77,7 +72,9 @@ def _origin(situation: Situation, owner: Owner) -> str:
     parts: list[str] = []
     command = " ".join(owner.command_line or ())
     if command:
-        parts.append(f"command: {command[:MOST_COMMAND]}{'...' if len(command) > MOST_COMMAND else ''}")
+        if len(command) > MOST_COMMAND:
+            command = f"{command[:MOST_COMMAND]}..."
+        parts.append(f"command: {command}")
     if owner.service:
         parts.append(f"service: {owner.service}")
     if owner.container:
@@ -156,10 +153,12 @@ def release_remedy(situation: Situation, sockets: Sequence[Socket]) -> str | Non
         command = stop_instruction(supervisor) if supervisor else None
         if command:
             return f"{command.replace('publish=PORT', f'publish={situation.port}')}; {OTHER_PORT}"
-    if owners:
-        port = f"{situation.port}/udp" if situation.protocol == "udp" else str(situation.port)
-        return f"end the holder: portbook stop {port}; {OTHER_PORT}"
-    return _visibility_remedy(situation)
+    if not owners:
+        return _visibility_remedy(situation)
+    port = str(situation.port)
+    if situation.protocol == "udp":
+        port += "/udp"
+    return f"end the holder: portbook stop {port}; {OTHER_PORT}"
 
 
 def _visibility_remedy(situation: Situation) -> str:

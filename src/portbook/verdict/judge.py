@@ -92,7 +92,9 @@ def predict(findings: Iterable[Finding]) -> bool | None:
     blocking = [finding.confidence for finding in findings if finding.severity == "blocks"]
     if not blocking:
         return True
-    return False if "certain" in blocking else None
+    if "certain" in blocking:
+        return False
+    return None
 
 
 def is_explained(verdict: Verdict) -> bool:
@@ -234,7 +236,9 @@ def _unexplained_error(situation: Situation, attempt: BindAttempt) -> Finding:
     name = str(attempt.endpoint)
     text = f"{attempt.step}() on {name} failed with {attempt.error_name} ({attempt.error}), and no finding explains it"
     severity: Severity = "warns" if attempt.posix_error in SCARCE else "blocks"
-    hints = WINDOWS_HINTS if situation.platform == "windows" else HINTS
+    hints = HINTS
+    if situation.platform == "windows":
+        hints = WINDOWS_HINTS
     evidence = {"error": attempt.error, "error_name": attempt.error_name, "step": attempt.step}
     return Finding("unexplained", severity, text, hints.get(attempt.posix_error), evidence, (name,))
 

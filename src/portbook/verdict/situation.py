@@ -18,10 +18,9 @@ from portbook.netconfig.facts import (
     LocalAddress,
     NatRule,
     PortProxy,
-    PortRange,
     Publication,
 )
-from portbook.records import Family, Gap, Owner, Platform, Protocol, Socket
+from portbook.records import Family, Gap, Owner, Platform, PortRange, Protocol, Socket
 
 
 class BindRequest(Struct, frozen=True):

@@ -108,7 +108,7 @@ def test_a_full_queue_is_silence_and_not_closed(way):
     assert (tally.probed, tally.answered, tally.silent, tally.repeated, tally.open) == (2, 2, 1, 1, 1)
 
 
-def test_somebody_who_hangs_up_at_once_is_open(way):
+def test_a_listener_that_closes_at_once_is_open(way):
     """Accepted, then RST: SO_ERROR may be ECONNRESET by the time it is read."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
@@ -169,7 +169,7 @@ EPHEMERAL = range(40_000, 44_096)
 @linux
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 @pytest.mark.parametrize(("way", "scans"), [("best", 50), ("plain", 10), ("asyncio", 2)], indirect=["way"])
-def test_nothing_is_open_where_nobody_listens(way, scans, address):
+def test_nothing_is_open_where_nothing_listens(way, scans, address):
     with contextlib.closing(narrow()) as space, space:
         for _ in range(scans):
             found = scanned(of(address, EPHEMERAL))
@@ -177,7 +177,7 @@ def test_nothing_is_open_where_nobody_listens(way, scans, address):
 
 
 @linux
-def test_without_care_something_would_be():
+def test_naive_sockets_connect_to_themselves():
     """The namespace is one in which naive sockets do connect to themselves, and the engine's part detects it."""
     with contextlib.closing(narrow()) as space, space:
         seen = Counter(naive(port) for _ in range(20) for port in EPHEMERAL)
@@ -191,7 +191,7 @@ def naive(port: int) -> tcp.ConnectResult:
 
 
 @linux
-def test_a_connector_asks_its_own_port_from_another():
+def test_a_connector_probes_its_own_port_from_another():
     connector = Connector(socket.AF_INET)
     connector.connect([])
     own = connector.port
@@ -236,7 +236,7 @@ def firewalled() -> Iterator[netlab.Lab]:
 
 @linux
 @pytest.mark.parametrize("version", [4, 6])
-def test_what_a_router_says_is_kept_with_its_name(firewalled, version):
+def test_icmp_of_a_router_is_kept_with_its_address(firewalled, version):
     target, router = (netlab.FAR_TARGET, netlab.ROUTER) if version == 4 else (netlab.FAR_TARGET6, netlab.ROUTER6)
     rows = {port: row for port, row in ROUTER.items() if row[version // 2] is not None}
     with firewalled.client:
@@ -275,7 +275,7 @@ def test_nmap_sees_the_same(firewalled):
 
 
 @linux
-def test_a_firewall_on_loopback_is_told_from_a_closed_port():
+def test_a_firewall_on_loopback_is_distinguished_from_a_closed_port():
     """Where the short way reads RST and the kernel keeps ICMP apart."""
     netlab.needed()
     with contextlib.closing(netlab.Namespace()) as space:
@@ -385,7 +385,7 @@ def whole_network(ports: Iterable[int]) -> Iterator[Probe]:
 
 
 @linux
-def test_dead_hosts_are_left_alone(network):
+def test_dead_hosts_are_given_up(network):
     events: list[Event] = []
     tally = Tally()
     with network.target, listening("0.0.0.0", port=80), network.client:
@@ -408,7 +408,7 @@ def test_dead_hosts_are_left_alone(network):
 
 
 @linux
-def test_without_a_breaker_every_port_is_asked(network):
+def test_without_a_breaker_every_port_is_probed(network):
     events: list[Event] = []
     with network.client:
         found = scanned(whole_network(range(1000, 1003)), Limits(timeout_s=0.2, breaker=None), on_event=events.append)
@@ -576,7 +576,7 @@ def test_one_port_that_is_silent():
     )
 
 
-def test_one_port_that_cannot_be_asked():
+def test_one_port_that_cannot_be_probed():
     connection = tcp.connect("fe80::1", 80, "nosuch")
     assert connection.result.outcome == "error"
 
@@ -593,11 +593,11 @@ def test_one_port_that_cannot_be_asked():
         (errno.EMFILE, False, "error"),
     ],
 )
-def test_errors_are_judged(number, sent, outcome):
+def test_errors_have_outcomes(number, sent, outcome):
     assert tcp.errno_result(number, sent=sent).outcome == outcome
 
 
-def test_what_windows_is_told_about_loopback():
+def test_the_control_code_for_loopback_on_windows():
     """TCP_INITIAL_RTO_PARAMETERS: USHORT Rtt, UCHAR MaxSynRetransmissions, one byte of padding."""
     calls = []
 
@@ -641,7 +641,7 @@ def test_an_interrupt_leaves_nothing(after):
 
 
 @linux
-def test_an_interrupt_while_walking_leaves_nothing(monkeypatch):
+def test_an_interrupt_while_connecting_leaves_nothing(monkeypatch):
     before, threads = descriptors(), threading.active_count()
     walked = Connector.connect
 
@@ -657,7 +657,7 @@ def test_an_interrupt_while_walking_leaves_nothing(monkeypatch):
 
 
 @linux
-def test_workers_pass_on_what_goes_wrong(monkeypatch):
+def test_errors_of_workers_are_raised(monkeypatch):
     def broken(self: Connector, attempts: object) -> None:
         raise RuntimeError("in a thread")
 

@@ -221,7 +221,7 @@ def test_it_ends_with_the_last_answer(limits):
 # --- silence -------------------------------------------------------------------------------------------------------
 
 
-def test_a_silent_port_is_asked_again_and_then_filtered():
+def test_a_silent_port_is_repeated_and_then_filtered():
     run = Run(probes(1, 20), nothing, Limits(retries=2))
     assert run.outcomes == {"filtered": 20}
     assert {answer.attempts for answer in run.answers} == {3}
@@ -239,7 +239,7 @@ def test_a_timeout_of_the_callers_is_kept():
     assert run.elapsed_s == pytest.approx(0.25 + 0.25, abs=0.01)
 
 
-def test_a_port_is_not_asked_again_before_a_burst_is_over():
+def test_a_port_is_not_repeated_before_a_burst_is_over():
     """A short time limit of the caller's is no reason to repeat what a router's queue may still be busy with."""
     run = Run(probes(1, 10), nothing, Limits(timeout_s=0.02, retries=1))
     assert run.elapsed_s == pytest.approx(0.1 + 0.02, abs=0.01)
@@ -315,14 +315,14 @@ def test_dead_hosts_are_given_up_and_live_ones_are_not():
     assert set(per_host.values()) == {1 + 3 * 2 + 1}
 
 
-def test_what_a_dead_host_was_asked_has_timed_out():
+def test_the_probed_ports_of_a_dead_host_have_timed_out():
     run = Run(probes(2, 100), mostly_dead(1), breaker=BreakerSettings())
     dead = [answer for answer in run.answers if answer.address == "10.0.0.1"]
     assert {(answer.outcome, answer.attempts) for answer in dead} <= {("timeout", 1), ("filtered", 2)}
     assert len(dead) + run.tally.skipped == 100
 
 
-def test_a_single_host_is_asked_to_the_end():
+def test_a_single_host_is_scanned_to_the_end():
     run = Run(
         probes(1, 300), lambda attempt: (OPEN, 0.02) if attempt.probe.port == 300 else None, breaker=BreakerSettings()
     )
@@ -361,7 +361,7 @@ def test_a_trial_that_cannot_be_made_does_not_hold_up_the_rest():
     assert len(run.answers) + run.tally.skipped == 200
 
 
-def test_a_host_that_comes_back_is_asked_again():
+def test_a_host_that_comes_back_is_probed_again():
     """While a stream lasts, a host that was given up is tried now and then."""
     up_at = 110.0
 
@@ -384,7 +384,7 @@ def test_without_descriptors_fewer_are_in_flight():
     assert len(run.events) < 10
 
 
-def test_without_any_it_waits_for_one():
+def test_without_any_descriptor_it_waits_for_one():
     def network(attempt: Attempt) -> tuple[ConnectResult, float]:
         return (EMFILE, 0.0) if attempt.started_at < 105.0 else (CLOSED, 0.02)
 
@@ -393,7 +393,7 @@ def test_without_any_it_waits_for_one():
     assert run.transport.begun < 60  # it did not spin meanwhile
 
 
-def test_without_any_for_ever_it_says_so():
+def test_without_any_descriptor_to_the_end_it_is_an_error():
     run = Run(probes(1, 50), lambda _: (EMFILE, 0.0))
     assert run.outcomes == {"error": 50}
     assert {answer.evidence.error for answer in run.answers} == {"EMFILE"}
@@ -402,7 +402,7 @@ def test_without_any_for_ever_it_says_so():
 # --- self-connects -------------------------------------------------------------------------------------------------
 
 
-def test_a_connect_to_itself_is_asked_again():
+def test_a_connect_to_itself_is_repeated():
     once: set[int] = set()
 
     def itself_once(attempt: Attempt) -> tuple[ConnectResult, float]:
@@ -416,7 +416,7 @@ def test_a_connect_to_itself_is_asked_again():
     assert run.tally.probed == 50
 
 
-def test_one_that_keeps_doing_so_is_closed():
+def test_repeated_connects_to_itself_are_closed():
     run = Run(probes(1, 3), lambda _: (SELF_CONNECTED, 0.001))
     assert run.outcomes == {"closed": 3}
     assert {answer.evidence.kind for answer in run.answers} == {"self-connect"}
@@ -445,7 +445,7 @@ class Stream:
             yield probe
 
 
-def test_no_more_is_read_than_is_asked_when_all_answers():
+def test_no_more_is_read_than_is_probed_when_every_port_answers():
     stream = Stream(Probe("x", "127.0.0.1", port) for port in count(1))
     schedule = TcpSchedule(stream, Limits(), 1000, 100.0)
     transport = FakeTransport(every(10))

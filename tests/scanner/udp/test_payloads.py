@@ -22,7 +22,7 @@ from portbook.scanner.udp.payloads import (
     PAYLOADS,
     UNKNOWN,
     Payload,
-    describe_unknown,
+    describe_reply,
     for_port,
     recognise,
 )
@@ -268,7 +268,7 @@ def check(reply: bytes) -> None:
             assert recognised.service
             assert len(recognised.text) <= LONGEST_TEXT
             assert recognised.text.isprintable()
-    assert describe_unknown(reply).isprintable()
+    assert describe_reply(reply).isprintable()
 
 
 @given(st.binary(max_size=200))
@@ -301,8 +301,8 @@ def test_what_a_stranger_says_is_one_printable_line() -> None:
 
 
 def test_an_unknown_reply_is_described() -> None:
-    assert describe_unknown(b"hi\0there") == "8 bytes: hi.there"
-    assert describe_unknown(b"") == "an empty datagram"
+    assert describe_reply(b"hi\0there") == "8 bytes: hi.there"
+    assert describe_reply(b"") == "an empty datagram"
 
 
 def test_the_page_lists_every_service_with_its_ports() -> None:

@@ -22,7 +22,7 @@ from portbook.scanner.udp import schedule as udp
 from portbook.scanner.udp.engine import turn
 from portbook.scanner.udp.payloads import PAYLOADS
 from portbook.scanner.udp.refusals import PROOF_S
-from portbook.scanner.udp.schedule import LIMITED, TIME_UP, Schedule
+from portbook.scanner.udp.schedule import LIMITED, TIME_UP, UdpSchedule
 from portbook.scanner.udp.sockets import Sockets
 from portbook.scanner.udp.state import NEIGHBOUR_S, PROVEN, STOPPED_REFUSING
 from portbook.scanner.udp.wire import Received, Signal
@@ -164,7 +164,7 @@ class Scan:
         self.tally = Tally()
         self.events: list[Event] = []
         self.began = self.wire.now
-        self.schedule = Schedule(probes, limits, window, self.began, tally=self.tally, on_event=self.events.append)
+        self.schedule = UdpSchedule(probes, limits, window, self.began, tally=self.tally, on_event=self.events.append)
 
     def answers(self) -> Iterator[Answer]:
         idle_turns = 0
@@ -578,6 +578,17 @@ def test_a_full_buffer_of_the_kernel_passes() -> None:
 
     answers, _ = run(probes([9, 3000, 3001]), network)
     assert set(outcomes(answers).values()) == {"closed"}
+
+
+def test_a_full_buffer_of_the_kernel_that_does_not_pass_is_an_error() -> None:
+    """Silent ports whose sockets are kept for late replies: each seems to leave hope for the others."""
+
+    def network(probe: Probe, data: bytes, now: float) -> OSError | None:
+        return OSError(errno.ENOBUFS, "no buffer") if now > 1000.5 else None
+
+    answers, scan = run(probes(range(2000, 2010)), network)
+    assert {(answer.outcome, answer.evidence.error) for answer in answers.values()} == {("error", "ENOBUFS")}
+    assert 10 < scan.elapsed_s < 15
 
 
 # --- which socket --------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 from portbook.probe.error_queue import QueuedError
 from portbook.probe.outcome import Evidence
 from portbook.probe.request import Probe
-from portbook.scanner.udp.refusals import judge, of_error, of_queued
+from portbook.scanner.udp.refusals import of_error, of_queued, refusal_outcome
 from portbook.scanner.udp.wire import LoopWire, SelectorWire, Wire
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the error queue is Linux's")
@@ -39,7 +39,7 @@ def icmp(kind: int, code: int, sender: str) -> Evidence:
     ],
 )
 def test_icmp_codes(kind: int, code: int, outcome: str | None) -> None:
-    assert judge(icmp(kind, code, TARGET), TARGET) == outcome
+    assert refusal_outcome(icmp(kind, code, TARGET), TARGET) == outcome
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_icmp_codes(kind: int, code: int, outcome: str | None) -> None:
     ],
 )
 def test_icmpv6_codes(kind: int, code: int, outcome: str | None) -> None:
-    assert judge(icmp(kind, code, TARGET6), TARGET6) == outcome
+    assert refusal_outcome(icmp(kind, code, TARGET6), TARGET6) == outcome
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_icmpv6_codes(kind: int, code: int, outcome: str | None) -> None:
     [(icmp(3, 3, ROUTER), TARGET), (icmp(1, 4, ROUTER6), TARGET6), (icmp(1, 4, ROUTER), TARGET6)],
 )
 def test_port_unreachable_from_another_host_is_a_filter(evidence: Evidence, address: str) -> None:
-    assert judge(evidence, address) == "filtered"
+    assert refusal_outcome(evidence, address) == "filtered"
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_port_unreachable_from_another_host_is_a_filter(evidence: Evidence, addr
     ],
 )
 def test_error_numbers(error: str | None, outcome: str | None) -> None:
-    assert judge(Evidence("errno", error=error), TARGET) == outcome
+    assert refusal_outcome(Evidence("errno", error=error), TARGET) == outcome
 
 
 @pytest.mark.parametrize("number", [1225, 1234, 10054, 10061])
@@ -94,7 +94,7 @@ def test_windows_numbers_of_a_closed_port(number: int) -> None:
     error.winerror = number  # type: ignore[attr-defined, unused-ignore]  # which exists on Windows only
     evidence = of_error(error)
     assert evidence.errno == number
-    assert judge(evidence, TARGET) == "closed"
+    assert refusal_outcome(evidence, TARGET) == "closed"
 
 
 def test_a_queued_error_is_evidence() -> None:
@@ -170,7 +170,7 @@ def test_a_refusal_is_heard(make, address) -> None:
     wire.send(wire.open(Probe("x", address, port), unconnected=False), b"question")
     (signal,) = receive(wire)
     assert isinstance(signal, Evidence)
-    assert judge(signal, address) == "closed"
+    assert refusal_outcome(signal, address) == "closed"
     wire.shut()
 
 

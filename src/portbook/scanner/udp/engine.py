@@ -16,7 +16,7 @@ from portbook.probe.outcome import Answer
 from portbook.probe.request import EventCallback, Limits, Probe, Tally
 from portbook.resilience import classify
 from portbook.scanner.udp import wire
-from portbook.scanner.udp.schedule import OUT_OF_DESCRIPTORS, Schedule
+from portbook.scanner.udp.schedule import OUT_OF_DESCRIPTORS, UdpSchedule
 from portbook.scanner.udp.sockets import Sockets
 from portbook.scanner.udp.state import UdpPort
 
@@ -34,7 +34,7 @@ def scan_udp(
     :param on_event: called with each Event, from within the iteration
     """
     window = window_size(limits.concurrency)
-    schedule = Schedule(probes, limits, window, perf_counter(), tally=tally, on_event=on_event)
+    schedule = UdpSchedule(probes, limits, window, perf_counter(), tally=tally, on_event=on_event)
     sockets = Sockets(wire.choose())
     try:
         while not schedule.finished:
@@ -46,7 +46,7 @@ def scan_udp(
         schedule.tally.in_flight = 0
 
 
-def turn(schedule: Schedule, sockets: Sockets, clock: Callable[[], float] = perf_counter) -> None:
+def turn(schedule: UdpSchedule, sockets: Sockets, clock: Callable[[], float] = perf_counter) -> None:
     """Take what has arrived, end what was silent for too long, then send what is due.
 
     In this order, because the caller may have spent time since the last turn: a reply that has come meanwhile is no
@@ -69,7 +69,7 @@ def turn(schedule: Schedule, sockets: Sockets, clock: Callable[[], float] = perf
         _send(port, schedule, sockets, clock)
 
 
-def _send(port: UdpPort, schedule: Schedule, sockets: Sockets, clock: Callable[[], float]) -> None:
+def _send(port: UdpPort, schedule: UdpSchedule, sockets: Sockets, clock: Callable[[], float]) -> None:
     try:
         handle = sockets.connect(port, schedule.window)
         sent_at = clock()
@@ -85,7 +85,7 @@ def _send(port: UdpPort, schedule: Schedule, sockets: Sockets, clock: Callable[[
         schedule.sent(port, sent_at)
 
 
-def _release(schedule: Schedule, sockets: Sockets) -> None:
+def _release(schedule: UdpSchedule, sockets: Sockets) -> None:
     for port in schedule.released:
         sockets.release(port, schedule.window)
     schedule.released.clear()

@@ -65,8 +65,8 @@ def recognise(reply: bytes, requests: Iterable[Payload]) -> RecognisedService | 
     return None
 
 
-def describe_unknown(reply: bytes) -> str:
-    """Describe a reply that was not recognised: its length and the readable part of its beginning."""
+def describe_reply(reply: bytes) -> str:
+    """Describe a reply of an unknown service: its length and the readable part of its beginning."""
     if not reply:
         return "an empty datagram"
     start = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in reply[:32])

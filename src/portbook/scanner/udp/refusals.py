@@ -51,7 +51,7 @@ OUTCOMES: dict[str, Outcome | None] = {
 OUTCOMES |= {name: OUTCOMES[posix] for name, posix in WINDOWS.values() if posix in OUTCOMES}
 
 
-def judge(evidence: Evidence, address: str) -> Outcome | None:
+def refusal_outcome(evidence: Evidence, address: str) -> Outcome | None:
     """Return what a refusal means for a port of ``address``; None if it means nothing."""
     if evidence.kind != "icmp":
         return OUTCOMES.get(evidence.error or "", "error")

@@ -29,7 +29,7 @@ from portbook.probe.pacing import TokenBucket
 from portbook.probe.request import Event, EventCallback, EventKind, Limits, Probe, Tally
 from portbook.resilience import classify
 from portbook.scanner.udp import payloads
-from portbook.scanner.udp.refusals import CONTROL_EVERY, PROOF_S, judge, of_error
+from portbook.scanner.udp.refusals import CONTROL_EVERY, PROOF_S, of_error, refusal_outcome
 from portbook.scanner.udp.state import RetryGroup, UdpHost, UdpPort
 
 BUFFER = 20_000  # ports that await a retry before new ones are read; each takes about half a kilobyte
@@ -37,7 +37,8 @@ MOST_HOSTS = 4096  # whose round trip is remembered while none of their ports is
 BURST = 32  # datagrams of one kind in one turn, before replies are read
 MOST_WAIT_S = 1.0  # so that an interrupt is noticed where it does not end the wait
 LEAST_WINDOW = 2  # a silent port and its control
-SHORTAGE_PAUSE_S = 0.05  # before a port is sent again that this machine had no resources for
+SHORTAGE_PAUSE_S = 0.05  # before a port is tried again that this machine had no resources for
+LONGEST_SHORTAGE_S = 10.0  # how long a shortage may last before it is an error
 OUT_OF_DESCRIPTORS = frozenset(("EMFILE", "ENFILE"))
 NOT_NOW = frozenset(("EAGAIN", "EWOULDBLOCK"))
 
@@ -45,7 +46,7 @@ LIMITED = "the time was up; the target limits how many ports it refuses a second
 TIME_UP = "the time was up"
 
 
-class Schedule:
+class UdpSchedule:
     """The state of one scan. The caller gives all times: seconds of any clock that does not run backwards.
 
     In a turn the engine reports what has arrived with ``replied`` and ``refused``, calls ``expire``, and sends what
@@ -82,6 +83,7 @@ class Schedule:
         self._in_flight = 0
         self._to_retry = 0
         self._unanswered = 0  # ports that were read and have no answer
+        self._short_since: float | None = None  # when the sends began to fail because of a shortage
 
     @property
     def finished(self) -> bool:
@@ -194,6 +196,7 @@ class Schedule:
     def sent(self, port: UdpPort, now: float) -> None:
         """Record that the requests of a port were sent."""
         self._now = port.sent_at = now
+        self._short_since = None
         port.sent_requests = tuple(dict.fromkeys((*port.sent_requests, *port.requests)))
         port.attempts += 1
         port.is_proven = False
@@ -203,14 +206,16 @@ class Schedule:
         self._count_in_flight(1)
         if host.first_sent_at is None:
             host.first_sent_at = now
-        if port.is_control:
-            pass
-        elif port.attempts == 1:
-            host.unsettled_first += 1
+        if not port.is_control:
+            self._count_attempt(port)
+        self._set_timer(port)
+
+    def _count_attempt(self, port: UdpPort) -> None:
+        if port.attempts == 1:
+            port.host.unsettled_first += 1
             self.tally.probed += 1
         else:
             self.tally.repeated += 1
-        self._set_timer(port)
 
     def failed(self, port: UdpPort, error: OSError, any_idle: bool, now: float) -> None:
         """Give up a port that this machine could not send to; or retry it, when it lacks what will be free again.
@@ -221,15 +226,21 @@ class Schedule:
         fault = classify(error)
         if fault.posix in OUT_OF_DESCRIPTORS:
             self._shrink_window()
-        is_temporary = fault.scarce or fault.posix in NOT_NOW
-        something_gets_free = self._in_flight > 0 or any_idle
-        if is_temporary and something_gets_free and not port.is_control:
+        is_shortage = fault.scarce or fault.posix in NOT_NOW
+        if is_shortage and self._may_pass(any_idle) and not port.is_control:
             port.host.next_turn_at = now + SHORTAGE_PAUSE_S
             self._retry_later(port)
             self._settle(port)
             return
         evidence = of_error(error)
-        self._finish(port, judge(evidence, port.probe.address) or "error", evidence)
+        self._finish(port, refusal_outcome(evidence, port.probe.address) or "error", evidence)
+
+    def _may_pass(self, any_idle: bool) -> bool:
+        """Return whether a shortage may end: some of our sockets will be closed, and it has not lasted too long."""
+        if self._short_since is None:
+            self._short_since = self._now
+        lasts_too_long = self._now - self._short_since > LONGEST_SHORTAGE_S
+        return (self._in_flight > 0 or any_idle) and not lasts_too_long
 
     def _shrink_window(self) -> None:
         if LEAST_WINDOW <= self._in_flight < self.window:
@@ -337,7 +348,7 @@ class Schedule:
         if not host.refusals.are_expected:  # else refusals measure better: a service may need time
             self._measure(port)
         recognised = payloads.recognise(reply, requests)
-        text = recognised.text if recognised else payloads.describe_unknown(reply)
+        text = recognised.text if recognised else payloads.describe_reply(reply)
         service = recognised.service if recognised else None
         self.tally.open += 1
         self._finish(port, "open", Evidence("reply", text=text or None), self._rtt_ms(port), service)
@@ -345,7 +356,7 @@ class Schedule:
     def refused(self, port: UdpPort, evidence: Evidence, now: float) -> None:
         """Take a refusal: an ICMP message, or an error number that stands for one."""
         self._now = now
-        outcome = judge(evidence, port.probe.address)
+        outcome = refusal_outcome(evidence, port.probe.address)
         if outcome is None:
             return
         host = port.host

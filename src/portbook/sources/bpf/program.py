@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from portbook.sources.base import PortRange
+from portbook.records import PortRange
 from portbook.sources.bpf.assembler import R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, Code, Register
 from portbook.sources.bpf.btf import Place
 from portbook.sources.bpf.record import IPV6_ONLY, IS_MPTCP, OWN_TABLE, PLACES, RECORD, SIZE

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from msgspec.structs import replace
 
+from portbook.numerals import counted
 from portbook.records import Owner, Socket
 from portbook.verdict import description
 from portbook.verdict.conflict import (
@@ -20,7 +21,7 @@ from portbook.verdict.conflict import (
     joins_group,
     sets_reuse_address,
 )
-from portbook.verdict.description import count_of, format_local, format_locals
+from portbook.verdict.description import format_local, format_locals
 from portbook.verdict.findings import Finding, FindingCode
 from portbook.verdict.situation import Situation
 
@@ -162,8 +163,7 @@ def connections(situation: Situation) -> Iterator[Finding]:
     hit = blocked(situation, sockets)
     if not hit.endpoints:
         return
-    number = "a connection" if len(sockets) == 1 else f"{len(sockets)} connections"
-    local = f"{number} with local address {format_locals(sockets)}"
+    local = f"{counted(len(sockets), 'connection')} with local address {format_locals(sockets)}"
     text = description.describe_holders(situation, sockets, f"has {local}", f"have {local}")
     remedy = "wait until the connection is closed, or end its process"
     if situation.platform == "linux":
@@ -194,7 +194,8 @@ def _orphans_text(sockets: list[Socket]) -> str:
         )
     longest = _longest_ms(sockets)
     if longest is not None and all(s.ends_in_ms is not None for s in sockets):
-        text += f"; the kernel ends {_it_or_them(sockets)} within {longest / 1000:.0f} s"
+        last = "it" if len(sockets) == 1 else "the last"
+        text += f"; the kernel ends {last} within {longest / 1000:.0f} s"
     return text
 
 
@@ -205,7 +206,7 @@ def time_wait(situation: Situation) -> Iterator[Finding]:
     if not hit.endpoints:
         return
     verb = "is" if len(sockets) == 1 else "are"
-    text = f"{count_of(len(sockets), 'closed connection')} on {format_locals(sockets)} {verb} in TIME_WAIT"
+    text = f"{counted(len(sockets), 'closed connection')} on {format_locals(sockets)} {verb} in TIME_WAIT"
     longest = _longest_ms(sockets)
     if longest is not None:
         text += f" for up to {longest / 1000:.0f} s"
@@ -217,14 +218,13 @@ def _longest_ms(sockets: list[Socket]) -> int | None:
     return max((s.ends_in_ms for s in sockets if s.ends_in_ms is not None), default=None)
 
 
-def _it_or_them(sockets: list[Socket]) -> str:
-    return "it" if len(sockets) == 1 else "them"
-
-
 def _wait_remedy(situation: Situation, sockets: list[Socket]) -> str:
-    wait = "wait until it ends" if len(sockets) == 1 else "wait until they end"
+    wait = "wait until it ends"
+    closed = "the closed socket"
+    if len(sockets) > 1:
+        wait = "wait until they end"
+        closed = "the closed sockets"
     if sets_reuse_address(situation):
-        closed = "the closed socket" if len(sockets) == 1 else "the closed sockets"
         return f"{wait}; SO_REUSEADDR helps only if {closed} had set it too"
     return f"set SO_REUSEADDR before bind(), as most servers do, or {wait}"
 

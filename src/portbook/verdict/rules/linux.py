@@ -104,8 +104,11 @@ def vrfs(situation: Situation) -> Iterator[Finding]:
             continue
         reported.add(link.vrf)
         separate = all(in_another_vrf(situation, s, endpoint) for endpoint in situation.endpoints)
-        severity: Severity = "warns" if separate else "shadows"
-        effect = "does not conflict with this bind" if separate else "conflicts with this bind"
+        severity: Severity = "shadows"
+        effect = "conflicts with this bind"
+        if separate:
+            severity = "warns"
+            effect = "does not conflict with this bind"
         text = (
             f"{description.format_local(s)} is bound in the VRF {link.vrf} (interface {device}), which has its own "
             f"table of TCP ports unless net.ipv4.tcp_l3mdev_accept is set; it {effect}"

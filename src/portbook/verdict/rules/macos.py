@@ -25,9 +25,12 @@ def airplay(situation: Situation) -> Iterator[Finding]:
     if not sockets:
         return
     known = all(s.owners for s in sockets)
-    confidence: Confidence = "certain" if known else "likely"
-    holds = "AirPlay Receiver of macOS holds" if known else "AirPlay Receiver of macOS probably holds"
-    text = f"{holds} {description.format_locals(sockets)}"
+    confidence: Confidence = "certain"
+    holds = "holds"
+    if not known:
+        confidence = "likely"
+        holds = "probably holds"
+    text = f"AirPlay Receiver of macOS {holds} {description.format_locals(sockets)}"
     remedy = "turn off AirPlay Receiver in System Settings, General, AirDrop & Handoff; " + description.OTHER_PORT
     evidence = description.as_dict(situation, sockets)
     yield Finding("airplay", "shadows", text, remedy, evidence, blocked(situation, sockets).endpoints, confidence)

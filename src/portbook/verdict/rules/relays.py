@@ -54,4 +54,6 @@ def _container(situation: Situation, relay: Relay) -> str | None:
 
 def _container_remedy(container: str | None) -> str | None:
     command = container_stop_command(container) if container else None
-    return f"{command} frees the port" if command else None
+    if command is None:
+        return None
+    return f"{command} frees the port"
