@@ -474,7 +474,7 @@ def test_silence_does_not_fill_the_memory(hosts):
 
 
 def test_dead_hosts_do_not_stop_the_others():
-    """Half of the hosts are dead; their ports fill the buffer, are skipped, and the live ones are scanned to the end."""
+    """Half of the hosts are dead; their ports fill the buffer, are skipped, live ones are scanned to the end."""
     run = Run(
         probes(200, 1000), lambda attempt: (CLOSED, 0.01) if number(attempt) % 2 else None, breaker=BreakerSettings()
     )
