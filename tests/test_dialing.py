@@ -94,7 +94,7 @@ def test_timing_by_hand():
 @pytest.mark.parametrize("text", ["", "host", "host:", ":80", "::1:80", "host:0", "host:65536", "host:80-90", "host:x"])
 def test_invalid_targets(text):
     with pytest.raises(UsageError):
-        dialing.parse_target(text)
+        dialing.parse_host_port(text)
 
 
 def test_async():
@@ -308,7 +308,7 @@ def datagrams(answer):
             while True:
                 try:
                     data, sender = sock.recvfrom(2048)
-                except ConnectionError:  # Windows: somebody to whom it answered is gone
+                except ConnectionError:  # Windows: the receiver of a reply is gone
                     continue
                 if data == b"stop":
                     return

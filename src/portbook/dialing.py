@@ -74,7 +74,7 @@ class HostPort(NamedTuple):
     port: int
 
 
-def parse_target(text: str) -> HostPort:
+def parse_host_port(text: str) -> HostPort:
     """Parse ``host:80``, ``127.0.0.1:80``, ``[::1]:80`` or ``[fe80::1%eth0]:80``; raise UsageError."""
     try:
         host, port = split_host_port(text.strip())
@@ -104,7 +104,7 @@ def dial(
     :param lookup_s: seconds for the name lookup
     :raises UsageError: the target is not ``host:port``
     """
-    host_port = parse_target(target)
+    host_port = parse_host_port(target)
     addresses, failure, lookup_ms = _look_up(host_port, lookup_s)
     answers = map_in_threads(lambda address: _dial_address(host_port, address, timeout_s, retries, tls), addresses)
     return _result(host_port, answers, failure, lookup_ms, _timing(host_port, answers, timeout_s, times))
@@ -114,7 +114,7 @@ async def dial_async(target: str, *, timeout_s: float = TIMEOUT_S, retries: int 
     """``dial`` under asyncio; cancelling it closes its sockets. Parameters and errors are those of ``dial``."""
     import asyncio
 
-    host_port = parse_target(target)
+    host_port = parse_host_port(target)
     addresses, failure, lookup_ms = await asyncio.to_thread(_look_up, host_port)
     dials = [_dial_address_async(host_port, address, timeout_s, retries, tls) for address in addresses]
     answers = await asyncio.gather(*dials)

@@ -73,7 +73,7 @@ def _unmet(conditions: Sequence[Condition], left_s: float) -> list[Condition]:
 
 
 def _answers(target: str, protocol: Protocol) -> Condition:
-    host_port = dialing.parse_target(target)
+    host_port = dialing.parse_host_port(target)
     if protocol == "udp":
         return Condition(target, lambda left_s: _answers_udp(host_port, left_s))
 

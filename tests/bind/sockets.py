@@ -1,4 +1,4 @@
-"""Binds of the tests' own, as an independent word on who has a port; and a machine without IPv6."""
+"""Binds of the tests' own, independent of portbook; and a machine without IPv6."""
 
 from __future__ import annotations
 

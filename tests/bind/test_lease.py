@@ -36,7 +36,7 @@ def whole(held):
 @pytest.mark.parametrize("protocols", [("tcp",), ("udp",), ("udp", "tcp")])
 @pytest.mark.parametrize("port", [0, 17000])
 @pytest.mark.parametrize("listens", [True, False])
-def test_nobody_else_can_have_it(own_network, protocols, port, listens):
+def test_no_other_socket_can_bind_it(own_network, protocols, port, listens):
     with nothing_left_open(), lease(port, protocols=protocols, listens=listens) as held:
         kinds = [kind for name, kind in (("tcp", TCP), ("udp", UDP)) if name in protocols]
         assert held.port == port or (port == 0 and held.port > 0)
@@ -88,7 +88,7 @@ def test_any_of_some(own_network):
 def test_a_number_whose_other_family_is_taken_is_not_given(space):
     """Nine of ten ephemeral ports are held, each on one family only: one is left, and it is found.
 
-    It is not among those that Linux prefers for bind(), which could be had again and again on the other family.
+    It is not among those that Linux prefers for bind(), which would succeed again and again on the other family.
     """
 
     def ask():
@@ -201,7 +201,7 @@ def test_of_two_who_want_a_named_port_one_has_it(own_network):
     [([-1], {}), ([65536], {}), ([80], {"ports": [80]}), ([], {"ports": []}), ([], {"address": "example.org"}),
      ([], {"protocols": ["sctp"]}), ([], {"dual": True, "address": "0.0.0.0"})],
 )  # fmt: skip
-def test_what_makes_no_sense_is_refused(arguments, more):
+def test_invalid_arguments_are_refused(arguments, more):
     with pytest.raises(UsageError):
         lease(*arguments, **more)
 
@@ -256,7 +256,7 @@ def test_a_privileged_port_of_an_ordinary_user(own_network, as_nobody):
     )
 
 
-# --- who closes ----------------------------------------------------------------------------------------------------
+# --- who closes ------------------------------------------------------------------------------------------------------
 
 
 def test_what_was_taken_stays_open():
@@ -299,7 +299,7 @@ def test_sockets_are_not_inherited_unless_asked():
         assert not any(sock.get_inheritable() for sock in held.sockets)
 
 
-# --- many at once --------------------------------------------------------------------------------------------------
+# --- many at once ----------------------------------------------------------------------------------------------------
 
 CROWD = r"""
 import json, sys, threading

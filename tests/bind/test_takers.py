@@ -105,7 +105,7 @@ def test_asyncio_takes_a_datagram_socket():
     assert asyncio.run(use()) == b"hello"
 
 
-# --- children ------------------------------------------------------------------------------------------------------
+# --- children --------------------------------------------------------------------------------------------------------
 
 # What sd_listen_fds(3) and sd_is_socket(3) do, with nothing of ours.
 SERVER = r"""
@@ -263,7 +263,7 @@ def test_uvicorn_inside_a_program():
     assert asyncio.run(use()) == [b"hello", b"hello"]
 
 
-# --- the command ---------------------------------------------------------------------------------------------------
+# --- the command -----------------------------------------------------------------------------------------------------
 
 
 def ended(*arguments: str, **more: object) -> subprocess.CompletedProcess[str]:
@@ -334,7 +334,7 @@ def test_what_cannot_be_run_is_said(tmp_path):
 
 
 def test_the_number_alone():
-    """The command binds the port itself; nothing is in its way, and that this is a race is said."""
+    """The command binds the port itself; nothing blocks it, and stderr says that this is a race."""
     bind = (
         "import os, socket, sys; s = socket.create_server(('', int(sys.argv[1]))); print(os.environ['PORT']);"
         "print([w for w in os.environ if w.startswith('LISTEN')], len(os.listdir('/proc/self/fd')))"

@@ -272,7 +272,7 @@ def test_nothing_is_asked_without_a_container_of_that_runtime(monkeypatch):
     def never(_daemon, _ids):
         raise AssertionError("asked")
 
-    monkeypatch.setattr(runtimes, "ASK", {"docker": never, "podman": never})
+    monkeypatch.setattr(runtimes, "LOOKUPS", {"docker": never, "podman": never})
     paths = ["/", f"/kubepods/pod{POD}/docker-{ID}.scope", f"/docker/{ID}/docker/{INNER}", "/lxc.payload.web"]
     assert set(container.labels(paths)[0].values()) == {
         f"kubernetes:pod{POD}/{ID[:12]}",
@@ -285,7 +285,7 @@ def test_the_daemon_of_another_user_is_not_asked(monkeypatch):
     def never(_daemon, _ids):
         raise AssertionError("asked")
 
-    monkeypatch.setattr(runtimes, "ASK", {"docker": never})
+    monkeypatch.setattr(runtimes, "LOOKUPS", {"docker": never})
     path = f"/user.slice/user-9.slice/user@{os.geteuid() + 9}.service/user.slice/docker-{ID}.scope"
     assert container.labels([path])[0] == {path: "docker:1f2e3d4c5b6a"}
 

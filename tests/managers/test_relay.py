@@ -1,4 +1,4 @@
-"""Who is behind a relay, from command lines as people and runtimes write them, and as nobody should."""
+"""Where a relay forwards, from command lines as people and runtimes write them, and from malformed ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of binds share: sockets as servers make them, and verdicts asked for in other circumstances."""
+"""What the tests of binds share: sockets as servers make them, and verdicts as another user."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def as_user(function: Any, *arguments: Any, uid: int = NOBODY) -> Any:
 
 
 def bindable(*places: tuple[str, int], kind: socket.SocketKind = socket.SOCK_STREAM, reuse: bool = True) -> bool:
-    """Whether all can be had at once, as a server would; with nothing of portbook's."""
+    """Whether all can be bound at the same time, as a server would; without portbook."""
     held = []
     try:
         for address, port in places:

@@ -32,12 +32,12 @@ BOUND = Socket("tcp", "ipv4", "0.0.0.0", 80, state="BOUND", inode=2, owners=(Own
         ([SHORT, IN_USE], False),
     ],
 )
-def test_all_must_be_had_and_what_is_scarce_is_no_refusal(tried, expected):
+def test_every_bind_must_succeed_and_a_lack_of_descriptors_is_no_refusal(tried, expected):
     assert bound_all(tried) is expected
     assert judge(Situation("linux", 80), tried).can_have is expected
 
 
-def test_what_the_tables_show_and_the_bind_says_is_plain():
+def test_tables_and_bind_agree():
     verdict = judge(Situation("linux", 80, sockets=(LISTENER,)), [IN_USE, HAD6])
     assert (verdict.can_have, verdict.foreseen, codes(verdict)) == (False, False, ["listener"])
     assert (verdict.taken, verdict.free) == (("0.0.0.0",), ("[::]",))
@@ -61,7 +61,7 @@ def test_a_bind_that_fails_wins_over_finding_nothing():
 @pytest.mark.parametrize(
     ("tried", "severity", "foreseen"), [(IN_USE, "blocks", None), (HAD, "warns", None)], ids=["fails", "succeeds"]
 )
-def test_what_nobody_can_know_is_settled_by_the_bind(tried, severity, foreseen):
+def test_the_bind_decides_what_no_system_shows(tried, severity, foreseen):
     verdict = judge(Situation("linux", 80, sockets=(BOUND,)), [tried, HAD6])
     found = finding(verdict, "bound-only")
     assert (found.severity, found.confidence, verdict.foreseen) == (severity, "certain", foreseen)
@@ -102,7 +102,7 @@ def test_what_blocks_comes_first():
     assert [f.severity for f in verdict.findings] == ["blocks", "shadows", "warns"]
 
 
-# --- Windows: error numbers say which kind of holder it is ---------------------------------------------------------
+# --- Windows: error numbers say which kind of holder it is -----------------------------------------------------------
 
 WINDOWS = Situation("windows", 80, sockets=(LISTENER,))
 
@@ -127,7 +127,7 @@ def test_an_excluded_range_is_no_exclusive_holder():
     assert codes(verdict) == ["excluded-range"]
 
 
-def test_an_administered_range_may_let_a_server_have_what_it_asks_for():
+def test_an_administered_range_may_allow_an_explicit_bind():
     excluded = (ExcludedRange("ipv4", "tcp", 80, 80, administered=True),)
     verdict = judge(Situation("windows", 80, excluded=excluded), [HAD, HAD6])
     found = finding(verdict, "excluded-range")
@@ -136,7 +136,7 @@ def test_an_administered_range_may_let_a_server_have_what_it_asks_for():
     assert is_explained(verdict)
 
 
-def test_access_denied_and_nothing_to_be_seen():
+def test_access_denied_without_a_visible_holder():
     verdict = judge(Situation("windows", 80), [BindAttempt(V4, 80, 10013, "WSAEACCES", "bind"), HAD6])
     assert "excludedportrange" in finding(verdict, "unexplained").remedy
 

@@ -96,7 +96,7 @@ def opened(protocol: str, address: str, v6only: bool, reuse: bool, reuseport: bo
 
 @contextmanager
 def held(holder: Holder, port: int) -> Iterator[None]:
-    """The holder's socket, in the state it is to have."""
+    """The holder's socket, in the state of its kind."""
     reuseport = holder.options.startswith("reuseport")
     euid = os.geteuid()
     if holder.options.endswith("user"):
@@ -151,7 +151,7 @@ PREPARE = {"listening": listen, "bound": nothing, "accepted": accept, "time-wait
 
 
 def really(protocol: str, port: int, asker: Asker) -> bool:
-    """Bind as a server would, all places at once; with nothing of portbook's."""
+    """Bind as a server would, all places at the same time; without portbook."""
     reuse = protocol == "tcp" if asker.reuse is None else asker.reuse
     with ExitStack() as stack:
         try:
@@ -199,16 +199,16 @@ def test_it_is_big_enough(matrix):
     assert {(r.holder.protocol, r.really) for r in matrix} == {(p, b) for p in TYPES for b in (True, False)}
 
 
-def test_the_verdict_is_what_a_bind_of_the_test_was_told(matrix):
+def test_the_verdict_is_the_result_of_a_bind_of_the_test(matrix):
     assert [r for r in matrix if r.can_have is not r.really] == []
 
 
 def test_the_rules_alone_are_never_wrong(matrix):
-    """They may not know, where it depends on an option of the holder's that nobody is told."""
+    """They may be undecided where it depends on an option of the holder, which no system shows."""
     assert [r for r in matrix if r.foreseen not in (None, r.really)] == []
 
 
-def test_most_is_foreseen(matrix):
+def test_most_is_predicted(matrix):
     assert sum(r.foreseen is not None for r in matrix) > len(matrix) * 0.6
 
 

@@ -1,4 +1,4 @@
-"""A real container with a published port: podman, whose conmon holds the port while NAT rules take the packets away."""
+"""A real container with a published port: podman, whose conmon holds the port while NAT rules redirect the packets."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_port_that_podman_publishes(web):
 
 
 def test_when_only_its_nat_rules_are_left(web, network):
-    """Whoever watched over the container is gone: the port is free, and belongs to somebody else all the same."""
+    """The container's monitor has ended: the port is free, but its packets still go to the container."""
     os.kill(web["State"]["ConmonPid"], signal.SIGKILL)
     for _ in range(200):
         if everywhere(8080):
@@ -77,7 +77,7 @@ def test_when_only_its_nat_rules_are_left(web, network):
     gateway = web["NetworkSettings"]["Networks"]["podman"]["Gateway"]
     with bound(listens=True) as mine, socket.create_connection((gateway, 8080), 10) as client:
         client.sendall(b"GET / HTTP/1.0\r\n\r\n")
-        assert client.recv(100).startswith(b"HTTP/1.")  # the container answers, not us
+        assert client.recv(100).startswith(b"HTTP/1.")  # the container answers, not this listener
         mine.setblocking(False)
         with pytest.raises(BlockingIOError):
             mine.accept()

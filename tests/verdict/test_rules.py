@@ -43,8 +43,8 @@ def listener(*owners: Owner, address: str = "0.0.0.0", port: int = 80, **more) -
     return Socket("tcp", family, address, port, state="LISTEN", owners=owners, **more)
 
 
-def looked_after(owner: Owner, platform: str) -> Situation:
-    """What is gathered of a listener that somebody may start again."""
+def supervised(owner: Owner, platform: str) -> Situation:
+    """What is read of a listener that a supervisor may start again."""
     one = supervisor.find_supervisor(owner, (), platform, 0)
     return Situation(platform, 80, sockets=(listener(owner),), supervisors={owner.pid: one} if one else {})
 
@@ -53,7 +53,7 @@ def found(situation: Situation) -> dict:
     return {f.code: f for f in apply_rules(situation)}
 
 
-# --- Windows -------------------------------------------------------------------------------------------------------
+# --- Windows ---------------------------------------------------------------------------------------------------------
 
 WINNAT = ExcludedRange("ipv4", "tcp", 50000, 50099, administered=False)
 
@@ -148,11 +148,11 @@ def test_relays_of_wsl_and_docker_desktop(name, what):
 
 
 def test_the_remedy_for_a_service_of_windows():
-    situation = looked_after(Owner(70, "svchost.exe", service="W32Time"), "windows")
+    situation = supervised(Owner(70, "svchost.exe", service="W32Time"), "windows")
     assert found(situation)["listener"].remedy.startswith("Stop-Service -Name W32Time; or ")
 
 
-# --- macOS ---------------------------------------------------------------------------------------------------------
+# --- macOS -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("port", [5000, 7000])
@@ -182,7 +182,7 @@ def test_on_macos_a_single_address_may_be_bound_beside_the_wildcard():
     assert predict(apply_rules(situation)) is True
 
 
-# --- service managers and containers -------------------------------------------------------------------------------
+# --- service managers and containers ---------------------------------------------------------------------------------
 
 MANAGER = Owner(1, "systemd", cgroup="/init.scope")
 USERS_MANAGER = Owner(800, "systemd", cgroup="/user.slice/user-1000.slice/user@1000.service/init.scope")
@@ -224,7 +224,7 @@ def test_pid_1_of_a_container_is_mostly_a_server(owner):
     ],
 )
 def test_the_remedy_names_who_would_start_it_again(owner, command):
-    assert found(looked_after(owner, "linux"))["listener"].remedy.startswith(command)
+    assert found(supervised(owner, "linux"))["listener"].remedy.startswith(command)
 
 
 def test_a_service_manager_holds_udp_ports_too():
@@ -277,7 +277,7 @@ def test_publications_as_docker_lists_them():
     assert read[2].container == "docker:fedcba987654"
 
 
-# --- VRF: replayed, because few kernels have it --------------------------------------------------------------------
+# --- VRF: replayed, because few kernels have it ----------------------------------------------------------------------
 
 RED = (Link("red", "vrf", "red"), Link("eth1", "dummy", "red"))
 
@@ -326,7 +326,7 @@ def test_any_message_is_a_link_and_an_address_or_none(told):
             list(parse())
 
 
-# --- settings ------------------------------------------------------------------------------------------------------
+# --- settings --------------------------------------------------------------------------------------------------------
 
 
 def test_a_kernel_without_ipv6_and_a_container_without_proc_sys():
@@ -352,7 +352,7 @@ def test_capabilities_of_a_status():
     assert sysctl.parse_caller(b"Name:\tx\nCapEff:\t0000000000000400\n", 7) == Caller(7, True, False)
 
 
-# --- all rules -----------------------------------------------------------------------------------------------------
+# --- all rules -------------------------------------------------------------------------------------------------------
 
 ADDRESSES = {"ipv4": ["0.0.0.0", "127.0.0.1", "10.0.0.1"], "ipv6": ["::", "::1", "::ffff:127.0.0.1", "fe80::1"]}
 OWNERS = st.builds(

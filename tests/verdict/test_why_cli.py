@@ -1,4 +1,4 @@
-"""``portbook why`` as it is run: exit codes, formats, what makes no sense."""
+"""``portbook why`` as it is run: exit codes, formats, invalid arguments."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_json_is_the_verdict_of_the_library(listener):
     assert [t["error"] for t in told["tried"]] == [98, None]
 
 
-def test_what_cannot_be_found_out_is_5():
+def test_what_cannot_be_determined_exits_with_5():
     script = (
         "import resource, sys\n"
         "from portbook import why\n"
@@ -88,7 +88,7 @@ def test_what_cannot_be_found_out_is_5():
         ([], "missing argument"),
     ],
 )
-def test_what_makes_no_sense_is_2(arguments, complaint):
+def test_invalid_arguments_exit_with_2(arguments, complaint):
     run = portbook(*arguments)
     assert (run.returncode, run.stdout) == (2, "")
     assert complaint in run.stderr

@@ -1,4 +1,4 @@
-"""Every finding of Linux, produced for real: by code, by evidence, and beside a bind of the test's own."""
+"""Every finding of Linux, produced for real: its code, its evidence, and beside it a bind of the test's own."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def network():
         there.close()
 
 
-# --- nothing in the way --------------------------------------------------------------------------------------------
+# --- a free port -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_a_free_port_can_be_had(network, protocol):
+def test_a_free_port_can_be_bound(network, protocol):
     verdict = why(8080, protocol)
     assert (verdict.can_have, verdict.foreseen, verdict.findings, verdict.gaps) == (True, True, (), ())
     assert verdict.free == ("0.0.0.0", "[::]")
@@ -63,12 +63,12 @@ def test_a_free_port_can_be_had(network, protocol):
     assert everywhere(8080, UDP if protocol == "udp" else socket.SOCK_STREAM)
 
 
-def test_it_is_let_go_again(network):
+def test_the_port_is_released_again(network):
     why(8080)
     assert everywhere(8080)
 
 
-# --- who holds it --------------------------------------------------------------------------------------------------
+# --- who holds it ----------------------------------------------------------------------------------------------------
 
 
 def test_a_listener_with_its_owner_and_parents(network):
@@ -193,7 +193,7 @@ def listener_port(found):
     return int(found.evidence["sockets"][0]["remote"].split()[1])
 
 
-def test_connections_of_a_listener_are_not_told_beside_it(network):
+def test_connections_of_a_listener_are_not_reported_beside_it(network):
     with bound(listens=True) as listener, connected(listener, keep=True):
         assert codes(why(8080)) == ["listener"]
 
@@ -320,7 +320,7 @@ def test_the_unit_of_an_activated_socket_by_its_cgroup(network):
     assert found["remedy"].startswith("systemctl stop portbook-demo.socket")
 
 
-# --- addresses -----------------------------------------------------------------------------------------------------
+# --- addresses -------------------------------------------------------------------------------------------------------
 
 
 def test_a_single_address_against_the_wildcard(network):
@@ -433,7 +433,7 @@ def test_ipv6_switched_off(network):
     assert (loopback.can_have, codes(loopback, "blocks")) == (False, ["address-not-local"])
 
 
-# --- privilege and ranges ------------------------------------------------------------------------------------------
+# --- privilege and ranges --------------------------------------------------------------------------------------------
 
 
 def test_a_privileged_port(network):
@@ -488,7 +488,7 @@ def test_a_reserved_port(network):
     assert remedy.endswith("ip_local_reserved_ports=8080-8081,8500,8090")  # it replaces the list
 
 
-# --- devices and NAT -----------------------------------------------------------------------------------------------
+# --- devices and NAT -------------------------------------------------------------------------------------------------
 
 
 def test_a_socket_of_one_device_keeps_the_port_from_all(network):
@@ -544,7 +544,7 @@ def test_a_published_port_that_has_nat_rules_only(network):
 
 
 def test_nat_really_takes_the_packets_away(network):
-    """What the finding says, seen from the other side."""
+    """The effect that the finding describes, seen by a client."""
     nat(network, "tcp dport 8080 redirect to :9090")
     with bound("127.0.0.1", 8080, listens=True) as asked, bound("127.0.0.1", 9090, listens=True) as gets:
         nat_output = "add table ip more; add chain ip more output { type nat hook output priority -100; }"
@@ -573,7 +573,7 @@ def test_rules_of_iptables(network, variant):
     assert why(8081).findings == ()
 
 
-def test_who_may_not_read_nat_rules_is_told_so_where_there_may_be_some(network):
+def test_nat_rules_that_cannot_be_read_are_a_gap_where_some_may_exist(network):
     nat(network, DNAT)
     assert as_user(why, 8080).gaps == ()  # no bridge of a container runtime
     network.run("ip", "link", "add", "docker0", "type", "bridge")
@@ -581,7 +581,7 @@ def test_who_may_not_read_nat_rules_is_told_so_where_there_may_be_some(network):
     assert (gap.what, gap.hint) == ("nat", "run with sudo")
 
 
-# --- relays --------------------------------------------------------------------------------------------------------
+# --- relays ----------------------------------------------------------------------------------------------------------
 
 PRETEND = """
 with open("/proc/self/comm", "w") as file:
@@ -592,7 +592,7 @@ wait()
 """
 
 
-def test_docker_proxy_and_whom_it_stands_for(network):
+def test_docker_proxy_and_its_container(network):
     options = ["-proto", "tcp", "-host-ip", "127.0.0.1", "-host-port", "8080", "-container-ip", "172.17.0.2"]
     with child(PRETEND, "docker-proxy", *options, "-container-port", "80") as proxy:
         verdict = why(8080)
@@ -631,7 +631,7 @@ def test_a_real_ssh_forward(network, tmp_path):
     assert "SSH client of root" in found.text
 
 
-# --- where nothing is certain --------------------------------------------------------------------------------------
+# --- where nothing is certain ----------------------------------------------------------------------------------------
 
 
 def test_what_cannot_be_explained_is_said_with_its_number(network):
@@ -650,7 +650,7 @@ def test_what_cannot_be_explained_is_said_with_its_number(network):
 
 
 def test_a_holder_that_went_between_the_look_and_the_bind_is_looked_for_again(network):
-    """What was seen first does not hold any more; the second look agrees with the second bind."""
+    """What was read first is no longer true; the second reading agrees with the second bind."""
     seen = []
 
     def late(asked: BindRequest) -> Situation:
@@ -679,8 +679,8 @@ LANDLOCK_CREATE_RULESET_VERSION = LANDLOCK_ACCESS_NET_BIND_TCP = 1  # linux/land
 PR_SET_NO_NEW_PRIVS = 38
 
 
-def test_a_security_module_that_forbids_it_and_shows_nothing(network):
-    """landlock(7): from version 4 on, a process can give up binding TCP ports, and nobody can see that it did."""
+def test_a_security_module_that_forbids_the_bind_invisibly(network):
+    """landlock(7): from version 4 on, a process can give up binding TCP ports, which is not visible from outside."""
     libc = ctypes.CDLL(None, use_errno=True)
     version = libc.syscall(LANDLOCK_CREATE_RULESET, None, 0, LANDLOCK_CREATE_RULESET_VERSION)
     need(version >= 4, "a kernel with Landlock, Linux 6.7")
@@ -752,7 +752,7 @@ def test_a_process_without_descriptors_cannot_find_out(network):
 
 
 def test_while_holders_come_and_go(network):
-    """Whatever is said is a verdict, and it says why: never an exception, never a no without a reason."""
+    """Every answer is a verdict with a reason: never an exception, never a no without a finding."""
     end = threading.Event()
 
     def come_and_go():

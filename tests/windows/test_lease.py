@@ -37,7 +37,7 @@ def refusal(port: int, address: str, kind: int, option: int | None = None) -> in
 
 @pytest.mark.parametrize("protocols", [("tcp",), ("udp",), ("tcp", "udp")])
 @pytest.mark.parametrize("listens", [True, False])
-def test_nobody_else_can_have_it(protocols, listens):
+def test_no_other_socket_can_bind_it(protocols, listens):
     with lease(protocols=protocols, listens=listens) as held:
         kinds = [{"tcp": TCP, "udp": UDP}[protocol] for protocol in protocols]
         assert [sock.type for sock in held.sockets] == [kind for kind in kinds for _ in range(2)]

@@ -59,7 +59,7 @@ def free_port() -> int:
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_a_free_port_can_be_had(protocol):
+def test_a_free_port_can_be_bound(protocol):
     verdict = why(free_port(), protocol)
     assert (verdict.platform, verdict.can_have, verdict.findings) == ("windows", True, ())
     unlisted = [gap for gap in verdict.gaps if "bound and do not listen" not in gap.why]  # by Wine

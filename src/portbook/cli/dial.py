@@ -35,7 +35,7 @@ def command(targets: tuple[str, ...], timeout: float, retries: int, times: int, 
     from portbook.render.text import style_of
 
     for target in targets:
-        dialing.parse_target(target)  # report an invalid target before anything is dialed
+        dialing.parse_host_port(target)  # report an invalid target before anything is dialed
     all_open = True
     for target in targets:
         result = dialing.dial(target, timeout_s=timeout, retries=retries, times=times, tls=tls)

@@ -98,11 +98,11 @@ class Meter:
         line.add_column(width=20)
         line.add_column(no_wrap=True, overflow="ellipsis")
         bar = ProgressBar(total=progress.total, completed=progress.done, pulse=progress.total is None, width=20)
-        line.add_row(bar, Text(f"{describe(progress, elapsed_s)}  {self._last_event}"))
+        line.add_row(bar, Text(f"{format_progress(progress, elapsed_s)}  {self._last_event}"))
         return line
 
 
-def describe(progress: Progress, elapsed_s: float) -> str:
+def format_progress(progress: Progress, elapsed_s: float) -> str:
     """Describe how many are done and open, the rate, and the estimated time left."""
     if progress.total is None:
         return "looking up names"

@@ -1,8 +1,8 @@
-"""Which container a process runs in: Linux, from its cgroup path. Finding it is pure; its name is asked for.
+"""The container that a process runs in, from its cgroup path on Linux. Pure, except for the names of containers.
 
 Facts: the cgroup drivers of runc and crun, systemd (``<prefix>-<id>.scope``) and cgroupfs (``<parent>/<id>``);
 https://kubernetes.io/docs/concepts/architecture/cgroups; lxc.container.conf(5), lxc.cgroup.dir; systemd-nspawn(1),
-systemd-machined(8); podman-run(1), --cgroups. Where a shape is known from a public thread only, the tests name it.
+systemd-machined(8); podman-run(1), --cgroups. If a form is known only from a public discussion, the tests name it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from portbook.managers.systemd import unescape
 from portbook.numerals import UINT32, is_number, number_or_none
 from portbook.records import Gap, Owner
 
-SYSTEM = 0  # whose daemon: root's
+SYSTEM = 0  # uid of the user whose daemon it is: root
 SHORT = 12  # digits of an id, as docker ps and podman ps print it
 HEX = "0123456789abcdef"
-# What runs containers. container: the id is one, and nothing says whose.
+# What runs containers. container: the path has the id of a container of an unknown runtime.
 Runtime = Literal["docker", "podman", "containerd", "crio", "kubernetes", "lxc", "nspawn", "ecs", "container"]
 
-# "<prefix>-<64 hex digits>", as a scope or bare. None: what watches over a container, not what runs in it.
+# "<prefix>-<64 hex digits>", with or without ".scope". None: a monitor of a container, which does not run in it.
 PREFIXES: dict[str, Runtime | None] = {
     "docker": "docker",
     "libpod": "podman",
@@ -34,13 +34,13 @@ PREFIXES: dict[str, Runtime | None] = {
     "crio": "crio",
     "crio-conmon": None,
 }
-# "<parent>/<64 hex digits>", as the cgroupfs driver makes them. Below any other parent the runtime is not known.
+# "<parent>/<64 hex digits>", as the cgroupfs driver makes them. With any other parent the runtime is not known.
 PARENTS: dict[str, Runtime | None] = {
     "docker": "docker",
     "actions_job": "docker",  # GitHub's runner passes --cgroup-parent
     "default": "containerd",  # containerd's namespaces
     "k8s.io": "containerd",
-    "libpod_parent": None,  # a pod of podman's: its containers lie below
+    "libpod_parent": None,  # a pod of podman; its containers are below it
 }
 UNKNOWN: Runtime = "container"
 POD: Runtime = "kubernetes"
@@ -54,21 +54,21 @@ NSPAWN_SUPERVISOR = "supervisor"  # systemd-nspawn itself; what it runs is in "p
 
 
 class Container(NamedTuple):
-    """What a cgroup path says of a container."""
+    """A container, as far as a cgroup path describes it."""
 
     runtime: Runtime
     id: str  # 64 hex digits; the name for lxc and nspawn; empty for a process of a pod outside its containers
     pod: str | None = None  # uid of the Kubernetes pod
-    # Whose daemon made it, by uid. None inside another container: the daemons out here do not know it, and whoever
-    # runs in there may have chosen the id.
+    # The uid of the user whose daemon made it. None inside another container: the daemons outside do not know it, and a
+    # process in there may have chosen the id.
     daemon: int | None = SYSTEM
 
 
-# --- what the chain of enrichers and the pipeline call -------------------------------------------------------------
+# --- labels --------------------------------------------------------------------------------------------------------
 
 
 def enrich(owners: list[Owner]) -> tuple[list[Owner], list[Gap]]:
-    """Label the container of each owner that runs in one."""
+    """Add the label of its container to each owner that runs in one."""
     found, gaps = labels({owner.cgroup for owner in owners if owner.cgroup})
     return [_labelled(owner, found) for owner in owners] if found else owners, gaps
 
@@ -79,8 +79,12 @@ def _labelled(owner: Owner, found: Mapping[str, str]) -> Owner:
 
 
 def labels(cgroups: Iterable[str]) -> tuple[dict[str, str], list[Gap]]:
-    """The label of every cgroup that is a container's, and why names are missing."""
-    containers = {cgroup: container for cgroup in set(cgroups) if (container := identify(cgroup))}
+    """The labels of the cgroups that belong to a container, and a gap for names that are missing."""
+    containers: dict[str, Container] = {}
+    for cgroup in set(cgroups):
+        container = identify(cgroup)
+        if container:
+            containers[cgroup] = container
     if not containers:
         return {}, []
     from portbook.managers import runtimes
@@ -91,7 +95,7 @@ def labels(cgroups: Iterable[str]) -> tuple[dict[str, str], list[Gap]]:
 
 
 def label(container: Container, names: Mapping[str, str] | None = None) -> str:
-    """How a container is shown: ``docker:web``, ``podman:1f2e3d4c5b6a``, ``kubernetes:pod<uid>/1f2e3d4c5b6a``."""
+    """The label of a container: ``docker:web``, ``podman:1f2e3d4c5b6a``, ``kubernetes:pod<uid>/1f2e3d4c5b6a``."""
     runtime, number, pod, _ = container
     short = number[:SHORT] if is_id(number) or _is_task(number) else number
     if pod is not None:
@@ -99,7 +103,7 @@ def label(container: Container, names: Mapping[str, str] | None = None) -> str:
     return f"{runtime}:{(names or {}).get(number, short)}"
 
 
-# --- from path to container ----------------------------------------------------------------------------------------
+# --- cgroup paths --------------------------------------------------------------------------------------------------
 
 
 def identify(cgroup: str) -> Container | None:
@@ -134,8 +138,8 @@ def pod_of(segment: str) -> str | None:
 
 
 def _container(grandparent: str, parent: str, segment: str) -> tuple[Runtime, str] | None:
-    """Runtime and id, if this segment of a path is a container's."""
-    # A runtime that is told a systemd path and uses cgroupfs makes "<slice>:<prefix>:<id>" one directory.
+    """Runtime and id, if this segment of a path is that of a container."""
+    # A runtime that gets a systemd path but uses cgroupfs makes one directory "<slice>:<prefix>:<id>".
     above, colon, number = segment.rpartition(":")
     if colon:
         return _by(PREFIXES, above.rpartition(":")[2], number)
@@ -153,14 +157,14 @@ def _by(table: Mapping[str, Runtime | None], key: str, number: str) -> tuple[Run
 
 
 def _by_task(number: str) -> tuple[Runtime, str] | None:
-    """Amazon ECS, ``/ecs/<task>/<container>``: docker on EC2, something of its own on Fargate."""
+    """Amazon ECS, ``/ecs/<task>/<container>``: docker on EC2, another runtime on Fargate."""
     if is_id(number):
         return "docker", number
     return ("ecs", number) if _is_task(number) else None
 
 
 def _by_name(parent: str, segment: str) -> tuple[Runtime, str] | None:
-    """Containers that carry a name instead of an id."""
+    """Containers that have a name instead of an id."""
     if segment.startswith(LXC):
         return "lxc", segment.removeprefix(LXC)
     if parent in LXC_PARENTS and segment:
@@ -181,7 +185,7 @@ def _by_machine(name: str) -> tuple[Runtime, str] | None:
 
 
 def is_id(text: str) -> bool:
-    """Whether this is the whole id of a container of docker, podman, containerd or CRI-O."""
+    """Whether this is the full id of a container of docker, podman, containerd or CRI-O."""
     return len(text) == 64 and not text.strip(HEX)
 
 
@@ -192,7 +196,7 @@ def _is_task(text: str) -> bool:
 
 
 def _user(segment: str, otherwise: int | None) -> int | None:
-    """The uid of ``user@1000.service``: that user's own docker or podman made what follows."""
+    """The uid of ``user@1000.service``: the docker or podman of that user made what follows."""
     uid = number_or_none(segment.removeprefix("user@").removesuffix(".service"), UINT32)
     if otherwise != SYSTEM or uid is None:
         return otherwise

@@ -1,7 +1,7 @@
-"""The names of docker's and podman's containers, by id.
+"""The names of the containers of docker and podman, by id.
 
-Asked for only when a container of that runtime was seen, within a time limit and a size, and only of a socket or a
-file that is root's or the caller's. Without a name the id stays; why is a gap.
+They are read only if a container of that runtime was found, within limits of time and size, and only from a socket or
+a file that belongs to root or to the caller. Without a name the id is shown; the reason is a gap.
 
 Facts: Docker Engine API, ContainerList (https://docs.docker.com/reference/api/engine), which podman answers too
 (podman-system-service(1)); containers-storage.conf(5); rootless places as in
@@ -21,20 +21,20 @@ from portbook.numerals import counted
 from portbook.records import Gap
 
 T = TypeVar("T")
-Which = tuple[str, int]  # a runtime, and whose daemon of it: a uid
+Daemon = tuple[str, int]  # a runtime, and the uid of the user whose daemon it is
 
 ROOT = 0
 TIME_LIMIT_S = 0.5
 MOST_BYTES = 4 << 20  # about 2 KB a container in docker's answer, 0.5 KB in podman's files
-# One take asks twice, for owners and for sockets without: the second is answered from the first.
+# One listing asks twice, for owners and for sockets without an owner; the second time the first answer is used.
 FRESH_S = 1.0
-# HTTP/1.0: the answer comes in one piece and ends with the connection. No version in the path: the daemon's own.
+# HTTP/1.0: the answer is not chunked and ends with the connection. Without a version in the path, the daemon chooses.
 REQUEST = b"GET /containers/json?all=0 HTTP/1.0\r\nHost: localhost\r\n\r\n"
 DRIVERS = ("overlay", "vfs", "btrfs", "zfs")
 
 
 class NameLookup(NamedTuple):
-    """What was found out, and what stood in the way."""
+    """The names that were found, by id, and why others are missing."""
 
     names: dict[str, str]
     why: str | None = None
@@ -54,51 +54,51 @@ class _Stored(msgspec.Struct):
     names: list[str] | None = None
 
 
-_answers: dict[Which, tuple[float, NameLookup]] = {}
+_answers: dict[Daemon, tuple[float, NameLookup]] = {}
 
 
 def names_of(containers: Iterable[tuple[str, int, str]]) -> tuple[dict[str, str], list[Gap]]:
-    """Names by id, of containers given as runtime, uid of the daemon's user, and id.
+    """The names, by id, of containers given as runtime, uid of the user of the daemon, and id.
 
-    Daemons of other users are not asked, also not by root: what they say is those users' own text.
+    Daemons of other users are never queried, not even by root: their answers are text that those users choose.
     """
-    wanted: dict[Which, set[str]] = {}
+    wanted: dict[Daemon, set[str]] = {}
     for runtime, daemon, number in containers:
-        if runtime in ASK and _is_ours(daemon):
+        if runtime in LOOKUPS and _is_ours(daemon):
             wanted.setdefault((runtime, daemon), set()).add(number)
     names: dict[str, str] = {}
     gaps: list[Gap] = []
     for which, numbers in wanted.items():
-        answer = _ask(which, numbers)
+        answer = _look_up(which, numbers)
         names.update((number, answer.names[number]) for number in numbers & answer.names.keys())
         gaps += _gap(which[0], len(numbers - answer.names.keys()), answer.why)
     return names, gaps
 
 
 def _gap(runtime: str, count: int, why: str | None) -> Iterator[Gap]:
-    """Where no daemon or file is there at all, nothing could be had and nothing is lost."""
+    """No gap without a reason: if there is no daemon and no file, there are no names to miss."""
     if count and why:
         containers = counted(count, f"{runtime} container")
         hint = "run with sudo" if why.startswith(DENIED) else None
         yield Gap("container", count, f"{containers} can be shown by id only: {why}", hint)
 
 
-def _ask(which: Which, numbers: set[str]) -> NameLookup:
+def _look_up(which: Daemon, numbers: set[str]) -> NameLookup:
     asked_at, last = _answers.get(which, (0.0, NameLookup({})))
     if time.monotonic() - asked_at < FRESH_S and (last.why or numbers <= last.names.keys()):
         return last
-    answer = ASK[which[0]](which[1], numbers)
+    answer = LOOKUPS[which[0]](which[1], numbers)
     _answers[which] = time.monotonic(), answer
     return answer
 
 
-def _ask_docker(daemon: int, _: set[str]) -> NameLookup:
+def _read_docker(daemon: int, _: set[str]) -> NameLookup:
     answers = (_api(path) for path in _docker_sockets(daemon))
     return next((answer for answer in answers if answer), NameLookup({}))
 
 
-def _ask_podman(daemon: int, numbers: set[str]) -> NameLookup:
-    """Read podman's own lists; ask its API, which mostly starts a process, only for what they do not have."""
+def _read_podman(daemon: int, numbers: set[str]) -> NameLookup:
+    """Read the lists of podman; query its API, which mostly starts a process, only for ids that they lack."""
     answers = [_storage(path) for path in _podman_lists(daemon)]
     if not numbers <= {number for answer in answers for number in answer.names}:
         answers += [answer] if (answer := _api(_podman_socket(daemon))) else []
@@ -106,19 +106,19 @@ def _ask_podman(daemon: int, numbers: set[str]) -> NameLookup:
     return NameLookup(names, next((answer.why for answer in answers if answer.why), None))
 
 
-ASK: dict[str, Callable[[int, set[str]], NameLookup]] = {"docker": _ask_docker, "podman": _ask_podman}
+LOOKUPS: dict[str, Callable[[int, set[str]], NameLookup]] = {"docker": _read_docker, "podman": _read_podman}
 
 
-# --- places --------------------------------------------------------------------------------------------------------
+# --- paths ---------------------------------------------------------------------------------------------------------
 
 
 def _run(daemon: int) -> str:
-    """As pam_systemd(8) makes it. $XDG_RUNTIME_DIR may say anything."""
+    """The runtime directory of pam_systemd(8). $XDG_RUNTIME_DIR is not used, because it may name anything."""
     return "/run" if daemon == ROOT else f"/run/user/{daemon}"
 
 
 def _docker_sockets(daemon: int) -> list[str]:
-    """DOCKER_HOST counts for ordinary users only: root may have it from a user, and it may point anywhere."""
+    """DOCKER_HOST counts for ordinary users only: root may have it from a user, and it may name anything."""
     host = os.environ.get("DOCKER_HOST", "") if os.geteuid() != ROOT else ""
     chosen = [host.removeprefix("unix://")] if host.startswith("unix:///") else []
     return [*chosen, f"{_run(daemon)}/docker.sock", *(["/var/run/docker.sock"] if daemon == ROOT else [])]
@@ -144,13 +144,13 @@ def _podman_graph(daemon: int) -> str:
     return (os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")) + "/containers/storage"
 
 
-# --- asking --------------------------------------------------------------------------------------------------------
+# --- reading -------------------------------------------------------------------------------------------------------
 
 DENIED = "permission denied"
 
 
 def _storage(path: str) -> NameLookup:
-    """A list of containers-storage, if it is there."""
+    """The names in a list of containers-storage; none if there is no such list."""
     try:
         entries = msgspec.json.decode(_read(path), type=list[_Stored])
     except FileNotFoundError:
@@ -169,17 +169,17 @@ def _read(path: str) -> bytes | bytearray:
 
 
 def api_sockets(daemon: int = ROOT) -> dict[str, list[str]]:
-    """Where the APIs of a user's daemons are, by runtime."""
+    """The paths of the API sockets of the daemons of a user, by runtime."""
     return {"docker": _docker_sockets(daemon), "podman": [_podman_socket(daemon)]}
 
 
 def list_containers(path: str, kind: type[T]) -> list[T]:
-    """The running containers, from the API at a Unix socket, each read as ``kind``; raises OSError, ValueError."""
+    """The running containers from the API at a Unix socket, each decoded as ``kind``; raise OSError or ValueError."""
     return msgspec.json.decode(_body(_exchange(path)), type=list[kind])  # type: ignore[valid-type]
 
 
 def _api(path: str) -> NameLookup | None:
-    """The names of the running containers; None if nobody is there."""
+    """The names of the running containers; None if no daemon listens."""
     try:
         entries = list_containers(path, _Listed)
     except (FileNotFoundError, ConnectionRefusedError):
@@ -190,12 +190,12 @@ def _api(path: str) -> NameLookup | None:
 
 
 def own_name(names: list[str]) -> str | None:
-    """The one of a container's names that is no link of another container to it."""
+    """The name of a container itself; its other names are links from other containers."""
     return next((name.removeprefix("/") for name in names if "/" not in name.removeprefix("/")), None)
 
 
 def _exchange(path: str) -> bytearray:
-    """Send the request and return the whole answer, both within the time limit."""
+    """Send the request and return the whole answer, within the time limit."""
     from socket import AF_UNIX, socket
 
     deadline = time.monotonic() + TIME_LIMIT_S

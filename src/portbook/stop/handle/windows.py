@@ -1,9 +1,9 @@
-"""Windows: an open process handle. As long as it is open, nobody else gets the pid.
+"""Windows: an open process handle. As long as it is open, the pid is not reused.
 
-There is no SIGTERM. What can be asked gently is a program with windows (WM_CLOSE, as a click on the cross sends it) and
-a program that has a console for itself (Ctrl+C, then Ctrl+Break). A program that shares its console, with the shell it
-was started from say, cannot be asked without asking all of them; a service is asked by the service control manager.
-What is left is TerminateProcess, which gives the program no chance to finish anything.
+Windows has no SIGTERM. A program with windows can be asked to end (WM_CLOSE, as a click on the close button sends it),
+and a program that has a console for itself (Ctrl+C, then Ctrl+Break). A program that shares its console, for example
+with the shell that started it, cannot be asked without asking all of them; a service is asked by the service control
+manager. Everything else can only be ended with TerminateProcess, which gives the program no chance to clean up.
 
 Facts (learn.microsoft.com): Process Security and Access Rights; Process Handles and Identifiers; Closing a window
 (WM_CLOSE); GenerateConsoleCtrlEvent, AttachConsole, GetConsoleProcessList.
@@ -30,7 +30,7 @@ WM_CLOSE = 0x10
 ENDED_BY_US = 1  # exit code of a process that was terminated
 CONSOLE_LIMIT_S = 10
 MOST_CLASS = 256
-# A console's window is shown by somebody else than the program in it; closing it ends all that share the console.
+# The window of a console belongs to another program; closing it ends every program in the console.
 CONSOLES = ("ConsoleWindowClass", "PseudoConsoleWindow")
 ASKED_BY_CODE = {10: "Ctrl+C", 11: "Ctrl+Break"}  # exit codes of console.py
 
@@ -74,14 +74,14 @@ class ProcessHandle:
         self.call = call
 
     def started(self) -> datetime | None:
-        """Asked through the handle."""
+        """Read through the handle."""
         times = [ctypes.c_int64(0) for _ in range(4)]
         if self.ended() or not self.call.GetProcessTimes(self.process, *map(byref, times)):
             return None
         return filetime_to_datetime(times[0].value)
 
     def request_end(self) -> str | None:
-        """Close its windows; without any, Ctrl+C in the console that it has for itself."""
+        """Close its windows; if it has none, send Ctrl+C to its console."""
         posted = [self.call.PostMessageW(window, WM_CLOSE, 0, 0) for window in self._windows()]
         return "WM_CLOSE" if any(posted) else self._ask_in_console()
 
@@ -96,23 +96,23 @@ class ProcessHandle:
         return bool(self.call.WaitForSingleObject(self.process, 0) == WAIT_OBJECT_0)
 
     def close(self) -> None:
-        """Close the handle; the pid may be used again from now on."""
+        """Close the handle; from now on the pid may be reused."""
         self.call.CloseHandle(self.process)
 
     def _windows(self) -> list[int]:
         """The visible top-level windows of the process on this desktop."""
         if sys.platform != "win32":
             return []
-        found: list[int] = []
+        windows: list[int] = []
 
         @ctypes.WINFUNCTYPE(BOOL, HANDLE, ctypes.c_ssize_t)
         def collect(window: int, _: int) -> int:
             if self._owns(window) and self.call.IsWindowVisible(window) and not self._is_console(window):
-                found.append(window)
-            return 1  # go on
+                windows.append(window)
+            return 1  # continue
 
         self.call.EnumWindows(collect, 0)
-        return found
+        return windows
 
     def _owns(self, window: int) -> bool:
         pid = DWORD(0)
