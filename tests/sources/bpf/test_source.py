@@ -721,8 +721,8 @@ def test_the_end_of_a_log():
     log = (
         "0: R1=ctx()\n; int x\n5: (79) r1 = *(u64 *)(r1 +9)\ninvalid bpf_context access\nprocessed 6 insns (limit 1)\n"
     )
-    assert calls._end_of(log) == "; int x / 5: (79) r1 = *(u64 *)(r1 +9) / invalid bpf_context access"
-    assert calls._end_of("") == ""
+    assert calls._reason(log) == "; int x / 5: (79) r1 = *(u64 *)(r1 +9) / invalid bpf_context access"
+    assert calls._reason("") == ""
 
 
 @pytest.mark.parametrize(
