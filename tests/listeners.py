@@ -62,7 +62,7 @@ def listening(*addresses: str, each: int = 1, port: int = 0, backlog: int = 64) 
 
 @contextlib.contextmanager
 def refusing(address: str = "127.0.0.1") -> Iterator[Place]:
-    """A port that nobody else can get meanwhile, and that refuses: bound, not listening."""
+    """A port that refuses, and that no other process can get meanwhile: bound, not listening."""
     with socket.socket(family_of(address)) as holder:
         holder.bind((address, 0))
         yield holder.getsockname()[:2]

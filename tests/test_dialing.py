@@ -308,7 +308,7 @@ def datagrams(answer):
             while True:
                 try:
                     data, sender = sock.recvfrom(2048)
-                except ConnectionError:  # Windows: somebody to whom it answered is gone
+                except ConnectionError:  # Windows: the receiver of a reply is gone
                     continue
                 if data == b"stop":
                     return

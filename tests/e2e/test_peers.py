@@ -277,7 +277,7 @@ def peak_megabytes(host, *words):
     """Memory that a run of the command took at its height."""
     said = host.run(sys.executable, "-c", MEASURE, sys.executable, "-m", "portbook", *words)
     code, megabytes = map(int, said.split())
-    assert code == 1  # nothing is open, and not everything was asked
+    assert code == 1  # nothing is open, and not every port was probed
     return megabytes
 
 

@@ -31,7 +31,7 @@ from tests.listeners import peer_may_vanish
 
 COMMAND = [sys.executable, "-m", "portbook", "scan"]
 on_unix = pytest.mark.skipif(os.name != "posix", reason="signals, links and terminals of Unix")
-NO_NAME = "a" * 64 + ".invalid"  # too long for a label (RFC 1035 section 2.3.4): no resolver is asked
+NO_NAME = "a" * 64 + ".invalid"  # too long for a label (RFC 1035 section 2.3.4): it is never looked up
 
 
 def run(*arguments, **more):
@@ -41,7 +41,7 @@ def run(*arguments, **more):
 
 @pytest.fixture(scope="module")
 def ports():
-    """Twenty ports that somebody listens on, and twenty that nobody does, all on an address of their own."""
+    """Twenty ports with a listener and twenty without, all on an address of their own."""
     with ExitStack() as stack:
         servers = [stack.enter_context(socket.create_server((HOST, 0), backlog=128)) for _ in range(20)]
         listening = [server.getsockname()[1] for server in servers]
@@ -206,7 +206,7 @@ def test_a_name_without_address_is_reported_and_exits_with_5_when_alone(ports):
 
 @on_unix
 def test_a_miss_is_named():
-    """A listener whose queue is full answers nobody: the tables list it, the scan does not find it."""
+    """A listener whose queue is full does not answer: the tables list it, the scan does not find it."""
     with socket.socket() as deaf, ExitStack() as stack:
         deaf.bind((HOST, 0))
         deaf.listen(0)

@@ -115,7 +115,7 @@ def test_addresses_that_gave_no_answer_are_counted():
 
 
 def test_an_unreachable_address_is_one_line_with_the_reason():
-    """As when nobody answers ARP: some silence, and then the own kernel's word that the host is unreachable."""
+    """As without an answer to ARP: some silence, then this kernel reports that the host is unreachable."""
     gone = Evidence("icmp", 113, "EHOSTUNREACH", 3, 1, "10.0.0.200")
     answers = [answer(p, "timeout", SILENCE, address=f"10.0.0.{n}") for n in (7, 8) for p in range(n)]
     answers += [answer(p, "unreachable", gone, address=f"10.0.0.{n}") for n in (7, 8) for p in range(20, 23)]

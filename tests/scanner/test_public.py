@@ -33,7 +33,7 @@ def python(code: str) -> str:
 
 @pytest.fixture
 def closed():
-    """A port that nobody else can get meanwhile, and that refuses."""
+    """A port that refuses, and that no other process can get meanwhile."""
     import socket
 
     with socket.socket() as holder:

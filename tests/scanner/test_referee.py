@@ -37,7 +37,7 @@ while True:
 DROPPED, RESET, REFUSED, PROHIBITED = range(2000, 2030), range(2030, 2060), range(2060, 2090), range(2090, 2120)
 PLAIN = range(2120, 2200)
 OPEN = [*range(2121, 2200, 8)]
-BEHIND = [2005, 2035, 2065, 2095]  # somebody listens, and a rule is before it
+BEHIND = [2005, 2035, 2065, 2095]  # a listener behind a firewall rule
 PORTS = [*DROPPED, *RESET, *REFUSED, *PROHIBITED, *PLAIN]
 
 

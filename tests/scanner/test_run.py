@@ -84,7 +84,7 @@ def scanned(targets, ports, engine, **more):
     )
 
 
-REMOTE = "203.0.113.1"  # TEST-NET-3 (RFC 5737): nobody's
+REMOTE = "203.0.113.1"  # TEST-NET-3 (RFC 5737): for documentation, never used
 
 
 # --- answers and report --------------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ def test_a_deadline_that_the_engine_reports_makes_it_partial():
     assert 0 < engine.limits[0].deadline_s <= 60
 
 
-# --- what was asked ------------------------------------------------------------------------------------------------
+# --- the arguments -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,7 @@ def test_more_names_than_threads_are_all_looked_up():
 
 @pytest.mark.parametrize("name", ["a" * 70 + ".example", "a..b"])
 def test_what_cannot_be_a_name_is_an_answer_not_an_exception(name):
-    """Refused before a resolver is asked: labels have 1 to 63 characters (RFC 1035 section 2.3.4)."""
+    """Refused without a lookup: labels have 1 to 63 characters (RFC 1035 section 2.3.4)."""
     (resolved,) = resolve.resolve([name], 10)
     assert resolved.addresses == ()
     assert resolved.failure is not None
@@ -441,7 +441,7 @@ def test_an_engine_that_forgets_probes_is_found_out():
 
 
 def test_the_port_of_a_canary_is_probed_again_when_it_is_closed(monkeypatch):
-    """As when every port of an address is scanned: the canary may not pass for somebody's service."""
+    """As when every port of an address is scanned: the canary must not be reported as a service."""
     free = []
 
     def open_one(protocol, place, asked):
@@ -452,7 +452,7 @@ def test_the_port_of_a_canary_is_probed_again_when_it_is_closed(monkeypatch):
         return bird
 
     with listening("127.0.0.9", MOST_EACH) as some:
-        free += some  # free again after this block, and nobody else is on this address
+        free += some  # free again after this block, and no other process uses this address
     opened: list[socket.socket] = []
     monkeypatch.setattr(canary, "_open_canary", open_one)
     engine = TrueEngine()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from portbook.addresses import format_endpoint
+from portbook.addresses import format_endpoint, split_zone
 from portbook.dialing import Dial, DialedAddress, Timing
 from portbook.probe.outcome import describe
 from portbook.probe.tls import Tls
@@ -36,7 +36,7 @@ def _outcome(dial: Dial) -> str:
 
 
 def _was_looked_up(dial: Dial) -> bool:
-    return any(answer.address not in (None, dial.host.partition("%")[0]) for answer in dial.addresses)
+    return any(answer.address not in (None, split_zone(dial.host)[0]) for answer in dial.addresses)
 
 
 def _facts(answer: DialedAddress) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from portbook.addresses import format_endpoint
+from portbook.numerals import counted
 from portbook.query import LISTENING
 from portbook.records import Gap, Holder, Holding, Owner, Socket
 from portbook.render.machine import ENCODER
@@ -76,7 +77,7 @@ def _heading(answer: Holding) -> str:
 def _time_wait(count: int) -> str:
     if count == 0:
         return ""
-    return " (1 closed connection in TIME_WAIT)" if count == 1 else f" ({count} closed connections in TIME_WAIT)"
+    return f" ({counted(count, 'closed connection')} in TIME_WAIT)"
 
 
 # --- shared with the answer of stop --------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def outcomes(found: dict[tuple[str, int], Answer]) -> Counter[str]:
 
 @pytest.fixture(scope="module")
 def home() -> Iterator[contextlib.AbstractContextManager[object]]:
-    """A network of the tests' own where that can be had: thousands of ports are asked, some of them other people's."""
+    """A network of the tests' own where possible: thousands of ports are probed, some of other processes."""
     if sys.platform != "linux" or os.geteuid() != 0:
         yield contextlib.nullcontext()
         return

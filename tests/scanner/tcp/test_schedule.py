@@ -459,7 +459,7 @@ def test_no_more_is_read_than_is_probed_when_every_port_answers():
 
 @pytest.mark.parametrize("hosts", [1, 65536])
 def test_silence_does_not_fill_the_memory(hosts):
-    """The stream is endless and nobody answers: what waits for a later pass stays within the buffer."""
+    """The stream is endless and no port answers: what waits for a retry stays within the buffer."""
     stream = Stream(probes(hosts, 10**9))
     schedule = TcpSchedule(stream, Limits(timeout_s=0.01, retries=3), 20_000, 100.0)
     transport = FakeTransport(nothing)
@@ -474,7 +474,7 @@ def test_silence_does_not_fill_the_memory(hosts):
 
 
 def test_dead_hosts_do_not_stop_the_others():
-    """Half of the hosts are dead; their ports fill the buffer, are skipped, and the live ones are asked to the end."""
+    """Half of the hosts are dead; their ports fill the buffer, are skipped, live ones are scanned to the end."""
     run = Run(
         probes(200, 1000), lambda attempt: (CLOSED, 0.01) if number(attempt) % 2 else None, breaker=BreakerSettings()
     )
