@@ -132,7 +132,7 @@ def parse(text: str) -> Query:
 def term(field: str, values: Iterable[str], negated: bool = False) -> Term:
     """Make one term from the texts of its values, as options of a command line have them; raise UsageError."""
     if field not in FIELDS:
-        raise UsageError(f"unknown field {field!r}", f"valid are {', '.join(FIELDS)}")
+        raise UsageError(f"unknown field {field!r}", f"valid values are {', '.join(FIELDS)}")
     return Term(field, tuple(FIELDS[field].parse(field, v) for v in values), negated)
 
 
@@ -233,12 +233,13 @@ def _merge(terms: Iterable[Term]) -> tuple[Term, ...]:
 def _number_range(field: str, text: str, limits: tuple[int, int]) -> tuple[int, int]:
     least, most = limits
     if not _is_range(text):
-        raise UsageError(f"{field} {text!r} is not a number", f"valid are {least} to {most}, as 80 or 8000-8100")
+        valid = f"valid values are {least} to {most}, such as 80 or 8000-8100"
+        raise UsageError(f"{field} {text!r} is not a number", valid)
     first_text, hyphen, last_text = text.partition("-")
     first = number_or_none(first_text, most, least)
     last = number_or_none(last_text, most, least) if hyphen else first
     if first is None or last is None:
-        raise UsageError(f"{field} {text[:MOST_SHOWN]!r} is out of range", f"valid are {least} to {most}")
+        raise UsageError(f"{field} {text[:MOST_SHOWN]!r} is out of range", f"valid values are {least} to {most}")
     if first > last:
         raise UsageError(f"{field} {text!r} runs backwards", f"write {last}-{first}")
     return first, last
@@ -257,7 +258,7 @@ def _choice(valid: Iterable[str]) -> Callable[[str, str], Value]:
 
     def parse_word(field: str, text: str) -> Value:
         if text.lower() not in words:
-            raise UsageError(f"unknown {field} {text!r}", f"valid are {', '.join(words)}")
+            raise UsageError(f"unknown {field} {text!r}", f"valid values are {', '.join(words)}")
         return text.lower()
 
     return parse_word
@@ -268,7 +269,7 @@ def _state(field: str, text: str) -> Value:
     word = STATE_ALIASES.get(word, word)
     if word not in STATES and word not in STATE_GROUPS:
         valid = ", ".join(s.lower() for s in (*STATES, *STATE_GROUPS))
-        raise UsageError(f"unknown {field} {text!r}", f"valid are {valid}")
+        raise UsageError(f"unknown {field} {text!r}", f"valid values are {valid}")
     return word
 
 
