@@ -40,9 +40,12 @@ def _split(line: str) -> list[str]:
 
 
 def _rule(words: list[str], table: Table) -> Iterator[Step]:
-    step = Step(table, words[1] if len(words) > 1 else "", "jump")
+    if len(words) < 2:
+        return
+    _, chain, *options = words
+    step = Step(table, chain, "jump")
     negated = False
-    rest = iter(words[2:])
+    rest = iter(options)
     for word in rest:
         if word == "!":
             negated = True
@@ -81,7 +84,8 @@ def _ports(text: str) -> PortRanges | None:
     ranges: list[tuple[int, int]] = []
     for part in text.split(","):
         low, _, high = part.partition(":")
-        first, last = number_or_none(low, UINT16), number_or_none(high or low, UINT16)
+        first = number_or_none(low, UINT16)
+        last = number_or_none(high or low, UINT16)
         if first is None or last is None:
             return None
         ranges.append((first, last))

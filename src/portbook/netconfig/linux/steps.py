@@ -93,7 +93,9 @@ def _matches(step: Step, port: int, protocol: Protocol) -> bool:
 
 def _nat_rule(step: Step, path: _Path) -> NatRule:
     tool, family, _ = step.table
-    address = step.target if step.kind == "dnat" else None
+    address = None
+    if step.kind == "dnat":
+        address = step.target
     if address:  # a table of both families contains rules of one
         family = "ipv6" if ":" in address else "ipv4"
     return NatRule(family, path.hook, address, step.port, path.destination, path.conditions, step.chain, tool)
