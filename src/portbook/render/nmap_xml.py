@@ -51,7 +51,7 @@ CODES_6 = {0: "no-route", 1: "admin-prohibited", 2: "beyond-scope", 3: "addr-unr
 UNREACHABLE_4, UNREACHABLE_6 = 3, 1
 TIME_EXCEEDED = (11, 3)  # of ICMP and of ICMPv6
 
-HostKey = tuple[str, str | None, str]  # address, zone, target
+TargetKey = tuple[str, str | None, str]  # address, zone, target
 PortState = tuple[str, str, str | None]  # state, reason, sender of the message when it was not the host
 
 
@@ -65,7 +65,7 @@ class NmapXml:
 
         self._write = write
         self._protocol = protocol
-        self._hosts: dict[HostKey, _Host] = {}
+        self._hosts: dict[TargetKey, _Host] = {}
         self._up = self._down = 0
         self._put('<?xml version="1.0" encoding="UTF-8"?>\n<!DOCTYPE nmaprun>\n')
         start = {"start": int(began.timestamp()), "startstr": _date(began)}
@@ -103,7 +103,7 @@ class NmapXml:
         self._put("<runstats>" + _empty("finished", {**end, "summary": summary, **outcome}))
         self._put(_empty("hosts", {"up": up, "down": down, "total": up + down}) + "</runstats>\n</nmaprun>\n")
 
-    def _flush(self, keys: list[HostKey]) -> None:
+    def _flush(self, keys: list[TargetKey]) -> None:
         for key in keys:
             host = self._hosts.pop(key)
             self._up += host.up is not None

@@ -11,8 +11,9 @@ from typing import Any, TypeGuard
 import msgspec
 
 from portbook.netconfig.facts import NatFamily
-from portbook.netconfig.linux.steps import NAT_HOOKS, PortRanges, Step, Table, hook_name
+from portbook.netconfig.linux.steps import NAT_HOOKS, Step, Table, hook_name
 from portbook.numerals import UINT16
+from portbook.records import PortRange
 
 FAMILIES: dict[str, NatFamily] = {"ip": "ipv4", "ip6": "ipv6", "inet": "both"}
 Sets = dict[tuple[str, str, str], list[Any]]  # family, table, name: elements
@@ -181,7 +182,7 @@ def _words(right: Any, named_sets: _NamedSets) -> frozenset[str]:
     return frozenset(str(PROTOCOLS.get(word, word)) for word in words)
 
 
-def _ports(right: Any, named_sets: _NamedSets) -> PortRanges | None:
+def _ports(right: Any, named_sets: _NamedSets) -> tuple[PortRange, ...] | None:
     ranges: list[tuple[int, int]] = []
     for value in named_sets.values(right):
         limits = _range(value)
