@@ -112,7 +112,7 @@ def test_a_source_that_was_asked_for_is_the_only_one_tried():
 def test_an_unknown_source_is_a_usage_error_that_names_the_valid_ones():
     with (
         only_sources(FakeSource(name="one"), FakeSource(name="two")),
-        pytest.raises(UsageError, match="valid are one, two"),
+        pytest.raises(UsageError, match="valid values are one, two"),
     ):
         take(source="three")
 

@@ -132,7 +132,7 @@ def test_errors_say_what_is_wrong_and_what_is_valid(text, wrong, valid):
 
 
 def test_an_unknown_field_of_an_option_names_the_valid_ones():
-    with pytest.raises(UsageError, match="valid are port, remote-port"):
+    with pytest.raises(UsageError, match="valid values are port, remote-port"):
         term("ports", ["80"])
 
 

@@ -45,7 +45,7 @@ def without_colour(text: str) -> str:
 
 
 def assert_complaint(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    """What was asked makes no sense: one line that says what is wrong and what is valid, and exit code 2."""
+    """A usage error: one line that names the error and the valid values, and exit code 2."""
     assert (done.returncode, done.stdout) == (2, ""), done
     (said,) = done.stderr.splitlines()
     assert done.stderr.endswith("\n")

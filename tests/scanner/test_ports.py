@@ -70,7 +70,7 @@ def test_a_group_among_others():
 
 
 def test_a_group_that_udp_does_not_have_is_an_error():
-    with pytest.raises(UsageError, match="unknown group of ports '@mail' over UDP; valid are @web"):
+    with pytest.raises(UsageError, match="unknown group of ports '@mail' over UDP; valid values are @web"):
         parse_ports("@mail", "udp")
 
 

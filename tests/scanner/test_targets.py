@@ -140,7 +140,7 @@ def test_a_file_has_targets_comments_and_a_byte_order_mark(tmp_path):
 def test_a_mistake_in_a_file_names_the_line(tmp_path):
     path = tmp_path / "hosts"
     path.write_text("10.0.0.1\n10.0.0.300\n")
-    with pytest.raises(UsageError, match=r"hosts line 2: target '10\.0\.0\.300' is not an address; valid are"):
+    with pytest.raises(UsageError, match=r"hosts line 2: target '10\.0\.0\.300' is not an address; valid values are"):
         list(parse_targets([f"@{path}"]))
 
 

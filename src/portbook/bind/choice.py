@@ -67,9 +67,9 @@ def pool(ports: Iterable[int] | None = None, *, avoid_ephemeral: bool = False) -
         return Pool(ANY, system, system if avoid_ephemeral else None, registered=True)
     numbers = sorted(set(ports))
     if not numbers:
-        raise UsageError("no port to choose from", "valid are 1 to 65535")
+        raise UsageError("no port to choose from", "valid values are 1 to 65535")
     if numbers[0] < 1 or numbers[-1] > 65535:
-        raise UsageError("a port is out of range", "valid are 1 to 65535")
+        raise UsageError("a port is out of range", "valid values are 1 to 65535")
     return Pool(numbers, None, system)
 
 

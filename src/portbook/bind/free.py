@@ -73,10 +73,10 @@ def check_protocols(protocols: Iterable[Protocol]) -> tuple[Protocol, ...]:
     """Return every protocol once, in the order of PROTOCOLS; raise UsageError if one is unknown or there is none."""
     requested = {protocols} if isinstance(protocols, str) else set(protocols)
     if not requested:
-        raise UsageError("no protocol", f"valid are {', '.join(PROTOCOLS)}")
+        raise UsageError("no protocol", f"valid values are {', '.join(PROTOCOLS)}")
     unknown = requested - set(PROTOCOLS)
     if unknown:
-        raise UsageError(f"unknown protocol {', '.join(sorted(unknown))}", f"valid are {', '.join(PROTOCOLS)}")
+        raise UsageError(f"unknown protocol {', '.join(sorted(unknown))}", f"valid values are {', '.join(PROTOCOLS)}")
     return tuple(protocol for protocol in PROTOCOLS if protocol in requested)
 
 

@@ -90,7 +90,7 @@ def portbook() -> None:
     Exit codes:
       0    yes, or done
       1    no
-      2    usage error
+      2    wrong usage
       3    answered with gaps (only with --strict)
       5    could not find out
       130  interrupted

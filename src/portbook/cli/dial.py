@@ -11,18 +11,27 @@ from portbook.cli import base, exits, output
 
 @base.command("dial")
 @click.argument("targets", nargs=-1, required=True, metavar="HOST:PORT...")
-@base.option("--timeout", type=click.FloatRange(0.001, 3600), default=3.0, metavar="SECONDS", help="of one attempt")
-@base.option("--retries", type=click.IntRange(0, 100), default=0, metavar="N", help="more attempts after silence")
+@base.option(
+    "--timeout",
+    type=click.FloatRange(0.001, 3600),
+    default=3.0,
+    metavar="SECONDS",
+    help="time limit of one attempt (default: 3)",
+)
+@base.option(
+    "--retries", type=click.IntRange(0, 100), default=0, metavar="N", help="how often to try again after silence"
+)
 @base.option(
     "--count", "times", type=click.IntRange(1, 10_000), default=1, metavar="N", help="dial N times and show statistics"
 )
 @base.option("--tls", is_flag=True, help="do a TLS handshake: protocol, certificate, expiry")
 @output.json_option
 def command(targets: tuple[str, ...], timeout: float, retries: int, times: int, tls: bool, as_json: bool) -> int:
-    """Find out whether a TCP port can be reached, at every address of the host.
+    """Find out whether a TCP port can be reached.
 
-    Each outcome comes with its evidence: SYN/ACK is open, RST is closed, an ICMP message is shown with its type, code
-    and sender, and silence is a timeout. Exit code 0 when every target is open at some address, 1 when one is not.
+    Every address of the host is dialed. Each outcome comes with its evidence: SYN/ACK is open, RST is closed, an ICMP
+    message is shown with its type, code and sender, and silence is a timeout. The exit code is 0 if every target is
+    open at some address, and 1 if one is not.
 
     \b
     Examples:

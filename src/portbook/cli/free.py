@@ -41,8 +41,8 @@ def command(
 ) -> int:
     """Print ports that can be bound now, one per line.
 
-    A number is not a reservation: another program may take the port before you do. portbook lease passes the bound
-    socket to a command instead. Exit code 0, or 1 if fewer ports were found than requested.
+    A number is not a reservation: another program may take the port before you do. portbook lease passes the
+    bound socket to a command instead. The exit code is 0, or 1 if fewer ports were found than requested.
 
     \b
     Examples:

@@ -25,13 +25,15 @@ MOST_CANDIDATES = 8  # for --number-only
 
 @base.command("lease", cls=exec_command.CommandWithTail)
 @click.argument("port", type=click.IntRange(0, 65535), default=0, metavar="[PORT] -- COMMAND...")
-@base.option("--range", "among", metavar="A-B", help="any of these ports")
+@base.option("--range", "among", metavar="A-B", help="choose among these ports")
 @udp_option
 @both_option
 @address_option
 @base.option("--dual", is_flag=True, help="one dual-stack socket instead of one per family")
-@base.option("--number-only", is_flag=True, help="release the port before the command starts, which binds it itself")
-@base.option("-q", "--quiet", is_flag=True, help="do not print which port it is")
+@base.option(
+    "--number-only", is_flag=True, help="pass the number only: release the port, which the command then binds itself"
+)
+@base.option("-q", "--quiet", is_flag=True, help="do not print the number of the port")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -45,9 +47,10 @@ def command(
 ) -> int:
     """Bind a port, listen, and run a command that has the socket.
 
-    Without PORT the system chooses one. The command gets the sockets as descriptors from 3 on, with LISTEN_FDS,
-    LISTEN_PID and LISTEN_FDNAMES as from systemd; on Windows as inherited handles, PORTBOOK_HANDLES. {port} in its
-    arguments is replaced, and PORT is set. Exit code of the command; 1 if the port cannot be bound.
+    Without PORT, the system chooses one. The command gets the sockets as descriptors from 3 on, with LISTEN_FDS,
+    LISTEN_PID and LISTEN_FDNAMES as from systemd; on Windows as inherited handles, listed in PORTBOOK_HANDLES. {port}
+    in its arguments is replaced by the number, and the variable PORT is set to it. The exit code is that of the
+    command, or 1 if the port cannot be bound.
 
     \b
     Examples:

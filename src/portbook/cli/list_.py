@@ -101,7 +101,7 @@ def command(
     """List ports and the processes that hold them.
 
     Without --all, the list has the TCP sockets that listen or are bound, and the unconnected UDP sockets. QUERY
-    selects sockets like the options do, by terms of the form field:value. A value may be a range or a
+    selects sockets as the options do, by terms of the form field:value. A value may be a range or a
     comma-separated list, and the prefix - excludes what matches the term. A number alone is a port, a word alone is a
     process. The column SERVICE shows a systemd unit, a Windows service or a container. The column REACH shows from
     where the port can be reached: this machine, one address, or every network.

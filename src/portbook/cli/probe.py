@@ -32,12 +32,13 @@ def command(
     form: str | None,
     allow_public: bool,
 ) -> int:
-    """Probe UDP ports, each with a request of the service that is registered there.
+    """Probe UDP ports with requests of their services.
 
-    A reply means open, and names the service. ICMP port unreachable from the host itself means closed, from another
-    host filtered. Silence means open|filtered. Hosts limit how many ports they refuse a second: silent ports are probed
-    again, more slowly, until their silence is proven, and the evidence says so. Every address of a name is probed. Exit
-    code 0 when a port is open, 1 when none is, 5 when the name has no address.
+    Each port gets a request of the service that is registered for it. A reply means open, and names the service. ICMP
+    port unreachable means closed if the host itself sent it, and filtered if another host did. Silence means
+    open|filtered. Hosts limit how many ports they refuse per second: silent ports are probed again, more slowly, until
+    their silence is proven, and the evidence says so. Every address of a name is probed. The exit code is 0 if a port
+    is open, 1 if none is, and 5 if the name has no address.
 
     \b
     Examples:

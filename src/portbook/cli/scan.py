@@ -23,7 +23,7 @@ NO_FORMAT = "nothing"  # write the XML alone
 
 @base.command("scan")
 @click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
-@base.option("-p", "--ports", default="@common", metavar="PORTS", help="22,8000-8100, or a group; default: @common")
+@base.option("-p", "--ports", default="@common", metavar="PORTS", help="22,8000-8100, or a group (default: @common)")
 @base.option("-u", "--udp", is_flag=True, help="UDP instead of TCP")
 @survey.only_open
 @survey.options
@@ -32,7 +32,7 @@ NO_FORMAT = "nothing"  # write the XML alone
     "--nmap-xml",
     "xml_path",
     metavar="FILE",
-    help="write nmap's XML as well; - writes it to stdout instead of the answers",
+    help="also write nmap's XML; - writes it to stdout instead of the answers",
 )
 @survey.allow_public
 def command(
@@ -55,8 +55,8 @@ def command(
     TARGET is a name, an address, 10.0.0.0/24, 10.0.0.1-20, fe80::1%eth0, or @FILE with one of these on each line.
     PORTS are numbers, ranges and groups: @common, @web, @db, @mail, @remote, @windows, @queue. Every answer comes
     with its evidence; silence is never called closed. A scan of this machine checks itself, and reports what it missed.
-    Of several hosts, the silent ones are given up after some probes; --no-breaker probes all their ports. Ctrl-C shows
-    what is known so far. Exit code 0 when a port is open, 1 when none is.
+    If there are several hosts, the silent ones are given up after some probes; --no-breaker probes all their ports.
+    Ctrl-C shows what is known so far. The exit code is 0 if a port is open, and 1 if none is.
 
     \b
     Examples:

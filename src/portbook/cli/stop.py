@@ -22,14 +22,13 @@ ANSWERED_NO = "the answer was no"
 
 @base.command("stop")
 @click.argument("ports", nargs=-1, required=True, metavar="PORT[/udp]...")
-@base.option("--force", is_flag=True, help="after the timeout, kill what is left (SIGKILL, TerminateProcess)")
+@base.option("--force", is_flag=True, help="after the timeout, kill what still runs (SIGKILL, TerminateProcess)")
 @base.option(
     "--timeout",
     type=click.FloatRange(0),
     default=10.0,
     metavar="SECONDS",
-    show_default=True,
-    help="how long the processes have to end",
+    help="how long the processes have to end (default: 10)",
 )
 @base.option("--yes", is_flag=True, help="do not ask for confirmation")
 @base.option("--dry-run", is_flag=True, help="show the processes that would be ended, and end nothing")

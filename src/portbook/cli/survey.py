@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -20,26 +20,25 @@ if TYPE_CHECKING:
     from portbook.scanner.report import Report
     from portbook.scanner.run import Scan
 
-INTERRUPTED = 130  # as for every command that Ctrl-C ends; what is known by then is shown
+INTERRUPTED = 130  # as every command that Ctrl-C ends; the answers known by then are shown
 FORMATS = {
     "json": "one JSON object: the answers and a report",
-    "jsonl": "JSON, one port a line",
-    "csv": "CSV, one port a line",
+    "jsonl": "JSON lines, one port on each line",
+    "csv": "CSV, one port on each line",
 }
 NUMBERS = {
-    "timeout": (float, "SECONDS", "of one attempt; default: adapted to the measured round trips"),
-    "retries": (int, "N", "more attempts for a silent port; default: 1, and more where packets get lost"),
-    "rate": (float, "N", "at most N probes a second; of UDP, datagrams"),
+    "timeout": (float, "SECONDS", "time limit of one attempt (default: adapted to the measured round trips)"),
+    "retries": (int, "N", "how often to try a silent port again (default: once, and more where packets get lost)"),
+    "rate": (float, "N", "at most N probes per second; for UDP, datagrams"),
     "concurrency": (int, "N", "at most N ports at the same time"),
-    "deadline": (float, "SECONDS", "for the whole scan; what is known by then is shown"),
+    "deadline": (float, "SECONDS", "time limit of the whole scan; what is known by then is shown"),
 }
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 AnswerFilter = Callable[[Iterator[Answer], ExitStack], Iterator[Answer]]  # between the scan and the output
 
 
-def options(command: Command) -> Command:
-    """Add the options of ``limits``, and the formats, of which the last one given counts."""
+def options(command: base.Decorated) -> base.Decorated:
+    """Add the options of ``limits``, and the formats; the last format given counts."""
     for name, text in reversed(FORMATS.items()):
         command = base.option(f"--{name}", "form", flag_value=name, default=None, help=text)(command)
     for name, (kind, metavar, text) in reversed(NUMBERS.items()):

@@ -12,14 +12,21 @@ from portbook.cli import base, exec_command, exits
 
 @base.command("wait", cls=exec_command.CommandWithTail)
 @click.argument("targets", nargs=-1, required=True, metavar="HOST:PORT... [-- COMMAND...]")
-@base.option("--timeout", type=click.FloatRange(0.001), default=60.0, metavar="SECONDS", help="for all together")
+@base.option(
+    "--timeout",
+    type=click.FloatRange(0.001),
+    default=60.0,
+    metavar="SECONDS",
+    help="time limit of the whole wait (default: 60)",
+)
 @base.option("--free", is_flag=True, help="wait until the local ports are free; PORT is enough")
 @base.option("--udp", is_flag=True, help="UDP ports; silence is no answer")
 @click.pass_context
 def command(ctx: click.Context, targets: tuple[str, ...], timeout: float, free: bool, udp: bool) -> int:
-    """Wait until every port answers, then run a command in place of this one.
+    """Wait until every port answers, then run a command.
 
-    Exit code 0, or that of the command; 1 when the time is up, naming the ports that are not ready.
+    The command replaces portbook: it keeps the process id, and its exit code is the result. Without a command, the exit
+    code is 0. If the time is up, portbook names the ports that are not ready and exits with 1.
 
     \b
     Examples:

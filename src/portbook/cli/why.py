@@ -27,7 +27,8 @@ def command(
 
     Binds the port for a moment, as a server would: TCP with SO_REUSEADDR and listen(), on Windows with
     SO_EXCLUSIVEADDRUSE; on 0.0.0.0 and [::], which must both be free. Each finding has its evidence and a remedy; the
-    result of the bind decides. Exit code 0 you can have the port, 1 you cannot, 5 it could not be determined.
+    result of the bind decides. The exit code is 0 if a server can bind the port, 1 if not, and 5 if that could not be
+    determined.
 
     \b
     Examples:

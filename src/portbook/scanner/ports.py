@@ -86,7 +86,7 @@ def check_ports(numbers: Iterable[int]) -> list[int]:
     for number in numbers:
         ports.update(_numbers(str(number)))
     if not ports:
-        raise UsageError("no port to scan", "valid are 1 to 65535")
+        raise UsageError("no port to scan", "valid values are 1 to 65535")
     return sorted(ports)
 
 
@@ -100,5 +100,6 @@ def _group(part: str, protocol: Protocol) -> str:
     name = part[1:].lower()
     if name not in groups:
         other = " over UDP" if protocol == "udp" and name in TCP else ""
-        raise UsageError(f"unknown group of ports {part!r}{other}", f"valid are {', '.join('@' + g for g in groups)}")
+        valid = ", ".join(f"@{group}" for group in groups)
+        raise UsageError(f"unknown group of ports {part!r}{other}", f"valid values are {valid}")
     return groups[name][1]

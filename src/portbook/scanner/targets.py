@@ -16,7 +16,7 @@ from portbook.errors import UsageError
 from portbook.numerals import is_number, number_or_none
 from portbook.probe.request import Probe
 
-VALID = "valid are 10.0.0.1, 10.0.0.0/24, 10.0.0.1-20, 10.0.0.1-10.0.1.9, fe80::1%eth0, a name, @file"
+VALID = "valid values are 10.0.0.1, 10.0.0.0/24, 10.0.0.1-20, 10.0.0.1-10.0.1.9, fe80::1%eth0, a name, @file"
 MOST_ADDRESSES = 2**24  # of one target: 10.0.0.0/8, the largest private network there is (RFC 1918 section 3)
 BLOCK = 256  # addresses that are probed in turn; a /24, so that a network's hosts share the load
 MOST_FILE_BYTES = 64 << 20  # four million addresses, one a line

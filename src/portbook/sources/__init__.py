@@ -28,7 +28,7 @@ SOURCES: dict[str, tuple[str, tuple[str, ...]]] = {
 def load(name: str) -> Source:
     """Return the source called ``name``; raise UsageError that lists the valid names."""
     if name not in SOURCES:
-        raise UsageError(f"unknown source {name!r}", f"valid are {', '.join(SOURCES)}")
+        raise UsageError(f"unknown source {name!r}", f"valid values are {', '.join(SOURCES)}")
     source: Source = import_module(f"portbook.sources.{SOURCES[name][0]}").SOURCE
     return source
 

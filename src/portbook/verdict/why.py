@@ -48,9 +48,9 @@ def why(
     """
     low, high = PORTS
     if not low <= port <= high:
-        raise UsageError(f"port {port} is out of range", f"valid are {low} to {high}")
+        raise UsageError(f"port {port} is out of range", f"valid values are {low} to {high}")
     if protocol not in PROTOCOLS:
-        raise UsageError(f"unknown protocol {protocol!r}", f"valid are {', '.join(PROTOCOLS)}")
+        raise UsageError(f"unknown protocol {protocol!r}", f"valid values are {', '.join(PROTOCOLS)}")
     if reuse_port and not hasattr(_socket, "SO_REUSEPORT"):
         raise UsageError("this system has no SO_REUSEPORT", "omit the option")
     options = Options(protocol, reuse_address, reuse_port)
