@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from operator import attrgetter
-from typing import NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from portbook.addresses import format_endpoint
 from portbook.records import Owner, Reach, Socket
@@ -16,7 +18,7 @@ UNKNOWN = "?"  # the socket has an owner that is not visible
 NO_OWNER = "-"
 
 
-class SocketColumn(NamedTuple):
+class SocketColumn(Struct, frozen=True):
     """A column, and the text that it shows of a socket."""
 
     column: Column
@@ -167,12 +169,12 @@ def lines(sockets: Sequence[Socket], style: Style, wide: bool = False, netns: bo
         selected.insert(0, NETNS)
     if wide:
         selected = [column for column in selected if column is not PID] + list(WIDE)
-        style = style._replace(width=None)
+        style = replace(style, width=None)
     columns, rows = _cells(selected, sockets)
     if not fits(columns, rows, style):
         columns, rows = _cells([SHORT.get(column, column) for column in selected], sockets)
     if not fits(columns, rows, style):
-        style = style._replace(gap=" ")
+        style = replace(style, gap=" ")
     return table(columns, rows, style, [s.reach == "any" for s in sockets])
 
 
@@ -180,9 +182,9 @@ def _cells(selected: Sequence[SocketColumn], sockets: Sequence[Socket]) -> tuple
     """The columns that are not empty, and their rows."""
     columns: list[Column] = []
     contents: list[list[str]] = []
-    for column, cell in selected:
-        cells = [cell(s) for s in sockets]
+    for shown in selected:
+        cells = [shown.cell(s) for s in sockets]
         if any(cells):
-            columns.append(column)
+            columns.append(shown.column)
             contents.append(cells)
     return columns, list(zip(*contents, strict=True))

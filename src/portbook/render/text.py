@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple, TextIO
+from typing import TextIO
+
+from msgspec import Struct
 
 from portbook.numerals import UINT16, number_or_none
 
@@ -22,7 +24,7 @@ def safe(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-class Column(NamedTuple):
+class Column(Struct, frozen=True):
     """A column of a table: its title, and in which order it is shortened on a narrow terminal."""
 
     title: str
@@ -31,7 +33,7 @@ class Column(NamedTuple):
     right: bool = False
 
 
-class Style(NamedTuple):
+class Style(Struct, frozen=True):
     """What an output can show."""
 
     width: int | None = None  # None: no limit
