@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 
 import click
 import pytest
@@ -13,6 +16,8 @@ from portbook import cli, query, records, sources, testing
 from portbook.cli import list_
 from portbook.render import machine
 from portbook.sources.base import CAPABILITIES, Source
+
+PACKAGE = Path(portbook.__file__).parent
 
 
 @pytest.mark.parametrize("name", sources.SOURCES)
@@ -90,3 +95,24 @@ def test_the_zoo_has_every_state_that_a_source_may_show(zoo, brief_zoo):
     assert zoo.keys() | brief_zoo.keys() == {kind for kind in testing.KINDS if testing.absent(kind) is None}
     states = {expected.state for kind in (*zoo.values(), *brief_zoo.values()) for expected in kind}
     assert states == {*records.STATES, None} - {"CLOSE", "UNKNOWN"} or any(map(testing.absent, testing.KINDS))
+
+
+def names_of_types():
+    """The public classes and aliases of the package, each with its module."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                yield node.name, path
+            elif isinstance(node, ast.Assign):
+                yield from ((target.id, path) for target in node.targets if isinstance(target, ast.Name))
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                yield node.target.id, path
+
+
+def test_the_name_of_a_type_is_that_of_one_type():
+    paths_by_name = {}
+    for name, path in names_of_types():
+        if re.fullmatch(r"[A-Z]\w*[a-z]\w*", name):  # neither private nor a constant
+            paths_by_name.setdefault(name, []).append(str(path.relative_to(PACKAGE)))
+    assert paths_by_name["Socket"] == ["records.py"]
+    assert {name: paths for name, paths in paths_by_name.items() if len(paths) > 1} == {}

@@ -100,7 +100,7 @@ def test_an_error_keeps_its_message_and_hint(kind: type[errors.PortbookError]) -
 def test_a_bind_error_keeps_everything_but_its_cause(listener: socket.socket) -> None:
     endpoint = Endpoint("127.0.0.1")
     with pytest.raises(BindError) as caught:
-        bind(listener.getsockname()[1], endpoint)
+        bind(listener.getsockname()[1], endpoint, Options(), socket.socket)
     before, after = caught.value, copy(caught.value)
     assert isinstance(after, BindError)
     assert (after.step, after.endpoint, after.protocol) == ("bind", endpoint, "tcp")

@@ -40,7 +40,7 @@ STATE_ALIASES = {
     "FIN_WAIT_2": "FIN_WAIT2",
 }
 
-Value = str | tuple[int, int]
+FieldValue = str | tuple[int, int]
 Test = Callable[[Socket], bool]
 
 
@@ -48,7 +48,7 @@ class Term(Struct, frozen=True):
     """One condition; any of ``values`` satisfies it. Numbers are inclusive ranges."""
 
     field: str
-    values: tuple[Value, ...]
+    values: tuple[FieldValue, ...]
     negated: bool = False
 
     def __str__(self) -> str:
@@ -67,7 +67,7 @@ class Query(Struct, frozen=True):
     def __and__(self, other: Query) -> Query:
         return Query(_merge((*self.terms, *other.terms)))
 
-    def values(self, field: str) -> tuple[Value, ...]:
+    def values(self, field: str) -> tuple[FieldValue, ...]:
         """The values that ``field`` may have; empty: any."""
         return self._values(field, negated=False)
 
@@ -107,7 +107,7 @@ class Query(Struct, frozen=True):
         """The test of the fields that enrichment fills; None when no term has one."""
         return _conjunction(t for t in self.terms if FIELDS[t.field].needs_owner)
 
-    def _values(self, field: str, *, negated: bool) -> tuple[Value, ...]:
+    def _values(self, field: str, *, negated: bool) -> tuple[FieldValue, ...]:
         for t in self.terms:  # of one field and sign there is one term: _merge
             if t.field == field and t.negated == negated:
                 return t.values
@@ -117,8 +117,8 @@ class Query(Struct, frozen=True):
 class Field(Struct, frozen=True):
     """How the values of a field are parsed, and what makes a socket match them."""
 
-    parse: Callable[[str, str], Value]  # (field, text): raises UsageError
-    test: Callable[[tuple[Value, ...]], Test]
+    parse: Callable[[str, str], FieldValue]  # (field, text): raises UsageError
+    test: Callable[[tuple[FieldValue, ...]], Test]
     about: str
     needs_owner: bool = False
     narrow: bool = False  # selects few sockets
@@ -210,7 +210,7 @@ def _is_range(text: str) -> bool:
     return all(is_number(part) for part in text.split("-", 1))
 
 
-def _print_value(value: Value) -> str:
+def _print_value(value: FieldValue) -> str:
     if isinstance(value, tuple):
         first, last = value
         return str(first) if first == last else f"{first}-{last}"
@@ -221,7 +221,7 @@ def _print_value(value: Value) -> str:
 
 
 def _merge(terms: Iterable[Term]) -> tuple[Term, ...]:
-    merged: dict[tuple[str, bool], tuple[Value, ...]] = {}
+    merged: dict[tuple[str, bool], tuple[FieldValue, ...]] = {}
     for t in terms:
         merged[t.field, t.negated] = tuple(dict.fromkeys((*merged.get((t.field, t.negated), ()), *t.values)))
     return tuple(Term(field, values, negated) for (field, negated), values in merged.items())
@@ -245,18 +245,18 @@ def _number_range(field: str, text: str, limits: tuple[int, int]) -> tuple[int, 
     return first, last
 
 
-def _port(field: str, text: str) -> Value:
+def _port(field: str, text: str) -> FieldValue:
     return _number_range(field, text, PORTS)
 
 
-def _number(field: str, text: str) -> Value:
+def _number(field: str, text: str) -> FieldValue:
     return _number_range(field, text, NUMBERS)
 
 
-def _choice(valid: Iterable[str]) -> Callable[[str, str], Value]:
+def _choice(valid: Iterable[str]) -> Callable[[str, str], FieldValue]:
     words = tuple(valid)
 
-    def parse_word(field: str, text: str) -> Value:
+    def parse_word(field: str, text: str) -> FieldValue:
         if text.lower() not in words:
             raise UsageError(f"unknown {field} {text!r}", f"valid values are {', '.join(words)}")
         return text.lower()
@@ -264,7 +264,7 @@ def _choice(valid: Iterable[str]) -> Callable[[str, str], Value]:
     return parse_word
 
 
-def _state(field: str, text: str) -> Value:
+def _state(field: str, text: str) -> FieldValue:
     word = text.upper().replace("-", "_")
     word = STATE_ALIASES.get(word, word)
     if word not in STATES and word not in STATE_GROUPS:
@@ -278,15 +278,15 @@ def _states(word: str) -> frozenset[State | None]:
     return STATE_GROUPS.get(word) or frozenset(s for s in STATES if s == word)
 
 
-def _states_of(values: Iterable[Value]) -> frozenset[State | None]:
+def _states_of(values: Iterable[FieldValue]) -> frozenset[State | None]:
     return frozenset[State | None]().union(*(_states(str(v)) for v in values))
 
 
-def _ranges(values: Iterable[Value]) -> tuple[tuple[int, int], ...]:
+def _ranges(values: Iterable[FieldValue]) -> tuple[tuple[int, int], ...]:
     return tuple(v for v in values if isinstance(v, tuple))
 
 
-def _address(field: str, text: str) -> Value:
+def _address(field: str, text: str) -> FieldValue:
     from ipaddress import ip_network
 
     if text == "*":
@@ -298,7 +298,7 @@ def _address(field: str, text: str) -> Value:
     return str(network.network_address) if network.num_addresses == 1 else str(network)
 
 
-def _pattern(field: str, text: str) -> Value:
+def _pattern(field: str, text: str) -> FieldValue:
     if not text:
         raise UsageError(f"{field} is empty", "write part of the name, or a pattern such as 'node*'")
     return text
@@ -323,8 +323,8 @@ def _negate(test: Test) -> Test:
     return lambda s: not test(s)
 
 
-def _in_ranges(number: Callable[[Socket], int | None]) -> Callable[[tuple[Value, ...]], Test]:
-    def make(values: tuple[Value, ...]) -> Test:
+def _in_ranges(number: Callable[[Socket], int | None]) -> Callable[[tuple[FieldValue, ...]], Test]:
+    def make(values: tuple[FieldValue, ...]) -> Test:
         ranges = _ranges(values)
 
         def test(socket: Socket) -> bool:
@@ -336,17 +336,17 @@ def _in_ranges(number: Callable[[Socket], int | None]) -> Callable[[tuple[Value,
     return make
 
 
-def _equals(get: Callable[[Socket], str]) -> Callable[[tuple[Value, ...]], Test]:
+def _equals(get: Callable[[Socket], str]) -> Callable[[tuple[FieldValue, ...]], Test]:
     return lambda values: lambda s: get(s) in values
 
 
-def _in_states(values: tuple[Value, ...]) -> Test:
+def _in_states(values: tuple[FieldValue, ...]) -> Test:
     states = _states_of(values)
     return lambda s: s.state in states
 
 
-def _in_networks(get: Callable[[Socket], str | None]) -> Callable[[tuple[Value, ...]], Test]:
-    def make(values: tuple[Value, ...]) -> Test:
+def _in_networks(get: Callable[[Socket], str | None]) -> Callable[[tuple[FieldValue, ...]], Test]:
+    def make(values: tuple[FieldValue, ...]) -> Test:
         from ipaddress import ip_address, ip_network
 
         wildcards = "*" in values
@@ -364,12 +364,12 @@ def _in_networks(get: Callable[[Socket], str | None]) -> Callable[[tuple[Value, 
     return make
 
 
-def _of_owner(texts: Callable[[Owner], Iterable[str | None]]) -> Callable[[tuple[Value, ...]], Test]:
+def _of_owner(texts: Callable[[Owner], Iterable[str | None]]) -> Callable[[tuple[FieldValue, ...]], Test]:
     return _of_socket(lambda s: (text for owner in s.owners for text in texts(owner)))
 
 
-def _of_socket(texts: Callable[[Socket], Iterable[str | None]]) -> Callable[[tuple[Value, ...]], Test]:
-    def make(values: tuple[Value, ...]) -> Test:
+def _of_socket(texts: Callable[[Socket], Iterable[str | None]]) -> Callable[[tuple[FieldValue, ...]], Test]:
+    def make(values: tuple[FieldValue, ...]) -> Test:
         matches = _text_test([str(v) for v in values])
         return lambda s: any(text is not None and matches(text) for text in texts(s))
 
@@ -391,7 +391,7 @@ def _text_test(patterns: list[str]) -> Callable[[str], bool]:
     return test
 
 
-def _user_test(values: tuple[Value, ...]) -> Test:
+def _user_test(values: tuple[FieldValue, ...]) -> Test:
     wanted = {str(v).lower() for v in values}
 
     def test(socket: Socket) -> bool:
@@ -403,7 +403,7 @@ def _user_test(values: tuple[Value, ...]) -> Test:
     return test
 
 
-def _netns_test(values: tuple[Value, ...]) -> Test:
+def _netns_test(values: tuple[FieldValue, ...]) -> Test:
     """``all``, an inode, or part of a name or a pattern as for every other name."""
     words = [str(v) for v in values]
     every_namespace, matches = "all" in words, _text_test(words)
@@ -415,7 +415,7 @@ def _netns_test(values: tuple[Value, ...]) -> Test:
     return test
 
 
-def _pid_test(values: tuple[Value, ...]) -> Test:
+def _pid_test(values: tuple[FieldValue, ...]) -> Test:
     ranges = _ranges(values)
     return lambda s: any(first <= o.pid <= last for o in s.owners for first, last in ranges)
 

@@ -11,11 +11,11 @@ learn.microsoft.com; RFC 3493 section 5.3 (IPV6_V6ONLY).
 
 from __future__ import annotations
 
-import socket
+import _socket
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from typing import Any, Literal
+from contextlib import ExitStack, closing
+from typing import Any, Literal, TypeVar
 
 from msgspec import Struct
 
@@ -23,8 +23,10 @@ from portbook.addresses import Endpoint, is_mapped, socket_address
 from portbook.records import Protocol
 from portbook.resilience import Fault, classify
 
+AnySocket = TypeVar("AnySocket", bound=_socket.socket)
+
 BACKLOG = 128
-TYPES: dict[Protocol, socket.SocketKind] = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+TYPES: dict[Protocol, int] = {"tcp": _socket.SOCK_STREAM, "udp": _socket.SOCK_DGRAM}
 # The errors of an address family that this machine does not have, or has disabled (net.ipv6.conf.all.disable_ipv6, and
 # no ::1). For one of several addresses they do not matter: a server continues without it.
 NO_FAMILY = frozenset(("EAFNOSUPPORT", "EADDRNOTAVAIL"))
@@ -78,16 +80,18 @@ class BindError(OSError):
         return type(self), (self.step, system_error, self.endpoint, self.protocol), self.__dict__
 
 
-def bind(port: int, endpoint: Endpoint, options: Options = Options()) -> socket.socket:  # noqa: B008  frozen
+def bind(port: int, endpoint: Endpoint, options: Options, socket_type: type[AnySocket]) -> AnySocket:
     """Bind a socket, and listen if a server would; the caller closes it.
 
     :param port: 0 lets the system choose
+    :param socket_type: ``socket.socket``, or the class of the C module below it: ``why`` needs no more, and the module
+        ``socket`` takes a fifth of a bare Python to import
     :raises BindError: the system refuses
     """
     step: BindStep = "socket"
-    sock: socket.socket | None = None
+    sock: AnySocket | None = None
     try:
-        sock = socket.socket(endpoint.family, TYPES[options.protocol])
+        sock = socket_type(endpoint.family, TYPES[options.protocol])
         step = "setsockopt"
         _set_options(sock, endpoint, options)
         step = "bind"
@@ -121,7 +125,7 @@ def _attempt_each(
 ) -> Iterator[BindAttempt]:
     for endpoint in endpoints:
         try:
-            sock = open_sockets.enter_context(bind(port, endpoint, options))
+            sock = open_sockets.enter_context(closing(bind(port, endpoint, options, _socket.socket)))
         except BindError as error:
             yield BindAttempt(endpoint, port, error.number, error.fault.name, error.step)
         else:
@@ -132,15 +136,15 @@ def _lacks_family(result: BindAttempt) -> bool:
     return result.endpoint.address in EVERY_MACHINE_HAS and result.posix_error in NO_FAMILY
 
 
-def _set_options(sock: socket.socket, endpoint: Endpoint, options: Options) -> None:
-    if endpoint.family == socket.AF_INET6:
+def _set_options(sock: _socket.socket, endpoint: Endpoint, options: Options) -> None:
+    if endpoint.family == _socket.AF_INET6:
         # With IPV6_V6ONLY, IPv4-mapped addresses cannot be bound: ipv6(7).
         takes_ipv4 = endpoint.dual or is_mapped(endpoint.address)
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not takes_ipv4))
+        sock.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, int(not takes_ipv4))
     reuse = options.reuse_address
     if sys.platform == "win32" and not reuse:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_EXCLUSIVEADDRUSE, 1)
     elif reuse or (reuse is None and options.protocol == "tcp"):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if options.reuse_port and hasattr(socket, "SO_REUSEPORT"):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
+    if options.reuse_port and hasattr(_socket, "SO_REUSEPORT"):
+        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 1)

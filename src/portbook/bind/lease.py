@@ -205,7 +205,7 @@ def _bind_all(port: int, plan: LeasePlan, *, chosen: bool) -> Lease:
         missing: BindError | None = None
         for protocol, place in ((protocol, place) for protocol in plan.protocols for place in plan.places):
             try:
-                sock = open_sockets.enter_context(bind(port, place, plan.options(protocol, chosen)))
+                sock = open_sockets.enter_context(bind(port, place, plan.options(protocol, chosen), net.socket))
             except BindError as error:
                 if not _lacks_family(error, place, plan):
                     raise

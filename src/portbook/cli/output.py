@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from portbook.cli import base
 
 if TYPE_CHECKING:  # not needed to complete options
     from portbook.records import Gap, Listing, Socket
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 SortKey = tuple[Callable[["Socket"], Any], bool]  # the key of a socket, and whether the order is reversed
 
 FORMATS = {
@@ -21,7 +20,7 @@ FORMATS = {
 }
 
 
-def format_options(command: Command) -> Command:
+def format_options(command: base.Decorated) -> base.Decorated:
     """Add --json, --jsonl and --csv; the last one given counts."""
     for name, text in reversed(FORMATS.items()):
         command = base.option(f"--{name}", "form", flag_value=name, default=None, help=text)(command)

@@ -17,6 +17,10 @@ from types import ModuleType
 GC_THRESHOLD = 50_000  # objects, instead of 700; the collector still runs in a command that goes on for long
 
 
+# Imported by click and msgspec, and used for help pages, JSON schemas and other formats.
+UNUSED = ("inspect", "textwrap", "msgspec.inspect", "msgspec.msgpack", "msgspec.toml", "msgspec.yaml")
+
+
 class Deferred(ModuleType):
     """A module that is imported when an attribute of it is used, but for those given here.
 
@@ -61,7 +65,7 @@ def _real_gettext(name: str, *arguments: object) -> object:
 def prepare() -> None:
     """Defer imports, and collect garbage less often."""
     gc.set_threshold(GC_THRESHOLD)
-    deferred = [Deferred("inspect"), Deferred("textwrap"), Deferred("msgspec.inspect")]
+    deferred = [Deferred(name) for name in UNUSED]
     deferred += [Deferred("gettext", gettext=_gettext, ngettext=_ngettext)]
     if os.name == "posix":
         deferred += [Deferred("platform", system=_system)]

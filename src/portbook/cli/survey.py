@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -34,11 +34,10 @@ NUMBERS = {
     "deadline": (float, "SECONDS", "time limit of the whole scan; what is known by then is shown"),
 }
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 AnswerFilter = Callable[[Iterator[Answer], ExitStack], Iterator[Answer]]  # between the scan and the output
 
 
-def options(command: Command) -> Command:
+def options(command: base.Decorated) -> base.Decorated:
     """Add the options of ``limits``, and the formats; the last format given counts."""
     for name, text in reversed(FORMATS.items()):
         command = base.option(f"--{name}", "form", flag_value=name, default=None, help=text)(command)

@@ -70,13 +70,17 @@ class Container(Struct, frozen=True):
 
 def enrich(owners: list[Owner]) -> tuple[list[Owner], list[Gap]]:
     """Add the label of its container to each owner that runs in one."""
-    found, gaps = labels({owner.cgroup for owner in owners if owner.cgroup})
-    return [_labelled(owner, found) for owner in owners] if found else owners, gaps
+    label_by_cgroup, gaps = labels({owner.cgroup for owner in owners if owner.cgroup})
+    if not label_by_cgroup:
+        return owners, gaps
+    return [_labelled(owner, label_by_cgroup) for owner in owners], gaps
 
 
-def _labelled(owner: Owner, found: Mapping[str, str]) -> Owner:
-    known = found.get(owner.cgroup or "")
-    return replace(owner, container=known) if known else owner
+def _labelled(owner: Owner, label_by_cgroup: Mapping[str, str]) -> Owner:
+    text = label_by_cgroup.get(owner.cgroup or "")
+    if text is None:
+        return owner
+    return replace(owner, container=text)
 
 
 def labels(cgroups: Iterable[str]) -> tuple[dict[str, str], list[Gap]]:
@@ -97,11 +101,15 @@ def labels(cgroups: Iterable[str]) -> tuple[dict[str, str], list[Gap]]:
 
 def label(container: Container, names: Mapping[str, str] | None = None) -> str:
     """The label of a container: ``docker:web``, ``podman:1f2e3d4c5b6a``, ``kubernetes:pod<uid>/1f2e3d4c5b6a``."""
-    number, pod = container.id, container.pod
-    short = number[:SHORT] if is_id(number) or _is_task(number) else number
-    if pod is not None:
-        return f"{POD}:pod{pod}/{short}" if short else f"{POD}:pod{pod}"
-    return f"{container.runtime}:{(names or {}).get(number, short)}"
+    short = container.id
+    if is_id(short) or _is_task(short):
+        short = short[:SHORT]
+    if container.pod is None:
+        name = (names or {}).get(container.id, short)
+        return f"{container.runtime}:{name}"
+    if not short:
+        return f"{POD}:pod{container.pod}"
+    return f"{POD}:pod{container.pod}/{short}"
 
 
 # --- cgroup paths --------------------------------------------------------------------------------------------------
@@ -109,21 +117,27 @@ def label(container: Container, names: Mapping[str, str] | None = None) -> str:
 
 def identify(cgroup: str) -> Container | None:
     """The container that a process in ``cgroup`` runs in, the innermost one; None for none."""
-    found: Container | None = None
+    innermost: Container | None = None
     pod: str | None = None
     daemon: int | None = SYSTEM
     grandparent = parent = ""
     for segment in cgroup.split("/"):
         pod = pod_of(segment) or pod
+        container = _container(grandparent, parent, segment)
         if segment.startswith("user@"):
             daemon = _user(segment, daemon)
-        elif segment == NSPAWN_SUPERVISOR and found and found.runtime == "nspawn":
-            found = None
-        elif named := _container(grandparent, parent, segment):
-            found = Container(POD if pod and named[0] == UNKNOWN else named[0], named[1], pod, daemon)
-            pod, daemon = None, None  # what follows lies inside
+        elif segment == NSPAWN_SUPERVISOR and innermost and innermost.runtime == "nspawn":
+            innermost = None
+        elif container is not None:
+            runtime, number = container
+            if pod and runtime == UNKNOWN:
+                runtime = POD
+            innermost = Container(runtime, number, pod, daemon)
+            pod = daemon = None  # what follows lies inside
         grandparent, parent = parent, segment
-    return Container(POD, "", pod, None) if pod else found
+    if pod:
+        return Container(POD, "", pod, None)
+    return innermost
 
 
 def pod_of(segment: str) -> str | None:
@@ -135,7 +149,8 @@ def pod_of(segment: str) -> str | None:
     uid = uid.replace("_", "-")
     if not pod or before[-1:] not in ("", "-") or len(uid) not in (32, 36):
         return None
-    return uid if uid[0] in HEX and not uid.strip(HEX + "-") else None
+    is_uid = uid[0] in HEX and not uid.strip(HEX + "-")
+    return uid if is_uid else None
 
 
 def _container(grandparent: str, parent: str, segment: str) -> tuple[Runtime, str] | None:
@@ -154,14 +169,18 @@ def _container(grandparent: str, parent: str, segment: str) -> tuple[Runtime, st
 
 def _by(table: Mapping[str, Runtime | None], key: str, number: str) -> tuple[Runtime, str] | None:
     runtime = table.get(key, UNKNOWN)
-    return (runtime, number) if runtime and is_id(number) else None
+    if runtime is None or not is_id(number):
+        return None
+    return runtime, number
 
 
 def _by_task(number: str) -> tuple[Runtime, str] | None:
     """Amazon ECS, ``/ecs/<task>/<container>``: docker on EC2, another runtime on Fargate."""
     if is_id(number):
         return "docker", number
-    return ("ecs", number) if _is_task(number) else None
+    if _is_task(number):
+        return "ecs", number
+    return None
 
 
 def _by_name(parent: str, segment: str) -> tuple[Runtime, str] | None:

@@ -43,7 +43,9 @@ def run_command(command: Sequence[str], limit_s: float) -> CommandResult:
         output = program.run([path, *command[1:]], limit_s, environment=clean_environment())
     except SourceError as error:
         return CommandResult(None, str(error))
-    text = output.stdout if output.code == 0 else output.stderr or output.stdout
+    text = output.stdout
+    if output.code != 0 and output.stderr:
+        text = output.stderr
     return CommandResult(output.code, text.decode("utf-8", "replace").strip())
 
 
@@ -68,7 +70,9 @@ def query_manager(known: Supervisor, port: int, protocol: Protocol) -> Superviso
     :param port: the port that the process holds
     """
     query = QUERIES.get(known.kind)
-    return query(known, port, protocol) if query else known
+    if query is None:
+        return known
+    return query(known, port, protocol)
 
 
 def _query_unit(known: Supervisor, _: int, __: Protocol) -> Supervisor:

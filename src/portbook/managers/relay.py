@@ -59,14 +59,17 @@ def _option(arguments: Arguments, *names: str) -> str | None:
         if left in names:
             if equals:
                 return right
-            following = arguments[at + 1 : at + 2]
-            return following[0] if following else None
+            if at + 1 < len(arguments):
+                return arguments[at + 1]
+            return None
     return None
 
 
 def _number(text: str | None) -> int | None:
     """A port; None for anything else."""
-    return None if text is None else number_or_none(text, UINT16)
+    if text is None:
+        return None
+    return number_or_none(text, UINT16)
 
 
 # --- container runtimes --------------------------------------------------------------------------------------------
@@ -84,10 +87,10 @@ def _docker_proxy(arguments: Arguments, port: int) -> Relay | None:
 
 
 def _conmon(arguments: Arguments, port: int) -> Relay | None:
-    number, name = _option(arguments, "-c", "--cid"), _option(arguments, "-n", "--name")
+    number = _option(arguments, "-c", "--cid")
     if number is None:
         return None
-    label = name or number[:12]
+    label = _option(arguments, "-n", "--name") or number[:12]
     return Relay("conmon", f"container {label}", f"podman stop {label}", container=f"podman:{label}")
 
 
@@ -137,7 +140,8 @@ def _ssh_option(letter: str, value: str) -> Iterator[tuple[str, str]]:
 
 def _ssh_fields(spec: str) -> list[str]:
     """Split at colons (or slashes) outside of brackets."""
-    fields, inside = [""], False
+    fields = [""]
+    inside = False
     separator = "/" if "/" in spec and ":" not in spec else ":"
     for c in spec:
         if c in "[]":
@@ -152,14 +156,19 @@ def _ssh_fields(spec: str) -> list[str]:
 def _ssh_target(kind: str, fields: list[str], port: int) -> str | None:
     """``[bind:]port:host:hostport``, ``[bind:]port:/socket``, and for -D ``[bind:]port``."""
     if kind == "D":
-        target, port_field = "the targets of its SOCKS clients", fields[-1]
+        target = "the targets of its SOCKS clients"
+        port_field = fields[-1]
     elif len(fields) >= 2 and fields[-1].startswith("/"):
-        target, port_field = f"Unix socket {fields[-1]}", fields[-2]
+        target = f"Unix socket {fields[-1]}"
+        port_field = fields[-2]
     elif len(fields) in (3, 4):
-        target, port_field = f"{format_endpoint(fields[-2])}:{fields[-1]}", fields[-3]
+        target = f"{format_endpoint(fields[-2])}:{fields[-1]}"
+        port_field = fields[-3]
     else:
         return None
-    return target if _number(port_field) == port else None
+    if _number(port_field) != port:
+        return None
+    return target
 
 
 def _sshd(arguments: Arguments) -> Relay | None:
@@ -208,10 +217,12 @@ def _kubectl(arguments: Arguments, port: int) -> Relay | None:
     for spec in specs:
         local, colon, remote = spec.partition(":")
         if local == "" or _number(local) == port:  # ":80" lets kubectl choose
-            namespace = _option(arguments, "-n", "--namespace")
-            inside = f" in namespace {namespace}" if namespace else ""
             inner = remote if colon else local
-            return Relay("kubectl", f"port {inner} of {resource}{inside}", "end this kubectl", port=_number(inner))
+            target = f"port {inner} of {resource}"
+            namespace = _option(arguments, "-n", "--namespace")
+            if namespace:
+                target += f" in namespace {namespace}"
+            return Relay("kubectl", target, "end this kubectl", port=_number(inner))
     return None
 
 

@@ -84,26 +84,37 @@ def _gap(runtime: str, count: int, why: str | None) -> Iterator[Gap]:
 
 
 def _look_up(which: Daemon, numbers: set[str]) -> NameLookup:
-    asked_at, last = _answers.get(which, (0.0, NameLookup({})))
-    if time.monotonic() - asked_at < FRESH_S and (last.why or numbers <= last.names.keys()):
+    read_at, last = _answers.get(which, (0.0, NameLookup({})))
+    is_fresh = time.monotonic() - read_at < FRESH_S
+    if is_fresh and (last.why or numbers <= last.names.keys()):
         return last
-    answer = LOOKUPS[which[0]](which[1], numbers)
+    runtime, daemon = which
+    answer = LOOKUPS[runtime](daemon, numbers)
     _answers[which] = time.monotonic(), answer
     return answer
 
 
 def _read_docker(daemon: int, _: set[str]) -> NameLookup:
-    answers = (_api(path) for path in _docker_sockets(daemon))
-    return next((answer for answer in answers if answer), NameLookup({}))
+    for path in _docker_sockets(daemon):
+        answer = _api(path)
+        if answer is not None:
+            return answer
+    return NameLookup({})
 
 
 def _read_podman(daemon: int, numbers: set[str]) -> NameLookup:
     """Read the lists of podman; query its API, which mostly starts a process, only for ids that they lack."""
     answers = [_storage(path) for path in _podman_lists(daemon)]
-    if not numbers <= {number for answer in answers for number in answer.names}:
-        answers += [answer] if (answer := _api(_podman_socket(daemon))) else []
-    names = {number: name for answer in answers for number, name in answer.names.items()}
-    return NameLookup(names, next((answer.why for answer in answers if answer.why), None))
+    if not numbers <= set().union(*(answer.names for answer in answers)):
+        answer = _api(_podman_socket(daemon))
+        if answer is not None:
+            answers.append(answer)
+    names: dict[str, str] = {}
+    why: str | None = None
+    for answer in answers:
+        names.update(answer.names)
+        why = why or answer.why
+    return NameLookup(names, why)
 
 
 LOOKUPS: dict[str, Callable[[int, set[str]], NameLookup]] = {"docker": _read_docker, "podman": _read_podman}
@@ -119,9 +130,13 @@ def _run(daemon: int) -> str:
 
 def _docker_sockets(daemon: int) -> list[str]:
     """DOCKER_HOST counts for ordinary users only: root may have it from a user, and it may name anything."""
-    host = os.environ.get("DOCKER_HOST", "") if os.geteuid() != ROOT else ""
-    chosen = [host.removeprefix("unix://")] if host.startswith("unix:///") else []
-    return [*chosen, f"{_run(daemon)}/docker.sock", *(["/var/run/docker.sock"] if daemon == ROOT else [])]
+    sockets = [f"{_run(daemon)}/docker.sock"]
+    if daemon == ROOT:
+        sockets.append("/var/run/docker.sock")
+    host = os.environ.get("DOCKER_HOST", "")
+    if host.startswith("unix:///") and os.geteuid() != ROOT:
+        sockets.insert(0, host.removeprefix("unix://"))
+    return sockets
 
 
 def _podman_socket(daemon: int) -> str:
@@ -131,7 +146,9 @@ def _podman_socket(daemon: int) -> str:
 def _podman_lists(daemon: int) -> Iterator[str]:
     """The lists of containers-storage; ``podman run --rm`` may use the volatile ones."""
     graph = _podman_graph(daemon)
-    run = _run(daemon) + ("/containers/storage" if daemon == ROOT else "/containers")
+    run = f"{_run(daemon)}/containers"
+    if daemon == ROOT:
+        run += "/storage"
     for driver in DRIVERS:
         yield f"{graph}/{driver}-containers/containers.json"
         yield f"{graph}/{driver}-containers/volatile-containers.json"
@@ -141,7 +158,8 @@ def _podman_lists(daemon: int) -> Iterator[str]:
 def _podman_graph(daemon: int) -> str:
     if daemon == ROOT:
         return "/var/lib/containers/storage"
-    return (os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")) + "/containers/storage"
+    data_home = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    return f"{data_home}/containers/storage"
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
@@ -186,12 +204,21 @@ def _api(path: str) -> NameLookup | None:
         return None
     except (OSError, ValueError, RecursionError) as error:
         return NameLookup({}, _why(path, error))
-    return NameLookup({entry.id: name for entry in entries if (name := own_name(entry.names or []))})
+    names: dict[str, str] = {}
+    for entry in entries:
+        name = own_name(entry.names or [])
+        if name:
+            names[entry.id] = name
+    return NameLookup(names)
 
 
 def own_name(names: list[str]) -> str | None:
     """The name of a container itself; its other names are links from other containers."""
-    return next((name.removeprefix("/") for name in names if "/" not in name.removeprefix("/")), None)
+    for name in names:
+        plain = name.removeprefix("/")
+        if "/" not in plain:
+            return plain
+    return None
 
 
 def _exchange(path: str) -> bytearray:

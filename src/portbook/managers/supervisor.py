@@ -108,9 +108,17 @@ def is_relay(owner: Owner) -> bool:
     return _base_name(owner.exe) in RELAYS
 
 
+def is_service_manager(owner: Owner) -> bool:
+    """Whether the process is systemd, which listens on behalf of services that are not running: systemd.socket(5)."""
+    is_first = owner.pid == 1 and owner.name == "systemd"  # only root can read which program pid 1 runs
+    return is_first or _base_name(owner.exe) == "systemd"
+
+
 def stop_instruction(supervisor: Supervisor) -> str | None:
     """What to type to stop the process: the command, else the advice."""
-    return " ".join(supervisor.command) if supervisor.command else supervisor.advice
+    if supervisor.command:
+        return " ".join(supervisor.command)
+    return supervisor.advice
 
 
 def container_stop_command(label: str) -> str | None:
@@ -144,7 +152,9 @@ def _conmon(owner: Owner, _: ParentChain, __: int) -> Supervisor | None:
         return None
     for option, value in pairwise(owner.command_line or ()):
         if option in ("-c", "--cid"):
-            return _container_supervisor(Container("podman", value), SYSTEM) if container.is_id(value) else None
+            if not container.is_id(value):
+                return None
+            return _container_supervisor(Container("podman", value), SYSTEM)
     return None
 
 
@@ -169,11 +179,12 @@ def _relay(owner: Owner, _: ParentChain, __: int) -> Supervisor | None:
 
 def _activator(owner: Owner, _: ParentChain, __: int) -> Supervisor | None:
     """A service manager that holds a socket for a service that is not running: systemd.socket(5)."""
-    is_first = owner.pid == 1 and owner.name == "systemd"
-    if _base_name(owner.exe) != "systemd" and not is_first:
+    if not is_service_manager(owner):
         return None
     user = systemd.user_of(owner.cgroup or "")
-    name = "" if user is None else str(user)
+    name = ""  # the service manager of the system
+    if user is not None:
+        name = str(user)
     return Supervisor(ACTIVATION, name, restarts=True, why="systemd holds it for a socket unit")
 
 
@@ -219,24 +230,29 @@ def _scope(user: int | None, uid: int) -> tuple[str, ...] | None:
 
 
 def _in_container(owner: Owner, _: ParentChain, uid: int) -> Supervisor | None:
-    found = container.identify(owner.cgroup or "")
-    return _container_supervisor(found, uid, owner.container) if found else None
+    innermost = container.identify(owner.cgroup or "")
+    if innermost is None:
+        return None
+    return _container_supervisor(innermost, uid, owner.container)
 
 
-def _container_supervisor(found: Container, uid: int, label: str | None = None) -> Supervisor:
-    _, _, name = (label or container.label(found)).partition(":")
-    if found.pod is not None:
+def _container_supervisor(supervised: Container, uid: int, label: str | None = None) -> Supervisor:
+    runtime = supervised.runtime
+    _, _, name = (label or container.label(supervised)).partition(":")
+    if supervised.pod is not None:
         return Supervisor("kubernetes", name, advice=NO_COMMAND["kubernetes"])
-    if found.daemon is None:
-        return Supervisor(found.runtime, name, advice="stop the container that it runs in")
-    stop = STOP.get(found.runtime)
+    if supervised.daemon is None:
+        return Supervisor(runtime, name, advice="stop the container that it runs in")
+    stop = STOP.get(runtime)
     if stop is None:
-        return Supervisor(found.runtime, name, advice=NO_COMMAND.get(found.runtime))
-    number = found.id if container.is_id(found.id) else name
-    if found.daemon != uid or not is_container_name(number):
-        advice = f"as user {user_name(found.daemon)}: {' '.join(stop)} {name}"
-        return Supervisor(found.runtime, name, advice=advice)
-    return Supervisor(found.runtime, name, (*stop, name if is_container_name(name) else number))
+        return Supervisor(runtime, name, advice=NO_COMMAND.get(runtime))
+    number = supervised.id if container.is_id(supervised.id) else name
+    if supervised.daemon != uid or not is_container_name(number):
+        advice = f"as user {user_name(supervised.daemon)}: {' '.join(stop)} {name}"
+        return Supervisor(runtime, name, advice=advice)
+    if not is_container_name(name):
+        return Supervisor(runtime, name, (*stop, number))
+    return Supervisor(runtime, name, (*stop, name))
 
 
 def _windows_service(owner: Owner, _: ParentChain, __: int) -> Supervisor | None:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from portbook.numerals import UINT16, number_or_none, parse_number
-from portbook.records import Gap
+from portbook.records import Gap, PortRange
 
 NOTHING = b""
 LINUX = "/proc/sys/net/ipv4/"
@@ -28,8 +28,6 @@ MOST_BYTES = 1 << 20  # of a setting: every port, each with a comma, takes less
 DEFAULT = {"linux": (32768, 60999)}
 IANA = (49152, 65535)
 
-PortRanges = tuple[tuple[int, int], ...]  # first and last of each
-
 
 class Ephemeral(Struct, frozen=True):
     """The range from which the system chooses the ports of connections."""
@@ -37,7 +35,7 @@ class Ephemeral(Struct, frozen=True):
     low: int
     high: int
     how: str  # the setting that was read, or "documented default"
-    reserved: PortRanges = ()  # excluded by the administrator
+    reserved: tuple[PortRange, ...] = ()  # excluded by the administrator
     gaps: tuple[Gap, ...] = ()  # about the range
     reserved_gaps: tuple[Gap, ...] = ()
 
@@ -80,7 +78,7 @@ def parse(limits: bytes, reserved: bytes | None, platform: str) -> Ephemeral:
     return Ephemeral(low, high, "documented default", reserved_ranges, gaps, reserved_gaps)
 
 
-def _parse_reserved(text: bytes | None) -> tuple[PortRanges, tuple[Gap, ...]]:
+def _parse_reserved(text: bytes | None) -> tuple[tuple[PortRange, ...], tuple[Gap, ...]]:
     if text is None:
         return (), (Gap("setting", None, f"{RESERVED} could not be read"),)
     ranges: list[tuple[int, int]] = []

@@ -81,9 +81,7 @@ class Publication(Struct, frozen=True):
 
     container: str  # "docker:web"
     protocol: str
-    host_address: str
     host_port: int
-    container_port: int
     container_addresses: tuple[str, ...] = ()
 
 

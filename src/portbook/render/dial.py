@@ -9,7 +9,7 @@ from portbook.dialing import Dial, DialedAddress, Timing
 from portbook.probe.outcome import describe
 from portbook.probe.tls import Tls
 from portbook.render.machine import ENCODER
-from portbook.render.text import BOLD, PLAIN, Style, safe
+from portbook.render.text import Style, bold, safe
 
 HEADINGS = {"timeout": "did not answer", "name-not-found": "has no address", "error": "could not be dialed"}
 
@@ -25,7 +25,7 @@ def lines(dial: Dial, style: Style) -> list[str]:
     heading = f"{safe(dial.target)} {HEADINGS.get(outcome, f'is {outcome}')}"
     if _was_looked_up(dial):
         heading += f" (name looked up in {dial.lookup_ms:.1f} ms)"
-    parts = [f"{BOLD}{heading}{PLAIN}" if style.colour else heading]
+    parts = bold([heading], style)
     for answer in dial.addresses:
         parts.append("  " + ", ".join(part for part in _facts(answer) if part))
         parts += [f"    {name:<12}{text}" for name, text in _tls(answer.tls, answer.tls_ms) if text]
@@ -35,7 +35,9 @@ def lines(dial: Dial, style: Style) -> list[str]:
 def _outcome(dial: Dial) -> str:
     if dial.open:
         return "open"
-    return dial.addresses[0].outcome if dial.addresses else "name-not-found"
+    if not dial.addresses:
+        return "name-not-found"
+    return dial.addresses[0].outcome
 
 
 def _was_looked_up(dial: Dial) -> bool:
@@ -58,15 +60,27 @@ def _tls(tls: Tls | None, tls_ms: float | None) -> Iterator[tuple[str, str]]:
     if tls.protocol is None:
         yield "TLS", f"no: {safe(tls.error or '')}"
         return
-    parts = [tls.protocol, tls.cipher or "", "" if tls_ms is None else f"{tls_ms:.1f} ms"]
-    yield "TLS", safe(", ".join(part for part in parts if part))
-    yield "trusted", "yes" if tls.trusted else f"no: {safe(tls.error or '')}"
+    parts = [tls.protocol]
+    if tls.cipher:
+        parts.append(tls.cipher)
+    if tls_ms is not None:
+        parts.append(f"{tls_ms:.1f} ms")
+    yield "TLS", safe(", ".join(parts))
+    if tls.trusted:
+        yield "trusted", "yes"
+    else:
+        yield "trusted", f"no: {safe(tls.error or '')}"
     yield "subject", safe(tls.subject or "")
     yield "names", safe(", ".join(tls.names))
     yield "issuer", safe(tls.issuer or "")
     if tls.expires is not None and tls.days_left is not None:
-        distance = f"in {tls.days_left} days" if tls.days_left >= 0 else f"{-tls.days_left} days ago"
-        yield "expires", f"{tls.expires:%Y-%m-%d}, {distance}"
+        yield "expires", f"{tls.expires:%Y-%m-%d}, {_distance(tls.days_left)}"
+
+
+def _distance(days: int) -> str:
+    if days < 0:
+        return f"{-days} days ago"
+    return f"in {days} days"
 
 
 def _timing(timing: Timing | None) -> list[str]:

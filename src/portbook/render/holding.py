@@ -10,7 +10,7 @@ from portbook.query import LISTENING
 from portbook.records import Gap, Holder, Holding, Owner, Socket
 from portbook.render.machine import ENCODER
 from portbook.render.plain import REACH
-from portbook.render.text import BOLD, PLAIN, Style, safe, wrap
+from portbook.render.text import Style, bold, safe, wrap
 
 MOST_NAMES = 12  # names in a list; the rest is counted
 MOST_HOLDERS = 4  # holders described in full: a server may have forked a hundred workers
@@ -65,19 +65,19 @@ def _families(holders: Sequence[Holder]) -> tuple[list[Holder], dict[int, list[H
 
 
 def _heading(answer: Holding) -> str:
-    port = f"port {answer.port}/{answer.protocol}" if answer.protocol else f"port {answer.port}"
+    port = f"port {answer.port}"
+    if answer.protocol:
+        port += f"/{answer.protocol}"
     if answer.holders:
         return f"{port} is held by {describe_owners([h.owner for h in answer.holders])}"
     if answer.held:
         return f"{port} is held by {describe_unknown(answer.gaps)}"
-    here = " in this network namespace" if answer.sockets_elsewhere else ""
-    return f"nobody holds {port}{here}{_time_wait(len(answer.sockets))}"
-
-
-def _time_wait(count: int) -> str:
-    if count == 0:
-        return ""
-    return f" ({counted(count, 'closed connection')} in TIME_WAIT)"
+    heading = f"nobody holds {port}"
+    if answer.sockets_elsewhere:
+        heading += " in this network namespace"
+    if answer.sockets:
+        heading += f" ({counted(len(answer.sockets), 'closed connection')} in TIME_WAIT)"
+    return heading
 
 
 # --- shared with the answer of stop --------------------------------------------------------------------------------
@@ -85,8 +85,7 @@ def _time_wait(count: int) -> str:
 
 def heading_lines(text: str, style: Style) -> list[str]:
     """A heading, wrapped to the width of the output, and in bold if the output shows that."""
-    lines = wrap(text, style, indent="  ")
-    return [f"{BOLD}{line}{PLAIN}" for line in lines] if style.colour else lines
+    return bold(wrap(text, style, indent="  "), style)
 
 
 def row_lines(rows: Iterable[Row], style: Style) -> list[str]:
@@ -123,8 +122,10 @@ def describe_unknown(gaps: Iterable[Gap]) -> str:
 def holder_rows(holder: Holder) -> Iterator[Row]:
     """What is known of a holder."""
     owner = holder.owner
-    user = f", user {safe(owner.user)}" if owner.user else ""
-    yield "process", f"{describe_owner(owner)}{user}"
+    process = describe_owner(owner)
+    if owner.user:
+        process += f", user {safe(owner.user)}"
+    yield "process", process
     yield "executable", safe(owner.exe or "")
     yield "command", safe(" ".join(owner.command_line or ()))
     yield "started", _started(holder)
@@ -135,9 +136,11 @@ def holder_rows(holder: Holder) -> Iterator[Row]:
     for s in listeners:
         yield _listener_title(s), _listener(s)
     connections = len(holder.sockets) - len(listeners)
-    yield "connections", f"{connections} on this port" if connections else ""
+    if connections:
+        yield "connections", f"{connections} on this port"
     yield "other ports", _list(holder.other_ports)
-    yield "found by", "" if owner.confidence == "certain" else f"{owner.how}, {owner.confidence}"
+    if owner.confidence != "certain":
+        yield "found by", f"{owner.how}, {owner.confidence}"
 
 
 def format_age(seconds: float) -> str:
@@ -162,20 +165,26 @@ def _started(holder: Holder) -> str:
 
 def _listener_title(s: Socket) -> str:
     """A UDP socket and a TCP socket in BOUND have a port and do not listen."""
-    return "listens on" if s.state == "LISTEN" else "bound to"
+    if s.state == "LISTEN":
+        return "listens on"
+    return "bound to"
 
 
 def _listener(s: Socket) -> str:
-    where = f"{format_endpoint(s.local_address, s.local_port, s.zone)}/{s.protocol}"
-    both = " and IPv4" if s.v6only is False and s.local_address == "::" else ""
-    queue = f", accept queue {s.accept_queue} of {s.backlog}" if s.backlog is not None else ""
-    return f"{where}{both} {s.state or 'UNCONN'}, reach: {REACH[s.reach]}{queue}"
+    text = f"{format_endpoint(s.local_address, s.local_port, s.zone)}/{s.protocol}"
+    if s.v6only is False and s.local_address == "::":
+        text += " and IPv4"
+    text += f" {s.state or 'UNCONN'}, reach: {REACH[s.reach]}"
+    if s.backlog is not None:
+        text += f", accept queue {s.accept_queue} of {s.backlog}"
+    return text
 
 
 def _list(names: Sequence[str]) -> str:
-    rest = len(names) - MOST_NAMES
     text = ", ".join(names[:MOST_NAMES])
-    return f"{text} and {rest} more" if rest > 0 else text
+    if len(names) > MOST_NAMES:
+        text += f" and {len(names) - MOST_NAMES} more"
+    return text
 
 
 def _list_owners(owners: Sequence[Owner]) -> str:
@@ -185,9 +194,11 @@ def _list_owners(owners: Sequence[Owner]) -> str:
 def _ownerless_rows(answer: Holding) -> Iterator[Row]:
     for s in answer.sockets:
         if not s.owners and s.state in LISTENING:
+            text = _listener(s)
             creator = s.container or s.service
-            made_in = f", created in {safe(creator)}" if creator else ""
-            yield _listener_title(s), f"{_listener(s)}{made_in}"
+            if creator:
+                text += f", created in {safe(creator)}"
+            yield _listener_title(s), text
 
 
 def _elsewhere_rows(answer: Holding) -> Iterator[Row]:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from operator import attrgetter
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from portbook.records import Listing, Owner, Socket
+
+if TYPE_CHECKING:
+    from io import StringIO
 
 ENCODER = msgspec.json.Encoder()
 CHUNK = 1000  # sockets encoded at once: a listing of 100,000 sockets is 60 MB of text, never in memory as a whole
@@ -32,20 +36,29 @@ def jsonl(listing: Listing) -> Iterator[bytes]:
 
 def csv(listing: Listing) -> Iterator[bytes]:
     """One socket on each line (RFC 4180); several owners of a socket share a cell, separated by semicolons."""
-    import io
     from csv import writer
+    from io import StringIO
 
+    buffer = StringIO(newline="")
+    rows = writer(buffer)
+    rows.writerow([*SOCKET_COLUMNS, *OWNER_COLUMNS])
     owners: dict[int, list[str]] = {}  # by identity: sockets of one process share the tuple
-    for number, chunk in enumerate(_chunks(listing) if listing.sockets else [()]):
-        text = io.StringIO(newline="")
-        rows = writer(text)
-        if number == 0:
-            rows.writerow([*SOCKET_COLUMNS, *OWNER_COLUMNS])
+    for chunk in _chunks(listing):
         for s in chunk:
-            if (key := id(s.owners)) not in owners:
+            key = id(s.owners)
+            if key not in owners:
                 owners[key] = _owner_cells(s.owners)
             rows.writerow([*map(_cell, SOCKET_VALUES(s)), *owners[key]])
-        yield text.getvalue().encode("utf-8", "surrogatepass")
+        yield take_written(buffer)
+    yield take_written(buffer)
+
+
+def take_written(buffer: StringIO) -> bytes:
+    """The bytes of what was written to a buffer, which is empty afterwards."""
+    text = buffer.getvalue()
+    buffer.seek(0)
+    buffer.truncate()
+    return text.encode("utf-8", "surrogatepass")
 
 
 SOCKET_COLUMNS = tuple(f for f in Socket.__struct_fields__ if f != "owners")
@@ -69,7 +82,9 @@ def _owner_cells(group: tuple[Owner, ...]) -> list[str]:
 
 
 def _text(value: object) -> str:
-    return "" if value is None else str(_cell(value))
+    if value is None:
+        return ""
+    return str(_cell(value))
 
 
 def _cell(value: object) -> object:
@@ -78,7 +93,7 @@ def _cell(value: object) -> object:
     if isinstance(value, tuple):
         return " ".join(map(str, value))
     if isinstance(value, bool):
-        return "true" if value else "false"
+        return str(value).lower()
     return msgspec.to_builtins(value)  # a datetime
 
 

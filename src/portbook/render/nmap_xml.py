@@ -49,8 +49,9 @@ CODES_4 = {
 }
 CODES_6 = {0: "no-route", 1: "admin-prohibited", 2: "beyond-scope", 3: "addr-unreach", 4: "port-unreach"}
 UNREACHABLE_4, UNREACHABLE_6 = 3, 1
+TIME_EXCEEDED = (11, 3)  # of ICMP and of ICMPv6
 
-HostKey = tuple[str, str | None, str]  # address, zone, target
+TargetKey = tuple[str, str | None, str]  # address, zone, target
 PortState = tuple[str, str, str | None]  # state, reason, sender of the message when it was not the host
 
 
@@ -64,7 +65,7 @@ class NmapXml:
 
         self._write = write
         self._protocol = protocol
-        self._hosts: dict[HostKey, _Host] = {}
+        self._hosts: dict[TargetKey, _Host] = {}
         self._up = self._down = 0
         self._put('<?xml version="1.0" encoding="UTF-8"?>\n<!DOCTYPE nmaprun>\n')
         start = {"start": int(began.timestamp()), "startstr": _date(began)}
@@ -95,12 +96,14 @@ class NmapXml:
         ended = datetime.now().astimezone()
         end = {"time": int(ended.timestamp()), "timestr": _date(ended), "elapsed": f"{report.elapsed_s:.2f}"}
         up, down = self._up, self._down
-        outcome = {"exit": "success"} if report.partial is None else {"exit": "error", "errormsg": report.partial}
+        outcome = {"exit": "success"}
+        if report.partial is not None:
+            outcome = {"exit": "error", "errormsg": report.partial}
         summary = f"portbook done: {report.asked} ports scanned in {report.elapsed_s:.2f} seconds"
         self._put("<runstats>" + _empty("finished", {**end, "summary": summary, **outcome}))
         self._put(_empty("hosts", {"up": up, "down": down, "total": up + down}) + "</runstats>\n</nmaprun>\n")
 
-    def _flush(self, keys: list[HostKey]) -> None:
+    def _flush(self, keys: list[TargetKey]) -> None:
         for key in keys:
             host = self._hosts.pop(key)
             self._up += host.up is not None
@@ -133,8 +136,10 @@ class _Host:
 
     def xml(self, address: str, zone: str | None, target: str, protocol: str) -> Iterator[str]:
         yield "<host>"
-        up = {"state": "up", "reason": self.up} if self.up else {"state": "down", "reason": "no-response"}
-        yield _empty("status", {**up, "reason_ttl": 0})
+        if self.up:
+            yield _empty("status", {"state": "up", "reason": self.up, "reason_ttl": 0})
+        else:
+            yield _empty("status", {"state": "down", "reason": "no-response", "reason_ttl": 0})
         yield _empty("address", {"addr": address, "addrtype": "ipv6" if ":" in address else "ipv4"})
         yield f"<hostnames>\n{_hostname(address, zone, target)}</hostnames>\n<ports>"
         single: list[tuple[int, PortState]] = []
@@ -161,14 +166,18 @@ class _Host:
         if port in self.services:
             return _empty("service", {"name": self.services[port], "method": "probed", "conf": 10})
         name = service_name(port, "udp" if protocol == "udp" else "tcp")
-        return _empty("service", {"name": name, "method": "table", "conf": 3}) if name else ""
+        if name is None:
+            return ""
+        return _empty("service", {"name": name, "method": "table", "conf": 3})
 
 
 def _hostname(address: str, zone: str | None, target: str) -> str:
     """The name that the user gave. An ``address`` has no place for its zone, in nmap's files either; a name has."""
     if zone:
         return _empty("hostname", {"name": f"{address}%{zone}", "type": "user"})
-    return _empty("hostname", {"name": target, "type": "user"}) if is_name(target) else ""
+    if is_name(target):
+        return _empty("hostname", {"name": target, "type": "user"})
+    return ""
 
 
 def _extraports(ports_by_state: dict[PortState, array[int]], protocol: str) -> Iterator[str]:
@@ -186,7 +195,9 @@ def _extraports(ports_by_state: dict[PortState, array[int]], protocol: str) -> I
 
 def _state(answer: Answer) -> PortState:
     evidence = answer.evidence
-    sender = evidence.sender if evidence.sender != answer.address else None
+    sender = evidence.sender
+    if sender == answer.address:
+        sender = None
     return STATES.get(answer.outcome, "unknown"), _reason(evidence, answer.outcome), sender
 
 
@@ -196,8 +207,13 @@ def _reason(evidence: Evidence, outcome: Outcome) -> str:
             return CODES_4.get(evidence.icmp_code, "dest-unreach")
         if evidence.icmp_type == UNREACHABLE_6:
             return CODES_6.get(evidence.icmp_code, "dest-unreach")
-        return "time-exceeded" if evidence.icmp_type in (11, 3) else "unknown-response"
-    return REASONS.get(evidence.kind) or ("host-unreach" if outcome == "unreachable" else "unknown-response")
+        if evidence.icmp_type in TIME_EXCEEDED:
+            return "time-exceeded"
+    elif evidence.kind in REASONS:
+        return REASONS[evidence.kind]
+    elif outcome == "unreachable":
+        return "host-unreach"
+    return "unknown-response"
 
 
 # --- text ----------------------------------------------------------------------------------------------------------

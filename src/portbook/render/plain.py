@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from operator import attrgetter
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from portbook.addresses import format_endpoint
 from portbook.records import Owner, Reach, Socket
@@ -15,7 +18,7 @@ UNKNOWN = "?"  # the socket has an owner that is not visible
 NO_OWNER = "-"
 
 
-class SocketColumn(NamedTuple):
+class SocketColumn(Struct, frozen=True):
     """A column, and the text that it shows of a socket."""
 
     column: Column
@@ -24,17 +27,28 @@ class SocketColumn(NamedTuple):
 
 def _address(s: Socket) -> str:
     """The local address; ``*`` is a wildcard that takes IPv4 and IPv6, as in ss(8)."""
-    is_dual_wildcard = s.local_address == "::" and s.v6only is False
-    text = "*" if is_dual_wildcard else format_endpoint(s.local_address, None, s.zone)
-    return f"{text}%{safe(s.interface)}" if s.interface else text
+    text = format_endpoint(s.local_address, None, s.zone)
+    if s.local_address == "::" and s.v6only is False:
+        text = "*"
+    if s.interface:
+        text += f"%{safe(s.interface)}"
+    return text
 
 
 def _port(s: Socket) -> str:
-    return f"{s.local_port} {s.service_name}" if s.service_name else str(s.local_port)
+    if s.service_name:
+        return f"{s.local_port} {s.service_name}"
+    return str(s.local_port)
+
+
+def _short_port(s: Socket) -> str:
+    return str(s.local_port)
 
 
 def _peer(s: Socket) -> str:
-    return "" if s.remote_address is None else format_endpoint(s.remote_address, s.remote_port, s.zone)
+    if s.remote_address is None:
+        return ""
+    return format_endpoint(s.remote_address, s.remote_port, s.zone)
 
 
 def _state(s: Socket) -> str:
@@ -44,16 +58,22 @@ def _state(s: Socket) -> str:
 
 
 def _ownerless(s: Socket) -> str:
-    has_no_owner = s.inode == 0 or s.state in ("TIME_WAIT", "SYN_RECV")
-    return NO_OWNER if has_no_owner else UNKNOWN
+    if s.inode == 0 or s.state in ("TIME_WAIT", "SYN_RECV"):
+        return NO_OWNER
+    return UNKNOWN
 
 
 def _pid(s: Socket) -> str:
     if not s.owners:
         return _ownerless(s)
     others = len({o.pid for o in s.owners}) - 1
-    first = str(s.owners[0].pid)
-    return f"{first} +{others}" if others else first
+    if others:
+        return f"{s.owners[0].pid} +{others}"
+    return str(s.owners[0].pid)
+
+
+def _pids(s: Socket) -> str:
+    return ",".join(str(o.pid) for o in s.owners) or _ownerless(s)
 
 
 def _of_owners(get: Callable[[Owner], str | None]) -> Callable[[Socket], str]:
@@ -70,9 +90,12 @@ def _service(s: Socket) -> str:
     return ",".join(dict.fromkeys(safe(name) for name in names if name))
 
 
+_owner_user = _of_owners(attrgetter("user"))
+
+
 def _user(s: Socket) -> str:
     if s.owners:
-        return _of_owners(lambda o: o.user)(s)
+        return _owner_user(s)
     return safe(s.user or "")
 
 
@@ -81,34 +104,57 @@ def _netns(s: Socket) -> str:
 
 
 def _queues(s: Socket) -> str:
-    if s.accept_queue is not None:
-        return f"{s.accept_queue}/{UNKNOWN if s.backlog is None else s.backlog}"
-    return "" if s.recv_queue is None else f"{s.recv_queue}/{s.send_queue}"
+    """Of a listener, connections to be accepted and their limit; of another socket, bytes to be read and sent."""
+    if s.accept_queue is None and s.recv_queue is None:
+        return ""
+    if s.accept_queue is None:
+        return f"{s.recv_queue}/{s.send_queue}"
+    if s.backlog is None:
+        return f"{s.accept_queue}/{UNKNOWN}"
+    return f"{s.accept_queue}/{s.backlog}"
 
 
-PROTOCOL = SocketColumn(Column("PROTO"), lambda s: s.protocol)
+def _created(s: Socket) -> str:
+    if s.created is None:
+        return ""
+    return f"{s.created:%Y-%m-%d %H:%M:%S}"
+
+
+def _reach(s: Socket) -> str:
+    return REACH[s.reach]
+
+
+def _short_reach(s: Socket) -> str:
+    return SHORT_REACH[s.reach]
+
+
+def _command(owner: Owner) -> str | None:
+    return " ".join(owner.command_line or ()) or None
+
+
+PROTOCOL = SocketColumn(Column("PROTO"), attrgetter("protocol"))
 ADDRESS = SocketColumn(Column("ADDRESS", 1, 15), _address)
 PORT = SocketColumn(Column("PORT"), _port)
 PEER = SocketColumn(Column("PEER", 2, 21), _peer)
 STATE = SocketColumn(Column("STATE"), _state)
 PID = SocketColumn(Column("PID"), _pid)
-PROCESS = SocketColumn(Column("PROCESS", 4), _of_owners(lambda o: o.name))
+PROCESS = SocketColumn(Column("PROCESS", 4), _of_owners(attrgetter("name")))
 USER = SocketColumn(Column("USER", 5), _user)
 SERVICE = SocketColumn(Column("SERVICE", 6), _service)
 NETNS = SocketColumn(Column("NETNS", 3), _netns)
-REACHED = SocketColumn(Column("REACH"), lambda s: REACH[s.reach])
+REACHED = SocketColumn(Column("REACH"), _reach)
 # Shorter columns for a narrow terminal, tried before anything is cut.
 SHORT = {
-    PORT: SocketColumn(Column("PORT"), lambda s: str(s.local_port)),
-    REACHED: SocketColumn(Column("REACH"), lambda s: SHORT_REACH[s.reach]),
+    PORT: SocketColumn(Column("PORT"), _short_port),
+    REACHED: SocketColumn(Column("REACH"), _short_reach),
 }
 WIDE = (
-    SocketColumn(Column("PIDS"), lambda s: ",".join(str(o.pid) for o in s.owners) or _ownerless(s)),
+    SocketColumn(Column("PIDS"), _pids),
     SocketColumn(Column("INODE"), lambda s: str(s.inode or "")),
     SocketColumn(Column("QUEUES"), _queues),
-    SocketColumn(Column("CREATED"), lambda s: s.created.strftime("%Y-%m-%d %H:%M:%S") if s.created else ""),
-    SocketColumn(Column("EXECUTABLE"), _of_owners(lambda o: o.exe)),
-    SocketColumn(Column("COMMAND"), _of_owners(lambda o: " ".join(o.command_line) if o.command_line else None)),
+    SocketColumn(Column("CREATED"), _created),
+    SocketColumn(Column("EXECUTABLE"), _of_owners(attrgetter("exe"))),
+    SocketColumn(Column("COMMAND"), _of_owners(_command)),
 )
 
 
@@ -123,12 +169,12 @@ def lines(sockets: Sequence[Socket], style: Style, wide: bool = False, netns: bo
         selected.insert(0, NETNS)
     if wide:
         selected = [column for column in selected if column is not PID] + list(WIDE)
-        style = style._replace(width=None)
+        style = replace(style, width=None)
     columns, rows = _cells(selected, sockets)
     if not fits(columns, rows, style):
         columns, rows = _cells([SHORT.get(column, column) for column in selected], sockets)
     if not fits(columns, rows, style):
-        style = style._replace(gap=" ")
+        style = replace(style, gap=" ")
     return table(columns, rows, style, [s.reach == "any" for s in sockets])
 
 
@@ -136,9 +182,9 @@ def _cells(selected: Sequence[SocketColumn], sockets: Sequence[Socket]) -> tuple
     """The columns that are not empty, and their rows."""
     columns: list[Column] = []
     contents: list[list[str]] = []
-    for column, cell in selected:
-        cells = [cell(s) for s in sockets]
+    for shown in selected:
+        cells = [shown.cell(s) for s in sockets]
         if any(cells):
-            columns.append(column)
+            columns.append(shown.column)
             contents.append(cells)
     return columns, list(zip(*contents, strict=True))

@@ -9,7 +9,7 @@ from operator import attrgetter
 
 from portbook.numerals import counted
 from portbook.probe.outcome import Answer, Evidence, Outcome, describe
-from portbook.render.text import BOLD, PLAIN, Column, Style, safe, table
+from portbook.render.text import Column, Style, bold, safe, table
 from portbook.scanner.targets import is_name
 
 FEW = 20  # answers of one kind at one address have rows; more are counted
@@ -64,7 +64,13 @@ def port_ranges(ports: Iterable[int]) -> str:
             ranges[-1][1] = port
         else:
             ranges.append([port, port])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
+    texts: list[str] = []
+    for first, last in ranges:
+        if first == last:
+            texts.append(str(first))
+        else:
+            texts.append(f"{first}-{last}")
+    return ",".join(texts)
 
 
 # --- collecting ----------------------------------------------------------------------------------------------------
@@ -91,8 +97,12 @@ class AddressAnswers:
     @property
     def heading(self) -> str:
         """The address, and the name that the user gave; the text of a network or range says nothing more."""
-        address = f"{self.address}%{self.zone}" if self.zone else self.address
-        return f"{address} ({self.target})" if is_name(self.target) else address
+        text = self.address
+        if self.zone:
+            text += f"%{self.zone}"
+        if is_name(self.target):
+            text += f" ({self.target})"
+        return text
 
     def add(self, answer: Answer, has_room: bool) -> bool:
         """Add an answer; True when it takes a row for good."""
@@ -163,14 +173,14 @@ def _lines(addresses: list[AddressAnswers], style: Style) -> list[str]:
     for address in addresses:
         notes, rows = _notes(address), _rows(address)
         if rows:
-            heading = safe(address.heading)
-            lines.append(f"{BOLD}{heading}{PLAIN}" if style.colour else heading)
-            lines += [*table(COLUMNS, rows, style), *notes, ""]
+            lines += [*bold([safe(address.heading)], style), *table(COLUMNS, rows, style), *notes, ""]
         else:
             without_rows.setdefault(", ".join(notes), []).append(address)
     for text, group in without_rows.items():
         lines.append(f"{', '.join(_spans(group))}: {text}")
-    return [*lines, ""] if without_rows else lines
+    if without_rows:
+        lines.append("")
+    return lines
 
 
 def _rows(address: AddressAnswers) -> list[list[str]]:
@@ -197,7 +207,9 @@ def _row(answer: Answer) -> list[str]:
 def _rtt(rtt_ms: float | None) -> str:
     if rtt_ms is None:
         return ""
-    return f"{rtt_ms:.2f} ms" if rtt_ms < 100 else f"{rtt_ms:.0f} ms"
+    if rtt_ms < 100:
+        return f"{rtt_ms:.2f} ms"
+    return f"{rtt_ms:.0f} ms"
 
 
 def _notes(address: AddressAnswers) -> list[str]:
@@ -226,7 +238,9 @@ def _reasons(address: AddressAnswers) -> list[str]:
 
 def _in_parentheses(evidence: Evidence) -> str:
     text = safe(describe(evidence))
-    return f" ({text})" if text else ""
+    if not text:
+        return ""
+    return f" ({text})"
 
 
 def _spans(addresses: list[AddressAnswers]) -> list[str]:
@@ -239,8 +253,10 @@ def _spans(addresses: list[AddressAnswers]) -> list[str]:
             spans.append([address])
     texts = []
     for span in spans:
-        text = span[0].heading if len(span) == 1 else f"{span[0].address}-{span[-1].address}"
-        texts.append(safe(text))
+        if len(span) == 1:
+            texts.append(safe(span[0].heading))
+        else:
+            texts.append(safe(f"{span[0].address}-{span[-1].address}"))
     return texts
 
 

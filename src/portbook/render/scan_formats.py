@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter
 
 from portbook.probe.outcome import Answer, Evidence
-from portbook.render.machine import ENCODER
+from portbook.render.machine import ENCODER, take_written
 from portbook.scanner.report import SCHEMA, Report
 
 CHUNK = 1000  # rows encoded at once
@@ -46,16 +46,8 @@ def csv(answers: Iterable[Answer], report: Callable[[], Report]) -> Iterator[byt
         for answer in chunk:
             values = ANSWER_VALUES(answer)
             rows.writerow((*values[:EVIDENCE_AT], *EVIDENCE_VALUES(answer.evidence), *values[EVIDENCE_AT:]))
-        yield _take(buffer)
-    yield _take(buffer)
-
-
-def _take(buffer: io.StringIO) -> bytes:
-    """Return what was written to a buffer, and empty it."""
-    text = buffer.getvalue()
-    buffer.seek(0)
-    buffer.truncate()
-    return text.encode("utf-8", "surrogatepass")
+        yield take_written(buffer)
+    yield take_written(buffer)
 
 
 def chunks(answers: Iterable[Answer]) -> Iterator[list[Answer]]:

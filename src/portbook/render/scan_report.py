@@ -27,11 +27,14 @@ def summary(report: Report) -> list[str]:
 
 def partial(report: Report) -> list[str]:
     """Why not every port was probed; empty when all were."""
+    ports = counted(report.skipped, "port")
+    if report.partial is None and report.skipped:
+        return [f"{ports} not probed"]
     if report.partial is None:
-        return [f"{counted(report.skipped, 'port')} not probed"] if report.skipped else []
+        return []
     line = f"partial: {WHY_PARTIAL[report.partial]}"
     if report.skipped:
-        line += f"; {counted(report.skipped, 'port')} left"
+        line += f"; {ports} left"
     return [line]
 
 
@@ -43,7 +46,10 @@ def notes(report: Report) -> list[str]:
     lines += _silent_hosts(report)
     others = [event for event in report.events if event.kind != "breaker"]
     for event in others[:MOST_EVENTS]:
-        lines.append(f"{event.address}: {event.text}" if event.address else event.text)
+        if event.address:
+            lines.append(f"{event.address}: {event.text}")
+        else:
+            lines.append(event.text)
     if len(others) > MOST_EVENTS:
         lines.append(f"and {counted(len(others) - MOST_EVENTS, 'event')} more; --json has them")
     return lines

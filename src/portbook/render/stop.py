@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 
 from portbook.managers.supervisor import Supervisor, stop_instruction
 from portbook.records import Owner
@@ -73,7 +74,8 @@ def plan_lines(plan: StopPlan, overrides: Collection[Override], style: Style) ->
 def _target_rows(target: StopTarget, targets: Sequence[StopTarget]) -> Iterator[Row]:
     pid = target.holder.owner.pid
     yield from holder_rows(target.holder)
-    yield "shared with", ", ".join(describe_owner(t.holder.owner) for t in targets if t.wave and _is_above(pid, t))
+    forked = [t.holder.owner for t in targets if t.wave and _is_above(pid, t)]
+    yield "shared with", ", ".join(map(describe_owner, forked))
     yield "supervisor", _supervisor(target.supervisor)
 
 
@@ -95,10 +97,13 @@ def _label(supervisor: Supervisor) -> str:
 def _refusal_rows(refusal: Refusal, plan: StopPlan) -> Iterator[Row]:
     """Which processes are not ended and why; then what to do."""
     owners = [t.holder.owner for t in plan.targets if refusal in t.refusals]
-    subject = f"{describe_owners(owners)}: " if owners else ""
-    yield "refused", f"{subject}{safe(refusal.why)}"
-    hints = [safe(refusal.hint)] if refusal.hint else []
-    hints += [text for option, text in OVERRIDES.items() if option in refusal.overridden_by]
+    why = safe(refusal.why)
+    if owners:
+        why = f"{describe_owners(owners)}: {why}"
+    yield "refused", why
+    hints = [text for option, text in OVERRIDES.items() if option in refusal.overridden_by]
+    if refusal.hint:
+        hints.insert(0, safe(refusal.hint))
     yield "hint", "; ".join(hints)
 
 
@@ -106,7 +111,7 @@ def question(plans: Sequence[StopPlan], overrides: Collection[Override]) -> str:
     """The question before anything is ended: every command that would be run, every process that would be ended."""
     commands: dict[str, None] = {}
     direct: dict[int, Owner] = {}
-    for target in (t for plan in plans for t in plan.targets):
+    for target in chain.from_iterable(plan.targets for plan in plans):
         supervisor = target.supervisor
         if supervisor and supervisor.command and "via-manager" in overrides:
             commands[safe(stop_instruction(supervisor) or "")] = None
@@ -138,33 +143,49 @@ def lines(answers: Iterable[StopReport], style: Style) -> list[str]:
 
 
 def _sentence(answer: StopReport) -> str:
-    by = f" by {describe_owners(answer.held_by)}" if answer.held_by else ""
-    starter = f" by {describe_owner(answer.restarted_by)}" if answer.restarted_by else _restarted_as(answer.held_by)
+    by = ""
+    if answer.held_by:
+        by = f" by {describe_owners(answer.held_by)}"
     port = f"port {answer.port}/{answer.protocol}"
-    return SENTENCES[answer.result].format(port=port, by=by, starter=starter)
+    return SENTENCES[answer.result].format(port=port, by=by, starter=_starter(answer))
 
 
-def _restarted_as(owners: Sequence[Owner]) -> str:
-    """The service or container of the process that holds the port now."""
-    label = (owners[0].container or owners[0].service) if owners else None
-    return f" as {safe(label)}" if label else ""
+def _starter(answer: StopReport) -> str:
+    """What restarted the process that holds the port now; if that is unknown, its service or container."""
+    if answer.restarted_by:
+        return f" by {describe_owner(answer.restarted_by)}"
+    if not answer.held_by:
+        return ""
+    label = answer.held_by[0].container or answer.held_by[0].service
+    if label is None:
+        return ""
+    return f" as {safe(label)}"
 
 
 def _ended(process: Ended) -> str:
-    by = f" ({', then '.join(safe(action) for action in process.by)})" if process.by else ""
-    return f"{safe(process.name or '?')} (pid {process.pid}) {FATES[process.fate]}{by}"
+    text = f"{safe(process.name or '?')} (pid {process.pid}) {FATES[process.fate]}"
+    if process.by:
+        text += f" ({', then '.join(map(safe, process.by))})"
+    return text
 
 
 def _hint(answer: StopReport) -> str:
     """What to do next."""
-    if answer.result == "still-held":
-        forced = any(action in FORCED for process in answer.ended for action in process.by)
-        running = any(process.fate == "still-running" for process in answer.ended)
-        return "it did not end in time; use a longer --timeout, or --force" if running and not forced else ""
+    if answer.result == "still-held" and _ran_out_of_time(answer.ended):
+        return "it did not end in time; use a longer --timeout, or --force"
     if answer.result != "restarted":
         return ""
     for target in answer.targets:
-        command = stop_instruction(target.supervisor) if target.supervisor else None
-        if command:
-            return f"to stop it: {safe(command)}"
+        if target.supervisor:
+            command = stop_instruction(target.supervisor)
+            if command:
+                return f"to stop it: {safe(command)}"
     return "stop the process that starts it"
+
+
+def _ran_out_of_time(ended: Sequence[Ended]) -> bool:
+    """Whether a process still runs, and none was forced to end."""
+    for process in ended:
+        if any(action in FORCED for action in process.by):
+            return False
+    return any(process.fate == "still-running" for process in ended)

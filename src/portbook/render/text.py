@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple, TextIO
+from typing import TextIO
+
+from msgspec import Struct
 
 from portbook.numerals import UINT16, number_or_none
 
@@ -22,7 +24,7 @@ def safe(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-class Column(NamedTuple):
+class Column(Struct, frozen=True):
     """A column of a table: its title, and in which order it is shortened on a narrow terminal."""
 
     title: str
@@ -31,7 +33,7 @@ class Column(NamedTuple):
     right: bool = False
 
 
-class Style(NamedTuple):
+class Style(Struct, frozen=True):
     """What an output can show."""
 
     width: int | None = None  # None: no limit
@@ -43,9 +45,22 @@ class Style(NamedTuple):
 BOLD, YELLOW, RED, DIM, PLAIN = "\x1b[1m", "\x1b[33m", "\x1b[31m", "\x1b[2m", "\x1b[0m"
 
 
+def paint(text: str, colour: str, style: Style) -> str:
+    """The text in a colour or in bold, if the output shows that."""
+    if style.colour:
+        return f"{colour}{text}{PLAIN}"
+    return text
+
+
+def bold(lines: Sequence[str], style: Style) -> list[str]:
+    """The lines in bold, if the output shows that."""
+    return [paint(line, BOLD, style) for line in lines]
+
+
 def style_of(stream: TextIO) -> Style:
     """The width and colours of a terminal; no limit and no colours elsewhere. NO_COLOR is respected (no-color.org)."""
-    ellipsis = "…" if (stream.encoding or "").lower().replace("-", "") == "utf8" else "~"
+    encoding = (stream.encoding or "").lower().replace("-", "")
+    ellipsis = "…" if encoding == "utf8" else "~"
     if not stream.isatty():
         return Style(None, False, ellipsis)
     colour = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and _understands_colour()
@@ -79,15 +94,24 @@ Rows = Sequence[Sequence[str]]
 
 def table(columns: Sequence[Column], rows: Rows, style: Style, warn: Sequence[bool] = ()) -> list[str]:
     """Lines of aligned columns: a title line, then one line for each row; a row whose ``warn`` is true is coloured."""
-    if not all(cell.isascii() for row in rows for cell in row):
-        return _table_of_wide(columns, rows, style, warn)
+    for row in rows:
+        if not all(map(str.isascii, row)):
+            return _table_of_wide(columns, rows, style, warn)
     titles = [c.title for c in columns]
     widths = [max(map(len, cells)) for cells in zip(titles, *rows, strict=True)]
     fitted = _fit(columns, widths, style)
     if fitted != widths:
         rows = [[_cut(cell, width, style) for cell, width in zip(row, fitted, strict=True)] for row in rows]
-    line = style.gap.join(f"{{:{'>' if c.right else '<'}{w}}}" for c, w in zip(columns, fitted, strict=True)).format
+    fields = [_field(column, width) for column, width in zip(columns, fitted, strict=True)]
+    line = style.gap.join(fields).format
     return _coloured([line(*titles).rstrip()], [line(*row).rstrip() for row in rows], style, warn)
+
+
+def _field(column: Column, width: int) -> str:
+    """The replacement field of a cell, for ``str.format``: ``{:<15}``."""
+    if column.right:
+        return f"{{:>{width}}}"
+    return f"{{:<{width}}}"
 
 
 def fits(columns: Sequence[Column], rows: Rows, style: Style) -> bool:
@@ -99,13 +123,17 @@ def fits(columns: Sequence[Column], rows: Rows, style: Style) -> bool:
 
 
 def _coloured(title: list[str], lines: list[str], style: Style, warn: Sequence[bool]) -> list[str]:
+    """The title line in bold, and the lines with a warning in yellow."""
     if not style.colour:
         return title + lines
-    coloured = [f"{BOLD}{line}{PLAIN}" for line in title]
+    coloured = bold(title, style)
     if not warn:
         return coloured + lines
     for line, is_warning in zip(lines, warn, strict=True):
-        coloured.append(f"{YELLOW}{line}{PLAIN}" if is_warning else line)
+        if is_warning:
+            coloured.append(paint(line, YELLOW, style))
+        else:
+            coloured.append(line)
     return coloured
 
 
@@ -127,7 +155,9 @@ def _fit(columns: Sequence[Column], widths: list[int], style: Style) -> list[int
 
 
 def _cut(cell: str, width: int, style: Style) -> str:
-    return cell if len(cell) <= width else cell[: width - 1] + style.ellipsis
+    if len(cell) <= width:
+        return cell
+    return cell[: width - 1] + style.ellipsis
 
 
 # --- lines ---------------------------------------------------------------------------------------------------------
@@ -165,7 +195,9 @@ def cell_count(text: str) -> int:
     for c in text:
         if combining(c):
             continue
-        count += 2 if east_asian_width(c) in "WF" else 1
+        count += 1
+        if east_asian_width(c) in "WF":
+            count += 1
     return count
 
 
@@ -192,4 +224,6 @@ def _cut_wide(text: str, width: int, style: Style) -> str:
 
 def _pad(text: str, width: int, right: bool) -> str:
     blanks = " " * (width - cell_count(text))
-    return blanks + text if right else text + blanks
+    if right:
+        return blanks + text
+    return text + blanks

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from portbook.bind.attempt import BindAttempt
 from portbook.render.machine import ENCODER
-from portbook.render.text import BOLD, DIM, PLAIN, RED, YELLOW, Style, safe
+from portbook.render.text import DIM, RED, YELLOW, Style, bold, paint, safe
 from portbook.verdict.findings import Finding, Severity
 from portbook.verdict.judge import Verdict
 
@@ -37,9 +37,8 @@ def json(verdict: Verdict) -> bytes:
 
 def lines(verdict: Verdict, style: Style) -> list[str]:
     """The answer, then each finding with its remedy, then the result of the real bind."""
-    parts = _wrapped(safe(_heading(verdict)), style, 0)  # it contains names of interfaces
-    if style.colour:
-        parts = [f"{BOLD}{line}{PLAIN}" for line in parts]
+    heading = safe(_heading(verdict))  # it contains names of interfaces
+    parts = bold(_wrapped(heading, style, 0), style)
     for finding in verdict.findings:
         parts += ["", *_finding(finding, style)]
     return [*parts, "", *_attempts(verdict, style)]
@@ -78,9 +77,7 @@ def _format_place(attempt: BindAttempt, verdict: Verdict) -> str:
 
 
 def _finding(finding: Finding, style: Style) -> Iterator[str]:
-    word = f"  {finding.severity:<{INDENT - 2}}"
-    if style.colour:
-        word = f"{COLOURS[finding.severity]}{word}{PLAIN}"
+    word = paint(f"  {finding.severity:<{INDENT - 2}}", COLOURS[finding.severity], style)
     title: str = finding.code
     if finding.endpoints:
         title += f" for {safe(' and '.join(finding.endpoints))}"
@@ -106,13 +103,16 @@ def _wrapped(text: str, style: Style, columns: int = INDENT) -> list[str]:
 
 
 def _attempts(verdict: Verdict, style: Style) -> Iterator[str]:
-    names = " and ".join(_option_names(verdict))
-    options = f" with {names}" if names else ""
+    options = " and ".join(_option_names(verdict))
     label = "tried"
     for attempt in verdict.tried:
-        families = " (IPv6 and IPv4)" if attempt.endpoint.dual else ""
-        text = safe(f"{_format_place(attempt, verdict)}{families}{options}: {_result(attempt, verdict)}")
-        first, *others = _wrapped(text, style)
+        text = _format_place(attempt, verdict)
+        if attempt.endpoint.dual:
+            text += " (IPv6 and IPv4)"
+        if options:
+            text += f" with {options}"
+        text += f": {_result(attempt, verdict)}"
+        first, *others = _wrapped(safe(text), style)
         yield f"  {label:<{INDENT - 2}}{first[INDENT:]}"
         yield from others
         label = ""

@@ -49,7 +49,6 @@ TCP_STATES: dict[int, State] = {
     11: "CLOSING",
     12: "SYN_RECV",
 }
-TCP_LISTEN = 10
 MASK_BITS: dict[State | None, tuple[int, ...]] = {
     **{state: (number,) for number, state in TCP_STATES.items() if number != 7},
     "SYN_RECV": (3, 12),

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from portbook.addresses import EVERYWHERE, Endpoint
 from portbook.holding import PASSED
-from portbook.managers.supervisor import Supervisor, is_relay, stop_instruction
+from portbook.managers.supervisor import Supervisor, is_relay, is_service_manager, stop_instruction
 from portbook.query import LISTENING
 from portbook.records import Gap, Holder, Holding, Platform, Protocol, Socket
 from portbook.stop import protected
@@ -103,7 +103,7 @@ def _refusals(holder: Holder, supervisor: Supervisor | None, context: StopContex
         yield Refusal("kernel", why, HTTP_SYS if context.platform == "windows" else None)
     elif owner.pid == context.pid:
         yield Refusal("self", SELF)
-    elif supervisor and supervisor.command and protected.activates(owner):
+    elif supervisor and supervisor.command and is_service_manager(owner):
         why = f"it holds the port for {supervisor.name}"
         yield Refusal("managed", why, stop_instruction(supervisor), ("via-manager",))
     else:

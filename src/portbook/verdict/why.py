@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+import _socket
 from collections.abc import Callable
 from importlib import import_module
 
@@ -51,7 +51,7 @@ def why(
         raise UsageError(f"port {port} is out of range", f"valid values are {low} to {high}")
     if protocol not in PROTOCOLS:
         raise UsageError(f"unknown protocol {protocol!r}", f"valid values are {', '.join(PROTOCOLS)}")
-    if reuse_port and not hasattr(socket, "SO_REUSEPORT"):
+    if reuse_port and not hasattr(_socket, "SO_REUSEPORT"):
         raise UsageError("this system has no SO_REUSEPORT", "omit the option")
     options = Options(protocol, reuse_address, reuse_port)
     requested = tuple(_with_named_zone(endpoint) for endpoint in endpoints.parse(address, dual=dual))
@@ -63,7 +63,7 @@ def _with_named_zone(endpoint: Endpoint) -> Endpoint:
     if endpoint.zone is None or not is_number(endpoint.zone) or PLATFORM != "linux":
         return endpoint
     try:
-        return replace(endpoint, zone=socket.if_indextoname(int(endpoint.zone)))
+        return replace(endpoint, zone=_socket.if_indextoname(int(endpoint.zone)))
     except (OSError, OverflowError):
         return endpoint  # no such interface: the bind reports it
 

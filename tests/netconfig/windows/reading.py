@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypeVar
 
 from portbook.errors import SourceError
 from portbook.netconfig.facts import DynamicRange, ExcludedRange, HttpQueue, PortProxy
 from portbook.netconfig.windows import httpsys, netsh, portproxy
+from portbook.netconfig.windows.netsh import Fact
 from portbook.records import FAMILIES, PROTOCOLS, Family, Protocol
-
-Fact = TypeVar("Fact")
 
 
 def complete(results: netsh.Results[Fact]) -> tuple[Fact, ...]:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from portbook.sources.bpf import assembler
-from portbook.sources.bpf.assembler import R0, R1, R2, R3, R10, Code, Register
+from portbook.sources.bpf.assembler import R0, R1, R2, R3, R10, REGISTERS, Code, Register
 from tests.components import need
 from tests.conftest import ROOT
 
@@ -43,7 +43,7 @@ def decode(data):
             yield kind, table[opcode >> 4], to, operand, offset, source
 
 
-registers = st.sampled_from(list(Register)[:10])
+registers = st.sampled_from(list(REGISTERS)[:10])
 values = st.integers(-(2**31), 2**31 - 1)
 operands = registers | values
 widths = st.sampled_from([1, 2, 4, 8])

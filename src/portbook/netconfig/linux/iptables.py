@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from portbook.netconfig.facts import NatTool
-from portbook.netconfig.linux.steps import NAT_HOOKS, PortRanges, Step, Table, hook_name
+from portbook.netconfig.linux.steps import NAT_HOOKS, Step, Table, hook_name
 from portbook.numerals import UINT16, number_or_none
-from portbook.records import Family
+from portbook.records import Family, PortRange
 
 TOOL: NatTool = "iptables-save"
 # Options that are true of the packets in question, or test nothing: the number of their values.
@@ -40,9 +40,12 @@ def _split(line: str) -> list[str]:
 
 
 def _rule(words: list[str], table: Table) -> Iterator[Step]:
-    step = Step(table, words[1] if len(words) > 1 else "", "jump")
+    if len(words) < 2:
+        return
+    _, chain, *options = words
+    step = Step(table, chain, "jump")
     negated = False
-    rest = iter(words[2:])
+    rest = iter(options)
     for word in rest:
         if word == "!":
             negated = True
@@ -76,12 +79,13 @@ def _match(step: Step, option: str, value: str, negated: bool) -> Step:
     return step._replace(conditions=(*step.conditions, condition[:MOST_SHOWN]))
 
 
-def _ports(text: str) -> PortRanges | None:
+def _ports(text: str) -> tuple[PortRange, ...] | None:
     """``8080``, ``8080:8090``, ``80,443,8000:8010``."""
     ranges: list[tuple[int, int]] = []
     for part in text.split(","):
         low, _, high = part.partition(":")
-        first, last = number_or_none(low, UINT16), number_or_none(high or low, UINT16)
+        first = number_or_none(low, UINT16)
+        last = number_or_none(high or low, UINT16)
         if first is None or last is None:
             return None
         ranges.append((first, last))

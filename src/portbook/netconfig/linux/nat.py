@@ -21,7 +21,7 @@ from portbook.netconfig.facts import NatRule
 from portbook.records import Family, Gap, Protocol
 
 NFNL_SUBSYS_NFTABLES = 10
-NFT_MSG_NEWCHAIN, NFT_MSG_GETCHAIN = 3, 4
+NFT_MSG_GETCHAIN = 4
 NFGENMSG = struct.Struct("=BBH")  # family, version, resource
 NFTA_CHAIN_TYPE = 7
 # The answers of a kernel without netlink for netfilter, or without nf_tables behind it (nfnetlink_rcv_msg).

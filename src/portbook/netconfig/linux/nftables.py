@@ -6,13 +6,14 @@ Whoever may make a chain chooses its name: names are nothing but text here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 
 from portbook.netconfig.facts import NatFamily
-from portbook.netconfig.linux.steps import NAT_HOOKS, PortRanges, Step, Table, hook_name
+from portbook.netconfig.linux.steps import NAT_HOOKS, Step, Table, hook_name
 from portbook.numerals import UINT16
+from portbook.records import PortRange
 
 FAMILIES: dict[str, NatFamily] = {"ip": "ipv4", "ip6": "ipv6", "inet": "both"}
 Sets = dict[tuple[str, str, str], list[Any]]  # family, table, name: elements
@@ -24,25 +25,38 @@ def parse(text: bytes) -> list[Step]:
         document = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError) as error:
         raise ValueError(str(error)) from error
-    entries = document.get("nftables") if isinstance(document, dict) else None
+    entries = _members(document).get("nftables")
     if not isinstance(entries, list):
         raise ValueError("no list called nftables")  # noqa: TRY004  the text is wrong, not our call
-    entries = [e for e in entries if isinstance(e, dict)]
-    sets = _sets(entries)
+    objects = [_members(entry) for entry in entries]
+    sets = _sets(objects)
     steps: list[Step] = []
-    for entry in entries:
-        steps += _base(entry.get("chain"))
-        steps += _rule(entry.get("rule"), sets)
+    for entry in objects:
+        steps += _base(_members(entry.get("chain")))
+        steps += _rule(_members(entry.get("rule")), sets)
     return steps
+
+
+def _members(value: Any) -> dict[str, Any]:
+    """The members of a JSON object; none for any other value."""
+    if isinstance(value, dict):
+        return value
+    return {}
+
+
+def _is_pair(value: Any) -> TypeGuard[list[Any]]:
+    return isinstance(value, list) and len(value) == 2
 
 
 def _table(entry: dict[str, Any]) -> Table | None:
     family = FAMILIES.get(str(entry.get("family")))
-    return ("nft", family, str(entry.get("table"))) if family else None
+    if family is None:
+        return None
+    return "nft", family, str(entry.get("table"))
 
 
-def _base(chain: Any) -> Iterator[Step]:
-    if isinstance(chain, dict) and chain.get("type") == "nat" and chain.get("hook") in NAT_HOOKS:
+def _base(chain: dict[str, Any]) -> Iterator[Step]:
+    if chain.get("type") == "nat" and chain.get("hook") in NAT_HOOKS:
         table = _table(chain)
         if table is not None:
             yield Step(table, hook_name(str(chain["hook"])), "jump", str(chain.get("name")))
@@ -52,44 +66,50 @@ def _sets(entries: list[dict[str, Any]]) -> Sets:
     sets: Sets = {}
     for entry in entries:
         for kind in ("set", "map"):
-            declared = entry.get(kind)
-            if isinstance(declared, dict) and isinstance(declared.get("elem"), list):
+            declared = _members(entry.get(kind))
+            if isinstance(declared.get("elem"), list):
                 key = str(declared.get("family")), str(declared.get("table")), str(declared.get("name"))
                 sets[key] = declared["elem"]
     return sets
 
 
-def _rule(rule: Any, sets: Sets) -> Iterator[Step]:
-    if not isinstance(rule, dict) or not isinstance(rule.get("expr"), list):
-        return
+def _rule(rule: dict[str, Any], sets: Sets) -> Iterator[Step]:
     table = _table(rule)
-    if table is None:
+    if table is None or not isinstance(rule.get("expr"), list):
         return
     step = Step(table, str(rule.get("chain")), "jump")
     named_sets = _NamedSets(sets, str(rule.get("family")), str(rule.get("table")))
     for expression in rule["expr"]:
-        if isinstance(expression, dict):
-            for key, value in expression.items():
-                if key == "match":
-                    step = _match(step, value, named_sets)
-                elif key in ACTIONS:
-                    yield from ACTIONS[key](step, value, named_sets)
+        for key, value in _members(expression).items():
+            if key == "match":
+                step = _match(step, value, named_sets)
+            elif key in ACTIONS:
+                yield from ACTIONS[key](step, value, named_sets)
 
 
 class _NamedSets:
     """The sets and maps of the table that a rule is in."""
 
     def __init__(self, sets: Sets, family: str, table: str) -> None:
-        self.sets, self.family, self.table = sets, family, table
+        self.sets = sets
+        self.family = family
+        self.table = table
 
     def elements(self, value: Any) -> list[Any] | None:
         """The elements of ``{"set": [...]}`` or ``"@name"``; None for anything else."""
-        if isinstance(value, dict) and isinstance(value.get("set"), list):
-            elements: list[Any] = value["set"]
+        elements = _members(value).get("set")
+        if isinstance(elements, list):
             return elements
         if isinstance(value, str) and value.startswith("@"):
             return self.sets.get((self.family, self.table, value[1:]))
         return None
+
+    def values(self, right: Any) -> list[Any]:
+        """The values that a match allows: the elements of a set, or a single value."""
+        elements = self.elements(right)
+        if elements is None:
+            return [right]
+        return elements
 
 
 # --- matches -------------------------------------------------------------------------------------------------------
@@ -115,54 +135,56 @@ def _narrow(step: Step, field: str | None, right: Any, named_sets: _NamedSets) -
     """Narrow a step to the values of a field; None where they are not known."""
     if field == "dport":
         ports = _ports(right, named_sets)
-        return None if ports is None else step._replace(ports=ports)
-    if field == "protocol":
+        if ports is not None:
+            return step._replace(ports=ports)
+    elif field == "protocol":
         protocols = _words(right, named_sets)
-        return None if protocols is None else _protocols(step, protocols)
-    if field == "daddr":
+        if protocols:
+            return _protocols(step, protocols)
+    elif field == "daddr":
         address = _address(right)
-        return None if address is None else step._replace(destination=address)
+        if address is not None:
+            return step._replace(destination=address)
     return None
 
 
 def _field(left: Any) -> str | None:
-    if not isinstance(left, dict):
-        return None
-    payload, meta = _payload(left), left.get("meta")
-    if payload.get("field") == "dport":
-        return "dport"
-    if payload.get("field") == "daddr":
-        return "daddr"
-    if payload.get("field") in ("protocol", "nexthdr") or (isinstance(meta, dict) and meta.get("key") == "l4proto"):
+    field = _payload(left).get("field")
+    if field in ("dport", "daddr"):
+        return str(field)
+    if field in ("protocol", "nexthdr"):
         return "protocol"
-    fib = left.get("fib")
-    if isinstance(fib, dict) and fib.get("result") == "type":
+    expression = _members(left)
+    if _members(expression.get("meta")).get("key") == "l4proto":
+        return "protocol"
+    if _members(expression.get("fib")).get("result") == "type":
         return "local"
     return None
 
 
 def _payload(left: Any) -> dict[str, Any]:
-    payload = left.get("payload") if isinstance(left, dict) else None
-    return payload if isinstance(payload, dict) else {}
+    return _members(_members(left).get("payload"))
 
 
 def _protocols(step: Step, words: frozenset[str]) -> Step:
-    if words & {"th"}:
+    if "th" in words:
         return step
-    return step._replace(protocols=words if step.protocols is None else step.protocols & words)
+    if step.protocols is not None:
+        words &= step.protocols
+    return step._replace(protocols=words)
 
 
-def _words(right: Any, named_sets: _NamedSets) -> frozenset[str] | None:
-    elements = named_sets.elements(right)
-    words = [right] if elements is None else elements
-    known = {6: "tcp", 17: "udp", "6": "tcp", "17": "udp"}
-    return frozenset(str(known.get(w, w)) for w in words if isinstance(w, str | int)) or None
+PROTOCOLS = {6: "tcp", 17: "udp", "6": "tcp", "17": "udp"}
 
 
-def _ports(right: Any, named_sets: _NamedSets) -> PortRanges | None:
-    elements = named_sets.elements(right)
+def _words(right: Any, named_sets: _NamedSets) -> frozenset[str]:
+    words = [word for word in named_sets.values(right) if isinstance(word, str | int)]
+    return frozenset(str(PROTOCOLS.get(word, word)) for word in words)
+
+
+def _ports(right: Any, named_sets: _NamedSets) -> tuple[PortRange, ...] | None:
     ranges: list[tuple[int, int]] = []
-    for value in [right] if elements is None else elements:
+    for value in named_sets.values(right):
         limits = _range(value)
         if limits is None:
             return None
@@ -171,12 +193,14 @@ def _ports(right: Any, named_sets: _NamedSets) -> PortRanges | None:
 
 
 def _range(value: Any) -> tuple[int, int] | None:
-    if isinstance(value, dict) and isinstance(value.get("elem"), dict):
-        value = value["elem"].get("val")
+    """``80``, ``{"range": [80, 90]}``, or ``{"elem": {"val": ...}}`` around one of them."""
+    element = _members(value).get("elem")
+    if isinstance(element, dict):
+        value = element.get("val")
     if isinstance(value, int):
         return value, value
-    limits = value.get("range") if isinstance(value, dict) else None
-    if isinstance(limits, list) and len(limits) == 2 and all(isinstance(n, int) for n in limits):
+    limits = _members(value).get("range")
+    if _is_pair(limits) and all(isinstance(limit, int) for limit in limits):
         return limits[0], limits[1]
     return None
 
@@ -184,7 +208,7 @@ def _range(value: Any) -> tuple[int, int] | None:
 def _address(right: Any) -> str | None:
     if isinstance(right, str) and not right.startswith("@"):
         return right
-    prefix = right.get("prefix") if isinstance(right, dict) else None
+    prefix = _members(right).get("prefix")
     if isinstance(prefix, dict):
         return f"{prefix.get('addr')}/{prefix.get('len')}"
     return None
@@ -198,23 +222,35 @@ def _describe(match: Any) -> str:
 
 
 def _jump(step: Step, value: Any, named_sets: _NamedSets) -> Iterator[Step]:
-    if isinstance(value, dict) and "target" in value:
-        yield step._replace(kind="jump", target=str(value["target"]))
+    target = _members(value)
+    if "target" in target:
+        yield step._replace(kind="jump", target=str(target["target"]))
 
 
 def _vmap(step: Step, value: Any, named_sets: _NamedSets) -> Iterator[Step]:
     """``tcp dport vmap { 8080 : jump web }``."""
-    if not isinstance(value, dict) or not isinstance(value.get("key"), dict):
+    vmap = _members(value)
+    key = vmap.get("key")
+    if not isinstance(key, dict):
         return
-    by_port = _field(value["key"]) == "dport"
-    if by_port:
-        step = _protocols(step, frozenset((str(_payload(value["key"]).get("protocol")),)))
-    for pair in named_sets.elements(value.get("data")) or ():
-        if isinstance(pair, list) and len(pair) == 2 and isinstance(pair[1], dict):
-            ports = _range(pair[0]) if by_port else None
-            narrowed = step._replace(ports=(ports,)) if ports else _conditional(step, value["key"])
-            for kind in ("jump", "goto"):
-                yield from _jump(narrowed, pair[1].get(kind), named_sets)
+    if _field(key) == "dport":
+        step = _protocols(step, frozenset((str(_payload(key).get("protocol")),)))
+    for narrowed, verdict in _map_entries(step, key, vmap.get("data"), named_sets):
+        for kind in ("jump", "goto"):
+            yield from _jump(narrowed, _members(verdict).get(kind), named_sets)
+
+
+def _map_entries(step: Step, key: Any, data: Any, named_sets: _NamedSets) -> Iterator[tuple[Step, Any]]:
+    """The step of each entry of a map, narrowed to the entry's ports if those are the key; and the entry's value."""
+    by_port = _field(key) == "dport"
+    for entry in named_sets.elements(data) or ():
+        if not _is_pair(entry):
+            continue
+        ports = _range(entry[0])
+        if by_port and ports is not None:
+            yield step._replace(ports=(ports,)), entry[1]
+        else:
+            yield _conditional(step, key), entry[1]
 
 
 def _conditional(step: Step, expression: Any) -> Step:
@@ -223,41 +259,46 @@ def _conditional(step: Step, expression: Any) -> Step:
 
 def _dnat(step: Step, value: Any, named_sets: _NamedSets) -> Iterator[Step]:
     """To an address, a port, or the value of a map by port."""
-    target = value if isinstance(value, dict) else {}
-    address, port = target.get("addr"), _port(target.get("port"))
-    by_map = address.get("map") if isinstance(address, dict) else None
+    target = _members(value)
+    address = target.get("addr")
+    port = _port(target.get("port"))
+    by_map = _members(address).get("map")
     if not isinstance(by_map, dict):
-        yield step._replace(kind="dnat", target=address if isinstance(address, str) else None, port=port)
+        yield step._replace(kind="dnat", target=_text(address), port=port)
         return
-    by_port = _field(by_map.get("key")) == "dport"
-    for pair in named_sets.elements(by_map.get("data")) or ():
-        if isinstance(pair, list) and len(pair) == 2:
-            ports = _range(pair[0]) if by_port else None
-            narrowed = step._replace(ports=(ports,)) if ports else _conditional(step, by_map.get("key"))
-            yield narrowed._replace(kind="dnat", target=_mapped(pair[1]), port=port or _mapped_port(pair[1]))
+    for narrowed, mapped in _map_entries(step, by_map.get("key"), by_map.get("data"), named_sets):
+        yield narrowed._replace(kind="dnat", target=_mapped(mapped), port=port or _mapped_port(mapped))
 
 
 def _port(value: Any) -> int | None:
-    return value if isinstance(value, int) and 0 < value <= UINT16 else None
+    if isinstance(value, int) and 0 < value <= UINT16:
+        return value
+    return None
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, str):
+        return value
+    return None
 
 
 def _mapped(value: Any) -> str | None:
     """An address, or ``{"concat": [address, port]}``."""
-    if isinstance(value, dict) and isinstance(value.get("concat"), list) and value["concat"]:
-        value = value["concat"][0]
-    return value if isinstance(value, str) else None
+    parts = _members(value).get("concat")
+    if isinstance(parts, list) and parts:
+        return _text(parts[0])
+    return _text(value)
 
 
 def _mapped_port(value: Any) -> int | None:
-    parts = value.get("concat") if isinstance(value, dict) else None
-    if isinstance(parts, list) and len(parts) == 2:
+    parts = _members(value).get("concat")
+    if _is_pair(parts):
         return _port(parts[1])
     return None
 
 
 def _redirect(step: Step, value: Any, named_sets: _NamedSets) -> Iterator[Step]:
-    port = value.get("port") if isinstance(value, dict) else None
-    yield step._replace(kind="redirect", port=_port(port))
+    yield step._replace(kind="redirect", port=_port(_members(value).get("port")))
 
 
 ACTIONS: dict[str, Callable[[Step, Any, _NamedSets], Iterator[Step]]] = {

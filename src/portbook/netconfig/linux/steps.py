@@ -8,14 +8,13 @@ from typing import NamedTuple, get_args
 
 from portbook.addresses import unmapped
 from portbook.netconfig.facts import LocalAddress, NatFamily, NatHook, NatRule, NatTool
-from portbook.records import Protocol
+from portbook.records import PortRange, Protocol
 
 PREROUTING: NatHook = "prerouting"
 NAT_HOOKS: tuple[NatHook, ...] = get_args(NatHook)
 MOST_DEPTH = 16  # jumps within jumps, as the kernel limits them
 MOST_VISITS = 50_000  # Kubernetes makes thousands of chains
 
-PortRanges = tuple[tuple[int, int], ...]
 Table = tuple[NatTool, NatFamily, str]  # tool, family, name
 
 
@@ -28,7 +27,7 @@ class Step(NamedTuple):
     target: str | None = None  # a chain, or an address
     port: int | None = None  # the new destination port
     protocols: frozenset[str] | None = None  # None: any
-    ports: PortRanges | None = None  # of the destination; None: any
+    ports: tuple[PortRange, ...] | None = None  # of the destination; None: any
     destination: str | None = None
     conditions: tuple[str, ...] = ()
 
@@ -93,7 +92,9 @@ def _matches(step: Step, port: int, protocol: Protocol) -> bool:
 
 def _nat_rule(step: Step, path: _Path) -> NatRule:
     tool, family, _ = step.table
-    address = step.target if step.kind == "dnat" else None
+    address = None
+    if step.kind == "dnat":
+        address = step.target
     if address:  # a table of both families contains rules of one
         family = "ipv6" if ":" in address else "ipv4"
     return NatRule(family, path.hook, address, step.port, path.destination, path.conditions, step.chain, tool)

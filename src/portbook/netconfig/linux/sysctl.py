@@ -66,9 +66,11 @@ def parse(texts: SysctlTexts) -> Settings:
 
 def _ipv6(texts: SysctlTexts, numbers: dict[str, int | None]) -> Ipv6State | None:
     """Without IPv6 the whole directory is missing; where /proc/sys is hidden, IPv4's is missing as well."""
-    if texts.get(DISABLE_IPV6) is None:
-        return None if texts.get(UNPRIVILEGED) is None else "absent"
-    return "disabled" if numbers.get(DISABLE_IPV6) else "on"
+    if texts.get(DISABLE_IPV6) is not None:
+        return "disabled" if numbers.get(DISABLE_IPV6) else "on"
+    if texts.get(UNPRIVILEGED) is not None:
+        return "absent"
+    return None
 
 
 def read_caller() -> Caller:

@@ -27,7 +27,6 @@ from portbook.numerals import UINT16, UINT32, number_or_none
 from portbook.records import Family, Protocol
 from portbook.system import console, program
 
-Arguments = tuple[str, ...]
 Fact = TypeVar("Fact")
 
 
@@ -41,7 +40,7 @@ class NetshOutput(NamedTuple):
 class NetshCommand(NamedTuple, Generic[Fact]):
     """The arguments of netsh, and the pure function that parses its output or raises SourceGarbled."""
 
-    arguments: Arguments
+    arguments: tuple[str, ...]
     parse: Callable[[NetshOutput], tuple[Fact, ...]]
 
     def __str__(self) -> str:

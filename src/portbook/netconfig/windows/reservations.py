@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from portbook.errors import SourceError
 from portbook.netconfig.facts import DynamicRange, ExcludedRange, HttpQueue, PortProxy
 from portbook.netconfig.windows import httpsys, netsh, portproxy
+from portbook.netconfig.windows.netsh import Fact
 from portbook.records import FAMILIES, PROTOCOLS, Family, Gap, Protocol
-
-Fact = TypeVar("Fact")
 
 
 class Reservations(NamedTuple):

@@ -17,27 +17,18 @@ from __future__ import annotations
 
 import struct
 import sys
-from enum import IntEnum
-from typing import NamedTuple
+
+from msgspec import Struct
 
 
-class Register(IntEnum):
+class Register(int):
     """R0 has results; R1 to R5 are arguments, lost in a call; R6 to R9 are preserved; the stack is below R10."""
 
-    R0 = 0
-    R1 = 1
-    R2 = 2
-    R3 = 3
-    R4 = 4
-    R5 = 5
-    R6 = 6
-    R7 = 7
-    R8 = 8
-    R9 = 9
-    R10 = 10
+    def __str__(self) -> str:
+        return f"r{int(self)}"
 
 
-R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10 = Register
+REGISTERS = R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10 = tuple(Register(number) for number in range(11))
 
 # An instruction: code, the two registers in one byte, offset, immediate value. The destination is in the lower half of
 # the byte on little-endian machines, in the upper on others.
@@ -62,10 +53,15 @@ COMPARISONS = {
     "signed <=": 0xD0,
 }
 
+CLASS, WIDTH, OPERATION = 0x07, 0x18, 0xF0  # the bits of the code
+WIDTH_BYTES = {bits: width for width, bits in WIDTHS.items()}
+OPERATION_NAMES = {MOVE: "", **{bits: name for name, bits in OPERATIONS.items()}}
+COMPARISON_NAMES = {bits: name for name, bits in COMPARISONS.items()}
+
 Operand = Register | int
 
 
-class Instruction(NamedTuple):
+class Instruction(Struct, frozen=True):
     """One instruction, before the distance to its label is known."""
 
     code: int
@@ -74,8 +70,33 @@ class Instruction(NamedTuple):
     offset: int = 0
     value: int = 0
     label: str | None = None  # where it jumps
-    text: str = ""  # what it does
     why: str = ""
+
+    def __str__(self) -> str:
+        kind, operation = self.code & CLASS, self.code & OPERATION
+        operand = self.source if self.code & FROM_REGISTER else self.value
+        if kind in (LOAD & CLASS, STORE & CLASS, STORE_VALUE & CLASS):
+            return self._transfer(kind)
+        if kind == ARITHMETIC:
+            return f"{self.to} {OPERATION_NAMES[operation]}= {operand}"
+        if operation == CALL:
+            return f"call {self.value}"
+        if operation == EXIT:
+            return "exit"
+        if operation == ALWAYS:
+            return f"goto {self.label}"
+        return f"if {self.to} {COMPARISON_NAMES[operation]} {operand} goto {self.label}"
+
+    def _transfer(self, kind: int) -> str:
+        """A load or a store."""
+        base = self.source if kind == LOAD & CLASS else self.to
+        sign = "-" if self.offset < 0 else "+"
+        memory = f"u{8 * WIDTH_BYTES[self.code & WIDTH]} [{base} {sign} {abs(self.offset)}]"
+        if kind == LOAD & CLASS:
+            return f"{self.to} = {memory}"
+        if kind == STORE & CLASS:
+            return f"{memory} = {self.source}"
+        return f"{memory} = {self.value}"
 
 
 class Code:
@@ -93,50 +114,44 @@ class Code:
 
     def load(self, to: Register, base: Register, offset: int, width: int, why: str) -> None:
         """Read 1, 2, 4 or 8 bytes at ``base + offset``."""
-        text = f"{_name(to)} = {_memory(base, offset, width)}"
-        self.instructions.append(Instruction(LOAD | WIDTHS[width], to, base, offset, text=text, why=why))
+        self.instructions.append(Instruction(LOAD | WIDTHS[width], to, base, offset, why=why))
 
     def store(self, base: Register, offset: int, width: int, what: Operand, why: str) -> None:
         """Write 1, 2, 4 or 8 bytes at ``base + offset``."""
-        text = f"{_memory(base, offset, width)} = {_name(what)}"
         if isinstance(what, Register):
-            self.instructions.append(Instruction(STORE | WIDTHS[width], base, what, offset, text=text, why=why))
+            self.instructions.append(Instruction(STORE | WIDTHS[width], base, what, offset, why=why))
         else:
-            self.instructions.append(
-                Instruction(STORE_VALUE | WIDTHS[width], base, R0, offset, what, text=text, why=why)
-            )
+            self.instructions.append(Instruction(STORE_VALUE | WIDTHS[width], base, R0, offset, what, why=why))
 
     def move(self, to: Register, what: Operand, why: str) -> None:
         """Put a register's or an immediate value (32 bits, sign extended) into a register."""
-        self._operate(ARITHMETIC | MOVE, to, what, f"{_name(to)} = {_name(what)}", why)
+        self._operate(ARITHMETIC | MOVE, to, what, why)
 
     def change(self, to: Register, operation: str, what: Operand, why: str) -> None:
         """Add, shift and so on, in 64 bits; ``operation`` is one of OPERATIONS."""
-        text = f"{_name(to)} {operation}= {_name(what)}"
-        self._operate(ARITHMETIC | OPERATIONS[operation], to, what, text, why)
+        self._operate(ARITHMETIC | OPERATIONS[operation], to, what, why)
 
     def jump_if(self, one: Register, comparison: str, other: Operand, label: str, why: str) -> None:
         """Continue at ``label`` if the comparison holds; "&" holds if both share a bit. 64 bits, unsigned."""
-        text = f"if {_name(one)} {comparison} {_name(other)} goto {label}"
-        self._operate(JUMP | COMPARISONS[comparison], one, other, text, why, label)
+        self._operate(JUMP | COMPARISONS[comparison], one, other, why, label)
 
     def jump(self, label: str, why: str) -> None:
         """Continue at ``label``."""
-        self.instructions.append(Instruction(JUMP | ALWAYS, label=label, text=f"goto {label}", why=why))
+        self.instructions.append(Instruction(JUMP | ALWAYS, label=label, why=why))
 
     def call(self, function: int, why: str) -> None:
         """Call one of the kernel's helpers: arguments in R1 to R5, the result in R0."""
-        self.instructions.append(Instruction(JUMP | CALL, value=function, text=f"call {function}", why=why))
+        self.instructions.append(Instruction(JUMP | CALL, value=function, why=why))
 
     def leave(self) -> None:
         """End the program; R0 is its answer."""
-        self.instructions.append(Instruction(JUMP | EXIT, text="exit"))
+        self.instructions.append(Instruction(JUMP | EXIT))
 
-    def _operate(self, code: int, to: Register, what: Operand, text: str, why: str, label: str | None = None) -> None:
+    def _operate(self, code: int, to: Register, what: Operand, why: str, label: str | None = None) -> None:
         if isinstance(what, Register):
-            self.instructions.append(Instruction(code | FROM_REGISTER, to, what, 0, 0, label, text, why))
+            self.instructions.append(Instruction(code | FROM_REGISTER, to, what, 0, 0, label, why))
         else:
-            self.instructions.append(Instruction(code, to, R0, 0, what, label, text, why))
+            self.instructions.append(Instruction(code, to, R0, 0, what, label, why))
 
     def assemble(self) -> bytes:
         """The program as bytes for the kernel; raise ValueError for an unknown label or a number that does not fit."""
@@ -168,16 +183,8 @@ class Code:
         lines: list[str] = []
         for number, instruction in enumerate(self.instructions):
             lines += [f"{name}:" for name in names.get(number, [])]
-            line = f"{number:4}  {instruction.text:<48}"
+            line = f"{number:4}  {instruction!s:<48}"
             if instruction.why:
                 line += f"; {instruction.why}"
             lines.append(line.rstrip())
         return "\n".join(lines) + "\n"
-
-
-def _name(what: Operand) -> str:
-    return f"r{int(what)}" if isinstance(what, Register) else str(what)
-
-
-def _memory(base: Register, offset: int, width: int) -> str:
-    return f"u{8 * width} [{_name(base)} {'-' if offset < 0 else '+'} {abs(offset)}]"
