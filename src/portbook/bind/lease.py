@@ -158,7 +158,7 @@ def lease(
     if not 0 <= port <= 65535:
         raise UsageError(f"port {port} is out of range", "valid values are 1 to 65535, and 0 for any port")
     if port and ports is not None:
-        raise UsageError("a port and ports to choose from exclude each other", "give one of them")
+        raise UsageError("a port and a range of ports exclude each other", "give one of them")
     plan = LeasePlan(endpoints.parse(address, dual=dual), check_protocols(protocols), listens)
     if port:
         return _lease_named(port, plan)

@@ -134,7 +134,7 @@ def missing() -> str | None:
     """Why the tables cannot be read here; None if they can."""
     if sys.platform == "win32":
         return None
-    return "only on windows"
+    return "only on Windows"
 
 
 def read(wanted: Wanted) -> IphlpapiTables:

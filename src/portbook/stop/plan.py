@@ -22,7 +22,7 @@ HTTP_SYS = "netsh http show servicestate shows which service uses it"
 SELF = "it is the portbook process itself"
 CONNECTED = "it does not listen on the port; it only has connections from it, as a client or after closing its listener"
 ANCESTOR = "it is a parent process of portbook, which would end with it"
-NO_START = "its start time is not known, so it cannot be told apart from another process with the same pid"
+NO_START = "its start time is not known, so it cannot be distinguished from another process with the same pid"
 NOT_FOUND = "the port cannot be bound, and no socket on it is visible"
 NO_OWNER = "the system does not report which process holds it"
 

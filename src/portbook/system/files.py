@@ -201,7 +201,7 @@ class _Walk:
             raise StoreError(f"{self.path!r} leads through more than {MOST_LINKS} links")
         if _is_writable_by_others(os.fstat(self.directory)):
             raise StoreError(
-                f"{self.path!r} leads through the link {name!r}, which somebody else may have made",
+                f"{self.path!r} leads through the link {name!r}, which another user may have made",
                 "name the file that the link leads to",
             )
         target = os.readlink(name, dir_fd=self.directory)

@@ -137,7 +137,7 @@ def _output(command: Sequence[str], gaps: list[Gap]) -> bytes:
 
     path = program.find(command[0])
     if path is None:
-        why = f"{command[0]} is not installed, so that NAT rules made with it cannot be read"
+        why = f"{command[0]} is not installed: NAT rules made with it cannot be read"
         gaps.append(Gap("nat", None, why, "install nftables or iptables"))
         return b""
     try:

@@ -258,7 +258,7 @@ class TcpSchedule:
             held_back, host.held_back = host.held_back, deque()
             self._buffered -= len(held_back)
             skipped = sum(self._abandon(each) for each in held_back)
-            text = f"given up: {skipped} ports that were held back, and those that come later, are not probed"
+            text = f"given up: {skipped} waiting ports, and all later ones, are not probed"
             self._report("breaker", host.address, text)
 
     def _abandon(self, attempt: Attempt) -> bool:
@@ -318,5 +318,5 @@ class TcpSchedule:
         self._report(
             "deadline",
             None,
-            f"the time was up: {skipped} ports that were next, and those that come later, were not probed",
+            f"the time was up: {skipped} waiting ports, and all later ones, were not probed",
         )

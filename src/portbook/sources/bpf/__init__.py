@@ -388,7 +388,7 @@ def _merged(first: tuple[Owner, ...], keys: list[int], owners: _Owners) -> tuple
 
 SOURCE = Source(
     name="bpf",
-    sees="every TCP and UDP socket of every process and every network namespace, with all who hold it",
+    sees="every TCP and UDP socket of every process and every network namespace, with all its owners",
     needs="root, or CAP_BPF and CAP_PERFMON; Linux 5.12 with BTF (CONFIG_DEBUG_INFO_BTF)",
     capabilities=frozenset(
         (
