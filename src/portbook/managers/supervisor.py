@@ -110,8 +110,11 @@ def is_relay(owner: Owner) -> bool:
 
 def is_service_manager(owner: Owner) -> bool:
     """Whether the process is systemd, which listens on behalf of services that are not running: systemd.socket(5)."""
-    is_first = owner.pid == 1 and owner.name == "systemd"  # only root can read which program pid 1 runs
-    return is_first or _base_name(owner.exe) == "systemd"
+    if owner.name == "systemd" and owner.pid == 1:
+        return True
+    if owner.name == "systemd" and systemd.is_manager(owner.cgroup or ""):
+        return True
+    return _base_name(owner.exe) == "systemd"
 
 
 def stop_instruction(supervisor: Supervisor) -> str | None:
