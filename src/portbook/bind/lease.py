@@ -21,7 +21,7 @@ import socket as net
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from itertools import repeat
+from itertools import product, repeat
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
 
 from portbook.addresses import EVERYWHERE, Endpoint
@@ -203,7 +203,7 @@ def _bind_all(port: int, plan: LeasePlan, *, chosen: bool) -> Lease:
     with ExitStack() as open_sockets:
         sockets: list[net.socket] = []
         missing: BindError | None = None
-        for protocol, place in ((protocol, place) for protocol in plan.protocols for place in plan.places):
+        for protocol, place in product(plan.protocols, plan.places):
             try:
                 sock = open_sockets.enter_context(bind(port, place, plan.options(protocol, chosen), net.socket))
             except BindError as error:
@@ -211,7 +211,8 @@ def _bind_all(port: int, plan: LeasePlan, *, chosen: bool) -> Lease:
                     raise
                 missing = error
                 continue
-            if chosen and plan.listens and protocol == "tcp" and sys.platform != "win32":
+            accepts = plan.listens and protocol == "tcp"
+            if chosen and accepts and sys.platform != "win32":
                 sock.setsockopt(net.SOL_SOCKET, net.SO_REUSEADDR, 1)  # its connections do not block the next server
             sockets.append(sock)
             port = sock.getsockname()[1]

@@ -173,7 +173,8 @@ def _other_user_namespace(
     """CAP_NET_BIND_SERVICE counts in the user namespace that owns the network namespace (user_namespaces(7))."""
     denied = tuple(str(attempt.endpoint) for attempt in attempts if attempt.posix_error == "EACCES")
     limit = situation.privileged_below
-    if not denied or "privileged-port" in codes or limit is None or situation.port >= limit:
+    is_privileged = limit is not None and situation.port < limit
+    if not denied or not is_privileged or "privileged-port" in codes:
         return
     text = (
         f"ports below {limit} need CAP_NET_BIND_SERVICE in the user namespace that owns this network namespace; "

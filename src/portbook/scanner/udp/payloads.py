@@ -65,11 +65,14 @@ def recognise(reply: bytes, requests: Iterable[Payload]) -> RecognisedService | 
     return None
 
 
+READABLE = bytes(byte if 32 <= byte < 127 else ord(".") for byte in range(256))
+
+
 def describe_reply(reply: bytes) -> str:
     """Describe a reply of an unknown service: its length and the readable part of its beginning."""
     if not reply:
         return "an empty datagram"
-    start = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in reply[:32])
+    start = reply[:32].translate(READABLE).decode("ascii")
     return f"{len(reply)} bytes: {start}"
 
 

@@ -50,7 +50,9 @@ def read_files(program: bytes, function: int, pids: Iterable[int] | None = None)
     call = _caller()
     loaded = _load(call, program, function)
     try:
-        return b"".join(_run(call, loaded, pid) for pid in ((None,) if pids is None else pids))
+        if pids is None:
+            return _run(call, loaded, None)
+        return b"".join(_run(call, loaded, pid) for pid in pids)
     finally:
         os.close(loaded)
 
