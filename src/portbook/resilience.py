@@ -35,34 +35,34 @@ class Fault(NamedTuple):
 
 # POSIX name: what it means for a connection.
 REASONS: dict[str, str] = {
-    # The other side, or a host on the way, said so.
+    # The peer, or a host on the path, reported it.
     "ECONNREFUSED": "nothing listens there",
-    "ECONNRESET": "the other side, or something on the way, reset the connection",
+    "ECONNRESET": "the peer, or a host on the path, reset the connection",
     "ECONNABORTED": "this machine aborted the connection before it was used",
-    "EPIPE": "the other side had closed the connection already",
+    "EPIPE": "the peer had already closed the connection",
     "ENETRESET": "the network dropped the connection",
-    "EHOSTUNREACH": "a router says so, or the neighbour does not answer; hosts come and go",
+    "EHOSTUNREACH": "a router reported it, or the neighbour does not answer",
     "EHOSTDOWN": "the neighbour does not answer",
-    "ENETUNREACH": "no route now; interfaces, leases and tunnels come and go",
+    "ENETUNREACH": "no route to the address at present",
     "ENETDOWN": "the interface is down",
-    "ENOPROTOOPT": "the target says that it does not support the protocol (ICMP 3/2)",
-    "EPROTO": "the network says that the packet is malformed (ICMP parameter problem)",
+    "ENOPROTOOPT": "the target reported that it does not support the protocol (ICMP 3/2)",
+    "EPROTO": "the network reported that the packet is malformed (ICMP parameter problem)",
     # No answer.
     "ETIMEDOUT": "no answer within the time limit",
     # This machine ran out of something.
     "EMFILE": "this process has no descriptor left",
     "ENFILE": "the system has no descriptor left",
     "ENOBUFS": "no buffer, or on Windows no local port, is left",
-    "ENOMEM": "the kernel has no memory for a socket now",
+    "ENOMEM": "the kernel has no memory for a socket at present",
     "EADDRINUSE": "the local port is in use; TIME_WAIT ends by itself",
     "EADDRNOTAVAIL": "no local address, or no free local port, can be used for this target",
     # Not an answer yet.
-    "EAGAIN": "not now",
-    "EWOULDBLOCK": "not now",
+    "EAGAIN": "temporarily not possible",
+    "EWOULDBLOCK": "temporarily not possible",
     "EINPROGRESS": "still in progress",
     "EALREADY": "still in progress",
     "EINTR": "interrupted by a signal",
-    # It will be the same next time.
+    # A repetition gives the same error.
     "EACCES": "forbidden: by a firewall or a route, or the address is a broadcast address",
     "EPERM": "forbidden on this machine, by a firewall or a security module",
     "EAFNOSUPPORT": "this machine does not support the address family",

@@ -196,7 +196,7 @@ def test_ipv6_text_is_canonical(address, text):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="here it can be read")
 def test_elsewhere_the_source_is_missing():
-    assert iphlpapi.SOURCE.missing() == "only on windows"
+    assert iphlpapi.SOURCE.missing() == "only on Windows"
     with pytest.raises(SourceMissing):
         iphlpapi.read(Wanted())
 

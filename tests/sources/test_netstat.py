@@ -204,7 +204,7 @@ def test_no_word_means_two_states():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="here it can be read")
 def test_elsewhere_the_source_is_missing():
-    assert netstat.SOURCE.missing() == "only on windows"
+    assert netstat.SOURCE.missing() == "only on Windows"
     with pytest.raises(SourceMissing):
         netstat.read(Wanted())
 

@@ -136,7 +136,7 @@ def test_what_is_refused(one, platform, expected):
         (owner(), Supervisor("systemd", "a", ("x",), restarts=False), []),
         (owner(), Supervisor("kubernetes", "a"), [("managed", KNOW)]),
         (owner(1, name="systemd"), COMMAND, [("managed", VIA)]),
-        (owner(70, name="systemd"), COMMAND, [("managed", VIA)]),
+        (owner(70, name="systemd", exe="/usr/lib/systemd/systemd"), COMMAND, [("managed", VIA)]),
         (owner(1, name="systemd"), Supervisor(supervisor.ACTIVATION, ""), [("protected", KNOW), ("managed", KNOW)]),
         (owner(name="sshd"), COMMAND, [("protected", KNOW), ("managed", VIA + KNOW)]),
         (

@@ -21,5 +21,5 @@ def test_filetime(filetime, expected):
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has it")
 def test_elsewhere_a_library_of_windows_is_an_oserror():
     call = winapi.Functions((("kernel32", "GetTickCount", None, ()),))
-    with pytest.raises(OSError, match=r"kernel32\.dll is a part of Windows"):
+    with pytest.raises(OSError, match=r"kernel32\.dll is part of Windows"):
         call.GetTickCount()

@@ -107,7 +107,7 @@ def test_docker_names_the_container_behind_an_address(tmp_path, monkeypatch, no_
     monkeypatch.setattr(runtimes, "_docker_sockets", lambda _: [str(tmp_path / "none"), path])
     with daemon(path, answer(json.dumps(LISTED).encode())) as asked:
         found, gaps = publications.take()
-    assert found == (Publication("docker:web", "tcp", "0.0.0.0", 8080, 80, ("172.17.0.2",)),)
+    assert found == (Publication("docker:web", "tcp", 8080, ("172.17.0.2",)),)
     assert gaps == []
     assert len(asked) == 1
 

@@ -244,7 +244,7 @@ def test_how_to_see_a_holder_is_said_by_who_looked_for_it(hint):
 
 
 DOCKER_PROXY = ("docker-proxy", "-host-port", "80", "-container-ip", "172.17.0.2", "-container-port", "8000")
-WEB = Publication("docker:web", "tcp", "0.0.0.0", 80, 8000, ("172.17.0.2",))
+WEB = Publication("docker:web", "tcp", 80, ("172.17.0.2",))
 
 
 def test_the_container_behind_docker_proxy():

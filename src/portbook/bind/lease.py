@@ -21,7 +21,7 @@ import socket as net
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from itertools import repeat
+from itertools import product, repeat
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
 
 from portbook.addresses import EVERYWHERE, Endpoint
@@ -82,7 +82,7 @@ class Lease:
 
         This process keeps its own copies: close the lease, and the port is free when the program ends.
 
-        If the program cannot be run: on Windows an OSError here, elsewhere a child that says so and exits with 127.
+        If the program cannot be run: on Windows an OSError here, elsewhere a child that reports it and exits with 127.
 
         :param options: for ``subprocess.Popen``, except ``shell``; ``env`` is completed
         :raises OSError: the child cannot be started
@@ -128,7 +128,7 @@ class LeasePlan(NamedTuple):
     listens: bool
 
     def options(self, protocol: Protocol, chosen: bool) -> Options:
-        """How to bind a socket; ``chosen``: by us and not by the caller. The module's docstring says why."""
+        """How to bind a socket; ``chosen``: by us and not by the caller. See the docstring of the module."""
         reuse_address = False if chosen or not self.listens else None
         return Options(protocol, reuse_address=reuse_address, listens=self.listens)
 
@@ -158,7 +158,7 @@ def lease(
     if not 0 <= port <= 65535:
         raise UsageError(f"port {port} is out of range", "valid values are 1 to 65535, and 0 for any port")
     if port and ports is not None:
-        raise UsageError("a port and ports to choose from exclude each other", "give one of them")
+        raise UsageError("a port and a range of ports exclude each other", "give one of them")
     plan = LeasePlan(endpoints.parse(address, dual=dual), check_protocols(protocols), listens)
     if port:
         return _lease_named(port, plan)
@@ -203,7 +203,7 @@ def _bind_all(port: int, plan: LeasePlan, *, chosen: bool) -> Lease:
     with ExitStack() as open_sockets:
         sockets: list[net.socket] = []
         missing: BindError | None = None
-        for protocol, place in ((protocol, place) for protocol in plan.protocols for place in plan.places):
+        for protocol, place in product(plan.protocols, plan.places):
             try:
                 sock = open_sockets.enter_context(bind(port, place, plan.options(protocol, chosen), net.socket))
             except BindError as error:
@@ -211,7 +211,8 @@ def _bind_all(port: int, plan: LeasePlan, *, chosen: bool) -> Lease:
                     raise
                 missing = error
                 continue
-            if chosen and plan.listens and protocol == "tcp" and sys.platform != "win32":
+            accepts = plan.listens and protocol == "tcp"
+            if chosen and accepts and sys.platform != "win32":
                 sock.setsockopt(net.SOL_SOCKET, net.SO_REUSEADDR, 1)  # its connections do not block the next server
             sockets.append(sock)
             port = sock.getsockname()[1]

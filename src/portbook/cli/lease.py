@@ -62,7 +62,7 @@ def command(
 
     given = exec_command.arguments(ctx)
     if not given:
-        raise UsageError("no command to run", "portbook lease [PORT] -- COMMAND...")
+        raise UsageError("no command to run", "write portbook lease [PORT] -- COMMAND...")
     path = exec_command.executable(given[0])  # before anything is bound
     protocols = PROTOCOLS_OF[which]
     ports: Sequence[int] | None = parse_port_list(among) if among is not None else None

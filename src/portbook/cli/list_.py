@@ -95,9 +95,15 @@ class QueryCommand(base.Command):
 @base.option("--source", metavar="NAME", help="read this data source; see portbook sources")
 @output.strict_option
 def command(
-    query: tuple[str, ...], every: bool, wide: bool, form: str | None, sort: str | None, source: str | None,
-    strict: bool, **filters: Any,
-) -> int:  # fmt: skip
+    query: tuple[str, ...],
+    every: bool,
+    wide: bool,
+    form: str | None,
+    sort: str | None,
+    source: str | None,
+    strict: bool,
+    **filters: Any,
+) -> int:
     """List ports and the processes that hold them.
 
     Without --all, the list has the TCP sockets that listen or are bound, and the unconnected UDP sockets. QUERY
@@ -122,7 +128,9 @@ def command(
     else:
         output.write_people(listing, wide, key or (SORTS["port"], False), selection.all_namespaces())
         output.write_elsewhere(listing)
-    return exits.GAPS if strict and listing.gaps else exits.YES
+    if strict and listing.gaps:
+        return exits.GAPS
+    return exits.YES
 
 
 def build_query(texts: tuple[str, ...], every: bool, filters: dict[str, Any]) -> Query:

@@ -72,5 +72,10 @@ def _prose(text: str) -> str:
 
 def _escape(text: str) -> str:
     """Escape hyphens, backslashes, and dots and quotes at the start of a line (groff_man_style(7))."""
-    lines = text.replace("…", "...").replace("\\", "\\e").replace("-", "\\-").split("\n")
-    return "\n".join("\\&" + line if line[:1] in (".", "'") else line for line in lines)
+    lines: list[str] = []
+    for line in text.replace("…", "...").replace("\\", "\\e").replace("-", "\\-").split("\n"):
+        if line.startswith((".", "'")):
+            lines.append(f"\\&{line}")
+        else:
+            lines.append(line)
+    return "\n".join(lines)

@@ -85,7 +85,9 @@ def command(
     )
 
     def with_xml(answers: Iterator[Answer], stack: ExitStack) -> Iterator[Answer]:
-        return answers if xml_path is None else _with_xml(answers, running, xml_path, stack)
+        if xml_path is None:
+            return answers
+        return _with_xml(answers, running, xml_path, stack)
 
     interrupted = survey.conduct(running, form, meter, with_xml)
     _write_notes(running.report, form is None)

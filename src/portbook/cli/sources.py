@@ -42,7 +42,7 @@ def command(as_json: bool) -> int:
         )
     else:
         for name, reason, source in rows:
-            state = "available" if reason is None else f"not available: {reason}"
+            state = "available" if reason is None else f"not available: {reason.removeprefix(f'{name}: ')}"
             sys.stdout.write(f"{name}: {state}\n")
             sys.stdout.write(f"  sees   {source.sees}\n  needs  {source.needs}\n")
     return exits.YES

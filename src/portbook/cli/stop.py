@@ -102,7 +102,8 @@ def _mention_udp(port: int) -> None:
     from portbook import inventory, query
 
     terms = query.term("port", [str(port)]), query.term("protocol", ["udp"]), query.term("state", ["listening"])
-    if inventory.select(query.Query(terms), None)[1]:
+    _, sockets, _ = inventory.select(query.Query(terms))
+    if sockets:
         sys.stderr.write(f"portbook: {port}/udp is held; to stop it: portbook stop {port}/udp\n")
 
 
@@ -110,15 +111,16 @@ def _without_ending(plans: Sequence[StopPlan], overrides: Collection[Override], 
     """The answers if a port is refused, or in a dry run; none if the plans may be carried out."""
     from portbook.stop.run import report_nothing_ended
 
-    refusals = [plan.forbidden(overrides) if plan.held else () for plan in plans]
-    if not any(refusals) and not dry_run:
+    is_refused = any(plan.forbidden(overrides) for plan in plans if plan.held)
+    if not is_refused and not dry_run:
         return []
     answers: list[StopReport] = []
-    for plan, refused in zip(plans, refusals, strict=True):
+    for plan in plans:
+        refusals = plan.forbidden(overrides)
         if not plan.held:
             answers.append(report_nothing_ended(plan, "free"))
-        elif refused:
-            answers.append(report_nothing_ended(plan, "refused", refused))
+        elif refusals:
+            answers.append(report_nothing_ended(plan, "refused", refusals))
         elif dry_run:
             answers.append(report_nothing_ended(plan, "would-stop"))
         else:
@@ -143,10 +145,13 @@ def _confirm(plans: Sequence[StopPlan], overrides: Collection[Override]) -> list
         if sys.stdin.readline().strip().lower() in ("y", "yes"):
             return []
         note = ANSWERED_NO
-    return [
-        report_nothing_ended(plan, "declined", note=note) if plan.held else report_nothing_ended(plan, "free")
-        for plan in plans
-    ]
+    answers: list[StopReport] = []
+    for plan in plans:
+        if plan.held:
+            answers.append(report_nothing_ended(plan, "declined", note=note))
+        else:
+            answers.append(report_nothing_ended(plan, "free"))
+    return answers
 
 
 def _carry_out(

@@ -46,7 +46,9 @@ def command(ports: tuple[str, ...], as_json: bool, source: str | None, strict: b
         output.write_gaps(dict.fromkeys(gap for answer in answers for gap in answer.gaps))
     if strict and any(answer.gaps for answer in answers):
         return exits.GAPS
-    return exits.YES if all(answer.held for answer in answers) else exits.NO
+    if all(answer.held for answer in answers):
+        return exits.YES
+    return exits.NO
 
 
 def read_port(text: str) -> tuple[int, Protocol | None]:

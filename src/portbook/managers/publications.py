@@ -18,10 +18,8 @@ MOST_PORTS = 5_000  # of all containers
 
 
 class _Port(msgspec.Struct, rename="pascal"):
-    private_port: int
     type: str = "tcp"
     public_port: int | None = None
-    ip: str = msgspec.field(default="", name="IP")
 
 
 class _Network(msgspec.Struct):
@@ -34,7 +32,7 @@ class _Settings(msgspec.Struct, rename="pascal"):
 
 
 class ListedContainer(msgspec.Struct, rename="pascal"):
-    """What ContainerList says of a container's network."""
+    """The fields of ContainerList about a container's network."""
 
     id: str
     names: list[str] | None = None
@@ -74,6 +72,6 @@ def parse(runtime: str, container: ListedContainer) -> Iterator[Publication]:
     if container.network_settings and container.network_settings.networks:
         for network in container.network_settings.networks.values():
             addresses += filter(None, (network.ip, network.ip6))
-    for port in container.ports or [_Port(0)]:
+    for port in container.ports or [_Port()]:
         host_port = port.public_port or 0
-        yield Publication(label, port.type, port.ip, host_port, port.private_port, tuple(addresses))
+        yield Publication(label, port.type, host_port, tuple(addresses))

@@ -108,6 +108,15 @@ def is_relay(owner: Owner) -> bool:
     return _base_name(owner.exe) in RELAYS
 
 
+def is_service_manager(owner: Owner) -> bool:
+    """Whether the process is systemd, which listens on behalf of services that are not running: systemd.socket(5)."""
+    if owner.name == "systemd" and owner.pid == 1:
+        return True
+    if owner.name == "systemd" and systemd.is_manager(owner.cgroup or ""):
+        return True
+    return _base_name(owner.exe) == "systemd"
+
+
 def stop_instruction(supervisor: Supervisor) -> str | None:
     """What to type to stop the process: the command, else the advice."""
     if supervisor.command:
@@ -173,8 +182,7 @@ def _relay(owner: Owner, _: ParentChain, __: int) -> Supervisor | None:
 
 def _activator(owner: Owner, _: ParentChain, __: int) -> Supervisor | None:
     """A service manager that holds a socket for a service that is not running: systemd.socket(5)."""
-    is_first = owner.pid == 1 and owner.name == "systemd"
-    if _base_name(owner.exe) != "systemd" and not is_first:
+    if not is_service_manager(owner):
         return None
     user = systemd.user_of(owner.cgroup or "")
     name = ""  # the service manager of the system

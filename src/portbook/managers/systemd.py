@@ -51,6 +51,11 @@ def user_of(cgroup: str) -> int | None:
     return None
 
 
+def is_manager(cgroup: str) -> bool:
+    """Whether it is the cgroup in which systemd keeps itself, that of the system or of a user."""
+    return cgroup.endswith(f"/{MANAGER_CGROUP}")
+
+
 def _innermost(cgroup: str) -> str | None:
     unit = None
     for segment in cgroup.split("/"):

@@ -11,6 +11,8 @@ from portbook.probe.tls import Tls
 from portbook.render.machine import ENCODER
 from portbook.render.text import Style, bold, safe
 
+HEADINGS = {"timeout": "did not answer", "name-not-found": "has no address", "error": "could not be dialed"}
+
 
 def json(dials: Iterable[Dial]) -> Iterator[bytes]:
     """Yield one object for each target, each on a line."""
@@ -19,7 +21,8 @@ def json(dials: Iterable[Dial]) -> Iterator[bytes]:
 
 def lines(dial: Dial, style: Style) -> list[str]:
     """A heading for the target, then each address with its outcome, evidence and times."""
-    heading = f"{safe(dial.target)} is {_outcome(dial)}"
+    outcome = _outcome(dial)
+    heading = f"{safe(dial.target)} {HEADINGS.get(outcome, f'is {outcome}')}"
     if _was_looked_up(dial):
         heading += f" (name looked up in {dial.lookup_ms:.1f} ms)"
     parts = bold([heading], style)

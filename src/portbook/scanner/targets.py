@@ -181,9 +181,7 @@ def _checked(text: str, first: Address, last: Address, zone: str | None) -> Span
     size = int(last) - int(first) + 1
     if size > MOST_ADDRESSES:
         count_text = f"{size:,}" if size < 2**64 else f"2**{size.bit_length() - 1}"
-        raise UsageError(
-            f"target {text!r} has {count_text} addresses", "at most a /8 of IPv4 or a /104 of IPv6 at once"
-        )
+        raise UsageError(f"target {text!r} has {count_text} addresses", "the limit is a /8 of IPv4 or a /104 of IPv6")
     if zone and not first.is_link_local:
         raise UsageError(f"target {text!r}: only a link-local address has an interface", "omit %" + zone)
     if first.version == 6 and first.is_link_local and not zone:
@@ -210,8 +208,8 @@ def refuse_public(spans: Iterable[Span]) -> None:
             if span.size == 1 and span.target != address:
                 name = f"{span.target} ({address})"
             raise UsageError(
-                f"{name} is globally routable and not scanned by accident",
-                "add --allow-public if you may scan it",
+                f"{name} is globally routable",
+                "add --allow-public if you are permitted to scan it",
             )
 
 

@@ -23,6 +23,7 @@ SOURCES: dict[str, tuple[str, tuple[str, ...]]] = {
     "netstat": ("netstat", ("windows",)),
     "lsof": ("lsof", ("macos", "linux")),
 }
+PLATFORM_NAMES = {"linux": "Linux", "windows": "Windows", "macos": "macOS"}
 
 
 def load(name: str) -> Source:
@@ -42,5 +43,5 @@ def missing(name: str, platform: str = PLATFORM) -> str | None:
     """Why the source called ``name`` cannot be used on this machine; None if it can."""
     platforms = SOURCES[name][1]
     if platform not in platforms:
-        return f"only on {' and '.join(platforms)}"
+        return f"only on {' and '.join(PLATFORM_NAMES[each] for each in platforms)}"
     return load(name).missing()

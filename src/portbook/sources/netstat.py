@@ -63,13 +63,13 @@ def missing() -> str | None:
     """Why the commands cannot be run here; None if they can."""
     if sys.platform == "win32":
         return None
-    return "only on windows"
+    return "only on Windows"
 
 
 def read(_: Wanted) -> NetstatOutput:  # netstat's own filter takes one protocol and family at a time
     """Run both commands; raise SourceMissing, SourceDenied, SourceTimeout or SourceGarbled if netstat fails."""
     if sys.platform != "win32":
-        raise SourceMissing("netstat -ano with these columns is a command of Windows")
+        raise SourceMissing("only Windows has a netstat with these columns")
     codec = console().codec
     netstat = _run(NETSTAT)
     try:

@@ -1,8 +1,8 @@
 """Which processes have to end for a port to be free, in which order, and what forbids it. Pure.
 
 A holder is a process that listens on the port or is bound to it. A process that only has an accepted connection is left
-alone as long as somebody listens, and a client, whose port is another one, always. If nobody listens and the port still
-cannot be bound, the processes with connections from it block the bind.
+alone as long as another process listens; a client, whose own port is another one, always is. If no process listens and
+the port still cannot be bound, the processes with connections from it block the bind.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from portbook.addresses import EVERYWHERE, Endpoint
 from portbook.holding import PASSED
-from portbook.managers.supervisor import Supervisor, is_relay, stop_instruction
+from portbook.managers.supervisor import Supervisor, is_relay, is_service_manager, stop_instruction
 from portbook.query import LISTENING
 from portbook.records import Gap, Holder, Holding, Platform, Protocol, Socket
 from portbook.stop import protected
@@ -22,7 +22,7 @@ HTTP_SYS = "netsh http show servicestate shows which service uses it"
 SELF = "it is the portbook process itself"
 CONNECTED = "it does not listen on the port; it only has connections from it, as a client or after closing its listener"
 ANCESTOR = "it is a parent process of portbook, which would end with it"
-NO_START = "its start time is not known, so it cannot be told apart from another process with the same pid"
+NO_START = "its start time is not known, so it cannot be distinguished from another process with the same pid"
 NOT_FOUND = "the port cannot be bound, and no socket on it is visible"
 NO_OWNER = "the system does not report which process holds it"
 
@@ -50,7 +50,7 @@ def blocking_holders(holding: Holding) -> tuple[Holder, ...]:
 
 
 def bind_endpoints(sockets: Sequence[Socket]) -> tuple[Endpoint, ...]:
-    """Where a new server would bind the port: at the addresses of the listeners. Connections do not tell it."""
+    """Where a new server would bind the port: at the addresses of the listeners. Connections do not show it."""
     listeners = [s for s in sockets if s.state in LISTENING]
     return tuple(dict.fromkeys(map(_endpoint, listeners))) or EVERYWHERE
 
@@ -103,7 +103,7 @@ def _refusals(holder: Holder, supervisor: Supervisor | None, context: StopContex
         yield Refusal("kernel", why, HTTP_SYS if context.platform == "windows" else None)
     elif owner.pid == context.pid:
         yield Refusal("self", SELF)
-    elif supervisor and supervisor.command and protected.activates(owner):
+    elif supervisor and supervisor.command and is_service_manager(owner):
         why = f"it holds the port for {supervisor.name}"
         yield Refusal("managed", why, stop_instruction(supervisor), ("via-manager",))
     else:
@@ -111,7 +111,7 @@ def _refusals(holder: Holder, supervisor: Supervisor | None, context: StopContex
 
 
 def _refusals_of_signal(holder: Holder, supervisor: Supervisor | None, context: StopContext) -> Iterator[Refusal]:
-    """What forbids to signal a process that could be signalled."""
+    """The refusals for a process that could be signalled."""
     owner = holder.owner
     by_manager: tuple[Override, ...] = ("via-manager",) if supervisor and supervisor.command else ()
     if all(s.state not in LISTENING for s in holder.sockets):

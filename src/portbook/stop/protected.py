@@ -6,7 +6,7 @@ safeguard: before anything is ended, the user sees the whole process.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from portbook.records import Owner
 
@@ -107,7 +107,9 @@ WINDOWS: Mapping[str, str] = {
 
 def kernel(owner: Owner, platform: str) -> str | None:
     """Why this process cannot be ended at all; None if it can be."""
-    if platform == "linux" and 2 in (owner.pid, owner.ppid) and not owner.command_line and owner.exe is None:
+    is_below_kthreadd = 2 in (owner.pid, owner.ppid)
+    has_no_program = owner.exe is None and not owner.command_line
+    if platform == "linux" and is_below_kthreadd and has_no_program:
         return "it is a kernel thread"
     return KERNEL.get(platform, {}).get(owner.pid)
 
@@ -117,15 +119,15 @@ def reason(owner: Owner, platform: str) -> str | None:
     if owner.pid == 1 and platform in INIT:
         return INIT[platform]
     if platform == "windows":
-        table, names = WINDOWS, _windows_names(owner)
-    else:
-        table, names = UNIX, _unix_names(owner)
-    return next((table[name] for name in names if name in table), None)
+        return _first_reason(WINDOWS, _windows_names(owner))
+    return _first_reason(UNIX, _unix_names(owner))
 
 
-def activates(owner: Owner) -> bool:
-    """Whether it is a service manager, which may listen on behalf of services that do not run: systemd.socket(5)."""
-    return owner.pid == 1 or "systemd" in _unix_names(owner)
+def _first_reason(reasons: Mapping[str, str], names: Iterable[str]) -> str | None:
+    for name in names:
+        if name in reasons:
+            return reasons[name]
+    return None
 
 
 def _unix_names(owner: Owner) -> list[str]:

@@ -305,7 +305,7 @@ class _Stop:
             return []
         kinds = ", ".join(sorted({str(state) for state in states}))
         connections = "a connection" if len(states) == 1 else f"{len(states)} connections"
-        return [f"held by {connections} without a process ({kinds}), for about a minute or until the peer ends"]
+        return [f"held by {connections} without a process ({kinds}), for about a minute, or until the peer closes them"]
 
     def _report(self, conclusion: Conclusion, holders: tuple[Holder, ...]) -> StopReport:
         return StopReport(

@@ -36,7 +36,7 @@ class Functions:
 def load_library(name: str) -> Any:
     """Load a library of the system; raises OSError."""
     if sys.platform != "win32":
-        raise OSError(f"{name}.dll is a part of Windows")
+        raise OSError(f"{name}.dll is part of Windows")
     return ctypes.WinDLL(name, use_last_error=True, winmode=LOAD_LIBRARY_SEARCH_SYSTEM32)
 
 

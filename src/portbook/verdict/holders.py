@@ -60,7 +60,11 @@ def _parents_of(sockets: Iterable[Socket]) -> Parents:
 
 def _supervisors_of(sockets: Iterable[Socket], parents: Parents) -> dict[int, Supervisor]:
     """The supervisors of those owners, as far as the processes' own records show them."""
-    owners = {owner.pid: owner for s in sockets for owner in s.owners if owner.pid in parents}
+    owners: dict[int, Owner] = {}
+    for s in sockets:
+        for owner in s.owners:
+            if owner.pid in parents:
+                owners[owner.pid] = owner
     if not owners:
         return {}
     from portbook.managers import supervisor

@@ -1,6 +1,6 @@
 """From a situation and a real bind to a verdict. Pure.
 
-The bind is always right. Where the rules predicted something else, the verdict says so with the error number, because
+The bind is always right. Where the rules predicted something else, the verdict reports it with the error number:
 hiding it would mislead.
 """
 
@@ -38,7 +38,7 @@ EXPLICIT_BIND = "a bind that names the port is allowed"
 
 
 class Verdict(Struct, frozen=True):
-    """Whether a server can bind the port, and the findings that say why not."""
+    """Whether a server can bind the port, and the findings that explain why not."""
 
     schema: int
     platform: Platform
@@ -88,7 +88,7 @@ def bound_all(attempts: Sequence[BindAttempt]) -> bool | None:
 
 
 def predict(findings: Iterable[Finding]) -> bool | None:
-    """Whether the bind should succeed according to the rules; None if they cannot tell."""
+    """Whether the bind should succeed according to the rules; None if they do not decide it."""
     blocking = [finding.confidence for finding in findings if finding.severity == "blocks"]
     if not blocking:
         return True
@@ -173,7 +173,8 @@ def _other_user_namespace(
     """CAP_NET_BIND_SERVICE counts in the user namespace that owns the network namespace (user_namespaces(7))."""
     denied = tuple(str(attempt.endpoint) for attempt in attempts if attempt.posix_error == "EACCES")
     limit = situation.privileged_below
-    if not denied or "privileged-port" in codes or limit is None or situation.port >= limit:
+    is_privileged = limit is not None and situation.port < limit
+    if not denied or not is_privileged or "privileged-port" in codes:
         return
     text = (
         f"ports below {limit} need CAP_NET_BIND_SERVICE in the user namespace that owns this network namespace; "

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from portbook.netconfig.facts import SYSTEM_PID, HttpQueue
 from portbook.netconfig.windows.httpsys import queues_of
 from portbook.netconfig.windows.reservations import Reservations, take
-from portbook.records import FAMILIES, Owner, Socket
+from portbook.records import FAMILIES, Family, Owner, Socket
 from portbook.verdict import holders
 from portbook.verdict.situation import BindRequest, Situation
 
@@ -39,10 +39,15 @@ def _queue_owners(queues: tuple[HttpQueue, ...], port: int) -> dict[int, Owner]:
 
 def read_reservations(request: BindRequest, sockets: tuple[Socket, ...]) -> Reservations:
     """Read the lists of the requested families; http.sys queues if pid 4, or an unknown process, has the port."""
-    if any(endpoint.dual for endpoint in request.endpoints):
-        families = list(FAMILIES)
-    else:
-        requested = {"ipv6" if ":" in endpoint.address else "ipv4" for endpoint in request.endpoints}
-        families = [family for family in FAMILIES if family in requested]
-    may_be_http_sys = any(not s.owners or any(o.pid == SYSTEM_PID for o in s.owners) for s in sockets)
-    return take((request.protocol,), families, queues=may_be_http_sys)
+    requested: set[Family] = set()
+    for endpoint in request.endpoints:
+        if endpoint.dual or ":" not in endpoint.address:
+            requested.add("ipv4")
+        if endpoint.dual or ":" in endpoint.address:
+            requested.add("ipv6")
+    families = [family for family in FAMILIES if family in requested]
+    return take((request.protocol,), families, queues=any(map(_may_be_http_sys, sockets)))
+
+
+def _may_be_http_sys(s: Socket) -> bool:
+    return not s.owners or any(owner.pid == SYSTEM_PID for owner in s.owners)

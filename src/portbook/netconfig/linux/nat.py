@@ -21,7 +21,7 @@ from portbook.netconfig.facts import NatRule
 from portbook.records import Family, Gap, Protocol
 
 NFNL_SUBSYS_NFTABLES = 10
-NFT_MSG_NEWCHAIN, NFT_MSG_GETCHAIN = 3, 4
+NFT_MSG_GETCHAIN = 4
 NFGENMSG = struct.Struct("=BBH")  # family, version, resource
 NFTA_CHAIN_TYPE = 7
 # The answers of a kernel without netlink for netfilter, or without nf_tables behind it (nfnetlink_rcv_msg).
@@ -112,7 +112,7 @@ def has_nat_chains() -> bool:
 
 
 def is_nat(body: bytes) -> bool:
-    """Whether a message about a chain says that its type is nat. Pure; raises OSError for what is cut short."""
+    """Whether a message describes a chain of type nat. Pure; raises OSError if the message is truncated."""
     from portbook.system import netlink
 
     return netlink.text(netlink.attributes(body[NFGENMSG.size :]).get(NFTA_CHAIN_TYPE)) == "nat"
@@ -137,7 +137,7 @@ def _output(command: Sequence[str], gaps: list[Gap]) -> bytes:
 
     path = program.find(command[0])
     if path is None:
-        why = f"{command[0]} is not installed, so that NAT rules made with it cannot be read"
+        why = f"{command[0]} is not installed: NAT rules made with it cannot be read"
         gaps.append(Gap("nat", None, why, "install nftables or iptables"))
         return b""
     try:

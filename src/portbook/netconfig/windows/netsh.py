@@ -146,10 +146,12 @@ def parse_excluded(output: NetshOutput, family: Family, protocol: Protocol) -> t
 
 
 def _excluded(fields: list[str], family: Family, protocol: Protocol) -> ExcludedRange:
-    start, end = (number_or_none(field, UINT16) for field in [*fields, ""][:2])
     is_administered = fields[2:] == ["*"]
-    is_row = len(fields) == 2 or is_administered
-    if not is_row or start is None or end is None or start > end:
+    start = end = None
+    if len(fields) == 2 or is_administered:
+        start = number_or_none(fields[0], UINT16)
+        end = number_or_none(fields[1], UINT16)
+    if start is None or end is None or start > end:
         raise SourceGarbled(f"the row {' '.join(fields)[:60]!r} was not understood")
     return ExcludedRange(family, protocol, start, end, is_administered)
 

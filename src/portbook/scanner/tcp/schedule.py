@@ -20,10 +20,10 @@ from portbook.scanner.tcp.limits import Retries, Timeouts, Window
 from portbook.scanner.tcp.state import Attempt, Host
 
 BUFFER = 1 << 16  # attempts held back or waiting for a retry; about 15 MB
-READ_AT_ONCE = 4096  # probes of the stream in one turn: skipping a dead network must not take for ever
+READ_AT_ONCE = 4096  # probes of the stream in one turn: skipping a dead network must not block the loop
 REMOTE_AT_ONCE = 128  # connects in one turn, before answers are read: they take 20 to 30 microseconds each
 MOST_WAIT_S = 1.0
-NOT_FROM_HOST = frozenset(("unreachable", "error"))  # outcomes that say nothing about the host itself
+NOT_FROM_HOST = frozenset(("unreachable", "error"))  # outcomes that prove nothing about the host itself
 OUT_OF_RESOURCES = SCARCE | {f"WSA{name}" for name in SCARCE}
 
 
@@ -258,7 +258,7 @@ class TcpSchedule:
             held_back, host.held_back = host.held_back, deque()
             self._buffered -= len(held_back)
             skipped = sum(self._abandon(each) for each in held_back)
-            text = f"given up: {skipped} ports that were held back, and those that come later, are not probed"
+            text = f"given up: {skipped} waiting ports, and all later ones, are not probed"
             self._report("breaker", host.address, text)
 
     def _abandon(self, attempt: Attempt) -> bool:
@@ -318,5 +318,5 @@ class TcpSchedule:
         self._report(
             "deadline",
             None,
-            f"the time was up: {skipped} ports that were next, and those that come later, were not probed",
+            f"the time was up: {skipped} waiting ports, and all later ones, were not probed",
         )

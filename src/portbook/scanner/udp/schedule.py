@@ -42,7 +42,7 @@ LONGEST_SHORTAGE_S = 10.0  # how long a shortage may last before it is an error
 OUT_OF_DESCRIPTORS = frozenset(("EMFILE", "ENFILE"))
 NOT_NOW = frozenset(("EAGAIN", "EWOULDBLOCK"))
 
-LIMITED = "the time was up; the target limits how many ports it refuses a second, which may be the reason"
+LIMITED = "the time was up; the target limits how many ports it refuses per second, which may be the reason"
 TIME_UP = "the time was up"
 
 
@@ -245,7 +245,7 @@ class UdpSchedule:
     def _shrink_window(self) -> None:
         if LEAST_WINDOW <= self._in_flight < self.window:
             self.window = self._in_flight
-            self._report("descriptors", None, f"no descriptor is left; from here on {self.window} ports at once")
+            self._report("descriptors", None, f"no descriptor is left; from now on at most {self.window} ports at once")
 
     # --- time ------------------------------------------------------------------------------------------------------
 
@@ -354,7 +354,7 @@ class UdpSchedule:
         self._finish(port, "open", Evidence("reply", text=text or None), self._rtt_ms(port), service)
 
     def refused(self, port: UdpPort, evidence: Evidence, now: float) -> None:
-        """Take a refusal: an ICMP message, or an error number that stands for one."""
+        """Take a refusal: an ICMP message, or an error number that means one."""
         self._now = now
         outcome = refusal_outcome(evidence, port.probe.address)
         if outcome is None:
@@ -403,7 +403,7 @@ class UdpSchedule:
         host.limit_reported = True
         silent = len(host.to_retry) + len(host.in_flight)
         text = (
-            "the target limits how many ports it refuses a second: "
+            "the target limits how many ports it refuses per second: "
             f"{silent} silent ports are probed again, in groups that it can keep up with"
         )
         self._report("rate-limit", host.probe.address, text)

@@ -50,7 +50,9 @@ def read_files(program: bytes, function: int, pids: Iterable[int] | None = None)
     call = _caller()
     loaded = _load(call, program, function)
     try:
-        return b"".join(_run(call, loaded, pid) for pid in ((None,) if pids is None else pids))
+        if pids is None:
+            return _run(call, loaded, None)
+        return b"".join(_run(call, loaded, pid) for pid in pids)
     finally:
         os.close(loaded)
 
@@ -161,7 +163,7 @@ def _load(call: Call, program: bytes, function: int) -> int:
 
 
 def _reason(log: str) -> str:
-    """The last lines of the verifier's log, which say why it refuses the program, without its statistics."""
+    """The last lines of the verifier's log, which give the reason for the refusal, without its statistics."""
     lines = [line.strip() for line in log.splitlines() if line.strip() and not line.startswith("processed ")]
     return " / ".join(lines[-LOG_LINES:])
 

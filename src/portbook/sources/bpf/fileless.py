@@ -75,7 +75,7 @@ def is_whole(wanted: Wanted) -> bool:
 def summarize(records: bytes) -> tuple[dict[int, FileCounts], frozenset[int], frozenset[int]]:
     """Count the sockets of each namespace; collect the inodes, and apart from them those of MPTCP sockets.
 
-    An MPTCP socket tells only who owns the TCP sockets below it, which have no file and are still to be read.
+    An MPTCP socket shows only who owns the TCP sockets below it, which have no file and are still to be read.
     There may be a hundred thousand records: they are read column by column.
     """
     words = memoryview(records).cast("I")
@@ -160,7 +160,7 @@ def sort_out(answers: Answers, seen: Collection[int]) -> tuple[dict[int, Namespa
             dumps[netns] = answer
         else:
             failures.append(answer)
-    failures += [OSError("no process is in it") for netns in seen if netns not in answers]
+    failures += [OSError("no visible process is in it") for netns in seen if netns not in answers]
     return dumps, tuple(_unread_namespaces(failures))
 
 
@@ -179,7 +179,8 @@ def _unread_namespaces(failures: list[Exception]) -> Iterator[Gap]:
     what = "another network namespace" if len(failures) == 1 else counted(len(failures), "other network namespace")
     reasons = ", ".join(sorted({str(error) for error in failures}))
     why = f"connections without a descriptor in {what} are not known: {reasons}"
-    yield Gap("socket", None, why, "setns(2) needs CAP_SYS_ADMIN, which root has")
+    was_refused = any(isinstance(error, PermissionError) for error in failures)
+    yield Gap("socket", None, why, "run with CAP_SYS_ADMIN, which setns(2) needs" if was_refused else None)
 
 
 # --- one namespace -------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from msgspec.structs import replace
 
+from portbook.managers.supervisor import is_service_manager
 from portbook.numerals import counted
 from portbook.records import Owner, Socket
 from portbook.verdict import description
@@ -144,14 +145,11 @@ def _deactivation(manager: Owner, unit: str | None) -> str:
 
 def _service_manager(group: list[Socket]) -> Owner | None:
     """The owner that is systemd, of the system or of a user, or launchd. In a container, pid 1 is mostly a server."""
-    return next((owner for owner in description.owners_of(group) if _is_service_manager(owner)), None)
-
-
-def _is_service_manager(owner: Owner) -> bool:
-    if owner.name == "launchd":
-        return owner.pid == 1
-    # The cgroup in which systemd keeps itself: https://systemd.io/CGROUP_DELEGATION.
-    return owner.name == "systemd" and (owner.pid == 1 or (owner.cgroup or "").endswith("/init.scope"))
+    for owner in description.owners_of(group):
+        is_launchd = owner.pid == 1 and owner.name == "launchd"
+        if is_launchd or is_service_manager(owner):
+            return owner
+    return None
 
 
 # --- connections ---------------------------------------------------------------------------------------------------

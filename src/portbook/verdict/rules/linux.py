@@ -61,8 +61,13 @@ def ephemeral(situation: Situation) -> Iterator[Finding]:
 
 def _reservation(situation: Situation) -> str:
     """The whole list, because writing it replaces what was reserved before."""
-    kept = [f"{low}-{high}" if low != high else str(low) for low, high in situation.reserved]
-    return ",".join((*kept, str(situation.port)))
+    reserved_ports: list[str] = []
+    for low, high in situation.reserved:
+        if low == high:
+            reserved_ports.append(str(low))
+        else:
+            reserved_ports.append(f"{low}-{high}")
+    return ",".join((*reserved_ports, str(situation.port)))
 
 
 def reserved(situation: Situation) -> Iterator[Finding]:
@@ -172,7 +177,10 @@ def _rule_as_dict(rule: NatRule) -> dict[str, object]:
 
 
 def _publication(situation: Situation, address: str | None) -> Publication | None:
-    return next((p for p in situation.publications if address in p.container_addresses), None)
+    for publication in situation.publications:
+        if address in publication.container_addresses:
+            return publication
+    return None
 
 
 def _nat_remedy(publication: Publication | None) -> str:

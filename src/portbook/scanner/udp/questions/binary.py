@@ -63,7 +63,7 @@ def read_rpc(reply: bytes) -> str | None:
     if accept == 2:  # PROG_MISMATCH
         low, high = struct.unpack_from("!II", reply, 24 + length)
         return f"versions {low} to {high}"
-    return {0: "success", 1: "program not here"}.get(accept, f"status {accept}")
+    return {0: "success", 1: "no such program"}.get(accept, f"status {accept}")
 
 
 # --- STUN: RFC 8489 ------------------------------------------------------------------------------------------------
