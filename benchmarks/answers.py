@@ -1,4 +1,4 @@
-"""What a scanner said, in one form for all of them, and how that compares with what was set up."""
+"""The answers of a scanner, in one form for all scanners, and how they compare with what was set up."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ from typing import NamedTuple
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SLOWEST_S = 120.0  # one run is given up after this
 QUIET_S = 0.5  # that long the machine has to be idle before a round, with --patience
-BUDGET_S = 60.0  # a contestant that has run this long in total is not repeated any more: lsof
-# What the environment says to Python (unbuffered output, no bytecode) is not what a user has.
+BUDGET_S = 60.0  # a contestant that has run this long in total is not repeated: lsof
+# What the environment sets for Python (unbuffered output, no bytecode) is not what a user has.
 PLAIN = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
 
@@ -125,7 +125,7 @@ def run(
 
 
 def floor_mb() -> float:
-    """The least peak memory that can be told: our own."""
+    """The least peak memory that can be measured: our own."""
     return run([shutil.which("true") or "/bin/true"]).peak_mb
 
 
@@ -240,7 +240,7 @@ def others(wall_s: float, others_s: float) -> str:
 
 
 def markers(program: str) -> tuple[str, str]:
-    """What stands around the part of a page that a program writes."""
+    """The parts of a page before and after the part that a program writes."""
     return f"<!-- {program} writes from here -->", "<!-- to here -->"
 
 

@@ -114,7 +114,7 @@ def lease_round(way: str) -> Callable[[], bool]:
 
 
 def worker(way: str, rounds: int) -> None:
-    """One of the eight: says how many rounds it lost."""
+    """One of the eight: prints how many rounds it lost."""
     play = (number_round if way in NUMBERS else lease_round)(way)
     play()
     print("ready", flush=True)
@@ -123,7 +123,7 @@ def worker(way: str, rounds: int) -> None:
 
 
 def clients(count: int) -> None:
-    """Outgoing connections, the oldest closed for each new one, until somebody closes our input."""
+    """Outgoing connections, the oldest closed for each new one, until our input is closed."""
     with socket.create_server(("127.0.0.1", 9), backlog=4096) as server:
         held: list[tuple[socket.socket, socket.socket]] = []
         while not select.select([0], [], [], 0.001)[0]:

@@ -75,14 +75,14 @@ def lossy() -> Iterator[Load]:
 
 
 class Rule(NamedTuple):
-    """A range of ports, what nftables does with them, and what is to be answered by those where nobody listens."""
+    """A range of ports, what nftables does with them, and the answer that those without a listener have to give."""
 
     ports: range
     tcp: str  # "": no rule
     udp: str
     tcp_state: str
     udp_state: str
-    opened: Sequence[int] = ()  # somebody listens here, and the rule lets that be seen
+    opened: Sequence[int] = ()  # a server listens here, and the rule does not hide it
 
 
 RESET, REFUSE = "reject with tcp reset", "reject with icmpx type port-unreachable"
@@ -107,7 +107,7 @@ def truth_of(rules: dict[str, Rule], protocol: str, address: str) -> States:
 
 @contextlib.contextmanager
 def ruled(rules: dict[str, Rule], protocol: str, rtt_ms: float = RTT_MS, limited: bool = False) -> Iterator[Load]:
-    """A target 20 ms away with rules; it refuses as often as it is asked, or with ``limited`` as Linux does."""
+    """A target 20 ms away with rules; it refuses every probe, or with ``limited`` as many as Linux does."""
     with netlab.pair(rtt_ms=rtt_ms) as lab:
         if not limited:
             lab.target.sysctl("net.ipv4.icmp_ratelimit", 0)

@@ -1,4 +1,4 @@
-"""Whom the scanners talk to, and a rival that is no command of its own.
+"""The peers that the scanners probe, and a contestant that is not a command.
 
 python benchmarks/peers.py serve tcp 80,443      take connections and hang up; with udp, answer datagrams
 python benchmarks/peers.py pool 127.0.0.1 1-65535 100   connect from a pool of so many threads, blocking

@@ -56,7 +56,7 @@ SIZES = {
 }
 
 HELD = 2_000  # the first process listens here, the second one above it, and so on
-FREE = 1_999  # nobody does
+FREE = 1_999  # nobody holds this one
 EPHEMERAL = "10000 65000"  # what the kernel may choose from: above the listeners
 PREFIX = "fd00:706f:7274::"  # /64, made local as a whole, as 127.0.0.0/8 is
 READY_WITHIN_S = 180.0
@@ -213,7 +213,7 @@ class Population:
                 raise RuntimeError(text.decode())
 
     def _count(self) -> None:
-        """Ask somebody else. An ss older than 6.8 does not list bound-only sockets."""
+        """Count with ss, as a second opinion. An ss older than 6.8 does not list bound-only sockets."""
         listed = subprocess.run(["ss", "-tuanH"], check=True, capture_output=True).stdout.count(b"\n")
         expected = self.size.sockets
         if listed not in (expected, expected - self.size.bound):

@@ -45,7 +45,7 @@ class Contestant(NamedTuple):
 
 
 class Goal(NamedTuple):
-    """What issue 3 asks for: the time of ``name`` is at most ``most`` times that of ``of``."""
+    """A target of the project: the time of ``name`` is at most ``most`` times that of ``of``."""
 
     name: str
     most: float

@@ -58,7 +58,7 @@ CALLS = {
 
 
 class Target(NamedTuple):
-    """What the project asks for: a figure of ``name``, over that of ``of`` if there is one, is at most ``most``."""
+    """A target of the project: a figure of ``name``, over that of ``of`` if there is one, is at most ``most``."""
 
     sizes: tuple[str, ...]
     name: str
@@ -160,7 +160,7 @@ def report(size: str, measured: dict[str, Any]) -> list[str]:
 
 
 def _verdict(size: str, name: str, table: dict[str, Row]) -> tuple[str, str]:
-    """Target and whether it is met, both cells empty where nothing is asked."""
+    """Target and whether it is met, both cells empty where there is no target."""
     asked = [t for t in TARGETS if size in t.sizes and t.name == name and (t.of is None or t.of in table)]
     texts, verdicts = [], []
     for target in asked:

@@ -5,7 +5,7 @@ import sys
 
 import portbook
 
-server = socket.create_server(("127.0.0.1", 0))  # stands for whatever else has the port
+server = socket.create_server(("127.0.0.1", 0))  # stands for any program that has the port
 port = server.getsockname()[1]
 
 answer = portbook.who(port, "tcp")

@@ -153,7 +153,7 @@ def test_another_process_takes_work_and_returns_results_and_errors(listener: soc
         listing = pool.submit(portbook.take, f"port:{port} state:listen")
         verdict = pool.submit(portbook.why, port, address="127.0.0.1")
         usage = pool.submit(portbook.take, "port:nonsense")
-        bound = pool.submit(bind, port, Endpoint("127.0.0.1"))
+        bound = pool.submit(bind, port, Endpoint("127.0.0.1"), Options(), socket.socket)
         assert [s.local_port for s in listing.result(LIMIT_S).sockets] == [port]
         assert "listener" in [finding.code for finding in verdict.result(LIMIT_S).findings]
         with pytest.raises(portbook.UsageError) as refused:

@@ -140,7 +140,7 @@ def zone_name(scope: int) -> str:
 
 
 def interface_names() -> dict[int, str]:
-    """Interface index to name, in the calling thread's network namespace; empty where the system does not say."""
+    """Interface index to name, in the calling thread's network namespace; empty if they are not known."""
     try:
         return {index: _encodable(name) for index, name in _socket.if_nameindex()}
     except OSError:

@@ -36,7 +36,7 @@ class PortbookError(Exception):
 
 
 class UsageError(PortbookError):
-    """The request is not valid; the hint says what is."""
+    """The request is not valid; the hint names what is."""
 
     exit_code = 2
 

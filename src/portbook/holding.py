@@ -13,7 +13,7 @@ from portbook.records import SCHEMA, Holder, Holding, Owner, Protocol, Socket
 from portbook.system import namespaces
 
 _Sockets = tuple[Socket, ...]
-PASSED = frozenset(("TIME_WAIT",))  # the port is held by no process any more: RFC 9293 section 3.6.1
+PASSED = frozenset(("TIME_WAIT",))  # no process holds the port any longer: RFC 9293 section 3.6.1
 
 
 def who(port: int, protocol: Protocol | None = None, *, source: str | None = None) -> Holding:

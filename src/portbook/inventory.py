@@ -136,7 +136,7 @@ def _select(
 
 
 def _read_best(wanted: Wanted, ahead: _AheadSearch | None, with_owners: bool) -> Selection:
-    """Read the first source that works; where others failed before, the gaps or ``skipped`` say so.
+    """Read the first source that works; where others failed before, the gaps or ``skipped`` report it.
 
     Optional sources are better at owners only: they are not tried where owners are not wanted.
     """

@@ -125,7 +125,7 @@ class Field(Struct, frozen=True):
 
 
 def parse(text: str) -> Query:
-    """Parse a query; raise UsageError that says which term is wrong and what is valid."""
+    """Parse a query; raise UsageError that names the wrong term and the valid values."""
     return Query(_merge(_term(token) for token in _tokens(text)))
 
 
@@ -274,7 +274,7 @@ def _state(field: str, text: str) -> FieldValue:
 
 
 def _states(word: str) -> frozenset[State | None]:
-    """The states that a name stands for."""
+    """The states that a name means."""
     return STATE_GROUPS.get(word) or frozenset(s for s in STATES if s == word)
 
 

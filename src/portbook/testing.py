@@ -1,6 +1,6 @@
 """Support for tests of portbook and of programs built on it: fake sources, child processes, a socket zoo.
 
-The zoo opens real sockets of every kind that this machine supports, and says of each what a listing must show:
+The zoo opens real sockets of every kind that this machine supports, and returns for each what a listing must show:
 
     with zoo("tcp4-listening") as animals:
         seen = {identity(s): s for s in portbook.take().sockets}
@@ -122,7 +122,7 @@ def child(
 
     :param pass_fds: descriptors that the child inherits (not on Windows)
     :param python: the interpreter; None: that of this process
-    :raises RuntimeError: the child ended before it said anything
+    :raises RuntimeError: the child ended before it wrote anything
     """
     command = [python or sys.executable, "-I", "-S", "-c", PRELUDE + script, *arguments]
     inherited = {"pass_fds": tuple(pass_fds)} if pass_fds else {}
@@ -229,7 +229,7 @@ def _pair(hold: Hold, family: Family = "ipv4") -> tuple[net.socket, net.socket]:
 def _expected(
     opened: net.socket, state: State | None, *needs: Capability, pids: tuple[int, ...] | None = None, **queues: int
 ) -> Expected:
-    """What must be listed of a socket of ours."""
+    """What a listing must show of a socket of this process."""
     protocol: Protocol = "tcp" if opened.type == net.SOCK_STREAM else "udp"
     family: Family = "ipv4" if opened.family == net.AF_INET else "ipv6"
     local_address, local_port = opened.getsockname()[:2]

@@ -63,7 +63,7 @@ def free(
     :raises PortbookError: binds cannot be tried, for example without a free descriptor
     """
     if count < 1:
-        raise UsageError(f"cannot find {count} ports", "ask for one or more")
+        raise UsageError(f"cannot find {count} ports", "give 1 or more")
     known_protocols = check_protocols(protocols)
     places = endpoints.parse(address)
     return _search(count, known_protocols, places, choice.pool(ports, avoid_ephemeral=avoid_ephemeral))

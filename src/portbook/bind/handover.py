@@ -3,7 +3,7 @@
 POSIX, as sd_listen_fds(3) describes it and many servers support it: descriptors from 3 on, ``LISTEN_FDS`` is their
 number, ``LISTEN_PID`` the process they are for, ``LISTEN_FDNAMES`` what each is. Windows has no such convention: the
 handles are inherited (sockets are handles that a child may inherit: SetHandleInformation on learn.microsoft.com), and
-``PORTBOOK_HANDLES`` says what each is and its number: ``tcp-ipv4=312,tcp-ipv6=316``. ``PORT`` is the port number on
+``PORTBOOK_HANDLES`` has the kind and number of each: ``tcp-ipv4=312,tcp-ipv6=316``. ``PORT`` is the port number on
 both.
 
 This file is also the program that ``Lease.start`` runs before the command, because only a process itself knows its pid:

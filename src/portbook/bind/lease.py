@@ -82,7 +82,7 @@ class Lease:
 
         This process keeps its own copies: close the lease, and the port is free when the program ends.
 
-        If the program cannot be run: on Windows an OSError here, elsewhere a child that says so and exits with 127.
+        If the program cannot be run: on Windows an OSError here, elsewhere a child that reports it and exits with 127.
 
         :param options: for ``subprocess.Popen``, except ``shell``; ``env`` is completed
         :raises OSError: the child cannot be started
@@ -128,7 +128,7 @@ class LeasePlan(NamedTuple):
     listens: bool
 
     def options(self, protocol: Protocol, chosen: bool) -> Options:
-        """How to bind a socket; ``chosen``: by us and not by the caller. The module's docstring says why."""
+        """How to bind a socket; ``chosen``: by us and not by the caller. See the docstring of the module."""
         reuse_address = False if chosen or not self.listens else None
         return Options(protocol, reuse_address=reuse_address, listens=self.listens)
 

@@ -68,7 +68,7 @@ NO_OWNERS = OwnerPids({}, frozenset(), 0, False)
 class Search:
     """Reads the descriptors of many processes, with a child process where that is quicker.
 
-    It may begin before it is known which inodes are wanted: the child then reads while the caller still asks the
+    It may begin before it is known which inodes are wanted: the child then reads while the caller still queries the
     kernel for the sockets.
     """
 
@@ -92,7 +92,7 @@ class Search:
             self.child.end()
 
     def finish(self, inodes: Collection[int]) -> OwnerPids:
-        """Read what the child has not read yet and say which processes have ``inodes`` open."""
+        """Read what the child has not read yet, and return which processes have ``inodes`` open."""
         wanted = frozenset(inodes) - {0}
         if not wanted:
             return NO_OWNERS
@@ -202,11 +202,11 @@ def _descriptor_counts(pids: Iterable[int]) -> dict[int, int]:
 # --- a second reader -----------------------------------------------------------------------------------------------
 
 TOKEN = 4  # bytes of a queue entry: where a batch begins
-MOST_TOKENS = 8_000  # a pipe takes 64 KiB without anybody reading (pipe(7))
+MOST_TOKENS = 8_000  # a pipe takes 64 KiB without a reader (pipe(7))
 
 
 def _may_fork() -> bool:
-    """Whether a fork is safe and useful: in the copy of a process with threads, a lock may stay locked for ever."""
+    """Whether a fork is safe and useful: in the copy of a process with threads, a lock may never be released."""
     try:
         has_one_thread = os.stat("/proc/self/task").st_nlink == 3  # ".", ".." and the thread
         return has_one_thread and len(os.sched_getaffinity(0)) > 1
@@ -324,7 +324,7 @@ def _walk_threads(pids: Iterable[int], wanted: frozenset[int]) -> PidsByInode:
 
 
 def _other_threads(pid: int) -> list[int]:
-    """The threads besides the leader; the link count says without reading when there are none (proc(5))."""
+    """The threads besides the leader; the link count shows without reading when there are none (proc(5))."""
     path = f"/proc/{pid}/task"
     try:
         if os.stat(path).st_nlink <= 3:

@@ -1,4 +1,4 @@
-"""The registered name of a port: from the machine's own services file, then from a table of ours.
+"""The registered name of a port: from the machine's own services file, then from portbook's own table.
 
 A name says what a port is meant for, not what listens there. Both files are read once, when a name is first needed.
 

@@ -40,7 +40,7 @@ def search_ahead() -> Search:
 def complete(
     sockets: list[Socket], pids: PidRanges | None = None, search: Search | None = None, all_known: bool = False
 ) -> tuple[list[Socket], list[Gap]]:
-    """Give every socket its owners, the names of its port, user and namespace, and say what could not be known.
+    """Give every socket its owners, the names of its port, user and namespace, and report what could not be known.
 
     :param pids: keep only the sockets that one of these processes has
     :param search: a search for owners that was begun earlier

@@ -50,7 +50,7 @@ def run_command(command: Sequence[str], limit_s: float) -> CommandResult:
 
 
 def clean_environment() -> dict[str, str]:
-    """An environment without what redirects a command: DOCKER_HOST, SYSTEMD_*, a PATH of somebody else."""
+    """An environment without what redirects a command: DOCKER_HOST, SYSTEMD_*, another user's PATH."""
     if sys.platform == "win32":
         return _environment(WINDOWS_VARIABLES)
     variables = ROOT_VARIABLES if os.geteuid() == 0 else _environment(USER_VARIABLES)

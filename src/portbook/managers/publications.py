@@ -32,7 +32,7 @@ class _Settings(msgspec.Struct, rename="pascal"):
 
 
 class ListedContainer(msgspec.Struct, rename="pascal"):
-    """What ContainerList says of a container's network."""
+    """The fields of ContainerList about a container's network."""
 
     id: str
     names: list[str] | None = None

@@ -26,7 +26,7 @@ Daemon = tuple[str, int]  # a runtime, and the uid of the user whose daemon it i
 ROOT = 0
 TIME_LIMIT_S = 0.5
 MOST_BYTES = 4 << 20  # about 2 KB a container in docker's answer, 0.5 KB in podman's files
-# One listing asks twice, for owners and for sockets without an owner; the second time the first answer is used.
+# One listing queries twice, for owners and for sockets without an owner; the second time the first answer is used.
 FRESH_S = 1.0
 # HTTP/1.0: the answer is not chunked and ends with the connection. Without a version in the path, the daemon chooses.
 REQUEST = b"GET /containers/json?all=0 HTTP/1.0\r\nHost: localhost\r\n\r\n"

@@ -53,7 +53,7 @@ class HttpQueue(Struct, frozen=True):
 
 
 class Caller(Struct, frozen=True):
-    """The process that binds, or asks."""
+    """The process that binds the port, or wants to."""
 
     uid: int | None = None  # effective; None on Windows
     may_bind_low: bool | None = None  # Linux: CAP_NET_BIND_SERVICE; None: not known

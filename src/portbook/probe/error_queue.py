@@ -1,8 +1,8 @@
 """The error queue of a Linux socket: each ICMP message that concerned it, with its type, code and sender.
 
-A socket enables it with IP_RECVERR or IPV6_RECVERR (ip(7), ipv6(7), include/uapi/linux/errqueue.h). ip(7) does not say
-that TCP sockets have an error queue, but tcp_recvmsg() serves it; IPv4 fills it without IP_RECVERR, IPv6 only with it
-(both seen on Linux 6.18). Unconnected sockets have it too.
+A socket enables it with IP_RECVERR or IPV6_RECVERR (ip(7), ipv6(7), include/uapi/linux/errqueue.h). ip(7) does not
+document that TCP sockets have an error queue, but tcp_recvmsg() serves it; IPv4 fills it without IP_RECVERR, IPv6
+only with it (both seen on Linux 6.18). Unconnected sockets have it too.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from portbook.records import Protocol
 Outcome = Literal[
     "open",  # TCP: the handshake completed; UDP: an answer came
     "closed",  # TCP: RST; UDP: ICMP port unreachable from the target itself
-    "filtered",  # a host on the way forbids it and says so, or (TCP) no answer came
+    "filtered",  # a host on the path forbids it and reports that, or (TCP) no answer came
     "open|filtered",  # UDP: no answer came
     "unreachable",  # no route, or ICMP host or network unreachable
     "timeout",  # no answer to one dial within its time limit: weaker than "filtered", which follows repeated attempts

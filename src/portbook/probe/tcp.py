@@ -45,7 +45,7 @@ NOT_CONNECTED = ConnectResult(
     "error", Evidence("errno", errno.ENOTCONN, "ENOTCONN", text="neither connected nor refused")
 )
 
-# What an error says about the port after the SYN was sent. ECONNRESET and EPIPE come after the handshake: before it a
+# What an error means for the port after the SYN was sent. ECONNRESET and EPIPE come after the handshake: before it a
 # RST is ECONNREFUSED (RFC 9293 section 3.10.7.3), so a listener accepted and closed at once. EACCES comes from the
 # network too: Linux translates ICMPv6 "administratively prohibited" into it.
 ERRORS_AFTER_SYN: dict[str, tuple[Outcome, EvidenceKind]] = {
@@ -63,7 +63,7 @@ ERRORS_AFTER_SYN: dict[str, tuple[Outcome, EvidenceKind]] = {
     "EPERM": ("filtered", "errno"),
 }
 # The same when connect() itself reports it. Loopback of the BSDs is refused at once; all else is decided by this
-# machine, and what forbids it (a "prohibit" route, a security module) is not on the way.
+# machine, and what forbids it (a "prohibit" route, a security module) is not on the path.
 ERRORS_OF_CONNECT = {
     name: ERRORS_AFTER_SYN[name]
     for name in ("ECONNREFUSED", "ECONNRESET", "EHOSTUNREACH", "EHOSTDOWN", "ENETUNREACH", "ENETDOWN", "ETIMEDOUT")
@@ -188,12 +188,12 @@ def abort(sock: socket.socket) -> None:
 
 @cache
 def errno_result(number: int, *, sent: bool = True) -> ConnectResult:
-    """What an error number says about a port; ``sent`` as in ``fault_result``."""
+    """The outcome of a port from an error number; ``sent`` as in ``fault_result``."""
     return fault_result(of_errno(number), number, sent=sent)
 
 
 def fault_result(fault: Fault, number: int, *, sent: bool = True) -> ConnectResult:
-    """What an error says about a port.
+    """The outcome of a port from an error.
 
     :param number: errno, or winerror on Windows
     :param sent: the SYN had been sent; False when connect() itself returned the error
@@ -205,7 +205,7 @@ def fault_result(fault: Fault, number: int, *, sent: bool = True) -> ConnectResu
 
 
 def icmp_result(icmp: QueuedError) -> ConnectResult:
-    """What an ICMP message says about a port."""
+    """The outcome of a port from an ICMP message."""
     outcome, text = OTHER_ICMP
     if icmp.version is not None and icmp.type == DESTINATION_UNREACHABLE[icmp.version]:
         outcome, text = UNREACHABLE[icmp.version].get(icmp.code, OTHER_ICMP)
@@ -214,7 +214,7 @@ def icmp_result(icmp: QueuedError) -> ConnectResult:
 
 
 def queued_icmp_result(sock: socket.socket, port: int) -> ConnectResult | None:
-    """What an ICMP message about a port says, when the socket's error queue has one; None elsewhere than on Linux."""
+    """The result from an ICMP message about a port, if the socket's error queue has one; only on Linux."""
     if not LINUX:
         return None
     for kept in drain(sock):

@@ -96,7 +96,7 @@ class AddressAnswers:
 
     @property
     def heading(self) -> str:
-        """The address, and the name that the user gave; the text of a network or range says nothing more."""
+        """The address, and the name that the user gave; the text of a network or range would add nothing."""
         text = self.address
         if self.zone:
             text += f"%{self.zone}"

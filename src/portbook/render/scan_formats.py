@@ -36,7 +36,7 @@ def jsonl(answers: Iterable[Answer], report: Callable[[], Report]) -> Iterator[b
 
 
 def csv(answers: Iterable[Answer], report: Callable[[], Report]) -> Iterator[bytes]:
-    """One answer a line, the evidence in columns of its own (RFC 4180)."""
+    """One answer on each line, its evidence in separate columns (RFC 4180)."""
     from csv import writer
 
     buffer = io.StringIO(newline="")

@@ -23,7 +23,7 @@ MOST_CHECKED = 1024  # addresses that are checked for belonging to this machine;
 MOST_CANARIES = 8  # a scan must work with 64 descriptors
 MOST_EACH = 4  # on one address
 MOST_TRIES = 8  # to get a free port that is not among the scanned ones
-MOST_REPLIES = 100  # of all UDP canaries together, so that no peer can keep them answering for ever
+MOST_REPLIES = 100  # of all UDP canaries together, so that no peer can keep them answering without end
 MOST_NAMED = 20  # missed ports in the report
 
 AddressPort = tuple[str, int]

@@ -1,6 +1,6 @@
 """Which ports to scan: lists, ranges and groups.
 
-The groups are a choice of ours from the IANA Service Name and Transport Protocol Port Number Registry (RFC 6335,
+The groups are portbook's choice from the IANA Service Name and Transport Protocol Port Number Registry (RFC 6335,
 https://www.iana.org/assignments/service-names-port-numbers) and of ports that are commonly used without being
 registered; ``enrich/services.txt`` has the name of each port. Tests compare the two.
 """

@@ -39,7 +39,7 @@ class Report(Struct, frozen=True):
     ports: int  # of each address
     asked: int  # ports with an answer
     outcomes: dict[str, int]  # how many answers had each outcome
-    silent: int  # ports that sent no answer: filtered, or lost on the way; never called closed
+    silent: int  # ports that sent no answer: filtered, or lost in the network; never called closed
     repeated: int  # attempts beyond the first
     skipped: int  # ports without an answer: the breaker was open, the time was up, the scan was cancelled
     rate: float | None  # answers a second

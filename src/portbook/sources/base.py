@@ -2,7 +2,7 @@
 
 A source is a module with two halves. ``read(wanted)`` touches the system and returns its answer, unchanged;
 ``parse(raw)`` is pure, can be imported on every platform, and turns that answer into sockets. A table captured once
-is test data for ever.
+is test data on every platform.
 
 ``read`` may return more than was wanted (the pipeline filters again) and never less. It raises ``SourceMissing``,
 ``SourceDenied``, ``SourceTimeout``, or ``SourceGarbled`` for an answer that is not whole. ``parse`` raises

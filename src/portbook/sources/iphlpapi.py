@@ -87,7 +87,7 @@ LAYOUTS: dict[tuple[Protocol, Family, RowKind], RowLayout] = {
 }
 
 # MIB_TCP_STATE in tcpmib.h. 100 is in no page of the documentation: Get-NetTCPConnection calls it Bound. DELETE_TCB
-# is a connection on its way out of the table.
+# is a connection that is about to leave the table.
 LISTEN, BOUND, DELETE_TCB = 2, 100, 12
 STATES: dict[int, State] = {
     1: "CLOSE",
@@ -125,7 +125,7 @@ PVOID, ULONG, BOOL = ctypes.c_void_p, ctypes.c_ulong, ctypes.c_int
 NO_ERROR = 0
 ERROR_INSUFFICIENT_BUFFER = 122
 STATUS_UNSUCCESSFUL = 0xC0000001  # in no page of the documentation; seen when the table grows during the call
-FIRST_SIZE = 1 << 18  # 1,600 rows in the first call, which else would only ask for the size
+FIRST_SIZE = 1 << 18  # 1,600 rows in the first call, which otherwise would only get the size
 MOST_SIZE = 1 << 29
 MOST_TRIES = 12
 

@@ -74,7 +74,7 @@ def read(wanted: Wanted) -> LsofOutput:
         return LsofOutput(b"")
     command = (*SHELL, path, *OPTIONS, *selection)
     output = program.run(command, TIME_LIMIT_S, most_bytes=MOST_BYTES, name=PROGRAM)
-    # lsof ends with 1 also when there is nothing to list, so the exit code says nothing.
+    # lsof ends with 1 also when there is nothing to list, so the exit code means nothing.
     if output.stderr and not output.stdout:
         complaint = output.stderr.decode("utf-8", "replace")
         raise SourceMissing(f"{path}: {complaint.partition(chr(10))[0][:200]}")
@@ -123,7 +123,7 @@ def _gaps(unreadable: int, sees_every_process: bool) -> Iterator[Gap]:
 
 
 def _files(output: bytes) -> Iterator[tuple[Fields, Fields]]:
-    """The fields of each process and descriptor. A line is one set of fields; the first one says which kind."""
+    """The fields of each process and descriptor. A line is one set of fields; the first field gives its kind."""
     process: Fields | None = None
     for line in output.split(b"\n"):
         if line[:1] == b"p":

@@ -91,7 +91,7 @@ def parse(raw: PsutilRows) -> Reading:
     try:
         for row in raw.rows:
             local = row[2]
-            if local and local[1]:  # macOS lists sockets that were never bound: without a local port they block nobody
+            if local and local[1]:  # macOS lists sockets that were never bound: without a local port they block no bind
                 sockets.append(_socket(row, local, addresses))
     except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise SourceGarbled(f"psutil: a row was not understood: {error!r}") from error

@@ -70,7 +70,7 @@ INET_DIAG_REQ_BYTECODE = 1
 SKV6ONLY, CGROUP_ID = 11, 21
 UDP_STATES: dict[int, State | None] = {1: "ESTABLISHED", 7: None}
 # idiag_timer of sock_diag(7): idiag_expires is then the rest of a closed connection's life, in milliseconds. A
-# FIN_WAIT2 that no process has any more is kept in the same way (inet_twsk_diag_fill).
+# FIN_WAIT2 that no process has any longer is kept in the same way (inet_twsk_diag_fill).
 TIMER_TIME_WAIT = 3
 
 TIME_LIMIT_S = 10.0

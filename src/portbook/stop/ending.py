@@ -1,8 +1,8 @@
 """End processes that share a port: in a fork tree the first process first, each through a handle.
 
-A server that has forked workers ends them itself when it is asked to end, but restarts workers that end before it. So
-the processes are ended in waves: each wave is asked when the one before it has ended or closed the port, and has had
-a moment to end its children.
+A server that has forked workers ends them itself when it is asked to end, but restarts workers that end before it.
+Therefore the processes are ended in waves: each wave is asked to end after the wave before it has ended or closed the
+port, and has had a moment to end its children.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which processes have to end for a port to be free, in which order, and what forbids it. Pure.
 
 A holder is a process that listens on the port or is bound to it. A process that only has an accepted connection is left
-alone as long as somebody listens, and a client, whose port is another one, always. If nobody listens and the port still
-cannot be bound, the processes with connections from it block the bind.
+alone as long as another process listens; a client, whose own port is another one, always is. If no process listens and
+the port still cannot be bound, the processes with connections from it block the bind.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def blocking_holders(holding: Holding) -> tuple[Holder, ...]:
 
 
 def bind_endpoints(sockets: Sequence[Socket]) -> tuple[Endpoint, ...]:
-    """Where a new server would bind the port: at the addresses of the listeners. Connections do not tell it."""
+    """Where a new server would bind the port: at the addresses of the listeners. Connections do not show it."""
     listeners = [s for s in sockets if s.state in LISTENING]
     return tuple(dict.fromkeys(map(_endpoint, listeners))) or EVERYWHERE
 
@@ -111,7 +111,7 @@ def _refusals(holder: Holder, supervisor: Supervisor | None, context: StopContex
 
 
 def _refusals_of_signal(holder: Holder, supervisor: Supervisor | None, context: StopContext) -> Iterator[Refusal]:
-    """What forbids to signal a process that could be signalled."""
+    """The refusals for a process that could be signalled."""
     owner = holder.owner
     by_manager: tuple[Override, ...] = ("via-manager",) if supervisor and supervisor.command else ()
     if all(s.state not in LISTENING for s in holder.sockets):

@@ -71,7 +71,7 @@ class StopPlan(Struct, frozen=True):
         return forbidden(self._refusals(), overrides)
 
     def covers(self, gap: Gap) -> bool:
-        """Whether a refusal already says what the gap says."""
+        """Whether a refusal already has the text of the gap."""
         return any(gap.why in refusal.why for refusal in self.refusals)
 
     def _refusals(self) -> Iterator[Refusal]:

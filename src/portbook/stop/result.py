@@ -1,4 +1,4 @@
-"""Who holds a port after its holders were ended: the same processes, restarted ones, or somebody else. Pure."""
+"""Who holds a port after its holders were ended: the same processes, restarted ones, or others. Pure."""
 
 from __future__ import annotations
 

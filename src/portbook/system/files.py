@@ -65,7 +65,7 @@ class NewFile:
         permissions = 0o600  # until the final ones are set
         if old is None and mode is None:
             permissions = 0o666  # the system applies the umask
-        # O_EXCL: it follows no link and takes no file that somebody else has put there (open(2)).
+        # O_EXCL: it follows no link and takes no file that another user has put there (open(2)).
         descriptor = os.open(self._temporary, NEW_FILE, permissions, dir_fd=self._directory)
         try:
             _set_permissions(descriptor, old, mode)
@@ -216,7 +216,7 @@ class _Walk:
 
 
 def _is_writable_by_others(directory: os.stat_result) -> bool:
-    """Whether anybody but root and us can put something into the directory.
+    """Whether another user than root and ours can create files in the directory.
 
     Our own group counts as us: many systems give each user a group, and directories that it may write.
     """

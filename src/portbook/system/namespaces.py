@@ -62,7 +62,7 @@ def _namespaces_of_processes() -> Iterator[tuple[int, str]]:
             try:
                 yield os.stat(path).st_ino, path
             except OSError:
-                continue  # it has ended, or we may not look
+                continue  # it has ended, or reading it is not permitted
 
 
 def visit(paths: Mapping[int, str], work: Callable[[int], Result]) -> dict[int, Result | SourceError | OSError]:

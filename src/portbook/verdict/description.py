@@ -162,7 +162,7 @@ def release_remedy(situation: Situation, sockets: Sequence[Socket]) -> str | Non
 
 
 def _visibility_remedy(situation: Situation) -> str:
-    """What would show the holder, as the search for owners has said."""
+    """What would show the holder, according to the gaps of the search for owners."""
     hint = next((gap.hint for gap in situation.gaps if gap.what == "owner" and gap.hint), None)
     if hint:
         return f"to see the holder: {hint}; {OTHER_PORT}"

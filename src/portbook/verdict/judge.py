@@ -1,6 +1,6 @@
 """From a situation and a real bind to a verdict. Pure.
 
-The bind is always right. Where the rules predicted something else, the verdict says so with the error number, because
+The bind is always right. Where the rules predicted something else, the verdict reports it with the error number:
 hiding it would mislead.
 """
 
@@ -38,7 +38,7 @@ EXPLICIT_BIND = "a bind that names the port is allowed"
 
 
 class Verdict(Struct, frozen=True):
-    """Whether a server can bind the port, and the findings that say why not."""
+    """Whether a server can bind the port, and the findings that explain why not."""
 
     schema: int
     platform: Platform
@@ -88,7 +88,7 @@ def bound_all(attempts: Sequence[BindAttempt]) -> bool | None:
 
 
 def predict(findings: Iterable[Finding]) -> bool | None:
-    """Whether the bind should succeed according to the rules; None if they cannot tell."""
+    """Whether the bind should succeed according to the rules; None if they do not decide it."""
     blocking = [finding.confidence for finding in findings if finding.severity == "blocks"]
     if not blocking:
         return True

@@ -1,6 +1,6 @@
 """Linux: the addresses and interfaces of this network namespace, and whether an address belongs to it.
 
-Sources: rtnetlink(7); include/uapi/linux/{if_addr,if_link,rtnetlink}.h. For a bind, IPv4 asks the routing table
+Sources: rtnetlink(7); include/uapi/linux/{if_addr,if_link,rtnetlink}.h. For a bind, IPv4 queries the routing table
 (inet_addr_valid_or_nonlocal in include/net/inet_sock.h), IPv6 its interfaces (__inet6_bind in net/ipv6/af_inet6.c).
 """
 
@@ -39,7 +39,7 @@ SIZES = {int(AF_INET): 4, int(AF_INET6): 16}
 def read_addresses() -> tuple[LocalAddress, ...]:
     """Every address of this network namespace; raises OSError.
 
-    One request for each family: a dump of both does not say whether the first family changed (rtnl_dump_all()).
+    One request for each family: a dump of both does not report whether the first family changed (rtnl_dump_all()).
     """
     rows: list[LocalAddress] = []
     with netlink.Channel(netlink.ROUTE) as channel:
@@ -92,7 +92,7 @@ def read_links(names: Iterable[str]) -> tuple[Link, ...]:
 
 
 class _Row(NamedTuple):
-    """What RTM_NEWLINK says of an interface."""
+    """The attributes of an interface in RTM_NEWLINK."""
 
     name: str
     kind: str | None
@@ -139,7 +139,7 @@ def _number(value: bytes | None) -> int:
 
 
 def is_local(address: str) -> bool:
-    """Whether an IPv4 address can be bound here, by the routing table; raises OSError if that cannot be asked."""
+    """Whether an IPv4 address can be bound here, by the routing table; raises OSError if it cannot be queried."""
     packed = inet_pton(AF_INET, address)
     body = RTMSG.pack(AF_INET, 32, 0, 0, 0, 0, 0, 0, 0) + netlink.attribute(RTA_DST, packed)
     try:

@@ -112,7 +112,7 @@ def has_nat_chains() -> bool:
 
 
 def is_nat(body: bytes) -> bool:
-    """Whether a message about a chain says that its type is nat. Pure; raises OSError for what is cut short."""
+    """Whether a message describes a chain of type nat. Pure; raises OSError if the message is truncated."""
     from portbook.system import netlink
 
     return netlink.text(netlink.attributes(body[NFGENMSG.size :]).get(NFTA_CHAIN_TYPE)) == "nat"

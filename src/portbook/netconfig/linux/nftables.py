@@ -1,6 +1,6 @@
 """The output of ``nft -j list ruleset`` as steps: libnftables-json(5). Pure; raises ValueError for any other text.
 
-Whoever may make a chain chooses its name: names are nothing but text here.
+Chain names are chosen by the users who make them: here they are text and nothing else.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class Step(NamedTuple):
 
 
 class _Path(NamedTuple):
-    """What is known of a packet on its way through the chains."""
+    """What is known of a packet that passes through the chains."""
 
     hook: NatHook
     destination: str | None = None

@@ -27,7 +27,7 @@ Ipv6State = Literal["on", "disabled", "absent"]
 
 
 class Settings(NamedTuple):
-    """The settings as values; None where the kernel does not say."""
+    """The settings as values; None where the kernel does not report them."""
 
     privileged_below: int | None
     nonlocal_bind: frozenset[Family]
@@ -54,7 +54,7 @@ def _file(path: str, size: int) -> bytes | None:
 
 
 def parse(texts: SysctlTexts) -> Settings:
-    """Parse the numbers; a text that is not one counts as not said."""
+    """Parse the numbers; a text that is not a number counts as missing."""
     numbers = {name: number_or_none((text or b"").strip(), UINT32) for name, text in texts.items()}
     return Settings(
         privileged_below=numbers.get(UNPRIVILEGED),

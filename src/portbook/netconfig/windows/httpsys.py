@@ -100,8 +100,8 @@ class _Block:
     def _controller(self) -> list[int]:
         """The process that controls a queue without processes, if there is one.
 
-        Before an empty list of processes stands their number, 0, and behind it the pid that controls the queue. IIS has
-        queues like that: W3SVC listens, and starts a process when a request comes.
+        An empty list of processes is preceded by their number, 0, and followed by the pid that controls the queue. IIS
+        has queues like that: W3SVC listens, and starts a process when a request comes.
         """
         if len(self.numbers) < 2:
             return []

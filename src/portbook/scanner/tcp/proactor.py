@@ -1,7 +1,7 @@
 """TCP transport on asyncio's Proactor loop, which waits on an I/O completion port. For Windows.
 
 select() of Windows Python takes at most 512 sockets, and there is no poll(); a completion port has no such limit. The
-loop is our own and runs only while the engine waits.
+loop belongs to the engine and runs only while the engine waits.
 
 Facts: learn.microsoft.com: ConnectEx, "I/O Completion Ports"; asyncio's ProactorEventLoop.
 """

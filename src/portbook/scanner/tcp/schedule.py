@@ -20,10 +20,10 @@ from portbook.scanner.tcp.limits import Retries, Timeouts, Window
 from portbook.scanner.tcp.state import Attempt, Host
 
 BUFFER = 1 << 16  # attempts held back or waiting for a retry; about 15 MB
-READ_AT_ONCE = 4096  # probes of the stream in one turn: skipping a dead network must not take for ever
+READ_AT_ONCE = 4096  # probes of the stream in one turn: skipping a dead network must not block the loop
 REMOTE_AT_ONCE = 128  # connects in one turn, before answers are read: they take 20 to 30 microseconds each
 MOST_WAIT_S = 1.0
-NOT_FROM_HOST = frozenset(("unreachable", "error"))  # outcomes that say nothing about the host itself
+NOT_FROM_HOST = frozenset(("unreachable", "error"))  # outcomes that prove nothing about the host itself
 OUT_OF_RESOURCES = SCARCE | {f"WSA{name}" for name in SCARCE}
 
 

@@ -13,7 +13,7 @@ from portbook.resilience import Breaker
 # Linux, macOS and Windows repeat a SYN after a second (RFC 6298 2.1). A later answer may belong to either of the two.
 SYN_REPEATED_S = 1.0
 
-# Ports that are likely to answer, the likeliest first: what a breaker's trial probes when it has the choice.
+# Ports that are likely to answer, the most likely first: what a breaker's trial probes when it has the choice.
 LIKELY = (443, 80, 22, 445, 3389, 53, 8080, 8443, 135, 25, 139, 5985, 21, 23, 111, 587, 993, 3306, 5432, 1723)
 RANK = {port: rank for rank, port in enumerate(LIKELY)}
 
@@ -89,7 +89,7 @@ class Host:
         return not self.has_answered and self.breaker is not None and self.breaker.position == "half-open"
 
     def take_held_back(self) -> Attempt:
-        """Remove and return an attempt that was held back: for a trial, the one that is likeliest to be answered."""
+        """Remove and return an attempt that was held back: for a trial, the one that is most likely to be answered."""
         if not self.on_trial:
             return self.held_back.popleft()
         best = min(self.held_back, key=lambda attempt: RANK.get(attempt.probe.port, len(RANK)))

@@ -1,7 +1,7 @@
 """What to send to a UDP port so that a service there replies, and how to recognise its reply.
 
 A UDP service replies only to requests of its own protocol. PAYLOADS is a table of such requests: each is the smallest
-of its specification that asks for nothing secret and changes nothing. A port that is not in the table gets an empty
+in its specification that requests nothing secret and changes nothing. A port that is not in the table gets an empty
 datagram, then a DNS query, because DNS is the most frequent service on unusual ports.
 
 Identifiers inside the requests are constants: all probes of a port send the same bytes, and a packet capture shows
@@ -34,7 +34,7 @@ class Payload(NamedTuple):
 
 
 class RecognisedService(NamedTuple):
-    """The service that replied, and what its reply says."""
+    """The service that replied, and a summary of its reply."""
 
     service: str
     text: str

@@ -3,7 +3,7 @@
 A closed port is refused with an ICMP message, but hosts limit how many of those they send (RFC 1812 section 4.3.2.8,
 RFC 4443 section 2.4 (f)): Linux by default 6 at once and then one a second to each peer over IPv4 (icmp(7),
 net.ipv4.icmp_ratelimit). A silent port is therefore either silent itself, or its refusal fell victim to the limit.
-``Refusals`` tells the two apart by a control: when a port that was probed later, at almost the same moment, was
+``Refusals`` distinguishes the two by a control: when a port that was probed later, at almost the same moment, was
 refused, the host could have refused this one as well, and did not.
 """
 

@@ -354,7 +354,7 @@ class UdpSchedule:
         self._finish(port, "open", Evidence("reply", text=text or None), self._rtt_ms(port), service)
 
     def refused(self, port: UdpPort, evidence: Evidence, now: float) -> None:
-        """Take a refusal: an ICMP message, or an error number that stands for one."""
+        """Take a refusal: an ICMP message, or an error number that means one."""
         self._now = now
         outcome = refusal_outcome(evidence, port.probe.address)
         if outcome is None:

@@ -54,7 +54,7 @@ class UdpHost:
 
 
 class UdpPort:
-    """One port on its way to an answer. A control is a probe of a port that is known to be closed."""
+    """One port that has no answer yet. A control is a probe of a port that is known to be closed."""
 
     __slots__ = (
         "attempts",

@@ -89,7 +89,7 @@ def _program(wanted: Wanted) -> tuple[bytes, int]:
 
 
 def _check_privilege() -> None:
-    """Read our capabilities before anything else, which would be in vain: proc_pid_status(5), CapEff."""
+    """Read our capabilities first; without them everything else would fail: proc_pid_status(5), CapEff."""
     try:
         with open("/proc/self/status", "rb") as file:
             line = next((line for line in file if line.startswith(b"CapEff:")), b"CapEff: 00")
@@ -138,7 +138,7 @@ def read(wanted: Wanted) -> BpfDump:
 
 
 def _files_first(wanted: Wanted, own: int, run: Callable[[], bytes]) -> RecordsAndAnswers:
-    """When everything is wanted: the kernel's count then tells whether the tables need to be read at all."""
+    """If everything is wanted, the kernel's count then shows whether the tables need to be read at all."""
     from portbook.sources.bpf import fileless
 
     records = run()

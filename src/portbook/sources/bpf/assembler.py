@@ -1,6 +1,7 @@
 """A small assembler for BPF, the instructions of the virtual machine inside Linux. Pure.
 
-A program is a list of instructions. Each says what it does and why, jumps name a label, ``assemble`` makes the bytes:
+A program is a list of instructions. Each has a text that explains it, jumps name a label, and ``assemble`` makes the
+bytes:
 
     code = Code()
     code.load(R1, R6, 16, 2, "the port")

@@ -106,7 +106,7 @@ def _parts() -> Iterator[bytes]:
 
 
 class Layout(Struct, frozen=True):
-    """What a kernel says of the wanted members and functions; None: it does not have it."""
+    """The wanted members and functions of a kernel; None for one that it lacks."""
 
     places: dict[str, Place | None]
     functions: dict[str, int | None]  # type numbers, which programs are attached by
@@ -213,7 +213,7 @@ class Types:
         raise ValueError(f"type {number} has no end")
 
     def size(self, number: int) -> int:
-        """Bytes of a value of this type; 0 for what has no size of its own."""
+        """Bytes of a value of this type; 0 for a type without a size."""
         kind = self.kind(number)
         if kind == PTR:
             return POINTER_SIZE

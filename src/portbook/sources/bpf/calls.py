@@ -163,7 +163,7 @@ def _load(call: Call, program: bytes, function: int) -> int:
 
 
 def _reason(log: str) -> str:
-    """The last lines of the verifier's log, which say why it refuses the program, without its statistics."""
+    """The last lines of the verifier's log, which give the reason for the refusal, without its statistics."""
     lines = [line.strip() for line in log.splitlines() if line.strip() and not line.startswith("processed ")]
     return " / ".join(lines[-LOG_LINES:])
 

@@ -75,7 +75,7 @@ def is_whole(wanted: Wanted) -> bool:
 def summarize(records: bytes) -> tuple[dict[int, FileCounts], frozenset[int], frozenset[int]]:
     """Count the sockets of each namespace; collect the inodes, and apart from them those of MPTCP sockets.
 
-    An MPTCP socket tells only who owns the TCP sockets below it, which have no file and are still to be read.
+    An MPTCP socket shows only who owns the TCP sockets below it, which have no file and are still to be read.
     There may be a hundred thousand records: they are read column by column.
     """
     words = memoryview(records).cast("I")

@@ -62,7 +62,7 @@ def _look_up(paths: tuple[str, ...], functions: tuple[str, ...]) -> Layout:
 
 
 def directory() -> str | None:
-    """The parent of our directory. For root it is fixed, whatever its environment says; None without a home."""
+    """The parent of our directory. For root it is fixed, regardless of the environment; None without a home."""
     if os.geteuid() == 0:
         return SYSTEM_DIRECTORY
     cache = os.environ.get("XDG_CACHE_HOME", "")  # XDG Base Directory Specification

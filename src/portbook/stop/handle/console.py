@@ -2,9 +2,9 @@
 
     python -I -S console.py PID
 
-Only when nobody else is in that console: the event goes to everybody in it. It is never sent to a single pid, for
-GenerateConsoleCtrlEvent takes the number of a process group, which a pid mostly is not. Ctrl+Break follows when a
-second later the process is still there: Ctrl+C is switched off in processes that were started as a group of their own.
+Only if no other process is in that console: the event goes to every one in it. It is never sent to a single pid,
+because GenerateConsoleCtrlEvent takes the id of a process group, which most pids are not. Ctrl+Break follows if the
+process still runs a second later: Ctrl+C is disabled in processes that were started as a new process group.
 
 Facts (learn.microsoft.com): AttachConsole, GetConsoleProcessList, GenerateConsoleCtrlEvent, SetConsoleCtrlHandler.
 """

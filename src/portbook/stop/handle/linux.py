@@ -57,7 +57,7 @@ class PidfdHandle:
         return self._send(signal.SIGKILL)
 
     def ended(self) -> bool:
-        """True for a zombie too, which has no sockets any more."""
+        """True for a zombie too, which has no sockets any longer."""
         poll = select.poll()
         poll.register(self.descriptor, select.POLLIN)
         return bool(poll.poll(0))

@@ -49,7 +49,7 @@ class PidHandle:
         )  # SIGKILL; type checkers check this for Windows too, which has no such name
 
     def ended(self) -> bool:
-        """A zombie counts as ended: it has no sockets any more."""
+        """A zombie counts as ended: it has no sockets any longer."""
         return not handle.is_same(self.first_started, _started(self.pid)) or _is_zombie(self.pid)
 
     def close(self) -> None:

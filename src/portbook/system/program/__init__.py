@@ -74,7 +74,7 @@ class Running(Protocol):
 
 
 def find(name: str) -> str | None:
-    """The absolute path of a program of the system; for root only one that nobody else can change."""
+    """The absolute path of a program of the system; for root only one that no other user can change."""
     for directory in directories():
         path = os.path.join(directory, name)
         if _is_trusted(path):
