@@ -35,6 +35,18 @@ def test_each_program_writes_its_own_part_of_the_page(tmp_path):
     assert text.rpartition(end)[2] == before.rpartition(end)[2]
 
 
+def test_the_chart_shows_the_figures_of_the_page():
+    import chart
+
+    page = (ROOT / "docs/benchmarks.md").read_text()
+    assert chart.draw(page) == (ROOT / "docs/benchmarks.svg").read_text(), "run: python benchmarks/chart.py"
+    median = chart.median_ms(page, "large: 25 processes, 100,000 sockets", "ss -tunap")
+    changed = page.replace(f"| {median:,.0f} ms |", "| 1,234 ms |")
+    assert ">1,234 ms<" in chart.draw(changed)
+    with pytest.raises(ValueError, match="no row"):
+        chart.median_ms(page, "large: 25 processes, 100,000 sockets", "netstat")
+
+
 def test_nmap_and_portbook_are_read_alike(tmp_path):
     need(shutil.which("nmap") is not None, "nmap")
     import answers

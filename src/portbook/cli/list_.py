@@ -63,8 +63,9 @@ def _filters(command: Callable[..., int]) -> Callable[..., int]:
 
 
 def _spelling(option: str) -> list[str]:
-    short = SHORT.get(option)
-    return [short, option] if short else [option]
+    if option in SHORT:
+        return [SHORT[option], option]
+    return [option]
 
 
 NEGATED_TERM = r"-[a-z-]+:"  # "-reach:loopback": a term of the query, although it begins like an option
@@ -78,7 +79,9 @@ class QueryCommand(base.Command):
         end = args.index("--") if "--" in args else len(args)
         terms = [a for a in args[:end] if re.match(NEGATED_TERM, a)]
         options = [a for a in args[:end] if not re.match(NEGATED_TERM, a)]
-        return super().parse_args(ctx, [*options, "--", *terms, *args[end + 1 :]] if terms else args)
+        if terms:
+            args = [*options, "--", *terms, *args[end + 1 :]]
+        return super().parse_args(ctx, args)
 
 
 @base.command("list", cls=QueryCommand)
@@ -145,7 +148,9 @@ def build_query(texts: tuple[str, ...], every: bool, filters: dict[str, Any]) ->
     for option, (field, _, _) in FILTERS.items():
         for text in filters[_parameter(option)]:
             selection &= Query((query.term(field, text.split(",")),))
-    return selection if every else selection.with_default_state()
+    if every:
+        return selection
+    return selection.with_default_state()
 
 
 def _parameter(option: str) -> str:

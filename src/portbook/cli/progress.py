@@ -54,7 +54,7 @@ class Meter:
         """Show an event until the next."""
         from portbook.render.text import safe
 
-        self._last_event = safe(f"{event.address}: {event.text}" if event.address else event.text)
+        self._last_event = safe(str(event))
 
     def aside(self) -> AbstractContextManager[None]:
         """Hide the line while something else is written to the terminal."""

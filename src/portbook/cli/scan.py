@@ -100,8 +100,8 @@ def _with_xml(answers: Iterator[Answer], running: Scan, path: str, stack: ExitSt
     from portbook.render.nmap_xml import NmapXml, add_all
     from portbook.system.files import new_file
 
-    write = sys.stdout.buffer.write if path == "-" else stack.enter_context(new_file(path)).write
-    xml = NmapXml(write, running.protocol, running.ports, _arguments(), datetime.now(UTC))
+    stream = sys.stdout.buffer if path == "-" else stack.enter_context(new_file(path))
+    xml = NmapXml(stream.write, running.protocol, running.ports, _arguments(), datetime.now(UTC))
     stack.callback(lambda: xml.finish(running.report))
     return add_all(answers, xml)
 
@@ -117,4 +117,6 @@ def _write_notes(report: Report, for_people: bool) -> None:
     if for_people:
         sys.stdout.write("".join(line + "\n" for line in summary(report)))
         sys.stdout.flush()
-    survey.write_notes(notes(report) if for_people else [*partial(report), *notes(report)])
+    else:
+        survey.write_notes(partial(report))
+    survey.write_notes(notes(report))

@@ -44,6 +44,12 @@ class Event(Struct, frozen=True):
     text: str
     at_s: float  # since the engine began
 
+    def __str__(self) -> str:
+        """The text, behind the address of the host that it concerns."""
+        if self.address is None:
+            return self.text
+        return f"{self.address}: {self.text}"
+
 
 class Tally(Struct):
     """What an engine has done so far; it updates this while it runs."""

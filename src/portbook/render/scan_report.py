@@ -45,11 +45,7 @@ def notes(report: Report) -> list[str]:
         lines.append(f"missed on this machine itself: {', '.join(report.self_check.missed)}")
     lines += _silent_hosts(report)
     others = [event for event in report.events if event.kind != "breaker"]
-    for event in others[:MOST_EVENTS]:
-        if event.address:
-            lines.append(f"{event.address}: {event.text}")
-        else:
-            lines.append(event.text)
+    lines += map(str, others[:MOST_EVENTS])
     if len(others) > MOST_EVENTS:
         lines.append(f"and {counted(len(others) - MOST_EVENTS, 'event')} more; --json has them")
     return lines

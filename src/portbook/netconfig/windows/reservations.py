@@ -30,7 +30,8 @@ def take(
     :param queues: read the request queues of http.sys too, which matter for ports that pid 4 holds
     :raises SourceMissing: this is not Windows
     """
-    protocols, families = tuple(protocols), tuple(families)
+    protocols = tuple(protocols)
+    families = tuple(families)
     excluded = netsh.excluded_commands(protocols, families)
     dynamic = netsh.dynamic_commands(protocols, families)
     commands: list[netsh.NetshCommand[Any]] = [*excluded, *dynamic]

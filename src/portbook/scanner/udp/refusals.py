@@ -154,9 +154,15 @@ class Refusals:
         :param any_refusal: whether any port of the host was refused since the group was sent
         """
         control_was_silent = unproven and last_refused <= size
-        self._silent_controls = self._silent_controls + 1 if control_was_silent else 0
+        if control_was_silent:
+            self._silent_controls += 1
+        else:
+            self._silent_controls = 0
         self._detect_limit()
-        self._without_refusal = 0 if any_refusal else self._without_refusal + 1
+        if any_refusal:
+            self._without_refusal = 0
+        else:
+            self._without_refusal += 1
         self.have_stopped = self._without_refusal >= STOPPED_AFTER
         if not unproven:
             self.group_size = min(2 * max(size, self.group_size // 2), LARGEST_GROUP)

@@ -27,7 +27,10 @@ def wildcards(situation: Situation) -> Iterator[Finding]:
         for s in _conflicts_at_other_address(situation, endpoint):
             if _differ_in_family(s, endpoint):
                 continue  # dual_stack reports it
-            (wide if ANY in claim_of_socket(s) else narrow).append(s)
+            if ANY in claim_of_socket(s):
+                wide.append(s)
+            else:
+                narrow.append(s)
         if wide:
             text = f"{_are_in_use(wide, 'is', 'are')} bound to every address, which includes {endpoint}"
             yield _shadow(situation, "wildcard-shadow", text, endpoint, wide)
@@ -112,8 +115,10 @@ def _free_and_taken(situation: Situation, requested: Claim) -> tuple[list[str], 
     waiting = [s for s in situation.sockets if s.state in WAITING]
     for address in _candidates(situation, requested)[:MOST_ADDRESSES]:
         endpoint = Endpoint(address)
-        is_taken = any(conflict(situation, s, endpoint) for s in waiting)
-        (taken if is_taken else free).append(str(endpoint))
+        if any(conflict(situation, s, endpoint) for s in waiting):
+            taken.append(str(endpoint))
+        else:
+            free.append(str(endpoint))
     return free, taken
 
 

@@ -74,7 +74,8 @@ def bound_only(situation: Situation) -> Iterator[Finding]:
     """TCP sockets that are bound and do not listen, which most tools do not show."""
     for sockets in _by_owner(_blocking_groups(situation, ("BOUND",))):
         where = format_locals(sockets)
-        one, several = f"is bound to {where} and does not listen", f"are bound to {where} and do not listen"
+        one = f"is bound to {where} and does not listen"
+        several = f"are bound to {where} and do not listen"
         finding = _holder(situation, "bound-only", sockets, one, several)
         if not sets_reuse_address(situation):
             remedy = f"set SO_REUSEADDR, which helps if the holder has set it too; else {finding.remedy}"
