@@ -134,3 +134,17 @@ def test_no_name_of_a_unit_can_be_an_option_or_two_arguments(name):
         assert found.command == ("systemctl", "stop", name)
         assert not name.startswith("-")
         assert not set(name) & set(" \t\n;|&$`'\"/*?")
+
+
+@pytest.mark.parametrize(
+    ("owner", "expected"),
+    [
+        (Owner(1, "systemd"), True),
+        (Owner(1, "init", exe="/usr/lib/systemd/systemd"), True),
+        (Owner(800, "systemd", cgroup="/user.slice/user-1000.slice/user@1000.service/init.scope"), True),
+        (Owner(800, "systemd", cgroup="/system.slice/web.service"), False),  # any process can choose this name
+        (Owner(1, "nginx", exe="/usr/sbin/nginx"), False),  # in a container
+    ],
+)
+def test_a_service_manager_is_systemd(owner, expected):
+    assert supervisor.is_service_manager(owner) is expected
