@@ -372,7 +372,7 @@ def test_udp_refused_is_no_answer():
 # --- the command ---------------------------------------------------------------------------------------------------
 
 
-def test_dial_says_open_and_exits_with_0():
+def test_dial_prints_open_and_exits_with_0():
     with listening("127.0.0.1") as ((_, port),):
         done = portbook("dial", f"127.0.0.1:{port}")
     assert done.returncode == 0

@@ -21,7 +21,7 @@ PACKAGE = Path(portbook.__file__).parent
 
 
 @pytest.mark.parametrize("name", sources.SOURCES)
-def test_a_source_is_what_the_table_says(name):
+def test_a_source_agrees_with_the_table(name):
     source = sources.load(name)
     assert isinstance(source, Source)
     assert source.name == name
@@ -43,13 +43,13 @@ def test_every_platform_has_a_source():
 
 
 @pytest.mark.parametrize("name", sources.SOURCES)
-def test_a_source_says_why_it_is_missing_on_other_platforms(name):
+def test_a_source_has_a_reason_for_missing_on_other_platforms(name):
     for platform in {"linux", "windows", "macos"} - set(sources.SOURCES[name][1]):
         assert sources.missing(name, platform)
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
-def test_a_command_is_where_the_table_says(command):
+def test_a_command_is_where_the_table_has_it(command):
     found = import_module(f"portbook.cli.{cli.COMMANDS[command]}").command
     assert isinstance(found, click.Command)
     assert found.name == command

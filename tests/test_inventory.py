@@ -38,7 +38,7 @@ def bare(listing):
 # --- the listing ---------------------------------------------------------------------------------------------------
 
 
-def test_a_listing_says_where_and_when():
+def test_a_listing_has_host_platform_and_time():
     before = datetime.now(UTC)
     listing = take("port:1")
     assert before <= listing.taken_at <= datetime.now(UTC)
@@ -79,7 +79,7 @@ def test_the_first_source_is_taken():
 
 
 @pytest.mark.parametrize("error", [SourceMissing, SourceDenied, SourceGarbled, SourceTimeout])
-def test_when_a_source_fails_the_next_is_taken_and_the_listing_says_so(error):
+def test_when_a_source_fails_the_next_is_used_and_a_gap_reports_it(error):
     with only_sources(FakeSource(fails=error("no luck", "try harder"), name="one"), FakeSource([WEB], name="other")):
         listing = take()
     assert (listing.source, bare(listing), listing.complete) == ("other", [identity(WEB)], False)
@@ -100,7 +100,7 @@ def test_when_every_source_fails_the_error_names_them_all():
     assert caught.value.exit_code == 5
 
 
-def test_a_source_that_was_asked_for_is_the_only_one_tried():
+def test_a_requested_source_is_the_only_one_tried():
     other = FakeSource([WEB], name="other")
     with only_sources(FakeSource(fails=SourceMissing("not there"), name="one"), other):
         with pytest.raises(SourceMissing, match="not there"):
@@ -140,7 +140,7 @@ def test_an_error_in_a_source_that_is_a_bug_is_not_hidden():
         ("process:x", ("tcp", "udp"), ("ipv4", "ipv6"), {*STATES, None}, None),
     ],
 )
-def test_a_source_is_asked_for_no_more_than_the_query_wants(query, protocols, families, states, ports):
+def test_a_source_is_requested_only_what_the_query_needs(query, protocols, families, states, ports):
     source = FakeSource([WEB, DNS, CLIENT])
     with only_sources(source):
         take(query)
@@ -268,7 +268,7 @@ def test_a_process_that_holds_nothing_has_no_sockets_and_leaves_no_gap():
     assert (listing.sockets, listing.gaps) == ((), ())
 
 
-def test_a_socket_shared_with_the_process_asked_for_shows_all_its_owners(zoo):
+def test_a_socket_shared_with_the_selected_process_shows_all_its_owners(zoo):
     need("shared-by-fork" in zoo, "descriptors that children inherit")
     (listener, _) = zoo["shared-by-fork"]
     other = next(pid for pid in listener.pids if pid != os.getpid())

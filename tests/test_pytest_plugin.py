@@ -95,6 +95,6 @@ def test_switched_off(installed):
     assert "fixture 'leased_socket' not found" in done.stdout
 
 
-def test_not_asked_for_at_all(installed):
+def test_an_unused_plugin_imports_nothing(installed):
     done = run(installed, "-k", "imported")
     assert done.stdout.splitlines()[-1].startswith("1 passed"), done.stdout

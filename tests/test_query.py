@@ -404,7 +404,7 @@ def test_the_default_is_what_waits_unless_a_state_or_a_peer_is_named(text, state
     assert parse(text).with_default_state().states() == states
 
 
-def test_the_user_of_this_process_can_be_asked_by_name_and_by_number():
+def test_the_user_of_this_process_is_selected_by_name_and_by_number():
     pwd = pytest.importorskip("pwd", reason="Windows has no numbered users")
     name = pwd.getpwuid(os.getuid()).pw_name
     mine = {"mine": Socket("tcp", "ipv4", "127.0.0.1", 1, uid=os.getuid(), owners=(Owner(1, user=name),))}

@@ -60,7 +60,7 @@ def test_numbers_of_windows_mean_what_posix_means():
     assert of_errno(10061) == of_winerror(10061)  # errno on Windows has the numbers of Windows Sockets
 
 
-def test_a_real_refusal_is_what_the_table_says():
+def test_a_real_refusal_has_the_reason_of_the_table():
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))  # bound, not listening
         with socket.socket() as sock, pytest.raises(OSError, match="refused") as raised:

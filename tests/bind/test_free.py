@@ -205,7 +205,7 @@ def test_the_command_prints_numbers_and_that_they_are_not_reserved(own_network):
     assert command("-q").stderr == ""
 
 
-def test_the_command_says_how_many_are_missing_and_why(own_network):
+def test_the_command_reports_how_many_are_missing_and_why(own_network):
     with opened(17001):
         done = command("-n", "3", "--range", "17000-17002")
     assert (done.returncode, done.stdout) == (1, "17000\n17002\n")

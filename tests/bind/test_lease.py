@@ -294,7 +294,7 @@ def test_async_with():
         asyncio.run(use())
 
 
-def test_sockets_are_not_inherited_unless_asked():
+def test_sockets_are_not_inherited_unless_requested():
     with lease() as held:
         assert not any(sock.get_inheritable() for sock in held.sockets)
 

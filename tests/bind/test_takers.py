@@ -324,7 +324,7 @@ def test_usage_errors(arguments, said):
     assert done.stderr.count("\n") == 1
 
 
-def test_what_cannot_be_run_is_said(tmp_path):
+def test_a_command_that_cannot_be_run_is_reported(tmp_path):
     script = tmp_path / "script"
     script.write_text("no interpreter line")
     script.chmod(0o755)

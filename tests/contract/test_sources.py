@@ -236,7 +236,7 @@ def test_two_sources_agree_on_what_both_promise(one, other, animals, listings):
 
 
 @pytest.mark.parametrize("source", BY_INODE)
-def test_ss_says_the_same(source, lasting, brief_zoo):
+def test_ss_agrees(source, lasting, brief_zoo):
     need(shutil.which("ss") is not None, "ss, of iproute2")
     animals = [*lasting, *(expected for kind in brief_zoo.values() for expected in kind)]
     seen = of_the_zoo(take(source=source).sockets, animals)
@@ -262,7 +262,7 @@ def test_ss_says_the_same(source, lasting, brief_zoo):
 
 
 @pytest.mark.parametrize("source", BY_INODE)
-def test_lsof_says_the_same(source, lasting, listings):
+def test_lsof_agrees(source, lasting, listings):
     need(shutil.which("lsof") is not None, "lsof")
     lsof = subprocess.run(["lsof", "-nP", "-i", "-F", "pd"], capture_output=True, text=True, check=True, timeout=60)
     held, pid = set(), 0

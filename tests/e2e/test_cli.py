@@ -736,7 +736,7 @@ def test_an_ascii_terminal_gets_no_ellipsis(long_name):
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_nothing_found_is_said_and_is_no_error():
+def test_an_empty_listing_is_reported_and_is_no_error():
     port = unheld_port()
     done = run("-p", str(port))
     assert (done.returncode, done.stdout) == (0, "")
@@ -763,7 +763,7 @@ def server():
         yield one
 
 
-def test_who_says_all_about_the_holder(server):
+def test_who_shows_every_fact_about_the_holder(server):
     port, second = server.said
     done = run("who", str(port))
     assert done.returncode == 0
@@ -849,7 +849,7 @@ def test_a_port_in_time_wait_is_not_held():
 # --- sources, version ----------------------------------------------------------------------------------------------
 
 
-def test_sources_says_what_is_here_and_why_the_rest_is_not():
+def test_sources_shows_what_is_available_and_why_the_rest_is_not():
     rows = [json.loads(line) for line in good("sources", "--json").splitlines()]
     assert [row["name"] for row in rows] == list(sources.SOURCES)
     text = good("sources")
@@ -863,7 +863,7 @@ def test_sources_says_what_is_here_and_why_the_rest_is_not():
 
 
 @pytest.mark.parametrize("name", [n for n in sources.names() if sources.missing(n) is None])
-def test_every_source_that_is_here_can_be_asked_for(name, zoo):
+def test_every_available_source_can_be_requested(name, zoo):
     port = str(min(ports_of(zoo["tcp4-listening"])))
     answer = listing("--source", name, "--tcp", "-p", port)
     assert answer["source"] == name
@@ -973,7 +973,7 @@ def test_completion_in_a_real_bash():
 # --- another user --------------------------------------------------------------------------------------------------
 
 
-def test_an_ordinary_user_sees_sockets_and_is_told_what_is_missing(as_nobody, server):
+def test_an_ordinary_user_sees_sockets_and_what_is_missing(as_nobody, server):
     port = server.said[0]
     done = as_nobody(*COMMAND, "-p", str(port))
     assert done.returncode == 0

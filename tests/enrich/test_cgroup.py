@@ -46,7 +46,7 @@ CONMON = b"9:name=systemd:/\n8:pids:/libpod_parent/conmon\n4:memory:/libpod_pare
         (b"nonsense", None),
     ],
 )
-def test_the_line_that_says_most_is_chosen(text, path):
+def test_the_most_specific_line_is_chosen(text, path):
     assert cgroup.parse(text) == path
 
 

@@ -374,7 +374,7 @@ def test_without_privilege_ones_own_sockets_have_owners_and_there_is_no_gap(as_n
     assert (listing["gaps"], listing["complete"]) == ([], True)
 
 
-def test_a_search_for_somebody_elses_pid_says_what_it_may_not_see(as_nobody, listener):
+def test_a_search_for_another_users_pid_is_a_gap(as_nobody, listener):
     listing = listing_of(as_nobody(sys.executable, "-c", AS_JSON, f"pid:{os.getpid()}"))
     assert listing["sockets"] == []
     assert [(gap["what"], gap["hint"]) for gap in listing["gaps"]] == [("owner", "run with sudo")]

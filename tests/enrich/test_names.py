@@ -66,7 +66,7 @@ def test_an_unregistered_port_has_no_name():
     assert names.service_name(65535, "tcp") is None
 
 
-def test_the_machines_file_is_asked_first(tmp_path, monkeypatch):
+def test_the_machines_file_comes_first(tmp_path, monkeypatch):
     mine = tmp_path / "services"
     mine.write_text("my-app 80/tcp www\nlegacy\t\t9999/tcp # kept for the old client\n")
     monkeypatch.setattr(names, "_machine_file", lambda: str(mine))

@@ -35,7 +35,7 @@ def described(pid):
     return owner
 
 
-def test_a_child_is_what_psutil_says():
+def test_psutil_agrees_about_a_child():
     with child(PLAIN, "", "two words") as one:
         owner, told = described(one.pid), psutil.Process(one.pid)
         assert owner.pid == one.pid

@@ -246,7 +246,7 @@ DOCKER = f"/system.slice/docker-{ID}.scope"
 PODMAN = f"/machine.slice/libpod-{ID}.scope/container"
 
 
-def test_docker_is_asked_for_names_once_a_take(nobody_home, tmp_path, monkeypatch):
+def test_docker_is_queried_for_names_once_for_each_take(nobody_home, tmp_path, monkeypatch):
     path = str(tmp_path / "docker.sock")
     monkeypatch.setattr(runtimes, "_docker_sockets", lambda _: ["/nonexistent", path])
     with daemon(path, ok(LISTED % (ID.encode(), INNER.encode()))) as asked:
@@ -259,7 +259,7 @@ def test_docker_is_asked_for_names_once_a_take(nobody_home, tmp_path, monkeypatc
     assert asked[0].startswith(b"GET /containers/json?all=0 HTTP/1.0\r\n")
 
 
-def test_a_container_that_is_new_since_is_asked_for(nobody_home, tmp_path, monkeypatch):
+def test_a_new_container_is_queried(nobody_home, tmp_path, monkeypatch):
     path = str(tmp_path / "docker.sock")
     monkeypatch.setattr(runtimes, "_docker_sockets", lambda _: [path])
     with daemon(path, ok(LISTED % (ID.encode(), INNER.encode()))) as asked:
@@ -268,7 +268,7 @@ def test_a_container_that_is_new_since_is_asked_for(nobody_home, tmp_path, monke
     assert len(asked) == 2
 
 
-def test_nothing_is_asked_without_a_container_of_that_runtime(monkeypatch):
+def test_a_runtime_without_containers_is_not_queried(monkeypatch):
     def never(_daemon, _ids):
         raise AssertionError("asked")
 
@@ -281,7 +281,7 @@ def test_nothing_is_asked_without_a_container_of_that_runtime(monkeypatch):
     }
 
 
-def test_the_daemon_of_another_user_is_not_asked(monkeypatch):
+def test_the_daemon_of_another_user_is_not_queried(monkeypatch):
     def never(_daemon, _ids):
         raise AssertionError("asked")
 
@@ -325,7 +325,7 @@ def test_a_daemon_that_hangs_costs_half_a_second_once(nobody_home, tmp_path, mon
     assert len(asked) == 1
 
 
-def test_a_socket_that_nobody_serves_is_no_loss(nobody_home, tmp_path, monkeypatch):
+def test_a_socket_without_a_server_is_no_gap(nobody_home, tmp_path, monkeypatch):
     path = str(tmp_path / "stale.sock")
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(path)
@@ -340,7 +340,7 @@ def test_no_daemon_is_no_loss(nobody_home):
     )
 
 
-def test_being_refused_is_said_with_the_cure(nobody_home, monkeypatch):
+def test_a_refusal_is_a_gap_with_the_remedy(nobody_home, monkeypatch):
     def refuse(_path):
         raise PermissionError(13, "Permission denied")
 
@@ -353,7 +353,7 @@ def test_being_refused_is_said_with_the_cure(nobody_home, monkeypatch):
     assert gap.hint == "run with sudo"
 
 
-def test_a_socket_of_somebody_elses_is_not_asked(nobody_home, tmp_path, monkeypatch):
+def test_a_socket_of_another_user_is_not_queried(nobody_home, tmp_path, monkeypatch):
     need(os.geteuid() == 0, "root, to give a socket away")
     path = str(tmp_path / "docker.sock")
     monkeypatch.setattr(runtimes, "_docker_sockets", lambda _: [path])
@@ -393,7 +393,7 @@ def test_podman_is_read_from_its_lists(nobody_home, tmp_path, monkeypatch):
     assert container.labels([PODMAN]) == ({PODMAN: "podman:web"}, [])
 
 
-def test_podmans_api_is_asked_for_what_the_lists_do_not_have(nobody_home, tmp_path, monkeypatch):
+def test_podmans_api_is_queried_for_what_the_lists_do_not_have(nobody_home, tmp_path, monkeypatch):
     path = str(tmp_path / "podman.sock")
     monkeypatch.setattr(runtimes, "_podman_socket", lambda _: path)
     with daemon(path, ok(LISTED % (ID.encode(), INNER.encode()))):
@@ -403,7 +403,7 @@ def test_podmans_api_is_asked_for_what_the_lists_do_not_have(nobody_home, tmp_pa
 @pytest.mark.parametrize(
     "content", [b"", b"[", b"{}", b'[{"id":[]}]', b"[" * 100_000, b" " * (runtimes.MOST_BYTES + 1)]
 )
-def test_a_list_that_cannot_be_read_is_said(nobody_home, tmp_path, monkeypatch, content):
+def test_an_unreadable_list_is_a_gap(nobody_home, tmp_path, monkeypatch, content):
     path = tmp_path / "containers.json"
     path.write_bytes(content)
     monkeypatch.setattr(runtimes, "_podman_lists", lambda _: [str(path)])

@@ -38,7 +38,7 @@ def test_a_command_is_run_by_its_whole_path_with_arguments_as_they_are(place):
     assert os.path.isabs(done.text.split("|")[0])
 
 
-def test_what_went_wrong_is_said_in_its_words(place):
+def test_an_error_of_a_command_is_reported_in_its_words(place):
     place("echo nothing to see; echo it is broken >&2; exit 3")
     assert control.run_command(("tool",), 10) == (3, "it is broken")
 
@@ -97,7 +97,7 @@ NONSENSE = ("exit 1", "echo nonsense", "echo 'web|'; exit 2", "echo 'web|never'"
 
 
 @pytest.mark.parametrize("script", [*NONSENSE, "echo 'a b|no'", "head -c 100 /dev/urandom"])
-def test_whatever_a_runtime_says_the_container_stays_what_it_was(place, monkeypatch, script):
+def test_a_container_stays_the_same_after_any_output_of_its_runtime(place, monkeypatch, script):
     """Nothing of it is believed to be harmless: without a policy that says so, it may be started again."""
     monkeypatch.setattr(control, "QUERY_LIMIT_S", 0.3)
     os.rename(place(script), os.path.join(program.DIRECTORIES[0], "podman"))

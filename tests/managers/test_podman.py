@@ -128,7 +128,7 @@ def test_a_process_in_a_container_carries_the_containers_name(run, options):
     assert labels(running.pid, running.conmon, os.getpid()) == [f"podman:{running.name}", None, None]
 
 
-def test_two_containers_are_told_apart(run):
+def test_two_containers_are_distinguished(run):
     first, second = run("--network", "none"), run("--network", "host")
     assert labels(first.pid, second.pid) == [f"podman:{first.name}", f"podman:{second.name}"]
 

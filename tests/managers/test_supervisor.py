@@ -60,7 +60,7 @@ WITHIN = f"/docker/{ID}/system.slice/web.service"
         ("/", 0, ""),
     ],
 )
-def test_a_cgroup_says_who_looks_after_a_process(cgroup, uid, command):
+def test_a_cgroup_names_the_supervisor_of_a_process(cgroup, uid, command):
     found = looked_after(holder(owner(cgroup=cgroup)), "linux", uid)
     if command == "":
         assert found is None
@@ -69,7 +69,7 @@ def test_a_cgroup_says_who_looks_after_a_process(cgroup, uid, command):
         assert command is not None or found.advice or found.kind == "systemd"
 
 
-def test_a_user_is_told_whose_podman_it_is():
+def test_the_advice_names_the_user_whose_podman_it_is():
     cgroup = f"/user.slice/user-{NO_UID}.slice/user@{NO_UID}.service/user.slice/libpod-{ID}.scope"
     found = looked_after(holder(owner(cgroup=cgroup)), "linux", ROOT_UID)
     assert found.command is None

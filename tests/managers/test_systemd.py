@@ -119,7 +119,7 @@ def test_owners_keep_their_order_and_get_their_unit():
     assert gaps == []
 
 
-def test_on_windows_the_service_control_manager_is_asked(monkeypatch):
+def test_on_windows_the_service_control_manager_gets_the_request(monkeypatch):
     asked = types.ModuleType("windows")
     asked.enrich = lambda owners: ([Owner(owner.pid, service="Dnscache") for owner in owners], [])
     monkeypatch.setattr(sys, "platform", "win32")

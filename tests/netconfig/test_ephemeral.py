@@ -14,7 +14,7 @@ from tests import netlab
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's own files")
 
 
-def test_what_the_kernel_says():
+def test_the_range_of_the_kernel():
     found = ephemeral.parse(b"32768\t60999\n", b"8080,9000-9010\n", "linux")
     assert (found.low, found.high, found.reserved) == (32768, 60999, ((8080, 8080), (9000, 9010)))
     assert (found.how, found.gaps) == ("/proc/sys/net/ipv4/ip_local_port_range", ())
@@ -27,13 +27,13 @@ def test_nothing_reserved_is_an_empty_line():
 
 @pytest.mark.parametrize("said", [b"", b"-1 -1", b"60999 32768", b"1 99999", b"something else"])
 @pytest.mark.parametrize(("platform", "first"), [("linux", 32768), ("win32", 49152), ("darwin", 49152)])
-def test_what_is_not_understood_is_the_default_and_said(said, platform, first):
+def test_an_unreadable_range_is_the_default_with_a_gap(said, platform, first):
     found = ephemeral.parse(said, b"", platform)
     assert (found.low, found.how) == (first, "documented default")
     assert [gap.what for gap in found.gaps] == ["setting"]
 
 
-def test_reserved_ports_that_are_hidden_are_said():
+def test_hidden_reserved_ports_are_a_gap():
     found = ephemeral.parse(b"32768 60999", None, "linux")
     assert (found.reserved, found.gaps) == ((), ())
     assert [gap.why for gap in found.reserved_gaps] == ["/proc/sys/net/ipv4/ip_local_reserved_ports could not be read"]
@@ -72,7 +72,7 @@ def test_reserved_ports_are_not_ephemeral():
 
 
 @LINUX
-def test_sysctl_says_the_same():
+def test_sysctl_agrees():
     told = subprocess.run(
         ["sysctl", "-n", "net.ipv4.ip_local_port_range"], capture_output=True, text=True, check=True
     ).stdout.split()
@@ -81,7 +81,7 @@ def test_sysctl_says_the_same():
 
 
 @LINUX
-def test_connections_get_what_is_said_to_be_ephemeral():
+def test_connections_get_ephemeral_ports():
     """In a network of ten ephemeral ports, two of them reserved: connections have all the others, and no more."""
     netlab.needed()
     space = netlab.Namespace()

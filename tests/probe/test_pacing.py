@@ -68,7 +68,7 @@ def test_the_rate_is_never_exceeded(rate, steps):
 
 
 @given(rate=st.floats(0.1, 1e5), count=st.integers(1, 300))
-def test_waiting_as_long_as_it_says_gives_the_whole_rate(rate, count):
+def test_waiting_the_returned_time_gives_the_whole_rate(rate, count):
     bucket, now = TokenBucket(rate, 0.0), 0.0
     for _ in range(count):
         now += bucket.wait_s(now)

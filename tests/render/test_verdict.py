@@ -74,7 +74,7 @@ def test_colour_is_by_severity_and_text_is_the_same():
         ("linux", Options("udp"), "0.0.0.0:80: bind() succeeded"),
     ],
 )
-def test_the_options_of_the_bind_are_told(platform, options, words):
+def test_the_options_of_the_bind_are_shown(platform, options, words):
     verdict = judge(Situation(platform, 80, options.protocol, options=options), [BindAttempt(Endpoint("0.0.0.0"), 80)])
     assert words in render.lines(verdict, Style())[-1]
 

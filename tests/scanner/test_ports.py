@@ -51,7 +51,7 @@ def test_what_is_written_is_read(ports):
         ("22,@wbe", "unknown group of ports '@wbe'", "@web"),
     ],
 )
-def test_a_mistake_is_one_line_that_says_what_is_valid(text, wrong, valid):
+def test_a_usage_error_is_one_line_with_the_valid_values(text, wrong, valid):
     with pytest.raises(UsageError) as caught:
         parse_ports(text)
     assert wrong in str(caught.value)

@@ -266,11 +266,11 @@ def test_public_targets_need_allow_public():
 
 
 @pytest.mark.parametrize("protocol", run.ENGINES)
-def test_the_engines_are_where_the_table_says(protocol):
+def test_the_engines_are_where_the_table_has_them(protocol):
     assert callable(run._load(protocol))
 
 
-def test_the_package_says_what_it_is():
+def test_the_package_has_a_docstring():
     assert package.__doc__
 
 

@@ -98,7 +98,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("text", "wrong", "valid"), WRONG)
-def test_a_mistake_is_one_line_that_says_what_is_valid(text, wrong, valid):
+def test_a_usage_error_is_one_line_with_the_valid_values(text, wrong, valid):
     with pytest.raises(UsageError) as caught:
         parse_target(text)
     said = str(caught.value)

@@ -138,7 +138,7 @@ def rows(*files: str, process: str = "p7|cserver|Lroot") -> LsofOutput:
 LISTENER = "f3|tIPv4|d4242|PTCP|n127.0.0.1:80|TST=LISTEN|TQR=0|TQS=0"
 
 
-def test_without_root_it_says_what_it_cannot_see():
+def test_without_root_what_it_cannot_see_is_a_gap():
     reading = parse(rows(LISTENER)._replace(sees_every_process=False))
     assert [gap.what for gap in reading.gaps] == ["socket"]
     assert reading.gaps[0].hint == "run with sudo"

@@ -62,7 +62,7 @@ EXPECTED = [
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_every_language_says_the_same(name):
+def test_every_language_parses_to_the_same_rows(name):
     reading = parse(sample(name))
     assert reading.sockets == EXPECTED
     assert reading.gaps == []

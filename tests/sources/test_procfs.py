@@ -52,7 +52,7 @@ def said():
 
 
 @pytest.mark.parametrize(("order", "turn"), [("little", lambda text: text), ("big", big_endian)])
-def test_the_captured_tables_are_what_ss_said(said, order, turn):
+def test_the_captured_tables_agree_with_ss(said, order, turn):
     sockets = procfs.parse(raw(order, turn)).sockets
     assert sorted((identity(s) for s in sockets), key=repr) == sorted((ss.identity for ss in said), key=repr)
     by_key = {(ss.identity, ss.inode): ss for ss in said}

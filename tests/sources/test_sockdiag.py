@@ -278,7 +278,7 @@ def test_only_the_wanted_protocol_and_family_come_back(zoo, protocol, family):
     assert {(s.protocol, s.family) for s in returned} == {(protocol, family)}
 
 
-def test_nothing_is_asked_when_no_state_is_wanted():
+def test_nothing_is_requested_when_no_state_is_wanted():
     raw = sockdiag.read(Wanted(states=frozenset()))
     assert raw.tables == ()
 

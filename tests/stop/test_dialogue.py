@@ -113,14 +113,14 @@ def is_pending(pid: int) -> bool:
     return bool(int(pending.split()[1], 16) & 1 << (signal.SIGTERM - 1))
 
 
-def test_yes_on_the_command_line_is_not_asked_again(start):
+def test_yes_on_the_command_line_skips_the_question(start):
     server = start(LISTEN)
     said = dialogue(server.said, "--yes", answer=b"")
     assert said.code == 0
     assert "[y/N]" not in said.text
 
 
-def test_the_manager_s_command_is_what_is_asked_about(start):
+def test_the_question_shows_the_command_of_the_manager(start):
     """What would be run stands in the question."""
     from msgspec.structs import replace
 

@@ -29,7 +29,7 @@ def gone_pid() -> int:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_process_is_held_asked_and_seen_to_end(start, way):
+def test_a_handle_opens_terminates_and_sees_the_end(start, way):
     server = start(LISTEN)
     handle = way.open_handle(server.pid)
     (owner,), _ = process.enrich([Owner(server.pid)])
@@ -54,7 +54,7 @@ def test_a_zombie_has_ended(start, way):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_there_is_no_handle_on_nobody(way):
+def test_there_is_no_handle_on_a_missing_process(way):
     with pytest.raises(ProcessLookupError):
         way.open_handle(gone_pid())
 

@@ -166,7 +166,7 @@ def test_what_may_not_be_signalled_may_still_be_stopped_by_its_manager():
     assert refused(owner(), found=found, denied=denied) == [("not-permitted", VIA)]
 
 
-def test_every_reason_says_what_ends():
+def test_every_reason_names_what_ends():
     assert all(len(why) > 10 for table in (protected.UNIX, protected.WINDOWS) for why in table.values())
     assert all(name == name.lower() for name in protected.WINDOWS)
 
@@ -226,7 +226,7 @@ def pids(one):
     return [t.holder.owner.pid for t in one.targets]
 
 
-def test_who_only_has_a_connection_is_not_in_the_way_of_a_listener():
+def test_a_process_with_only_a_connection_is_no_holder_beside_a_listener():
     accepted = listening(CHILD, state="ESTABLISHED")
     assert pids(made(listening(SERVER), accepted)) == [10]
     alone = made(accepted)
@@ -234,7 +234,7 @@ def test_who_only_has_a_connection_is_not_in_the_way_of_a_listener():
     assert pids(made(listening(SERVER, state="TIME_WAIT"), held=False)) == []
 
 
-def test_nobody_visible_is_a_refusal_with_the_remedy():
+def test_an_invisible_holder_is_a_refusal_with_the_remedy():
     gap = Gap("owner", 1, "owners of 1 socket are not visible to uid 1000", "run with sudo")
     (refusal,) = made(listening(), gaps=[gap]).refusals
     assert (refusal.code, refusal.hint) == ("not-visible", "run with sudo")
@@ -276,7 +276,7 @@ HERE = Endpoint("127.0.0.1")
         (["EACCES", "EADDRINUSE"], False, False),
     ],
 )
-def test_what_a_bind_says_of_the_port(names, free, noted):
+def test_the_result_of_a_bind_decides(names, free, noted):
     bindable = combine(BindAttempt(HERE, 80, name and 1, name, name and "bind") for name in names)
     assert (bindable.free, bindable.note is not None) == (free, noted)
     assert noted or bindable == Bindable(free)

@@ -74,7 +74,7 @@ def test_a_free_port_is_free():
     assert (done.returncode, done.stdout) == (0, f"nobody holds port {port}/tcp\n")
 
 
-def test_a_port_that_only_the_other_protocol_has_is_free_and_that_is_said(start):
+def test_a_port_held_over_the_other_protocol_is_free_and_mentioned(start):
     server = start(UDP)
     done = portbook(server.said, "--yes")
     assert (done.returncode, server.alive) == (0, True)
@@ -133,7 +133,7 @@ sleep()
 
 
 @on_linux
-def test_connections_that_stop_a_bind_are_in_the_way_when_nobody_waits(start):
+def test_connections_that_block_a_bind_are_shown_without_a_listener(start):
     """Without SO_REUSEADDR on the closed listener, its connections keep the port: socket(7)."""
     server = start(REFUSE_TO_SHARE)
     client = start(CONNECT, server.said)
@@ -162,7 +162,7 @@ def test_a_client_whose_own_port_it_is_survives(start):
 
 
 @on_linux
-def test_connections_that_stop_nobody_are_left_alone(start):
+def test_connections_that_block_no_bind_are_left_alone(start):
     server = start("one = listen(); say(port_of(one)); kept, _ = one.accept(); one.close(); sleep()")
     client = start(CONNECT, server.said)
     until(lambda: can_be_bound(server.said), "the listener's end")
@@ -204,7 +204,7 @@ def test_a_stubborn_process_is_left_running_without_force_and_ended_with_it(star
     assert can_be_bound(server.said)
 
 
-def test_who_lets_go_and_finishes_its_work_is_not_forced(start):
+def test_a_process_that_closes_the_port_and_works_on_is_not_killed(start):
     script = """
 def drain(*_):
     one.close()
@@ -236,7 +236,7 @@ for turn in range(50):
 """
 
 
-def test_what_is_started_again_is_said_with_who_did_it(start):
+def test_a_restart_is_reported_with_the_process_that_did_it(start):
     port = unheld_port()
     supervisor = start(SUPERVISOR, port)
     done = portbook(port, "--yes", "--json")
@@ -516,7 +516,7 @@ def test_who_has_ended_meanwhile_is_no_failure(start):
     assert (answer.result, [e.fate for e in answer.ended]) == ("stopped", ["gone"])
 
 
-def test_who_has_let_go_meanwhile_is_not_ended(start):
+def test_a_process_that_closed_the_port_meanwhile_is_not_ended(start):
     server = start("one = listen(); signal.signal(10, lambda *_: one.close()); say(port_of(one)); sleep()")
     plan = plan_stop(server.said)
     os.kill(server.pid, signal.SIGUSR1)
@@ -581,7 +581,7 @@ def test_a_pid_that_is_really_used_again_is_not_hit(start):
 
 
 @on_linux
-def test_nobody_but_those_who_were_looked_up_is_ever_ended(start, monkeypatch):
+def test_only_the_planned_processes_are_ended(start, monkeypatch):
     """Holders come and go between look and act; whoever came later shares the port and survives, every time."""
     monkeypatch.setattr(run, "WATCH_S", 0.0)
     chance = random.Random(7)

@@ -170,7 +170,7 @@ def test_what_systemd_starts_again_is_refused_and_stopped_by_systemd(lab):
     assert lab.systemctl("is-active", "web.service", check=False) == "inactive"
 
 
-def test_ended_in_spite_of_systemd_it_is_back_and_that_is_said(lab):
+def test_a_unit_ended_with_override_is_reported_as_restarted(lab):
     lab.unit("back.service", service(8002, "Restart=always"))
     lab.systemctl("start", "back.service")
     wait_for(lab, 8002)

@@ -159,7 +159,7 @@ def test_the_mode_of_the_old_file_is_kept(tmp_path, umask, mode):
 
 
 @on_posix
-def test_while_it_is_written_nobody_else_can_read_it(tmp_path):
+def test_while_it_is_written_other_users_cannot_read_it(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
     path.chmod(0o600)
@@ -331,7 +331,7 @@ def test_a_directory_that_becomes_a_link_meanwhile_is_still_the_one_that_was_ope
 
 @on_posix
 @pytest.mark.parametrize("path", ["file", "a/file", "./a/../file", "a//b/./file", "/etc/../etc/hosts", "a/../a/file"])
-def test_a_path_leads_where_the_system_says(path, tmp_path, monkeypatch):
+def test_a_path_resolves_as_the_system_resolves_it(path, tmp_path, monkeypatch):
     (tmp_path / "a" / "b").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     directory, name = open_directory_of(path)

@@ -170,7 +170,7 @@ def test_an_interrupted_dump_is_repeated(where):
         assert (entries(answer.data), answer.interrupted, len(channel.fake.requests)) == ([ROW], False, 2)
 
 
-def test_a_dump_that_is_always_interrupted_says_so():
+def test_a_dump_that_is_always_interrupted_is_marked():
     with Channel(*[part(flags=0x12)] * 20) as channel:
         answer = channel.dump(KIND, b"")
         assert answer.interrupted
@@ -291,7 +291,7 @@ def read_addresses():
     return sorted((address.address, address.interface) for address in interfaces.read_addresses())
 
 
-def test_a_dump_is_what_ip_says(network):
+def test_ip_agrees_with_a_dump(network):
     rows = read_addresses()
     assert rows == addresses_of_ip(network)
     assert len(rows) >= len(STABLE)
@@ -319,7 +319,7 @@ def test_addresses_that_come_and_go_while_they_are_read_make_no_answer_short(net
     assert whole, "no dump was ever whole"
 
 
-def test_the_kernel_says_that_a_dump_was_interrupted(network, tmp_path):
+def test_the_kernel_reports_that_a_dump_was_interrupted(network, tmp_path):
     """What the repetition rests on. IPv4 alone: see interfaces.read_addresses."""
     passing = tmp_path / "add", tmp_path / "del"
     for file in passing:

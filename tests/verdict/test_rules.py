@@ -117,7 +117,7 @@ def test_http_sys_names_the_process_behind_pid_4():
     assert "process (pid 1234)" in unknown.text
 
 
-def test_http_sys_without_its_lists_says_how_to_see_more():
+def test_http_sys_without_its_queues_is_likely_and_has_a_remedy():
     one = found(Situation("windows", 80, sockets=(listener(SYSTEM),)))["http-sys"]
     assert one.confidence == "likely"
     assert "view=requestq" in one.remedy
@@ -236,7 +236,7 @@ def test_a_service_manager_holds_udp_ports_too():
 
 
 @pytest.mark.parametrize("hint", ["run with sudo", "run with CAP_SYS_PTRACE, outside the container", None])
-def test_how_to_see_a_holder_is_said_by_who_looked_for_it(hint):
+def test_the_remedy_for_an_invisible_holder_comes_from_the_gap(hint):
     gaps = (Gap("owner", 1, "the owner of 1 socket is not visible", hint),)
     remedy = found(Situation("linux", 80, sockets=(listener(),), caller=Caller(0), gaps=gaps))["listener"].remedy
     seen = f"to see the holder: {hint}; or " if hint else ""

@@ -96,7 +96,7 @@ def test_invalid_arguments_exit_with_2(arguments, complaint):
 
 
 @pytest.mark.parametrize("port", [0, -1, 65536])
-def test_the_library_says_the_same(port):
+def test_the_library_gives_the_same_verdict(port):
     with pytest.raises(UsageError, match="1 to 65535"):
         why(port)
     with pytest.raises(UsageError, match="tcp, udp"):

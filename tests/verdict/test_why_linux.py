@@ -233,7 +233,7 @@ def test_time_wait_of_a_careful_server_is_passed_over(network):
     assert not bindable(("0.0.0.0", 8080), reuse=False)
 
 
-def test_an_orphan_that_nobody_owns(network):
+def test_an_orphan_without_an_owner(network):
     with connected(bound(listens=True)) as (client, accepted):
         accepted.close()
         assert client.recv(1) == b""  # and the client does not close
@@ -366,14 +366,14 @@ def test_a_dual_stack_socket_asks_for_both(network):
     assert found.evidence["free"] == ["[::]", "[::1]", "[fd77::1]"]
 
 
-def test_a_single_ipv6_address_is_not_in_the_way_of_ipv4_whatever_its_options(network):
+def test_a_single_ipv6_address_never_blocks_ipv4(network):
     with bound("::1", listens=True, v6only=False):
         verdict = why(8080, address="0.0.0.0")
         assert bindable(("0.0.0.0", 8080))
     assert (verdict.can_have, codes(verdict)) == (True, ["other-address"])
 
 
-def test_the_ipv6_end_of_a_connection_is_in_the_way_of_all_of_ipv4(network):
+def test_the_ipv6_end_of_a_connection_blocks_the_ipv4_wildcard(network):
     """A peculiarity of Linux: to IPv4 it is 127.0.0.6 (LOOPBACK4_IPV6 in the kernel)."""
     listener = bound("::", listens=True, v6only=False)
     with connected(listener):
@@ -634,7 +634,7 @@ def test_a_real_ssh_forward(network, tmp_path):
 # --- where nothing is certain ----------------------------------------------------------------------------------------
 
 
-def test_what_cannot_be_explained_is_said_with_its_number(network):
+def test_an_unexplained_error_is_reported_with_its_number(network):
     looked = []
 
     def blind(asked: BindRequest) -> Situation:

@@ -202,7 +202,7 @@ def test_a_socket_that_is_bound_and_does_not_listen(opened, family):
 
 
 @pytest.mark.skipif(not WINE, reason="Windows has the export")
-def test_without_the_export_a_gap_says_so():
+def test_without_the_export_there_is_a_gap():
     (gap,) = iphlpapi.read(Wanted()).gaps
     assert gap.what == "socket"
     assert "InternalGetBoundTcpEndpointTable" in gap.why

@@ -157,7 +157,7 @@ def test_free_ports_can_be_bound():
         assert sum(free(ports=[held.port]).refused.values()) == 1
 
 
-def test_the_dynamic_range_is_the_documented_one_and_that_is_said():
+def test_the_dynamic_range_is_the_documented_one_with_a_gap():
     found = free(20, avoid_ephemeral=True)
     assert all(port < 49152 for port in found.ports)
     assert [gap.what for gap in found.gaps] == ["setting"]

@@ -183,7 +183,7 @@ def test_one_list_that_fails_is_a_gap_beside_the_others(replay, tmp_path):
 
 
 @replayed
-def test_an_exit_code_that_says_failure(replay):
+def test_an_exit_code_that_means_failure(replay):
     replay(netsh_exit="1")
     with pytest.raises(SourceMissing, match="ended with exit code 1"):
         dynamic_ranges()

@@ -89,7 +89,7 @@ def test_no_answer_in_time(replay, monkeypatch):
 
 
 @replayed
-def test_an_exit_code_that_says_failure(replay):
+def test_an_exit_code_that_means_failure(replay):
     replay(netstat_exit="3")
     with pytest.raises(SourceMissing, match="ended with exit code 3"):
         netstat.read(Wanted())

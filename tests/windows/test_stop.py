@@ -69,7 +69,7 @@ NO_BREAK = lacks("answers ERROR_INVALID_HANDLE when Ctrl+Break is to be sent")
     ("flags", "asked_by"),
     [(NEW_CONSOLE, "Ctrl+C"), pytest.param(NEW_CONSOLE | NEW_GROUP, "Ctrl+Break", marks=NO_BREAK)],
 )
-def test_a_program_with_a_console_for_itself_is_asked_there(start, flags, asked_by):
+def test_a_program_with_its_own_console_gets_the_request_there(start, flags, asked_by):
     """In a group of its own Ctrl+C is switched off (learn.microsoft.com, CreateProcess)."""
     child, pid, port = start(flags=flags)
     answer = carry_out(plan_stop(port))
@@ -79,7 +79,7 @@ def test_a_program_with_a_console_for_itself_is_asked_there(start, flags, asked_
 
 
 @pytest.mark.parametrize("flags", [0, DETACHED])
-def test_a_program_that_cannot_be_asked_is_left_alone_without_force(start, flags):
+def test_a_program_that_cannot_be_asked_to_end_is_left_alone_without_force(start, flags):
     child, _, port = start(flags=flags)
     answer = carry_out(plan_stop(port), timeout_s=1)
     assert (answer.result, answer.ended[0].fate, answer.ended[0].by) == ("still-held", "untouched", ())
@@ -163,7 +163,7 @@ def test_a_handle_knows_when_its_process_started(start):
     handle.close()
 
 
-def test_there_is_no_handle_on_nobody():
+def test_there_is_no_handle_on_a_missing_process():
     with pytest.raises(ProcessLookupError):
         open_handle(99999 * 4)
 
@@ -239,7 +239,7 @@ def test_an_ancestor_is_refused():
     assert (done.returncode, refusal["code"]) == (1, "ancestor")
 
 
-def test_the_service_control_manager_is_asked_by_the_systems_own_program():
+def test_the_service_control_manager_is_called_by_the_systems_own_program():
     path = program.find("sc.exe")
     assert path.lower().startswith(os.environ["SYSTEMROOT"].lower() + "\\system32")
     assert control.run_command(("sc.exe", "query", "eventlog"), 20).code == 0

@@ -151,7 +151,7 @@ def test_the_process_behind_a_queue_of_http_sys_has_a_name(monkeypatch):
 
 
 @excluding
-def test_a_port_that_is_refused_and_nobody_has_is_not_explained_away():
+def test_a_refused_port_without_a_holder_is_unexplained():
     low = int(EXCLUDED.partition("-")[0])
     verdict = why(low)
     assert (verdict.can_have, verdict.foreseen) == (False, True)

@@ -10,6 +10,7 @@ import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import chain
 from socket import socket
 from typing import Any
 
@@ -61,8 +62,10 @@ def _untrusted(name: str, connect: Connect, timeout_s: float, reason: str) -> Tl
             return Tls(None, error=reason)
         with second, _wrapped(second, _unverified_context(), name, timeout_s) as secured:
             certificate = secured.getpeercert(binary_form=True)
-        third = connect() if certificate else None
-        if certificate and third is not None:
+        if not certificate:
+            return Tls(None, error=reason)
+        third = connect()
+        if third is not None:
             own_authority = _unverified_context()
             own_authority.verify_mode = ssl.CERT_REQUIRED
             own_authority.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | X509_V_FLAG_NO_CHECK_TIME
@@ -115,11 +118,14 @@ SHORT = {
 
 def _distinguished(parts: tuple[tuple[tuple[str, str], ...], ...]) -> str | None:
     """Format a name as RFC 4514 does, the most specific part first."""
-    return ", ".join(f"{SHORT.get(key, key)}={value}" for part in reversed(parts) for key, value in part) or None
+    attributes = chain.from_iterable(reversed(parts))
+    return ", ".join(f"{SHORT.get(key, key)}={value}" for key, value in attributes) or None
 
 
 def _expiry(text: str | None) -> datetime | None:
-    return datetime.fromtimestamp(ssl.cert_time_to_seconds(text), UTC) if text else None
+    if not text:
+        return None
+    return datetime.fromtimestamp(ssl.cert_time_to_seconds(text), UTC)
 
 
 def _reason(error: Exception) -> str:

@@ -101,7 +101,7 @@ table inet filter {
         (9996, "tcp", set()),
     ],
 )
-def test_what_nft_says_of_a_port(network, port, protocol, expected):
+def test_nft_rules_that_redirect_a_port(network, port, protocol, expected):
     network.run("nft", "-f", "-", text=RULESET)
     rules, gaps = nat.take(port, protocol, may_read=True)
     assert gaps == []
@@ -213,7 +213,7 @@ def rules_of(text: bytes, port: int, protocol: str = "tcp", family: str = "ipv4"
         (80, set()),
     ],
 )
-def test_what_iptables_says_of_a_port(port, expected):
+def test_iptables_rules_that_redirect_a_port(port, expected):
     found = {(r.hook, r.to_address, r.to_port, r.destination) for r in rules_of(SAVED, port)}
     assert found == expected
 

@@ -48,7 +48,7 @@ def test_there_are_six_languages():
 
 
 @pytest.mark.parametrize("name", LANGUAGES)
-def test_every_language_says_the_same(name):
+def test_every_language_parses_to_the_same_rows(name):
     assert parse(sample("queues", name)) == EXPECTED
     assert parse(in_utf8(sample("queues", name))) == EXPECTED
 
@@ -102,7 +102,7 @@ def test_an_answer_without_a_title_is_garbled_and_not_no_queue(answer):
         queues(answer)
 
 
-def test_a_title_alone_says_that_there_is_no_queue():
+def test_a_title_alone_means_that_there_is_no_queue():
     assert queues(TITLE) == ()
     assert queues(TITLE + "There is none.\r\n") == ()
 

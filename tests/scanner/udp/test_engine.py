@@ -545,7 +545,7 @@ def test_few_descriptors_are_enough(eager) -> None:
     assert eager.client.call(with_few) == {"closed": 1000, "open|filtered": 10}
 
 
-def test_descriptors_that_run_out_on_the_way(alone) -> None:
+def test_descriptors_that_run_out_during_the_scan(alone) -> None:
     def with_fewer_and_fewer() -> tuple[dict[str, int], set[str]]:
         events: list[Event] = []
         probes = (Probe("x", "127.0.0.1", port) for port in range(30000, 32000))

@@ -60,7 +60,7 @@ def test_a_request_names_its_ports_and_specification_and_fits_a_packet(payload: 
     assert len(payload.data) <= 1232  # the least MTU of IPv6, 1280, less its header and UDP's (RFC 8200 section 5)
 
 
-def test_snmp_is_asked_in_all_three_versions() -> None:
+def test_snmp_is_probed_in_all_three_versions() -> None:
     versions = [p.data[p.data.index(b"\x02\x01") + 2] for p in for_port(161, 2)]
     assert versions == [3, 1, 0]  # the version field of each: SNMPv3, SNMPv2c, SNMPv1
 
@@ -293,7 +293,7 @@ def test_compressed_names_do_not_go_in_circles(tail: list[int]) -> None:
         check(head + start + bytes(tail))
 
 
-def test_what_a_stranger_says_is_one_printable_line() -> None:
+def test_any_reply_becomes_one_printable_line() -> None:
     recognised = recognise(b"VERSION 1\x1b[31m\r\n\xff" * 100, [payload_of("daytime")])
     assert recognised is not None
     assert recognised.text.startswith("VERSION 1 [31m")

@@ -105,7 +105,7 @@ def test_the_pause_stays_within_bounds(groups: list[tuple[int, bool]]) -> None:
         assert SMALLEST_GROUP <= refusals.group_size <= LARGEST_GROUP
 
 
-def test_a_target_that_allows_ten_refusals_a_second_is_asked_more_often_than_one_that_allows_one() -> None:
+def test_a_target_with_ten_refusals_a_second_is_probed_more_often_than_one_with_one() -> None:
     fast, slow = refusing(1.0), refusing(1.0)
     for _ in range(10):
         fast.adapt(10, round(10 * (fast.pause_s or 1)), 5, 5, True)

@@ -556,7 +556,7 @@ def test_the_rate_is_kept_with_retries() -> None:
 # --- shortage ------------------------------------------------------------------------------------------------------
 
 
-def test_descriptors_that_run_out_on_the_way() -> None:
+def test_descriptors_that_run_out_during_the_scan() -> None:
     scan = Scan(probes(range(30000, 32000)), Kernel(rtt_s=0.01), descriptors=20)
     counts = Counter(answer.outcome for answer in scan.answers())
     assert counts == {"closed": 2000}

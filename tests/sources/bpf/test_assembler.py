@@ -224,7 +224,7 @@ def test_the_kernel_computes_what_is_meant():
 
 @pytest.mark.root
 @pytest.mark.parametrize("width", [1, 2, 4])
-def test_the_kernel_stores_and_loads_as_wide_as_told(width):
+def test_the_kernel_stores_and_loads_the_given_width(width):
     need(ROOT and sys.platform == "linux" and os.uname().machine in SYS_BPF, "root on Linux, to load a program")
     code = Code()
     code.store(R10, -8, 8, 0, "")

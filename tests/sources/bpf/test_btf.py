@@ -233,7 +233,7 @@ def test_a_kernels_btf_cut_short(share):
         find(data[: int(len(data) * share)], "sock.sk_protocol")
 
 
-def test_a_kernel_is_told_by_its_build_id_and_without_one_by_its_btf(monkeypatch, tmp_path):
+def test_a_kernel_is_identified_by_its_build_id_and_without_one_by_its_btf(monkeypatch, tmp_path):
     need(os.path.exists(btf.PATH), "a kernel with BTF")
     notes = tmp_path / "notes"
     monkeypatch.setattr(btf, "NOTES", str(notes))

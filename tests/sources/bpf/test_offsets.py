@@ -75,7 +75,7 @@ def written(kernel, layout):
 
 
 @given(st.data())
-def test_a_damaged_file_is_refused_or_says_the_same(more):
+def test_a_damaged_file_is_refused_or_reads_the_same(more):
     text = written(KERNEL, LAYOUT)
     assert offsets.parse(text, KERNEL) == LAYOUT
     try:

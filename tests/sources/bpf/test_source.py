@@ -81,7 +81,7 @@ def inside():
 
 
 @given(st.lists(held(), max_size=8).map(unique), st.randoms())
-def test_what_is_recorded_is_parsed_whoever_comes_first(several, order):
+def test_records_are_parsed_in_any_order(several, order):
     records = [record(s, pid) for s, pids in several for pid in pids]
     order.shuffle(records)
     reading = bpf.parse(BpfDump(b"".join(records), OWN, True, inside()))
@@ -91,7 +91,7 @@ def test_what_is_recorded_is_parsed_whoever_comes_first(several, order):
 
 
 @given(st.lists(held(), max_size=8).map(unique))
-def test_other_namespaces_are_counted_when_they_were_not_asked_for(several):
+def test_other_namespaces_are_counted_when_they_were_not_requested(several):
     data = b"".join(record(s, pid) for s, pids in several for pid in pids)
     reading = bpf.parse(BpfDump(data, OWN, False, inside()))
     assert {s.inode for s in reading.sockets} == {s.inode for s, _ in several if s.netns == OWN}
@@ -410,7 +410,7 @@ def other_namespace(works):
         yield one
 
 
-def test_another_namespace_is_counted_and_shown_when_asked(other_namespace, own_network):
+def test_another_namespace_is_counted_and_shown_on_request(other_namespace, own_network):
     netns, port, flying, old = other_namespace.said
     default = take("state:listening")
     assert netns not in {s.netns for s in default.sockets}
@@ -621,7 +621,7 @@ def test_a_million_files_without_a_socket_do_not_end_the_reading(own_network):
 
 
 @pytest.mark.usefixtures("works")
-def test_nobody_is_asked_about_a_port_that_is_free(own_network, monkeypatch):
+def test_a_free_port_needs_no_further_query(own_network, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -707,7 +707,7 @@ def test_a_kernel_without_the_iterator(monkeypatch, own_network):
 
 
 @pytest.mark.usefixtures("works")
-def test_a_program_that_the_kernel_refuses_says_what_the_verifier_said(monkeypatch, own_network):
+def test_a_refused_program_has_the_message_of_the_verifier(monkeypatch, own_network):
     known = offsets.offsets(program.PATHS, (program.FUNCTION,))
     wrong = {**known.places, "socket.sk": btf.Place(9000, 8)}
     monkeypatch.setattr(offsets, "offsets", lambda *_: replace(known, places=wrong))
@@ -832,7 +832,7 @@ def test_other_namespaces_that_cannot_be_entered_are_a_gap(other_namespace, own_
     assert other_namespace.said[1] in {s.local_port for s in listing.sockets}  # what has a file is there
 
 
-def test_asking_for_all_namespaces_without_privilege_says_what_is_missing(as_nobody):
+def test_all_namespaces_without_privilege_are_a_gap_with_what_is_missing(as_nobody):
     script = "from portbook import take; print([g.why for g in take('netns:all').gaps if g.what == 'socket'])"
     run = as_nobody(sys.executable, "-c", script)
     assert "only this network namespace was read: bpf: uid 65534 may not load programs" in run.stdout, run.stderr
