@@ -30,7 +30,10 @@ from contest import PLAIN, Neighbours, Row, Run, cpu_s, in_turns, ms, ratio, row
 BARE, SS = "python -c pass", "ss -tunap"
 SS_PORT = f"ss -tnlp sport = :{population.HELD}"
 JSON, JSONL = "portbook list --all --json", "portbook list --all --jsonl"
-WHY = f"portbook why {population.FREE}"
+WHY, WHO = f"portbook why {population.FREE}", f"portbook who {population.HELD}"
+COMPLETE = "completion of portbook --al"
+# What a shell's completion script runs: click, "Shell Completion".
+COMPLETION_VARIABLES = ["_PORTBOOK_COMPLETE=bash_complete", "COMP_WORDS=portbook --al", "COMP_CWORD=1"]
 # name: arguments. The first word is looked up in the virtual environment, then in PATH.
 COMMANDS: dict[str, list[str]] = {
     BARE: ["python", "-c", "pass"],
@@ -40,7 +43,8 @@ COMMANDS: dict[str, list[str]] = {
     "portbook list --all": ["portbook", "list", "--all"],
     "portbook": ["portbook"],
     WHY: ["portbook", "why", str(population.FREE)],
-    f"portbook who {population.HELD}": ["portbook", "who", str(population.HELD)],
+    WHO: ["portbook", "who", str(population.HELD)],
+    COMPLETE: ["env", *COMPLETION_VARIABLES, os.path.join(os.path.dirname(sys.executable), "portbook")],
     SS: ["ss", "-tunap"],
     SS_PORT: ["ss", "-tnlp", "sport", "=", f":{population.HELD}"],
     "lsof -nP -i": ["lsof", "-nP", "-i"],
@@ -71,7 +75,8 @@ ALL = tuple(population.SIZES)
 AS_ROOT = tuple(name for name, size in population.SIZES.items() if size.privileged)
 TARGETS = (
     Target(("small",), "portbook --version", 4, BARE),
-    Target(("small",), JSON, 8, BARE),
+    Target(("small",), COMPLETE, 4, BARE),
+    *(Target(("small",), name, 4.5, BARE) for name in (JSON, "portbook", WHO, WHY)),
     Target(("medium",), JSON, 2, SS),
     Target(("fds",), JSON, 0.35, SS),
     Target(("fds-user",), JSON, 1, SS),
@@ -83,7 +88,6 @@ TARGETS = (
     Target(("medium",), TAKE, 0.6, SS),
     Target(("fds",), SOMEBODY, 0.1, SS_PORT),
     Target(ALL, NOBODY, 0.005),
-    Target(("small", "medium"), WHY, 9, BARE),
     Target(("medium",), CAN_HAVE, 0.005),
 )
 

@@ -1,4 +1,4 @@
-"""What ss(8) says of sockets, as the fields of portbook: an opinion to compare with."""
+"""The sockets that ss(8) lists, as fields of portbook: a second opinion to compare with."""
 
 from __future__ import annotations
 

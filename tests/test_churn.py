@@ -119,7 +119,7 @@ def test_no_listing_fails_and_no_owner_is_wrong():
                 seen[row.state] += 1
                 for owner in row.owners:
                     if owner.name is None:
-                        gone += 1  # it ended before its name was asked for
+                        gone += 1  # it ended before its name was read
                     elif owner.name == f"pb-churn-{worker}":
                         named.add(worker)
                     else:

@@ -1,4 +1,4 @@
-"""What is defined once in the code is told once in the docs: names that drift apart fail here."""
+"""The documentation names what the code defines: names that drift apart fail here."""
 
 import re
 import subprocess
@@ -192,7 +192,7 @@ def test_reach_page_has_exactly_the_kinds_of_evidence() -> None:
 
 
 def icmp(version: int, number: int, code: int) -> list[object]:
-    """What the engines make of a message from the target itself, and from somebody else."""
+    """What the engines make of a message from the target itself, and from another host."""
     target = "10.0.0.1" if version == 4 else "fd00::1"
     found = tcp.icmp_result(error_queue.QueuedError(version, number, code, target, 80, 0))
     outcomes = [

@@ -1,4 +1,4 @@
-"""The examples run, and say what they are for."""
+"""The examples run, and say what they show."""
 
 import subprocess
 import sys

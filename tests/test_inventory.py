@@ -1,4 +1,4 @@
-"""The pipeline: which source is taken, what is kept, what is said of what could not be known."""
+"""The pipeline: which source is used, what is kept, and the gaps for what could not be known."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def test_time_wait_and_unaccepted_connections_leave_a_listing_complete(zoo, brie
 
 @on_linux
 def test_a_socket_in_flight_has_no_holder_and_is_a_gap():
-    """Sent to nobody yet, and closed by its sender: the kernel alone has it (unix(7), SCM_RIGHTS)."""
+    """Not received yet, and closed by its sender: the kernel alone has it (unix(7), SCM_RIGHTS)."""
     left, right = socket.socketpair()
     with left, right:
         with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -23,7 +23,7 @@ def server(port):
         six.bind(("::", port))
 
 def test_nothing_was_imported_yet():
-    """Before a fixture is asked for."""
+    """Before a fixture is used."""
     ours = {name for name in sys.modules if name.partition(".")[0] == "portbook"}
     assert ours <= {"portbook", "portbook.pytest_plugin"}
     assert not {"msgspec", "psutil", "asyncio"} & set(sys.modules)

@@ -29,7 +29,7 @@ def command(*arguments: str, **more: object) -> subprocess.CompletedProcess[str]
 
 @pytest.fixture
 def space(own_network):
-    """A network of the test's own: nobody else takes a port meanwhile."""
+    """A separate network: no other program takes a port meanwhile."""
     netlab.needed()
     return netlab.Namespace()
 

@@ -349,7 +349,7 @@ def test_the_number_alone():
 
 
 def test_without_descriptors_the_sockets_cannot_be_passed():
-    """Four sockets and as many copies are needed: with fewer it is said, at whichever call it shows."""
+    """Four sockets and as many copies are needed: with fewer, the call that fails is reported."""
     command = f"ulimit -n $0; exec {sys.executable} -m portbook lease -q --both -- echo run"
     environment = {**os.environ, "PYTHONPATH": SRC}
     for limit in (5, 6, 7, 8, 9, 10):

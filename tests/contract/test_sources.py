@@ -47,7 +47,7 @@ def whole_zoo(zoo):
 
 @pytest.fixture(scope="module")
 def listings(whole_zoo):
-    """What each source says of the zoo, owners included."""
+    """The listing of the zoo by each source, owners included."""
     return {name: take(source=name).sockets for name in WORKING}
 
 
@@ -164,7 +164,7 @@ def test_v6only_is_the_sockets_option(source, animals, listings):
             if row.state in ("LISTEN", "BOUND", None):
                 assert row.v6only is expected.v6only, expected
                 told.add(row.v6only)
-            else:  # nobody else can want the port of a connection: the kernel does not tell
+            else:  # no other process can bind the port of a connection: the kernel does not report it
                 assert row.v6only in (None, expected.v6only), expected
     need(absent("tcp6-listening") is None, "IPv6")
     assert told == {True, False, None}
@@ -452,7 +452,7 @@ def test_a_socket_of_another_user(source, of_nobody):
 
 @pytest.mark.parametrize("source", [name for name in WORKING if "uid" in PROMISED[name]])
 def test_a_uid_that_the_kernel_does_not_know_is_not_roots(source, of_nobody):
-    """For a connection in TIME_WAIT or SYN_RECV the kernel answers uid 0, whoever made it."""
+    """For a connection in TIME_WAIT or SYN_RECV the kernel reports uid 0, regardless of who made it."""
     ports = ",".join(map(str, of_nobody.said))
     rows = [*take(f"port:{ports}", source=source).sockets, *take(f"remote-port:{ports}", source=source).sockets]
     assert {"LISTEN", "ESTABLISHED", "TIME_WAIT", "SYN_RECV"} == {row.state for row in rows}

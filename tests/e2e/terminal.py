@@ -1,4 +1,4 @@
-"""The command in front of a person: an environment that says so, and a terminal to write to."""
+"""The command as a person runs it: in such an environment, writing to a terminal."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def run(*arguments, env=None, text=True, **more):
 
 
 def good(*arguments, **more):
-    """What a run wrote that had nothing to complain about but owners that nobody here can see."""
+    """The output of a run, whose only gaps may be owners that are not visible here."""
     done = run(*arguments, **more)
     assert (done.returncode, "Traceback" in str(done.stderr)) == (0, False), done.stderr
     return done.stdout
@@ -225,7 +225,7 @@ class TestPipes:
 
     @pytest.mark.parametrize("form", ["--json", "--csv", "--wide"])
     def test_ctrl_c_is_130_without_a_traceback(self, form):
-        """It hangs in writing, because nobody reads what is more than a pipe takes: there the signal reaches it."""
+        """It hangs in writing, because the pipe is full and has no reader: there the signal reaches it."""
         with self.start(form) as process:
             assert select.select([process.stdout], [], [], 30)[0], "it writes"
             until_it_sleeps(process.pid)
@@ -1007,7 +1007,7 @@ def test_who_for_an_ordinary_user(as_nobody, server):
 
 
 def test_an_ordinary_user_finds_the_sockets_of_another_by_name(as_nobody, server):
-    """The kernel tells everybody the uid of a socket."""
+    """The kernel reports the uid of a socket to every user."""
     done = as_nobody(*COMMAND, "-p", str(server.said[0]), "--user", "root", "--json")
     assert [row["local_port"] for row in json.loads(done.stdout)["sockets"]] == [server.said[0]]
 

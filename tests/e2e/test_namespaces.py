@@ -1,4 +1,4 @@
-"""What the command says of other network namespaces: a line below a listing, a column when they are asked for."""
+"""The output about other network namespaces: a line below a listing, a column if they are requested."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def test_a_session_goes_on_while_its_port_is_scanned(lab):
 
 
 def seen_by_openssl(lab, port, *options):
-    """What openssl says of the same server: protocol, cipher, and of the certificate its text."""
+    """The answer of openssl about the same server: protocol, cipher, and of the certificate its text."""
     place = f"{netlab.TARGET}:{port}"
     with lab.client:
         said = subprocess.run(

@@ -319,7 +319,7 @@ def test_ctrl_c_leaves_whole_xml(tmp_path):
 
 
 class Running:
-    """A scan whose third answer is on its way when Ctrl-C comes."""
+    """A scan whose third answer is still to come when Ctrl-C is pressed."""
 
     def __init__(self):
         self.latest = None

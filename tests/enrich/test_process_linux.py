@@ -165,7 +165,7 @@ def test_arguments_of_a_child(argument):
 
 
 def test_a_command_line_is_read_within_bounds():
-    """A process may write megabytes where its arguments are, and lets everybody wait who reads them."""
+    """A process may write megabytes where its arguments are, and every reader has to wait for them."""
     with child(PLAIN, *["x" * 100_000] * 10) as one:
         line = described(one.pid).command_line
         assert line[0] == sys.executable

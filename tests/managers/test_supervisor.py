@@ -1,4 +1,4 @@
-"""Who looks after a process and may start it again, judged from its record alone. Any system's."""
+"""The supervisor of a process, found from its record alone. On any system."""
 
 from __future__ import annotations
 

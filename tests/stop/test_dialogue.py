@@ -121,7 +121,7 @@ def test_yes_on_the_command_line_skips_the_question(start):
 
 
 def test_the_question_shows_the_command_of_the_manager(start):
-    """What would be run stands in the question."""
+    """The question contains the command that would be run."""
     from msgspec.structs import replace
 
     from portbook.managers.supervisor import Supervisor

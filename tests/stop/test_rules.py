@@ -1,4 +1,4 @@
-"""What is judged from records alone: who looks after a process, what is refused, what a bind said. Any system's."""
+"""What is judged from records alone: the supervisor of a process, refusals, the result of a bind. On any system."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ SHELL, SUPERVISOR, FIRST = owner(50, name="bash"), owner(60, name="loop"), owner
 
 
 def then(found, *, inodes=frozenset((7,)), **more):
-    """What is said when ``found`` has the port, and a process with pid 10 below a supervisor was to end."""
+    """The result when ``found`` has the port, and a process with pid 10 below a supervisor was to end."""
     old = holder(owner(10, **more), SUPERVISOR, SHELL, FIRST, sockets=[listening(inode=7)])
     return result.classify([found], [StopTarget(old, 0)], inodes)
 
@@ -207,7 +207,7 @@ def test_without_inodes_nothing_is_inherited():
     assert then(found, inodes=frozenset()).result == "taken"
 
 
-# --- who is in the way ---------------------------------------------------------------------------------------------
+# --- which processes count -------------------------------------------------------------------------------------------
 
 
 def made(*sockets, held=True, gaps=()):

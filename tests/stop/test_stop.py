@@ -152,7 +152,7 @@ def test_connections_that_block_a_bind_are_shown_without_a_listener(start):
 
 @on_linux
 def test_a_client_whose_own_port_it_is_survives(start):
-    """It was given the port by the kernel; nobody who types the number means the client."""
+    """The kernel gave it the port; a user who names the port does not mean the client."""
     client = start('one = socket.create_connection(("127.0.0.1", int(sys.argv[1]))); say(port_of(one)); sleep()',
                    start(SERVE, 1).said)  # fmt: skip
     assert not can_be_bound(client.said)
@@ -582,7 +582,7 @@ def test_a_pid_that_is_really_used_again_is_not_hit(start):
 
 @on_linux
 def test_only_the_planned_processes_are_ended(start, monkeypatch):
-    """Holders come and go between look and act; whoever came later shares the port and survives, every time."""
+    """Holders come and go between look and act; one that came later shares the port and survives, every time."""
     monkeypatch.setattr(run, "WATCH_S", 0.0)
     chance = random.Random(7)
     for _ in range(15):

@@ -1,4 +1,4 @@
-"""A real systemd, as the first process of namespaces of its own, with real units whose sockets portbook lets go of.
+"""A real systemd, as the first process of namespaces of its own, with real units whose ports portbook frees.
 
 Its control groups lie in one of the test's own in every hierarchy, and everything ends with its first process.
 """

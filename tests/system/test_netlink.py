@@ -28,7 +28,7 @@ from tests import netlab
 
 RTM_GETADDR = 22
 NLMSG_ERROR, NLMSG_DONE = 2, 3
-ROW = b"entry" * 20  # an answer of a kind that nobody here looks into
+ROW = b"entry" * 20  # an answer of a kind that is not parsed here
 KIND = 20
 
 
@@ -320,7 +320,7 @@ def test_addresses_that_come_and_go_while_they_are_read_make_no_answer_short(net
 
 
 def test_the_kernel_reports_that_a_dump_was_interrupted(network, tmp_path):
-    """What the repetition rests on. IPv4 alone: see interfaces.read_addresses."""
+    """The assumption behind the repetition. IPv4 alone: see interfaces.read_addresses."""
     passing = tmp_path / "add", tmp_path / "del"
     for file in passing:
         file.write_text(batch(file.name, PASSING))

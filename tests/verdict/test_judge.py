@@ -1,4 +1,4 @@
-"""From situation and what a bind was told to a verdict: pure."""
+"""From a situation and the result of a bind to a verdict: pure."""
 
 from __future__ import annotations
 

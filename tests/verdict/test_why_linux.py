@@ -178,7 +178,7 @@ def test_a_udp_socket(network):
 
 
 def test_a_connection_whose_end_it_is(network):
-    """A client may have any port by chance; here it asked for it."""
+    """A client may have any port by chance; here it bound it."""
     with socket.create_server(("127.0.0.1", 0)) as listener, bound("127.0.0.1", 8080) as client:
         client.connect(listener.getsockname())
         verdict = why(8080)

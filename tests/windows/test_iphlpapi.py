@@ -214,7 +214,7 @@ def test_there_is_no_gap_where_bound_sockets_are_not_wanted(wanted):
     assert iphlpapi.read(wanted).gaps == ()
 
 
-# --- what is asked for ---------------------------------------------------------------------------------------------
+# --- what is requested ---------------------------------------------------------------------------------------------
 
 
 def keys(wanted: Wanted) -> list[tuple[str, str, str]]:

@@ -24,7 +24,7 @@ IN_USE, FORBIDDEN = 10048, 10013
 
 
 def refusal(port: int, address: str, kind: int, option: int | None = None) -> int | None:
-    """What a bind of our own is told; None: it worked."""
+    """The error of a bind by the test; None: it worked."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind) as sock:
         try:
             if option is not None:

@@ -100,7 +100,7 @@ def test_excluded_ranges_in_every_language_through_a_real_process(replay, codec,
 
 @replayed
 def test_why_reports_what_netsh_printed_even_if_the_bind_contradicts_it(replay):
-    """Nothing is really excluded here, so that the bind succeeds; what was read is told all the same."""
+    """Nothing is really excluded here, so that the bind succeeds; what was read is still reported."""
     replay(netsh_excludedportrange=DATA / "excluded.german.cp850.txt")
     verdict = why(49750)
     found = [f for f in verdict.findings if f.code == "excluded-range"]
@@ -256,7 +256,7 @@ def test_a_value_that_is_no_proxy_does_not_hide_the_others(registry):
 
 
 def test_a_registry_that_changes_while_it_is_read(registry, monkeypatch):
-    """The number of values is told before they are read; a value that is gone by then ends the list."""
+    """The number of values is known before they are read; a value that is gone by then ends the list."""
     registry("v4tov4", **{"*/8080": "192.0.2.7/80"})
     monkeypatch.setattr(winreg, "QueryInfoKey", lambda key: (0, 3, 0))
     assert port_proxies() == (PortProxy("v4tov4", "*", 8080, "192.0.2.7", 80),)

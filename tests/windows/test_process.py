@@ -77,7 +77,7 @@ def test_a_command_line_as_windows_answers(monkeypatch):
     assert system.complete(Owner(os.getpid())).command_line == ("C:\\a b.exe", "-x")
 
 
-@pytest.mark.skipif(not WINE, reason="Windows tells it")
+@pytest.mark.skipif(not WINE, reason="Windows reports it")
 def test_a_command_line_that_windows_does_not_return_is_none():
     assert enrich_one(os.getpid()).command_line is None
 

@@ -295,7 +295,7 @@ def test_a_firewall_on_loopback_is_distinguished_from_a_closed_port():
 
 @linux
 def test_a_neighbour_that_does_not_answer_is_unreachable():
-    """Linux asks for it three times, a second each, then says so itself (RFC 4861, ARP alike)."""
+    """Linux tries to resolve it three times, a second each, then reports it itself (RFC 4861, ARP alike)."""
     with netlab.pair() as lab, lab.client:
         found = scanned(of("10.77.0.99", [80]), Limits(timeout_s=8))
     answer = found["10.77.0.99", 80]

@@ -142,7 +142,7 @@ def number(attempt: Attempt) -> int:
 
 
 def every(divisor: int, rtt_s: float = 0.02) -> Network:
-    """Every n-th port is open, the others say so."""
+    """Every n-th port is open, the others refuse."""
     return lambda attempt: (CLOSED if attempt.probe.port % divisor else OPEN, rtt_s)
 
 

@@ -58,7 +58,7 @@ def find(data, *paths):
 
 @pytest.fixture
 def composed():
-    """Noise of every kind before, between and after; the structure asked for, with everything that may be in it."""
+    """Noise of every kind before, between and after; the requested structure, with everything that may be in it."""
     e = Encoder()
     char, word = e.int("char", 1), e.int("int", 4)
     e.add(ENUM, "colour", 4, tail=b"")

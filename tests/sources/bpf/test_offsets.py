@@ -1,4 +1,4 @@
-"""Offsets that are kept in a file: used for their kernel, and never when somebody else may have written them."""
+"""Offsets that are kept in a file: used for their kernel, and never when another user may have written them."""
 
 from __future__ import annotations
 

@@ -205,7 +205,7 @@ def test_the_kernels_count():
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What sock_diag is asked for, and what it answers: fileless rows by state."""
+    """The requests to sock_diag, and its answers: fileless rows by state."""
     requests, answers = [], {}
 
     def read(wanted):
