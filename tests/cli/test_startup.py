@@ -58,10 +58,10 @@ def test_a_deferred_module_is_the_real_one_when_it_is_used():
         "before = sys.modules['inspect'].__dict__.copy();"
         "import inspect; from inspect import cleandoc; import dataclasses, msgspec, msgspec.json;"
         "print('cleandoc' in before, cleandoc('  a'), inspect.signature(lambda x: 0), sys.modules['inspect'].__name__,"
-        "msgspec.inspect.type_info(int).__class__.__name__)"
+        "msgspec.inspect.type_info(int).__class__.__name__, msgspec.json.schema(int), msgspec.json.schema(str))"
     )
     done = python(code)
-    assert (done.stdout, done.stderr) == ("False a (x) inspect IntType\n", "")
+    assert (done.stdout, done.stderr) == ("False a (x) inspect IntType {'type': 'integer'} {'type': 'string'}\n", "")
 
 
 def test_what_is_answered_for_a_deferred_module_is_what_it_would_answer():

@@ -11,14 +11,16 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 GC_THRESHOLD = 50_000  # objects, instead of 700; the collector still runs in a command that goes on for long
-
-
 # Imported by click and msgspec, and used for help pages, JSON schemas and other formats.
 UNUSED = ("inspect", "textwrap", "msgspec.inspect", "msgspec.msgpack", "msgspec.toml", "msgspec.yaml")
+# Functions of modules that click and msgspec import by name: messages about wrong usage, JSON schemas.
+BY_NAME = {"gettext": ("gettext", "ngettext"), "msgspec._json_schema": ("schema", "schema_components")}
 
 
 class Deferred(ModuleType):
@@ -46,28 +48,24 @@ def _system() -> str:
     return os.uname().sysname
 
 
-def _gettext(message: str) -> str:
-    """As ``gettext.gettext``, which click imports by name and calls for messages about wrong usage."""
-    return str(_real_gettext("gettext", message))
+def _call_later(module: str, name: str) -> Callable[..., Any]:
+    """A function of a module that is imported at the first call."""
 
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        if isinstance(sys.modules.get(module), Deferred):
+            del sys.modules[module]
+        return getattr(import_module(module), name)(*arguments, **keywords)
 
-def _ngettext(singular: str, plural: str, number: int) -> str:
-    """As ``gettext.ngettext``."""
-    return str(_real_gettext("ngettext", singular, plural, number))
-
-
-def _real_gettext(name: str, *arguments: object) -> object:
-    if isinstance(sys.modules["gettext"], Deferred):
-        del sys.modules["gettext"]
-    return getattr(import_module("gettext"), name)(*arguments)
+    return call
 
 
 def prepare() -> None:
     """Defer imports, and collect garbage less often."""
     gc.set_threshold(GC_THRESHOLD)
     deferred = [Deferred(name) for name in UNUSED]
-    deferred += [Deferred("gettext", gettext=_gettext, ngettext=_ngettext)]
+    for module, names in BY_NAME.items():
+        deferred.append(Deferred(module, **{name: _call_later(module, name) for name in names}))
     if os.name == "posix":
         deferred += [Deferred("platform", system=_system)]
-    for module in deferred:
-        sys.modules.setdefault(module.__name__, module)
+    for stand_in in deferred:
+        sys.modules.setdefault(stand_in.__name__, stand_in)

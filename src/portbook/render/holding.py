@@ -9,8 +9,7 @@ from portbook.numerals import counted
 from portbook.query import LISTENING
 from portbook.records import Gap, Holder, Holding, Owner, Socket
 from portbook.render.machine import ENCODER
-from portbook.render.plain import REACH
-from portbook.render.text import Style, bold, safe, wrap
+from portbook.render.text import REACH, Style, bold, safe, wrap
 
 MOST_NAMES = 12  # names in a list; the rest is counted
 MOST_HOLDERS = 4  # holders described in full: a server may have forked a hundred workers

@@ -10,9 +10,8 @@ from msgspec.structs import replace
 
 from portbook.addresses import format_endpoint
 from portbook.records import Owner, Reach, Socket
-from portbook.render.text import Column, Style, fits, safe, table
+from portbook.render.text import REACH, Column, Style, fits, safe, table
 
-REACH: dict[Reach, str] = {"loopback": "this machine", "address": "one address", "any": "every network"}
 SHORT_REACH: dict[Reach, str] = {"loopback": "machine", "address": "address", "any": "network"}
 UNKNOWN = "?"  # the socket has an owner that is not visible
 NO_OWNER = "-"

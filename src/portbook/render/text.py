@@ -13,7 +13,9 @@ from typing import TextIO
 from msgspec import Struct
 
 from portbook.numerals import UINT16, number_or_none
+from portbook.records import Reach
 
+REACH: dict[Reach, str] = {"loopback": "this machine", "address": "one address", "any": "every network"}
 LEAST = 8  # characters that a shortened column keeps
 
 
@@ -21,7 +23,7 @@ def safe(text: str) -> str:
     """The text with every unprintable character escaped: controls, line ends, bidirectional overrides."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)  # as str.isprintable() is documented
 
 
 class Column(Struct, frozen=True):
