@@ -15,7 +15,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PAGE = os.path.join(ROOT, "docs", "benchmarks.md")
 PICTURE = os.path.join(ROOT, "docs", "benchmarks.svg")
 
-WIDTH, LABEL, BAR, ROW, HEAD = 760, 250, 400, 22, 34
+WIDTH, LABEL, BAR, ROW, HEAD = 800, 250, 400, 22, 34
 OURS, OTHERS = "#0a7d5a", "#9aa4ad"
 
 
@@ -104,7 +104,13 @@ def _panel(title: str, figures: dict[str, float], top: int) -> Iterator[str]:
         colour = OURS if ours else OTHERS
         yield f'<text{kind} x="{LABEL - 10}" y="{y + 14}" text-anchor="end">{escape(label)}</text>'
         yield f'<rect x="{LABEL}" y="{y + 2}" width="{width}" height="{ROW - 6}" rx="2" fill="{colour}"/>'
-        yield f'<text{kind} x="{LABEL + width + 6}" y="{y + 14}">{value:,.0f} ms</text>'
+        yield f'<text{kind} x="{LABEL + width + 6}" y="{y + 14}">{value:,.0f} ms{_times(value, figures)}</text>'
+
+
+def _times(value: float, figures: dict[str, float]) -> str:
+    """How many times as long as portbook, for the others."""
+    ours = next(figure for label, figure in figures.items() if label.startswith("portbook"))
+    return "" if value == ours else f", {value / ours:.1f} times"
 
 
 def main() -> None:

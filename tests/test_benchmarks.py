@@ -42,7 +42,7 @@ def test_the_chart_shows_the_figures_of_the_page():
     assert chart.draw(page) == (ROOT / "docs/benchmarks.svg").read_text(), "run: python benchmarks/chart.py"
     median = chart.median_ms(page, "large: 25 processes, 100,000 sockets", "ss -tunap")
     changed = page.replace(f"| {median:,.0f} ms |", "| 1,234 ms |")
-    assert ">1,234 ms<" in chart.draw(changed)
+    assert ">1,234 ms, " in chart.draw(changed)
     with pytest.raises(ValueError, match="no row"):
         chart.median_ms(page, "large: 25 processes, 100,000 sockets", "netstat")
 
