@@ -13,8 +13,8 @@ import struct
 import sys
 from _socket import AF_INET, AF_INET6, AF_UNSPEC, ntohs
 from collections.abc import Collection, Iterator
-from struct import Struct
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from portbook.addresses import address_text, interface_names, is_link_local, reach_of
 from portbook.errors import SourceDenied, SourceError, SourceGarbled, SourceMissing, SourceTimeout
@@ -58,14 +58,16 @@ MASK_BITS: dict[State | None, tuple[int, ...]] = {
 }
 BOUND_SINCE = (6, 8)
 
-REQUEST = Struct("=BBxxI48x")  # inet_diag_req_v2: family, protocol, no extensions, states, an empty inet_diag_sockid
-REQUEST_TCP = Struct("=4x48xI4x")  # inet_diag_req, the older one: no family, an empty inet_diag_sockid, states
+REQUEST = struct.Struct(
+    "=BBxxI48x"
+)  # inet_diag_req_v2: family, protocol, no extensions, states, an empty inet_diag_sockid
+REQUEST_TCP = struct.Struct("=4x48xI4x")  # inet_diag_req, the older one: no family, an empty inet_diag_sockid, states
 # inet_diag_msg: family, state, timer, (retransmissions), source port, destination port, source address, destination
 # address, interface, cookie, expires, receive queue, send queue, uid, inode
-ROW = Struct("=BBBx HH 16s16s I Q IIIII".replace(" ", ""))
+ROW = struct.Struct("=BBBx HH 16s16s I Q IIIII".replace(" ", ""))
 LEAST_ROW = HEADER.size + ROW.size
-INODE, INODE_AT = Struct("=I"), LEAST_ROW - 4
-HEAD = Struct("=IH")  # of a message: length, type
+INODE, INODE_AT = struct.Struct("=I"), LEAST_ROW - 4
+HEAD = struct.Struct("=IH")  # of a message: length, type
 INET_DIAG_REQ_BYTECODE = 1
 SKV6ONLY, CGROUP_ID = 11, 21
 UDP_STATES: dict[int, State | None] = {1: "ESTABLISHED", 7: None}
@@ -77,7 +79,7 @@ TIME_LIMIT_S = 10.0
 MOST_BYTES = 1 << 30  # about eight million sockets
 
 
-class SockdiagTable(NamedTuple):
+class SockdiagTable(Struct, frozen=True):
     """One answered request: the bytes of every message."""
 
     protocol: Protocol
@@ -85,13 +87,13 @@ class SockdiagTable(NamedTuple):
     interrupted: bool = False  # still, after MOST_TRIES: rows may be missing
 
 
-class SockdiagDump(NamedTuple):
+class SockdiagDump(Struct, frozen=True):
     """What the kernel answered, and for which network namespace."""
 
     tables: tuple[SockdiagTable, ...]
     netns: int | None = None  # inode of the namespace
     gaps: tuple[Gap, ...] = ()
-    interfaces: dict[int, str] = {}  # noqa: RUF012  interface index to name, for zones
+    interfaces: dict[int, str] = {}  # interface index to name, for zones
 
 
 def missing() -> str | None:
@@ -179,7 +181,7 @@ def _dump(channel: netlink.Channel, protocol: Protocol, family: int, states: int
 # include/uapi/linux/inet_diag.h. An operation is {code u8, yes u8, no u16}: how many bytes to go on by when it holds,
 # and when not. Comparing a port takes two: the second one's "no" is the port. Ending exactly at the end of the program
 # accepts, going beyond it refuses (inet_diag_bc_run).
-OPERATION = Struct("=BBH")
+OPERATION = struct.Struct("=BBH")
 BC_JMP, BC_S_GE, BC_S_LE = 1, 2, 3
 COMPARE = 2 * OPERATION.size
 REFUSE = OPERATION.size  # beyond the end
@@ -271,7 +273,7 @@ def _rows(
     table: SockdiagTable, netns: int | None, interfaces: dict[int, str], known: Collection[int]
 ) -> Iterator[Socket]:
     """The sockets of one table. There may be a hundred thousand: the loop calls few functions."""
-    protocol, data, _ = table
+    protocol, data = table.protocol, table.data
     states = TCP_STATES if protocol == "tcp" else UDP_STATES
     addresses = {AF[family]: Addresses(SIZES[family]) for family in AF}
     attributes = _Attributes()

@@ -17,7 +17,8 @@ from _socket import SO_RCVBUF, SOCK_RAW, SOL_SOCKET, socket
 from collections.abc import Iterator
 from time import monotonic, sleep
 from types import TracebackType
-from typing import NamedTuple
+
+from msgspec import Struct
 
 AF_NETLINK = 16
 ROUTE, SOCK_DIAG, NETFILTER = 0, 4, 12
@@ -48,7 +49,7 @@ class InterruptedDump(OSError):
     """The table changed during every try to read it: entries may be missing."""
 
 
-class Dump(NamedTuple):
+class Dump(Struct, frozen=True):
     """The datagrams of one dump, one after the other, up to and including NLMSG_DONE."""
 
     data: bytes

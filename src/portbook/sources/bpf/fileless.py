@@ -170,7 +170,7 @@ def _read_namespace(
     """Read the namespace of the calling thread, which is ``netns``."""
     dumps = read(wanted, counts.get(netns, NO_FILES), known)
     # The gap of an older kernel's dump, bound sockets, is none here: the program has seen them.
-    return NamespaceDump([dump._replace(gaps=()) for dump in dumps], interface_names())
+    return NamespaceDump([replace(dump, gaps=()) for dump in dumps], interface_names())
 
 
 def _unread_namespaces(failures: list[Exception]) -> Iterator[Gap]:
