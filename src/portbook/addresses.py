@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import _socket  # the C module below socket, without its enums and selectors, which are slow to import
 import errno
+import os
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 
 from msgspec import Struct
@@ -26,6 +28,8 @@ MOST_NAME, MOST_LABEL = 253, 63  # characters of a host name and of a part of it
 MOST_SHOWN = 80  # characters of a wrong value in a message
 # The first group of fe80::/10 as canonical text: fe80 to febf (RFC 4291 section 2.5.6).
 LINK_LOCAL = ("fe8", "fe9", "fea", "feb")
+DEVICES = "/proc/thread-self/net/dev"  # Linux: an interface on each line, "eth0: 1500 ...", below two lines of titles
+MOST_DEVICES_BYTES = 1 << 20  # of DEVICES: about 8,000 interfaces
 
 
 class Endpoint(Struct, frozen=True):
@@ -177,11 +181,39 @@ def zone_name(scope: int) -> str:
 
 
 def interface_names() -> dict[int, str]:
-    """Interface index to name, in the calling thread's network namespace; empty if they are not known."""
+    """Interface index to name, in the calling thread's network namespace; empty if they are not known.
+
+    Who owns a network namespace may send to every netlink socket in it, also to that of if_nameindex(3), which waits
+    until the kernel's answer is the next one. So the names are read from /proc where that exists.
+    """
+    try:
+        return dict(_read_devices())
+    except OSError:
+        pass
     try:
         return {index: _encodable(name) for index, name in _socket.if_nameindex()}
     except OSError:
         return {}
+
+
+def _read_devices() -> Iterator[tuple[int, str]]:
+    file = os.open(DEVICES, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = b""
+        while (part := os.read(file, MOST_DEVICES_BYTES)) and len(text) < MOST_DEVICES_BYTES:
+            text += part
+    finally:
+        os.close(file)
+    for line in text.split(b"\n")[2:]:
+        name, colon, _ = line.partition(b":")
+        if not colon:
+            continue
+        name = name.strip()
+        try:
+            index = _socket.if_nametoindex(os.fsdecode(name))
+        except OSError:
+            continue  # it was removed meanwhile
+        yield index, name.decode("utf-8", "replace")
 
 
 def _encodable(name: str) -> str:
