@@ -192,11 +192,19 @@ def parse(dump: BpfDump) -> Reading:
         raise SourceGarbled(f"bpf: {len(dump.records or b'')} bytes of records: {error}") from error
     gaps = list(dump.gaps)
     added: list[Socket] = []
-    tables = [table for namespace in dump.namespaces.values() for table in namespace.dumps]
-    for table in tables:
-        reading = sockdiag.parse(table, rows.by_inode.keys())
-        added += reading.sockets
-        gaps += reading.gaps
+    tables = 0
+    for netns, namespace in dump.namespaces.items():
+        tables += len(namespace.dumps)
+        try:
+            readings = [sockdiag.parse(table, rows.by_inode.keys()) for table in namespace.dumps]
+        except SourceGarbled as error:
+            if netns == dump.netns:
+                raise
+            gaps.append(Gap("socket", None, f"network namespace {netns} was not read: {error}"))
+            continue
+        for reading in readings:
+            added += reading.sockets
+            gaps += reading.gaps
     added = _with_mptcp_owners(_distinct(added), rows.mptcp)
     if not tables:  # the TCP sockets below MPTCP sockets were not read: then these stand for them
         added += [s for s in rows.mptcp.values() if s.state == "LISTEN"]
