@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +26,6 @@ ROOT = HERE.parents[1]
 DIRECTORY = Path(os.environ.get("PORTBOOK_KERNELLAB") or ROOT / ".kernellab")
 GUEST_PYTHON = "3.11"  # of Debian 12, which the root file system is made of
 GUEST_SUITE = "bookworm"
-DEPENDENCIES = ("click", "msgspec", "psutil", "rich")
 PROGRAMS = ("mmdebstrap", "cpio", "depmod", "apt-get")
 KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
 STEP_LIMIT_S = 600
@@ -92,13 +93,13 @@ def is_ready(name: str, directory: Path = DIRECTORY) -> bool:
 
 def prepare(name: str, directory: Path = DIRECTORY) -> None:
     """Make a kernel and its root file system in the directory, unless they are there."""
-    if is_ready(name, directory):
-        return
     kernel = KERNELS[name]
     machine = MACHINES[kernel.architecture]
     directory.mkdir(parents=True, exist_ok=True)
     make_root(directory / f"root-{kernel.architecture}", machine)
     make_dependencies(directory / f"packages-{kernel.architecture}", machine)
+    if is_ready(name, directory):
+        return
     fetch_kernel(directory / name, kernel, machine)
     (directory / name / "ready").touch()
 
@@ -149,13 +150,17 @@ def make_root(root: Path, machine: Machine) -> None:
 
 
 def make_dependencies(packages: Path, machine: Machine) -> None:
-    """portbook's dependencies for the guest's Python and architecture."""
-    if packages.exists():
+    """portbook's dependencies for the guest's Python and architecture; again when they are others than last time."""
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    record = packages / "dependencies.json"
+    if record.exists() and json.loads(record.read_text()) == dependencies:
         return
+    shutil.rmtree(packages, ignore_errors=True)
     unfinished = packages.with_suffix(".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     pip = [sys.executable, "-m", "pip", "install", "-q", "--only-binary=:all:", "--python-version", GUEST_PYTHON]
-    run(*pip, "--platform", machine.wheels, "--target", unfinished, *DEPENDENCIES)
+    run(*pip, "--platform", machine.wheels, "--target", unfinished, *dependencies)
+    (unfinished / record.name).write_text(json.dumps(dependencies))
     unfinished.rename(packages)
 
 
