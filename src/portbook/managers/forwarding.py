@@ -36,7 +36,7 @@ class Target(Struct, frozen=True):
     container: str | None = None  # "podman:web"
 
 
-Reader = Callable[[Arguments, int, Protocol], Target | None]
+TargetReader = Callable[[Arguments, int, Protocol], Target | None]
 
 
 def is_plain(text: str) -> bool:
@@ -379,7 +379,7 @@ def redir(arguments: Arguments, _: int, __: Protocol) -> Target | None:
     return None
 
 
-def configured(*names: str, last: bool = False) -> Reader:
+def configured(*names: str, last: bool = False) -> TargetReader:
     """A program whose targets are in its configuration: the value of one of these options, or the last argument."""
 
     def read(arguments: Arguments, _: int, __: Protocol) -> Target | None:
@@ -396,7 +396,7 @@ def configured(*names: str, last: bool = False) -> Reader:
 # --- super-servers -------------------------------------------------------------------------------------------------
 
 
-def inetd(default: str, *names: str) -> Reader:
+def inetd(default: str, *names: str) -> TargetReader:
     """A server that starts programs for connections, as its configuration says, mostly in the file ``default``."""
 
     def read(arguments: Arguments, port: int, protocol: Protocol) -> Target:

@@ -14,7 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from portbook.managers import forwarding
-from portbook.managers.forwarding import Reader, Target
+from portbook.managers.forwarding import TargetReader, Target
 from portbook.netconfig.facts import Publication
 from portbook.records import Owner, Protocol
 
@@ -34,7 +34,7 @@ class Program(Struct, frozen=True):
     to: str  # what is behind the port if the command line does not say it; empty: then it is no relay
     remedy: str  # how to free the port; PORT stands for its number
     tried: str | None  # the version of the program with which this row was tried
-    read: Reader | None = None
+    read: TargetReader | None = None
     per_user: bool = False  # each user has its own runtime, which knows only the containers of that user
 
 
