@@ -14,7 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from portbook.managers import forwarding
-from portbook.managers.forwarding import TargetReader, Target
+from portbook.managers.forwarding import Target, TargetReader
 from portbook.netconfig.facts import Publication
 from portbook.records import Owner, Protocol
 
