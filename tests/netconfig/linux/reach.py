@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import selectors
 import socket
 import threading
@@ -14,6 +15,8 @@ from tests import netlab
 
 WAIT_S = 0.5  # for a connection within this machine: what goes nowhere is silent
 EVERYWHERE = ("0.0.0.0", "::")
+# Each connection has a source port of its own: NAT keeps to what it did to an earlier one with the same ports.
+SOURCE_PORTS = itertools.cycle(range(10_000, 60_000))
 
 
 class Listeners:
@@ -69,6 +72,7 @@ def reached(address: str, port: int, *, udp: bool = False) -> int | None:
     with socket.socket(family, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM) as one:
         one.settimeout(WAIT_S)
         try:
+            one.bind(("", next(SOURCE_PORTS)))
             one.connect((address, port))
             if udp:
                 one.send(b"?")
