@@ -10,19 +10,19 @@ from portbook.netconfig.facts import NatTool
 from portbook.netconfig.linux import ruleset as forms
 from portbook.netconfig.linux.ruleset import (
     MOST_TEXT,
-    Action,
     BaseChain,
     ChainKey,
     ChainKind,
     Element,
-    Field,
     Hook,
     Interval,
-    Rule,
+    NewDestination,
+    PacketAction,
+    PacketField,
+    PacketRule,
+    PacketTest,
     Ruleset,
     Statement,
-    Target,
-    Test,
 )
 from portbook.numerals import UINT16, number_or_none
 from portbook.records import Family
@@ -115,7 +115,7 @@ def _add_rule(parsed: Ruleset, words: list[str], table: tuple[NatTool, Family, s
         parsed.rules.setdefault(key, []).append(rule)
 
 
-def _rule(words: list[str], chains: set[str]) -> Rule:
+def _rule(words: list[str], chains: set[str]) -> PacketRule:
     statements: list[Statement] = []
     negated = False
     at = 0
@@ -139,13 +139,15 @@ def _rule(words: list[str], chains: set[str]) -> Rule:
     return ()
 
 
-def _test(option: str, values: list[str], negated: bool) -> Test:
+def _test(option: str, values: list[str], negated: bool) -> PacketTest:
     text = " ".join((*("!" if negated else "",), option, *values)).strip()[:MOST_TEXT]
     field, read = TESTS.get(option, (None, _unknown))
     elements = read(values[0] if values else "")
     if option == "--tcp-flags" and values[1:] == ["SYN"] and "SYN" in values[0].split(","):
-        return Test(("protocol",), ((forms.word("tcp"),),), text, negated)  # the packet in question begins a connection
-    return Test((field,), elements, text, negated)
+        return PacketTest(
+            ("protocol",), ((forms.word("tcp"),),), text, negated
+        )  # the packet in question begins a connection
+    return PacketTest((field,), elements, text, negated)
 
 
 def _unknown(_: str) -> tuple[Element, ...]:
@@ -194,7 +196,7 @@ def _types(text: str) -> tuple[Element, ...]:
     return tuple((forms.word(part.lower()),) for part in text.split(","))
 
 
-TESTS: dict[str, tuple[Field | None, Callable[[str], tuple[Element, ...]]]] = {
+TESTS: dict[str, tuple[PacketField | None, Callable[[str], tuple[Element, ...]]]] = {
     "-p": ("protocol", _protocol),
     "-d": ("address", _networks),
     "-i": ("in", _interface),
@@ -212,49 +214,51 @@ TESTS: dict[str, tuple[Field | None, Callable[[str], tuple[Element, ...]]]] = {
 }
 
 
-def _action(option: str, name: str, rest: list[str], chains: set[str]) -> Iterator[Action]:
+def _action(option: str, name: str, rest: list[str], chains: set[str]) -> Iterator[PacketAction]:
     if name in chains and name not in HOOKS:
-        yield Action("goto" if option == "-g" else "jump", name)
+        yield PacketAction("goto" if option == "-g" else "jump", name)
     elif name in TARGETS:
         yield TARGETS[name](rest)
     elif name == "CT":
         if "--notrack" in rest:
-            yield Action("notrack")
+            yield PacketAction("notrack")
     elif name not in WITHOUT_EFFECT:
-        yield Action("unknown", text=f"-j {name}"[:MOST_TEXT])
+        yield PacketAction("unknown", text=f"-j {name}"[:MOST_TEXT])
 
 
-def _dnat(rest: list[str]) -> Action:
+def _dnat(rest: list[str]) -> PacketAction:
     target = _destination(_value(rest, "--to-destination"))
     if "--random" in rest:
-        target = Target(target.address, target.port, target.last_port, random=True)
-    return Action("nat", target=target)
+        target = NewDestination(target.address, target.port, target.last_port, random=True)
+    return PacketAction("nat", target=target)
 
 
-def _redirect(rest: list[str]) -> Action:
+def _redirect(rest: list[str]) -> PacketAction:
     low, _, high = _value(rest, "--to-ports").partition("-")
     first = number_or_none(low, UINT16)
-    return Action("nat", target=Target(None, first, number_or_none(high or low, UINT16), random="--random" in rest))
+    return PacketAction(
+        "nat", target=NewDestination(None, first, number_or_none(high or low, UINT16), random="--random" in rest)
+    )
 
 
-def _netmap(rest: list[str]) -> Action:
-    return Action("nat", target=Target(_value(rest, "--to"), network=True))
+def _netmap(rest: list[str]) -> PacketAction:
+    return PacketAction("nat", target=NewDestination(_value(rest, "--to"), network=True))
 
 
-def _tproxy(rest: list[str]) -> Action:
+def _tproxy(rest: list[str]) -> PacketAction:
     address: str | None = _value(rest, "--on-ip")
     if address in ("", "0.0.0.0", "::"):  # noqa: S104  compared
         address = None
     port = number_or_none(_value(rest, "--on-port"), UINT16)
-    return Action("tproxy", target=Target(address, port or None))
+    return PacketAction("tproxy", target=NewDestination(address, port or None))
 
 
-TARGETS: dict[str, Callable[[list[str]], Action]] = {
-    "ACCEPT": lambda _: Action("accept"),
-    "DROP": lambda _: Action("drop"),
-    "REJECT": lambda _: Action("drop"),
-    "RETURN": lambda _: Action("return"),
-    "NOTRACK": lambda _: Action("notrack"),
+TARGETS: dict[str, Callable[[list[str]], PacketAction]] = {
+    "ACCEPT": lambda _: PacketAction("accept"),
+    "DROP": lambda _: PacketAction("drop"),
+    "REJECT": lambda _: PacketAction("drop"),
+    "RETURN": lambda _: PacketAction("return"),
+    "NOTRACK": lambda _: PacketAction("notrack"),
     "DNAT": _dnat,
     "REDIRECT": _redirect,
     "NETMAP": _netmap,
@@ -270,7 +274,7 @@ def _value(words: list[str], option: str) -> str:
     return ""
 
 
-def _destination(text: str) -> Target:
+def _destination(text: str) -> NewDestination:
     """``10.0.0.2``, ``10.0.0.2:80``, ``10.0.0.2-10.0.0.9:80-90``, ``10.0.0.2:80-90/5000``, ``[fd00::2]:80``."""
     if text.startswith("["):
         address, _, ports = text[1:].partition("]")
@@ -283,4 +287,4 @@ def _destination(text: str) -> Target:
     low, _, high = span.partition("-")
     first = number_or_none(low, UINT16)
     last = number_or_none(high or low, UINT16)
-    return Target(address or None, first, last, shifted_from=number_or_none(base, UINT16))
+    return NewDestination(address or None, first, last, shifted_from=number_or_none(base, UINT16))

@@ -15,20 +15,20 @@ from portbook.netconfig.facts import NatFamily
 from portbook.netconfig.linux import ruleset as forms
 from portbook.netconfig.linux.ruleset import (
     MOST_TEXT,
-    Action,
     ActionKind,
     BaseChain,
     ChainKey,
-    Choice,
     Element,
-    Field,
     Hook,
     Interval,
-    Rule,
+    NewDestination,
+    PacketAction,
+    PacketField,
+    PacketMap,
+    PacketRule,
+    PacketTest,
     Ruleset,
     Statement,
-    Target,
-    Test,
 )
 from portbook.numerals import UINT16
 
@@ -152,7 +152,7 @@ class _Reader:
         self.family = family
         self.table = table
 
-    def rule(self, expressions: list[Any]) -> Rule:
+    def rule(self, expressions: list[Any]) -> PacketRule:
         statements: list[Statement] = []
         for expression in expressions:
             for name, value in _members(expression).items():
@@ -165,11 +165,11 @@ class _Reader:
         if name in LIMITS:
             yield _unknown_test(_describe({name: value}))
         elif name in SIMPLE:
-            yield Action(SIMPLE[name])
+            yield PacketAction(SIMPLE[name])
         elif name in READERS:
             yield from READERS[name](self, value)
         else:
-            yield Action("unknown", text=f"{name} in the table {self.table}"[:MOST_TEXT])
+            yield PacketAction("unknown", text=f"{name} in the table {self.table}"[:MOST_TEXT])
 
     # --- matches
 
@@ -180,9 +180,9 @@ class _Reader:
         fields = _fields(left)
         text = _describe(match)
         elements = self._elements(right, fields, op)
-        yield Test(fields, elements, text, negated=op == "!=")
+        yield PacketTest(fields, elements, text, negated=op == "!=")
 
-    def _elements(self, right: Any, fields: tuple[Field | None, ...], op: Any) -> Sequence[Element]:
+    def _elements(self, right: Any, fields: tuple[PacketField | None, ...], op: Any) -> Sequence[Element]:
         """What a match compares with, as elements."""
         if op in ("<", ">", "<=", ">="):
             return ((_half_open(fields[0], op, right),),)
@@ -195,7 +195,7 @@ class _Reader:
             values = [values]
         return [_element(each, fields) for each in values]
 
-    def _named(self, name: str, fields: tuple[Field | None, ...]) -> Sequence[Element]:
+    def _named(self, name: str, fields: tuple[PacketField | None, ...]) -> Sequence[Element]:
         """The elements of a named set; something unknown for a set that is not there."""
         key = self.family, self.table, name
         if key not in self.sets.elements:
@@ -211,26 +211,26 @@ class _Reader:
     # --- actions
 
     def jump(self, value: Any) -> Iterator[Statement]:
-        yield Action("jump", str(_members(value).get("target")))
+        yield PacketAction("jump", str(_members(value).get("target")))
 
     def goto(self, value: Any) -> Iterator[Statement]:
-        yield Action("goto", str(_members(value).get("target")))
+        yield PacketAction("goto", str(_members(value).get("target")))
 
     def vmap(self, value: Any) -> Iterator[Statement]:
         """``tcp dport vmap { 8080 : jump web }``."""
         yield from self._choice(_members(value), self._verdict)
 
-    def _verdict(self, verdict: Any) -> Action:
+    def _verdict(self, verdict: Any) -> PacketAction:
         for name, value in _members(verdict).items():
             if name in JUMPS:
-                return Action(JUMPS[name], str(_members(value).get("target")))
+                return PacketAction(JUMPS[name], str(_members(value).get("target")))
             if name in SIMPLE:
-                return Action(SIMPLE[name])
+                return PacketAction(SIMPLE[name])
             if name == "continue":
-                return Action("continue")
-        return Action("unknown", text=_describe(verdict))
+                return PacketAction("continue")
+        return PacketAction("unknown", text=_describe(verdict))
 
-    def _choice(self, mapping: dict[str, Any], as_action: Callable[[Any], Action]) -> Iterator[Statement]:
+    def _choice(self, mapping: dict[str, Any], as_action: Callable[[Any], PacketAction]) -> Iterator[Statement]:
         key = mapping.get("key")
         yield from _implied(key)
         fields = _fields(key)
@@ -244,7 +244,7 @@ class _Reader:
             yield as_action(None)
             return
         entries = [(_element(pair[0], fields), as_action(_value_of(pair[1]))) for pair in pairs if _is_pair(pair)]
-        yield Choice(fields, entries, _describe(key), _is_exhaustive(key, pairs))
+        yield PacketMap(fields, entries, _describe(key), _is_exhaustive(key, pairs))
 
     def dnat(self, value: Any) -> Iterator[Statement]:
         """To an address, a port, or the value of a map."""
@@ -255,25 +255,29 @@ class _Reader:
         by_address = _members(address).get("map")
         by_port = _members(port).get("map")
         if isinstance(by_address, dict):
-            yield from self._choice(by_address, lambda mapped: Action("nat", target=_target(mapped, port, random)))
+            yield from self._choice(
+                by_address, lambda mapped: PacketAction("nat", target=_target(mapped, port, random))
+            )
         elif isinstance(by_port, dict):
-            yield from self._choice(by_port, lambda mapped: Action("nat", target=_target(address, mapped, random)))
+            yield from self._choice(
+                by_port, lambda mapped: PacketAction("nat", target=_target(address, mapped, random))
+            )
         else:
-            yield Action("nat", target=_target(address, port, random))
+            yield PacketAction("nat", target=_target(address, port, random))
 
     def tproxy(self, value: Any) -> Iterator[Statement]:
         wanted = _members(value)
         yield from _of_family(wanted.get("family"))
-        yield Action("tproxy", target=_target(wanted.get("addr"), wanted.get("port"), random=False))
+        yield PacketAction("tproxy", target=_target(wanted.get("addr"), wanted.get("port"), random=False))
 
     def mangle(self, value: Any) -> Iterator[Statement]:
         """Only a new destination matters."""
         mangled = _members(value)
         field = _payload(mangled.get("key")).get("field")
         if field == "dport":
-            yield Action("rewrite", target=_target(None, mangled.get("value"), random=False))
+            yield PacketAction("rewrite", target=_target(None, mangled.get("value"), random=False))
         elif field == "daddr":
-            yield Action("rewrite", target=_target(mangled.get("value"), None, random=False))
+            yield PacketAction("rewrite", target=_target(mangled.get("value"), None, random=False))
 
     def xt(self, value: Any) -> Iterator[Statement]:
         """A match or a target of iptables, which nft does not print."""
@@ -282,7 +286,7 @@ class _Reader:
         if extension.get("type") == "match":
             yield _unknown_test(text)
         else:
-            yield Action("unknown", text=text)
+            yield PacketAction("unknown", text=text)
 
 
 JUMPS: dict[str, ActionKind] = {"jump": "jump", "goto": "goto"}
@@ -306,15 +310,15 @@ READERS: dict[str, Callable[[_Reader, Any], Iterator[Statement]]] = {
 }
 
 
-def _unknown_test(text: str) -> Test:
-    return Test((None,), ((None,),), text)
+def _unknown_test(text: str) -> PacketTest:
+    return PacketTest((None,), ((None,),), text)
 
 
-def _of_family(name: Any) -> Iterator[Test]:
+def _of_family(name: Any) -> Iterator[PacketTest]:
     """``dnat ip to``: nft adds a match of the family to the rule."""
     family = NETWORKS.get(str(name))
     if family is not None:
-        yield Test(("family",), ((forms.word(family),),), str(name))
+        yield PacketTest(("family",), ((forms.word(family),),), str(name))
 
 
 # --- fields --------------------------------------------------------------------------------------------------------
@@ -332,11 +336,11 @@ def _parts(left: Any) -> list[Any]:
     return [left]
 
 
-def _fields(left: Any) -> tuple[Field | None, ...]:
+def _fields(left: Any) -> tuple[PacketField | None, ...]:
     return tuple(_field(part) for part in _parts(left))
 
 
-def _implied(left: Any) -> Iterator[Test]:
+def _implied(left: Any) -> Iterator[PacketTest]:
     """What nft tests before it reads a part of a packet: ``tcp dport`` is of TCP alone, ``ip daddr`` of IPv4."""
     for part in _parts(left):
         inner = _members(part).get("&")
@@ -344,12 +348,14 @@ def _implied(left: Any) -> Iterator[Test]:
             part = inner[0]  # noqa: PLW2901
         protocol = str(_payload(part).get("protocol"))
         if protocol in TRANSPORTS:
-            yield Test(("protocol",), ((forms.protocol("ipv6-icmp" if protocol == "icmpv6" else protocol),),), protocol)
+            yield PacketTest(
+                ("protocol",), ((forms.protocol("ipv6-icmp" if protocol == "icmpv6" else protocol),),), protocol
+            )
         elif protocol in NETWORKS:
-            yield Test(("family",), ((forms.word(NETWORKS[protocol]),),), protocol)
+            yield PacketTest(("family",), ((forms.word(NETWORKS[protocol]),),), protocol)
 
 
-META: dict[str, Field] = {
+META: dict[str, PacketField] = {
     "l4proto": "protocol",
     "nfproto": "family",
     "protocol": "family",
@@ -358,11 +364,11 @@ META: dict[str, Field] = {
     "oifname": "out",
     "oif": "out",
 }
-PAYLOAD: dict[str, Field] = {"dport": "port", "daddr": "address", "protocol": "protocol", "nexthdr": "protocol"}
-CT: dict[str, Field] = {"state": "state", "direction": "direction"}
+PAYLOAD: dict[str, PacketField] = {"dport": "port", "daddr": "address", "protocol": "protocol", "nexthdr": "protocol"}
+CT: dict[str, PacketField] = {"state": "state", "direction": "direction"}
 
 
-def _field(left: Any) -> Field | None:
+def _field(left: Any) -> PacketField | None:
     expression = _members(left)
     payload = _payload(left)
     if payload:
@@ -404,7 +410,7 @@ def _value_of(value: Any) -> Any:
     return value
 
 
-def _element(value: Any, fields: tuple[Field | None, ...]) -> Element:
+def _element(value: Any, fields: tuple[PacketField | None, ...]) -> Element:
     value = _value_of(value)
     if value == "*":
         return EVERYTHING
@@ -416,7 +422,7 @@ def _element(value: Any, fields: tuple[Field | None, ...]) -> Element:
     return tuple(_interval(part, field) for part, field in zip(parts, fields, strict=True))
 
 
-def _interval(value: Any, field: Field | None) -> Interval:
+def _interval(value: Any, field: PacketField | None) -> Interval:
     value = _value_of(value)
     if field is None:
         return None
@@ -456,7 +462,7 @@ def _addresses(value: Any) -> Interval:
     return None
 
 
-def _half_open(field: Field | None, op: str, right: Any) -> Interval:
+def _half_open(field: PacketField | None, op: str, right: Any) -> Interval:
     """``tcp dport >= 1024``."""
     if field != "port" or not isinstance(right, int):
         return None
@@ -465,7 +471,7 @@ def _half_open(field: Field | None, op: str, right: Any) -> Interval:
     return forms.port_range(0, right - (op == "<")) or (-1, -1)
 
 
-def _target(address: Any, port: Any, random: bool) -> Target:
+def _target(address: Any, port: Any, random: bool) -> NewDestination:
     """A new destination, from what a rule or a map's entry has for it."""
     parts = _members(address).get("concat")
     if isinstance(parts, list) and parts:
@@ -477,10 +483,12 @@ def _target(address: Any, port: Any, random: bool) -> Target:
     if limits is not None and forms.port_range(*limits):
         first, last = limits
     elif port is not None:
-        return Target(_address_text(address), computed=True)
+        return NewDestination(_address_text(address), computed=True)
     text = _address_text(address)
     network = isinstance(_members(address).get("prefix"), dict)
-    return Target(text, first, last, random=random, network=network, computed=address is not None and text is None)
+    return NewDestination(
+        text, first, last, random=random, network=network, computed=address is not None and text is None
+    )
 
 
 def _address_text(value: Any) -> str | None:

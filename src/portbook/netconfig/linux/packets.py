@@ -24,19 +24,19 @@ from msgspec.structs import replace
 from portbook.addresses import is_link_local, unmapped
 from portbook.netconfig.facts import Diversion, DiversionKind, LocalAddress, NatHook, NatRule, NatTarget
 from portbook.netconfig.linux.ruleset import (
-    Action,
     ActionKind,
     BaseChain,
     ChainKey,
-    Choice,
     Hook,
     Interval,
+    NewDestination,
     Packet,
-    Rule,
+    PacketAction,
+    PacketMap,
+    PacketRule,
+    PacketTest,
+    PacketValue,
     Ruleset,
-    Target,
-    Test,
-    Value,
     contains,
     intervals_of,
     is_inside,
@@ -92,10 +92,10 @@ def survey(ruleset: Ruleset, port: int, protocol: Protocol, machine: Machine) ->
 def _has_effect(ruleset: Ruleset) -> bool:
     """Whether any rule may send a packet elsewhere."""
     for statement in ruleset.statements():
-        actions: Iterable[Action] = ()
-        if isinstance(statement, Action):
+        actions: Iterable[PacketAction] = ()
+        if isinstance(statement, PacketAction):
             actions = (statement,)
-        elif isinstance(statement, Choice):
+        elif isinstance(statement, PacketMap):
             actions = (action for _, action in statement.entries)
         if any(action.target is not None or action.kind == "unknown" for action in actions):
             return True
@@ -155,14 +155,14 @@ def _is_of(address: str, family: Family) -> bool:
     return (":" in address) == (family == "ipv6")
 
 
-def _address_value(address: str) -> Value:
+def _address_value(address: str) -> PacketValue:
     if address == UNKNOWN_ADDRESS:
         return None
     return number_of(ip_address(address))
 
 
 def _alike(
-    values: Sequence[str], intervals: Sequence[Interval], as_value: Callable[[str], Value]
+    values: Sequence[str], intervals: Sequence[Interval], as_value: Callable[[str], PacketValue]
 ) -> Iterator[tuple[str, ...]]:
     """The values in groups, which no interval separates."""
     groups: dict[tuple[bool | None, ...], list[str]] = {}
@@ -326,7 +326,7 @@ class _Walk:
             return None
         return _most(returned)
 
-    def _rule(self, rule: Rule, key: ChainKey, flow: Conditions, returned: list[Conditions], depth: int) -> Flow:
+    def _rule(self, rule: PacketRule, key: ChainKey, flow: Conditions, returned: list[Conditions], depth: int) -> Flow:
         """Apply a rule; what goes on to the next one."""
         before = self.left
         passed: list[Conditions] = []  # the shares that the rule does not concern, or no longer
@@ -335,9 +335,9 @@ class _Walk:
             share = rest
             if share is None:
                 break
-            if isinstance(statement, Test):
+            if isinstance(statement, PacketTest):
                 rest = self._test(statement, share, passed)
-            elif isinstance(statement, Choice):
+            elif isinstance(statement, PacketMap):
                 choices = self._choices(statement, share, passed)
                 rest = _most([self._act(action, key, each, passed, returned, depth) for action, each in choices])
             else:
@@ -348,7 +348,7 @@ class _Walk:
             return flow  # nothing was lost
         return _most(passed)
 
-    def _test(self, test: Test, flow: Conditions, passed: list[Conditions]) -> Flow:
+    def _test(self, test: PacketTest, flow: Conditions, passed: list[Conditions]) -> Flow:
         """The share that passes a test; the rest is passed on."""
         result = test.result(self.packet)
         if result:
@@ -359,10 +359,12 @@ class _Walk:
         passed.append(_add(flow, f"not {test.text}"))
         return _add(flow, test.text)
 
-    def _choices(self, choice: Choice, flow: Conditions, passed: list[Conditions]) -> list[tuple[Action, Conditions]]:
+    def _choices(
+        self, choice: PacketMap, flow: Conditions, passed: list[Conditions]
+    ) -> list[tuple[PacketAction, Conditions]]:
         """The actions that a map may lead to, each with its share; what matches no entry is passed on."""
         values = [self.packet.value(field) for field in choice.fields]
-        shares: list[tuple[Action, Conditions]] = []
+        shares: list[tuple[PacketAction, Conditions]] = []
         for element, action in choice.entries:
             inside = is_inside(values, element)
             if inside:
@@ -377,7 +379,7 @@ class _Walk:
 
     def _act(
         self,
-        action: Action,
+        action: PacketAction,
         key: ChainKey,
         flow: Conditions,
         passed: list[Conditions],
@@ -407,7 +409,7 @@ class _Walk:
                     self.tracked = _add(self.tracked, f"not {flow[-1]}")
         return flow
 
-    def _leave(self, action: Action, flow: Conditions) -> Flow:
+    def _leave(self, action: PacketAction, flow: Conditions) -> Flow:
         """End the way of a flow through the base chain; after an action that is not known, some may go on."""
         self.left += 1
         if action.kind == "unknown":
@@ -418,7 +420,7 @@ class _Walk:
             self.accepted.append(flow)
         return None
 
-    def _divert(self, action: Action, wanted: Target, key: ChainKey, flow: Conditions) -> Flow:
+    def _divert(self, action: PacketAction, wanted: NewDestination, key: ChainKey, flow: Conditions) -> Flow:
         """Send a flow elsewhere. Whether the proxy of a tproxy action exists is asked later: verdict/linux.py."""
         self.left += 1
         target = _new_target(wanted, self.packet)
@@ -429,7 +431,7 @@ class _Walk:
             self.outcomes.append(_Outcome(kind, target, flow, key))
         return None
 
-    def _reaches_port(self, target: NatTarget, wanted: Target) -> bool:
+    def _reaches_port(self, target: NatTarget, wanted: NewDestination) -> bool:
         """Whether the new destination is the port itself."""
         packet = self.packet
         assert packet.family is not None  # noqa: S101
@@ -457,12 +459,12 @@ class _Walk:
         return None
 
 
-def _returns(rule: Rule) -> bool:
+def _returns(rule: PacketRule) -> bool:
     """Whether a rule may end the way through its chain without an end of the packets."""
     for statement in rule:
-        if isinstance(statement, Action) and statement.kind in ("return", "goto"):
+        if isinstance(statement, PacketAction) and statement.kind in ("return", "goto"):
             return True
-        if isinstance(statement, Choice) and any(a.kind in ("return", "goto") for _, a in statement.entries):
+        if isinstance(statement, PacketMap) and any(a.kind in ("return", "goto") for _, a in statement.entries):
             return True
     return False
 
@@ -480,7 +482,7 @@ def _add(flow: Conditions, *conditions: str) -> Conditions:
     return (*flow, *(text for text in conditions if text not in flow))[:MOST_CONDITIONS]
 
 
-def _new_target(target: Target, packet: Packet) -> NatTarget:
+def _new_target(target: NewDestination, packet: Packet) -> NatTarget:
     """The new destination of this packet."""
     port, last = target.port, target.last_port
     if port is not None and last is not None:

@@ -17,10 +17,10 @@ from portbook.numerals import UINT16
 from portbook.records import Family, Protocol
 
 # What of a packet is known, at least sometimes. Everything else that a rule may test is None.
-Field = Literal["family", "protocol", "port", "address", "in", "out", "type", "source type", "state", "direction"]
+PacketField = Literal["family", "protocol", "port", "address", "in", "out", "type", "source type", "state", "direction"]
 # A value: a port, a word, or (4, address as a number). An interval includes both ends; None: not known.
-Value = Any
-Interval = tuple[Value, Value] | None
+PacketValue = Any
+Interval = tuple[PacketValue, PacketValue] | None
 Element = tuple[Interval, ...]  # one interval for each field
 LAST = "\U0010ffff"  # sorts after every character: the end of an interval of names
 MOST_TEXT = 200  # characters of a condition
@@ -45,7 +45,7 @@ class Packet(Struct, frozen=True):
     source_type: str | None = None
     state: str | None = None  # of the connection: nothing before connection tracking has seen the packet
 
-    def value(self, field: Field | None) -> Value:
+    def value(self, field: PacketField | None) -> PacketValue:
         """The value of a field; None: not known."""
         if field is None:
             return None
@@ -66,13 +66,13 @@ GETTERS: dict[str, str] = {
     "state": "state",
 }
 # The packet in question begins a connection to an address of this machine.
-CONSTANTS: dict[str, Value] = {"type": "local", "direction": "original"}
+CONSTANTS: dict[str, PacketValue] = {"type": "local", "direction": "original"}
 
 
-class Test(Struct, frozen=True):
+class PacketTest(Struct, frozen=True):
     """What a packet must be: the fields' values are in one of the elements; negated: in none of them."""
 
-    fields: tuple[Field | None, ...]
+    fields: tuple[PacketField | None, ...]
     elements: Sequence[Element]
     text: str
     negated: bool = False
@@ -91,7 +91,7 @@ class Test(Struct, frozen=True):
         return self.negated
 
 
-class Target(Struct, frozen=True):
+class NewDestination(Struct, frozen=True):
     """A new destination."""
 
     address: str | None = None  # an address, or a range such as 10.0.0.5-10.0.0.9; None: this machine, by a redirect
@@ -103,26 +103,26 @@ class Target(Struct, frozen=True):
     computed: bool = False  # by an expression that is not read
 
 
-class Action(Struct, frozen=True):
+class PacketAction(Struct, frozen=True):
     """What happens to a packet."""
 
     kind: ActionKind
     chain: str | None = None  # of jump and goto
-    target: Target | None = None
+    target: NewDestination | None = None
     text: str = ""
 
 
-class Choice(Struct, frozen=True):
+class PacketMap(Struct, frozen=True):
     """An action by the values of a packet: a map. Without a matching entry the rule does not apply."""
 
-    fields: tuple[Field | None, ...]
-    entries: Sequence[tuple[Element, Action]]
+    fields: tuple[PacketField | None, ...]
+    entries: Sequence[tuple[Element, PacketAction]]
     text: str
     exhaustive: bool = False  # one of the entries is taken, which one is not known
 
 
-Statement = Test | Action | Choice
-Rule = tuple[Statement, ...]
+Statement = PacketTest | PacketAction | PacketMap
+PacketRule = tuple[Statement, ...]
 
 
 class BaseChain(Struct, frozen=True):
@@ -139,7 +139,7 @@ class Ruleset(Struct):
     """The chains that packets pass through before routing."""
 
     bases: list[BaseChain]
-    rules: dict[ChainKey, list[Rule]]
+    rules: dict[ChainKey, list[PacketRule]]
 
     def merge(self, other: Ruleset) -> None:
         """Add the chains of another tool."""
@@ -155,7 +155,7 @@ class Ruleset(Struct):
     def for_port(self, protocol: Protocol, port: int) -> Ruleset:
         """Without the rules and entries that a packet to the port never matches."""
         packet = Packet(protocol, port)
-        rules: dict[ChainKey, list[Rule]] = {}
+        rules: dict[ChainKey, list[PacketRule]] = {}
         for key, all_rules in self.rules.items():
             applicable = [narrowed for rule in all_rules if (narrowed := _narrow(rule, packet)) is not None]
             if applicable:
@@ -175,45 +175,45 @@ class Ruleset(Struct):
         return sorted(limits)
 
 
-def _narrow(rule: Rule, packet: Packet) -> Rule | None:
+def _narrow(rule: PacketRule, packet: Packet) -> PacketRule | None:
     """A rule without the entries that a packet never matches, up to the first test that it fails; None if nothing is
     done before that.
     """
     narrowed: list[Statement] = []
     for statement in rule:
-        if isinstance(statement, Test):
+        if isinstance(statement, PacketTest):
             if statement.result(packet) is False:
                 break
             narrowed.append(statement)
-        elif isinstance(statement, Choice):
+        elif isinstance(statement, PacketMap):
             values = [packet.value(field) for field in statement.fields]
             entries = [entry for entry in statement.entries if is_inside(values, entry[0]) is not False]
-            narrowed.append(Choice(statement.fields, entries, statement.text, statement.exhaustive))
+            narrowed.append(PacketMap(statement.fields, entries, statement.text, statement.exhaustive))
         else:
             narrowed.append(statement)
-    if all(isinstance(statement, Test) for statement in narrowed):
+    if all(isinstance(statement, PacketTest) for statement in narrowed):
         return None
     return tuple(narrowed)
 
 
-def _tested(ruleset: Ruleset) -> Iterator[tuple[tuple[Field | None, ...], Sequence[Element]]]:
+def _tested(ruleset: Ruleset) -> Iterator[tuple[tuple[PacketField | None, ...], Sequence[Element]]]:
     """The fields and elements of every test and choice."""
     for statement in ruleset.statements():
-        if isinstance(statement, Test):
+        if isinstance(statement, PacketTest):
             yield statement.fields, statement.elements
-        elif isinstance(statement, Choice):
+        elif isinstance(statement, PacketMap):
             yield statement.fields, [element for element, _ in statement.entries]
 
 
-def _targets(ruleset: Ruleset) -> Iterator[Target]:
+def _targets(ruleset: Ruleset) -> Iterator[NewDestination]:
     for statement in ruleset.statements():
-        if isinstance(statement, Action) and statement.target is not None:
+        if isinstance(statement, PacketAction) and statement.target is not None:
             yield statement.target
-        elif isinstance(statement, Choice):
+        elif isinstance(statement, PacketMap):
             yield from (action.target for _, action in statement.entries if action.target is not None)
 
 
-def intervals_of(ruleset: Ruleset, wanted: Field) -> list[Interval]:
+def intervals_of(ruleset: Ruleset, wanted: PacketField) -> list[Interval]:
     """The different intervals with which the rules compare a field."""
     intervals: dict[Interval, None] = {}
     for fields, elements in _tested(ruleset):
@@ -223,7 +223,7 @@ def intervals_of(ruleset: Ruleset, wanted: Field) -> list[Interval]:
     return list(intervals)
 
 
-def is_inside(values: Sequence[Value], element: Element) -> bool | None:
+def is_inside(values: Sequence[PacketValue], element: Element) -> bool | None:
     """Whether each value is in the element's interval; None: not known. An empty element contains everything."""
     unknown = False
     for value, interval in zip(values, element, strict=False):
@@ -236,7 +236,7 @@ def is_inside(values: Sequence[Value], element: Element) -> bool | None:
     return True
 
 
-def contains(interval: Interval, value: Value) -> bool | None:
+def contains(interval: Interval, value: PacketValue) -> bool | None:
     """Whether a value is in an interval; None: not known."""
     if interval is None or value is None:
         return None
