@@ -93,7 +93,7 @@ class Container(Struct, frozen=True):
     delegated: str | None = None
 
 
-class Place(Struct, frozen=True):
+class CgroupPlace(Struct, frozen=True):
     """Where a cgroup path puts a process."""
 
     unit: str | None = None  # with systemd's escapes
@@ -157,7 +157,7 @@ def identify(cgroup: str) -> Container | None:
     return locate(cgroup).container
 
 
-def locate(cgroup: str) -> Place:
+def locate(cgroup: str) -> CgroupPlace:
     """The unit and the innermost container of a cgroup path."""
     walk = _Walk()
     for segment in cgroup.split("/"):
@@ -195,15 +195,15 @@ class _Walk:
             self._leave_unit(segment)
         self.path.append(segment)
 
-    def place(self) -> Place:
+    def place(self) -> CgroupPlace:
         """What was found."""
         container = self.container
         if self.pod:
             container = Container(POD, "", self.pod, None, self.pod_delegated)
         if self.unit is not None and self.container is not None and self.container.delegated is None:
-            return Place(self.unit.removeprefix("_"), self.user, container, is_inside=True)
+            return CgroupPlace(self.unit.removeprefix("_"), self.user, container, is_inside=True)
         unit = self.outer if self.container is not None else self.unit
-        return Place(unit.removeprefix("_") if unit else None, self.user, container)
+        return CgroupPlace(unit.removeprefix("_") if unit else None, self.user, container)
 
     # --- units ---
 
