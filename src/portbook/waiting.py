@@ -15,7 +15,7 @@ from portbook.dialing import Destination
 from portbook.errors import UsageError
 from portbook.ports import Ports
 from portbook.probe.outcome import Evidence, Outcome, describe_reason
-from portbook.probe.readiness import Readiness, Target
+from portbook.probe.readiness import AwaitedPort, Readiness
 from portbook.probe.resolve import Resolved, ResolvedAddress, lookup_outcome, resolve, resolve_one
 from portbook.records import Protocol
 from portbook.resilience import waits
@@ -141,7 +141,7 @@ def _until_answers(
         pairs = zip(wanted, watched, strict=True)
         return [Unready(str(port), each.reason()) for port, each in pairs if not each.is_ready]
 
-    with Readiness([each for each in watched if isinstance(each, Target)], stable=stable) as connections:
+    with Readiness([each for each in watched if isinstance(each, AwaitedPort)], stable=stable) as connections:
         while (missing := unready()) and (now := monotonic()) < until:
             wake_at = min(until, report.next_at)
             if not all(each.is_ready for each in datagrams):
@@ -153,11 +153,11 @@ def _until_answers(
     return missing
 
 
-def _watch(port: Ports, protocol: Protocol) -> Target | _UdpTarget:
+def _watch(port: Ports, protocol: Protocol) -> AwaitedPort | _UdpTarget:
     destination = Destination(port.host or ports.LOCALHOST, port.first)
     if protocol == "udp":
         return _UdpTarget(destination)
-    return Target(destination.address or destination.host.lookup_name, destination.port)
+    return AwaitedPort(destination.address or destination.host.lookup_name, destination.port)
 
 
 class _UdpTarget:

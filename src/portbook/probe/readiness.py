@@ -37,30 +37,30 @@ DROPPED = Evidence("syn-ack", text="accepted, and closed the connection: a proxy
 NO_LOOKUP = Evidence("resolver", text="no answer from the resolver")
 
 
-class TargetAttempt:
+class AwaitedAttempt:
     """A connection that begins, or that has to last."""
 
     __slots__ = ("address", "lasts_until", "socket")
 
-    def __init__(self, address: TargetAddress, sock: socket) -> None:
+    def __init__(self, address: AwaitedAddress, sock: socket) -> None:
         self.address, self.socket = address, sock
         self.lasts_until: float | None = None  # connected, when this is not None
 
 
-class TargetAddress:
+class AwaitedAddress:
     """One address of a target, and the attempts at it."""
 
     __slots__ = ("attempts", "destination", "next_at", "pauses", "result", "target")
 
-    def __init__(self, target: Target, destination: ResolvedAddress) -> None:
+    def __init__(self, target: AwaitedPort, destination: ResolvedAddress) -> None:
         self.target, self.destination = target, destination
-        self.attempts: list[TargetAttempt] = []
+        self.attempts: list[AwaitedAttempt] = []
         self.next_at = 0.0  # not to be dialed before
         self.pauses = waits(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         self.result: tuple[Outcome, Evidence] = (tcp.SILENT.outcome, tcp.SILENT.evidence)
 
 
-class Target:
+class AwaitedPort:
     """A host and a port that is waited for."""
 
     __slots__ = ("addresses", "failure", "is_ready", "lookup", "lookup_at", "name", "pauses", "port")
@@ -69,9 +69,9 @@ class Target:
         self.name = host if isinstance(host, str) else None  # None: there is nothing to look up
         self.port = port
         self.is_ready = False
-        self.addresses: dict[ResolvedAddress, TargetAddress] = {}
+        self.addresses: dict[ResolvedAddress, AwaitedAddress] = {}
         if isinstance(host, ResolvedAddress):
-            self.addresses[host] = TargetAddress(self, host)
+            self.addresses[host] = AwaitedAddress(self, host)
         self.failure: Evidence | None = NO_LOOKUP  # of the last lookup
         self.lookup: SimpleQueue[Resolved] | None = None  # of the one that is in progress
         self.lookup_at = 0.0  # when the next begins
@@ -92,7 +92,7 @@ class Target:
 class Readiness:
     """Dials until every target is ready; a context manager, which closes all sockets."""
 
-    def __init__(self, targets: Sequence[Target], *, stable: bool, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(self, targets: Sequence[AwaitedPort], *, stable: bool, clock: Callable[[], float] = monotonic) -> None:
         self.targets = targets
         self._stable, self._clock = stable, clock
         self._selector = DefaultSelector()
@@ -106,7 +106,7 @@ class Readiness:
             tcp.abort(key.data.socket)
         self._selector.close()
 
-    def missing(self) -> list[Target]:
+    def missing(self) -> list[AwaitedPort]:
         """The targets that are not ready."""
         return [target for target in self.targets if not target.is_ready]
 
@@ -123,7 +123,7 @@ class Readiness:
 
     # --- names ---
 
-    def _look_up(self, target: Target) -> None:
+    def _look_up(self, target: AwaitedPort) -> None:
         now = self._clock()
         if target.name is None:
             return
@@ -144,15 +144,15 @@ class Readiness:
         else:
             target.lookup_at = now + next(target.pauses)
 
-    def _take_addresses(self, target: Target, found: Sequence[ResolvedAddress]) -> None:
+    def _take_addresses(self, target: AwaitedPort, found: Sequence[ResolvedAddress]) -> None:
         for gone in target.addresses.keys() - set(found):
             self._drop_all(target.addresses.pop(gone))
         for destination in found:
-            target.addresses.setdefault(destination, TargetAddress(target, destination))
+            target.addresses.setdefault(destination, AwaitedAddress(target, destination))
 
     # --- connections ---
 
-    def _dial(self, address: TargetAddress) -> None:
+    def _dial(self, address: AwaitedAddress) -> None:
         now = self._clock()
         if now < address.next_at:
             return
@@ -172,19 +172,19 @@ class Readiness:
         if sock is None:
             self._fail(address, result or tcp.NOT_CONNECTED)
             return
-        attempt = TargetAttempt(address, sock)
+        attempt = AwaitedAttempt(address, sock)
         address.attempts.append(attempt)
         self._selector.register(sock, EVENT_WRITE, attempt)
         if result is not None:
             self._connected(attempt, result)
 
-    def _settle(self, attempt: TargetAttempt, events: int) -> None:
+    def _settle(self, attempt: AwaitedAttempt, events: int) -> None:
         if attempt.lasts_until is None:
             self._connected(attempt, tcp.finish_connect(attempt.socket, attempt.address.target.port))
         elif events & EVENT_READ:
             self._heard(attempt)
 
-    def _connected(self, attempt: TargetAttempt, result: tcp.ConnectResult) -> None:
+    def _connected(self, attempt: AwaitedAttempt, result: tcp.ConnectResult) -> None:
         if result.outcome != "open":
             self._drop(attempt)
             self._fail(attempt.address, result)
@@ -194,7 +194,7 @@ class Readiness:
         else:
             self._ready(attempt)
 
-    def _heard(self, attempt: TargetAttempt) -> None:
+    def _heard(self, attempt: AwaitedAttempt) -> None:
         """The other side has sent something, which only a service does, or has closed."""
         try:
             data = attempt.socket.recv(1, MSG_PEEK)
@@ -215,11 +215,11 @@ class Readiness:
             if attempt.lasts_until is not None and now >= attempt.lasts_until and attempt.socket.fileno() >= 0:
                 self._ready(attempt)
 
-    def _fail(self, address: TargetAddress, result: tcp.ConnectResult) -> None:
+    def _fail(self, address: AwaitedAddress, result: tcp.ConnectResult) -> None:
         address.result = (result.outcome, result.evidence)
         address.next_at = self._clock() + next(address.pauses)
 
-    def _ready(self, attempt: TargetAttempt) -> None:
+    def _ready(self, attempt: AwaitedAttempt) -> None:
         """Hang up with FIN: a test is no error in the server's log. Whatever else is in progress is of no use."""
         target = attempt.address.target
         target.is_ready = True
@@ -229,18 +229,18 @@ class Readiness:
         for address in target.addresses.values():
             self._drop_all(address)
 
-    def _drop_all(self, address: TargetAddress) -> None:
+    def _drop_all(self, address: AwaitedAddress) -> None:
         for attempt in list(address.attempts):
             self._drop(attempt)
 
-    def _drop(self, attempt: TargetAttempt) -> None:
+    def _drop(self, attempt: AwaitedAttempt) -> None:
         attempt.address.attempts.remove(attempt)
         self._selector.unregister(attempt.socket)
         tcp.abort(attempt.socket)
 
     # --- waiting ---
 
-    def _wait(self, until: float) -> list[tuple[TargetAttempt, int]]:
+    def _wait(self, until: float) -> list[tuple[AwaitedAttempt, int]]:
         if not self.missing():
             return []
         wait_s = max(0.0, min(self._next_at(until) - self._clock(), LONGEST_WAIT_S))
@@ -259,7 +259,7 @@ class Readiness:
                 times.append(target.lookup_at)
             times += [address.next_at for address in target.addresses.values()]
         for key in self._selector.get_map().values():
-            attempt: TargetAttempt = key.data
+            attempt: AwaitedAttempt = key.data
             if attempt.lasts_until is not None:
                 times.append(attempt.lasts_until)
         return min(times)
