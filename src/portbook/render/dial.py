@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
-from portbook.addresses import format_endpoint, split_zone
+from portbook.addresses import split_zone
 from portbook.dialing import Dial, DialedAddress, Timing
 from portbook.numerals import counted
 from portbook.probe.outcome import describe
 from portbook.probe.tls.records import Certificate, Tls
 from portbook.render.machine import ENCODER
-from portbook.render.text import Style, bold, safe
+from portbook.render.text import Style, bold, safe, safe_endpoint
 
 HEADINGS = {
     "name-not-found": "has no address",
@@ -53,7 +53,7 @@ def _was_looked_up(dial: Dial) -> bool:
 
 def _facts(answer: DialedAddress) -> Iterator[str]:
     if answer.address is not None:
-        yield f"{format_endpoint(answer.address, None, answer.zone)} {answer.outcome}"
+        yield f"{safe_endpoint(answer.address, None, answer.zone)} {answer.outcome}"
     yield safe(describe(answer.evidence))
     if answer.connect_ms is not None:
         yield f"{answer.connect_ms:.2f} ms"
