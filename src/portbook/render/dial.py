@@ -133,7 +133,7 @@ def failures(dial: Dial, *, verify: bool, expires_within: int | None) -> Iterato
     for answer in dial.addresses:
         if answer.tls is None or answer.address is None:
             continue
-        place = f"{dial.target} at {format_endpoint(answer.address, None, answer.zone)}"
+        place = f"{dial.target} at {safe_endpoint(answer.address, None, answer.zone)}"
         for text in _failures(answer.tls, verify, expires_within):
             yield f"{place}: {text}"
 
