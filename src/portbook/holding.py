@@ -36,7 +36,7 @@ def who(port: int, protocol: Protocol | None = None, *, source: str | None = Non
     sockets, other_sockets = _split(listing.sockets, own)
     holders: list[Holder] = []
     other_holders: list[Holder] = []
-    for holder in _holders(listing.sockets, listing.source, port):
+    for holder in _holders(listing.sockets, listing.source, port, protocol):
         here, there = _split(holder.sockets, own)
         if here:
             holders.append(replace(holder, sockets=here))
@@ -61,9 +61,10 @@ def _split(sockets: _Sockets, own: int | None) -> tuple[_Sockets, _Sockets]:
     return tuple(s for s in sockets if s.netns in ours), tuple(s for s in sockets if s.netns not in ours)
 
 
-def _holders(sockets: _Sockets, source: str, port: int) -> list[Holder]:
+def _holders(sockets: _Sockets, source: str, port: int, protocol: Protocol | None) -> list[Holder]:
     """Describe each owner, those that wait on the port first: connections to it are their consequence."""
     now = datetime.now(UTC)
+    asked = (f"{port}/{protocol}",) if protocol else (f"{port}/tcp", f"{port}/udp")
     by_pid = {owner.pid: owner for s in sockets for owner in s.owners}
     waiting = _waiting_ports(tuple(by_pid), source) if by_pid else {}
     holders = [
@@ -72,7 +73,7 @@ def _holders(sockets: _Sockets, source: str, port: int) -> list[Holder]:
             age_s=_age(owner, now),
             parents=process.parents(pid),
             sockets=tuple(s for s in sockets if owner in s.owners),
-            other_ports=tuple(dict.fromkeys(text for number, text in waiting[pid] if number != port)),
+            other_ports=tuple(dict.fromkeys(text for text in waiting[pid] if text not in asked)),
         )
         for pid, owner in by_pid.items()
     ]
@@ -90,12 +91,12 @@ def _age(owner: Owner, now: datetime) -> float | None:
     return max(0.0, (now - owner.started).total_seconds())
 
 
-def _waiting_ports(pids: tuple[int, ...], source: str) -> dict[int, list[tuple[int, str]]]:
-    """The ports that each of these processes waits on, as a number and as text."""
+def _waiting_ports(pids: tuple[int, ...], source: str) -> dict[int, list[str]]:
+    """The ports that each of these processes waits on: ``8443/tcp``."""
     selection = inventory.select_owned(Query((Term("state", ("LISTENING",)),)), source, pids)
     all_known = selection.has("holders")
-    ports: dict[int, list[tuple[int, str]]] = {}
+    ports: dict[int, list[str]] = {}
     for pid in pids:
         sockets, _ = owners.owned_by(selection.sockets, ((pid, pid),), all_known)
-        ports[pid] = [(s.local_port, f"{s.local_port}/{s.protocol}") for s in sockets]
+        ports[pid] = [f"{s.local_port}/{s.protocol}" for s in sockets]
     return ports
