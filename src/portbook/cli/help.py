@@ -18,7 +18,7 @@ def command(ctx: click.Context, name: str | None) -> int:
       portbook help
       portbook help stop
     """
-    from portbook.cli import DEFAULT, mistakes, portbook
+    from portbook.cli import mistakes, portbook
 
     assert ctx.parent is not None  # noqa: S101  it runs as a command of portbook
     if name is None:
@@ -26,7 +26,7 @@ def command(ctx: click.Context, name: str | None) -> int:
         return exits.YES
     found = portbook.get_command(ctx.parent, name)
     if found is None:
-        raise click.UsageError(mistakes.unknown_command([name], portbook.list_commands(ctx), DEFAULT), ctx.parent)
+        raise click.UsageError(mistakes.unknown_topic(name, portbook.list_commands(ctx)), ctx.parent)
     with click.Context(found, info_name=name, parent=ctx.parent) as context:
         click.echo(found.get_help(context))
     return exits.YES

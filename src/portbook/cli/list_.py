@@ -73,7 +73,7 @@ def _spelling(option: str) -> list[str]:
     return list(dict.fromkeys((*SPELLINGS.get(option, ()), option)))
 
 
-# "-reach:loopback", "-8080", "-53/udp": terms of the query, although they begin like options; but -4 and -6 are options.
+# "-reach:loopback", "-8080", "-53/udp": terms of the query, although they begin like options. -4 and -6 are options.
 NEGATED_TERM = r"-([a-z-]*:|(?![46]{1,2}$)\d)"
 
 

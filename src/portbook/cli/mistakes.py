@@ -42,11 +42,18 @@ def unknown_command(arguments: Sequence[str], commands: Iterable[str], default: 
     """Say that a word is no command, with the command line that was probably meant."""
     word = arguments[0]
     meant = COMMAND_OF.get(word.lower()) or nearest(word.lower(), commands)
-    if meant is None:
-        suggestion = _command_line([default, *arguments])
-    else:
-        suggestion = _command_line([meant, *arguments[1:]])
+    words = [default, word] if meant is None else [meant]
+    suggestion = _command_line([*words, *arguments[1:]])
     return f"no such command {word[:MOST_CHARACTERS]!r}; did you mean {suggestion}?"
+
+
+def unknown_topic(name: str, commands: Sequence[str]) -> str:
+    """Say that there is no help about a word, and about what there is."""
+    meant = COMMAND_OF.get(name.lower()) or nearest(name.lower(), commands)
+    message = f"no such command {name[:MOST_CHARACTERS]!r}"
+    if meant in commands:
+        return f"{message}; did you mean portbook help {meant}?"
+    return f"{message}; valid commands are {', '.join(commands)}"
 
 
 def _command_line(words: Sequence[str]) -> str:
