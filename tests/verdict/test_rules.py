@@ -218,7 +218,7 @@ def test_pid_1_of_a_container_is_mostly_a_server(owner):
         ),  # people copy commands
         (
             PROXY,
-            "find the container: docker ps --filter publish=80, then docker stop",
+            "docker ps --filter publish=80 shows the container; docker stop frees the port",
         ),
         (Owner(9, "nginx"), "end the holder: portbook stop 80"),
     ],

@@ -83,6 +83,7 @@ class Publication(Struct, frozen=True):
     protocol: str
     host_port: int
     container_addresses: tuple[str, ...] = ()
+    user: str = "root"  # whose runtime it is
 
 
 class NatRule(Struct, frozen=True):

@@ -141,8 +141,10 @@ def _nat(request: BindRequest, caller: Caller, gaps: list[Gap]) -> tuple[tuple[N
 
 
 def _publications_of_proxies(sockets: Iterable[Socket], gaps: list[Gap]) -> tuple[Publication, ...]:
-    """Read only if docker-proxy has the port."""
-    if any(owner.name == "docker-proxy" for s in sockets for owner in s.owners):
+    """Read only if the relay of a container has the port."""
+    from portbook.managers import relay
+
+    if any(relay.has_unnamed_container(owner) for s in sockets for owner in s.owners):
         return _publications(gaps)
     return ()
 
