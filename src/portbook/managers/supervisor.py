@@ -178,7 +178,7 @@ def _activator(owner: Owner, _: ParentChain, __: int) -> Supervisor | None:
     """A service manager that holds a socket for a service that is not running: systemd.socket(5)."""
     if not is_service_manager(owner):
         return None
-    user = systemd.user_of(owner.cgroup or "")
+    user = container.locate(owner.cgroup or "").user
     name = ""  # the service manager of the system
     if user is not None:
         name = str(user)
@@ -189,13 +189,10 @@ ACTIVATION: SupervisorKind = "socket-activation"  # until systemd has named the 
 
 
 def _unit(owner: Owner, _: ParentChain, uid: int) -> Supervisor | None:
-    path = owner.cgroup or ""
-    unit = systemd.exact_unit_of(path)
-    if unit is None:
-        return None
-    if container.identify(path[: path.rindex(unit)]) is not None:
-        return None  # the unit of a systemd inside a container, which the systemd outside does not know
-    return unit_supervisor(unit, systemd.user_of(path), uid)
+    place = container.locate(owner.cgroup or "")
+    if place.unit is None or place.is_inside:
+        return None  # inside: of a systemd in a container, which the systemd outside does not know
+    return unit_supervisor(place.unit, place.user, uid)
 
 
 def unit_supervisor(unit: str, user: int | None, uid: int, *sockets: str) -> Supervisor:
@@ -230,6 +227,8 @@ def _in_container(owner: Owner, _: ParentChain, uid: int) -> Supervisor | None:
     innermost = container.identify(owner.cgroup or "")
     if innermost is None:
         return None
+    if innermost.delegated is not None and innermost.runtime != container.UNKNOWN:
+        return None  # anybody may have chosen the id, which may be that of another container
     return _container_supervisor(innermost, uid, owner.container)
 
 
