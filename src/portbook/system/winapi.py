@@ -42,7 +42,7 @@ def load_library(name: str) -> Any:
 
 def is_wine() -> bool:
     """Whether this is Wine, which lacks some functions that it exports (winehq.org, Developer FAQ)."""
-    return hasattr(load_library("ntdll"), "wine_get_version")
+    return sys.platform == "win32" and hasattr(load_library("ntdll"), "wine_get_version")
 
 
 def last_error() -> int:

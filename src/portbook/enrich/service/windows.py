@@ -15,7 +15,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from portbook.records import Gap, Owner
-from portbook.system.winapi import last_error, is_wine, load_library
+from portbook.system.winapi import is_wine, last_error, load_library
 
 PVOID, DWORD, BOOL = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int
 SC_MANAGER_ENUMERATE_SERVICE = 4
