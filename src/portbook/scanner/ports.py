@@ -76,7 +76,7 @@ UDP: dict[str, PortGroup] = {
 GROUPS: dict[Protocol, dict[str, PortGroup]] = {"tcp": TCP, "udp": UDP}
 
 
-class Survey(Struct, frozen=True):
+class ScanRequest(Struct, frozen=True):
     """What is to be scanned."""
 
     targets: tuple[str, ...]
@@ -87,7 +87,7 @@ class Survey(Struct, frozen=True):
 DEFAULT = "@common"
 
 
-def parse_survey(targets: PortsLike, ports: PortsLike | None = None, protocol: Protocol | None = None) -> Survey:
+def parse_survey(targets: PortsLike, ports: PortsLike | None = None, protocol: Protocol | None = None) -> ScanRequest:
     """Read targets, which may have ports, and the ports of all of them; raise UsageError.
 
     :param targets: hosts, networks, ``localhost:8080``, ``8080`` or ``8000-8100`` for this machine, URLs, ``@file``
@@ -111,7 +111,7 @@ def parse_survey(targets: PortsLike, ports: PortsLike | None = None, protocol: P
     if own and not hosts:
         hosts["localhost"] = []
     numbers, written_protocol = _expand(wanted if wanted or ports is not None else [DEFAULT], protocol)
-    return Survey(tuple(hosts), tuple(numbers), written_protocol)
+    return ScanRequest(tuple(hosts), tuple(numbers), written_protocol)
 
 
 def _split_target(word: PortLike) -> tuple[str | None, list[Ports]]:
