@@ -54,6 +54,26 @@ SUPERVISORS: Mapping[str, str] = {
     "watchexec": "end watchexec itself",
     "nssm.exe": "nssm stop NAME",
 }
+# Units that start what others ask for, and their own programs. Their other processes are in the unit, and not its
+# service: a login without pam_systemd, a job of cron, a build of a CI agent.
+LAUNCHERS: Mapping[str, tuple[str, ...]] = {
+    "ssh.service": ("sshd",),
+    "sshd.service": ("sshd",),
+    "ssh@": ("sshd", "sshd-session"),
+    "sshd@": ("sshd", "sshd-session"),
+    "dropbear.service": ("dropbear",),
+    "cron.service": ("cron",),
+    "crond.service": ("crond",),
+    "cronie.service": ("crond",),
+    "anacron.service": ("anacron",),
+    "atd.service": ("atd",),
+    "getty@": ("agetty", "login"),
+    "serial-getty@": ("agetty", "login"),
+    "console-getty.service": ("agetty", "login"),
+    "gitlab-runner.service": ("gitlab-runner",),
+    "actions.runner.": ("Runner.Listener",),
+    "buildkite-agent.service": ("buildkite-agent",),
+}
 INTERPRETERS = ("node", "python")  # a script that one of these runs has the name of the interpreter
 AIRPLAY = "switch AirPlay Receiver off in System Settings, General, AirDrop & Handoff"
 
@@ -81,6 +101,10 @@ class Supervisor(Struct, frozen=True):
     restarts: bool | None = None  # whether it restarts the process; None: not known
     why: str | None = None  # the reason for ``restarts``: "Restart=always"
     advice: str | None = None  # what to do if there is no command
+    # systemd: the pids of the unit's processes (0: none) and which processes end with it, KillMode=; None: not known
+    main_pid: int | None = None
+    control_pid: int | None = None
+    kill_mode: str | None = None
 
 
 def is_unit_name(text: str) -> bool:
@@ -178,24 +202,32 @@ def _activator(owner: Owner, _: ParentChain, __: int) -> Supervisor | None:
     """A service manager that holds a socket for a service that is not running: systemd.socket(5)."""
     if not is_service_manager(owner):
         return None
-    user = systemd.user_of(owner.cgroup or "")
+    user = container.locate(owner.cgroup or "").user
     name = ""  # the service manager of the system
     if user is not None:
         name = str(user)
-    return Supervisor(ACTIVATION, name, restarts=True, why="systemd holds it for a socket unit")
+    return Supervisor(ACTIVATION, name, restarts=True, why=ACTIVATED)
 
 
+ACTIVATED = "systemd holds it for a socket unit, or in the file descriptor store of a service"
 ACTIVATION: SupervisorKind = "socket-activation"  # until systemd has named the unit
 
 
 def _unit(owner: Owner, _: ParentChain, uid: int) -> Supervisor | None:
-    path = owner.cgroup or ""
-    unit = systemd.exact_unit_of(path)
-    if unit is None:
+    place = container.locate(owner.cgroup or "")
+    if place.unit is None or place.is_inside:
+        return None  # inside: of a systemd in a container, which the systemd outside does not know
+    if _is_launched(owner, place.unit):
         return None
-    if container.identify(path[: path.rindex(unit)]) is not None:
-        return None  # the unit of a systemd inside a container, which the systemd outside does not know
-    return unit_supervisor(unit, systemd.user_of(path), uid)
+    return unit_supervisor(place.unit, place.user, uid)
+
+
+def _is_launched(owner: Owner, unit: str) -> bool:
+    """Whether the process is in the unit of a launcher only because the launcher started it."""
+    for prefix, programs in LAUNCHERS.items():
+        if unit.startswith(prefix):
+            return (_base_name(owner.exe) or owner.name) not in programs
+    return False
 
 
 def unit_supervisor(unit: str, user: int | None, uid: int, *sockets: str) -> Supervisor:
@@ -230,6 +262,8 @@ def _in_container(owner: Owner, _: ParentChain, uid: int) -> Supervisor | None:
     innermost = container.identify(owner.cgroup or "")
     if innermost is None:
         return None
+    if innermost.delegated is not None and innermost.runtime != container.UNKNOWN:
+        return None  # anybody may have chosen the id, which may be that of another container
     return _container_supervisor(innermost, uid, owner.container)
 
 
