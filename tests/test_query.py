@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from portbook.errors import UsageError
 from portbook.inventory import push_down
-from portbook.query import ALIASES, FIELDS, NUMBERS, PORTS, Query, Term, parse, parse_port_ranges, term
+from portbook.ports import PORTS
+from portbook.query import ALIASES, FIELDS, NUMBERS, Query, Term, parse, parse_port_ranges, term
 from portbook.records import FAMILIES, PROTOCOLS, REACHES, STATES, Owner, Socket
 
 # --- grammar -------------------------------------------------------------------------------------------------------

@@ -18,12 +18,11 @@ from msgspec import Struct
 
 from portbook.addresses import split_zone, unmapped
 from portbook.errors import UsageError
-from portbook.numerals import UINT16, UINT32, is_number, number_or_none
+from portbook.numerals import UINT32
+from portbook.ports import PORTS, is_range, number_range
 from portbook.records import FAMILIES, PROTOCOLS, REACHES, STATES, Owner, Socket, State
 
-PORTS = (1, UINT16)  # RFC 9293 section 3.1; 0 lets bind() choose and is the port of no socket
 NUMBERS = (0, UINT32)
-MOST_SHOWN = 80  # characters of a wrong value in a message
 LISTENING: frozenset[State | None] = frozenset(("LISTEN", "BOUND", None))
 # Names for several states at once, as in ss(8). An unconnected UDP socket has no state; ss calls it UNCONN.
 STATE_GROUPS: dict[str, frozenset[State | None]] = {
@@ -138,7 +137,7 @@ def term(field: str, values: Iterable[str], negated: bool = False) -> Term:
 
 def parse_port_ranges(text: str) -> tuple[tuple[int, int], ...]:
     """Parse ``80,8000-8100``; raise UsageError."""
-    return tuple(_number_range("port", part, PORTS) for part in text.split(","))
+    return tuple(number_range("port", part, PORTS) for part in text.split(","))
 
 
 # --- text ----------------------------------------------------------------------------------------------------------
@@ -202,12 +201,8 @@ def _term(token: Token) -> Term:
         name = _text(before)
         return term(ALIASES.get(name, name), map(_text, _split(after[0], ",")), negated)
     values = [_text(v) for v in _split(before, ",")]
-    field = "port" if all(_is_range(v) for v in values) else "process"
+    field = "port" if all(is_range(v) for v in values) else "process"
     return term(field, values, negated)
-
-
-def _is_range(text: str) -> bool:
-    return all(is_number(part) for part in text.split("-", 1))
 
 
 def _print_value(value: FieldValue) -> str:
@@ -230,27 +225,12 @@ def _merge(terms: Iterable[Term]) -> tuple[Term, ...]:
 # --- values --------------------------------------------------------------------------------------------------------
 
 
-def _number_range(field: str, text: str, limits: tuple[int, int]) -> tuple[int, int]:
-    least, most = limits
-    if not _is_range(text):
-        valid = f"valid values are {least} to {most}, such as 80 or 8000-8100"
-        raise UsageError(f"{field} {text!r} is not a number", valid)
-    first_text, hyphen, last_text = text.partition("-")
-    first = number_or_none(first_text, most, least)
-    last = number_or_none(last_text, most, least) if hyphen else first
-    if first is None or last is None:
-        raise UsageError(f"{field} {text[:MOST_SHOWN]!r} is out of range", f"valid values are {least} to {most}")
-    if first > last:
-        raise UsageError(f"{field} {text!r} runs backwards", f"write {last}-{first}")
-    return first, last
-
-
 def _port(field: str, text: str) -> FieldValue:
-    return _number_range(field, text, PORTS)
+    return number_range(field, text, PORTS)
 
 
 def _number(field: str, text: str) -> FieldValue:
-    return _number_range(field, text, NUMBERS)
+    return number_range(field, text, NUMBERS)
 
 
 def _choice(valid: Iterable[str]) -> Callable[[str, str], FieldValue]:

@@ -12,20 +12,23 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
+from time import monotonic
 from typing import TypeVar
 
-from portbook.errors import SourceError
+from portbook.errors import SourceError, SourceTimeout
 from portbook.numerals import is_number, number_or_none
 
 Result = TypeVar("Result")
 
 NAMED = "/run/netns"
 CLONE_NEWNET = 0x40000000
+INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO in include/linux/proc_ns.h
 MOST_NAMES = 100_000
 MOST_BYTES = 16 << 20  # of mountinfo: about 100,000 mounts
 LINK = "net:["  # what the link of a descriptor of a namespace begins with, and the root of a bind mount
 SYS_PIDFD_GETFD = 438  # on every architecture: include/uapi/asm-generic/unistd.h and others
 SIOCGSKNS = 0x894C  # include/uapi/linux/sockios.h
+VISIT_LIMIT_S = 20.0  # of all namespaces together: users can make thousands, each with as many sockets as they may open
 
 Entrance = str | tuple[int, int]  # a path, or a process and its descriptor of a socket in the namespace
 
@@ -36,6 +39,14 @@ def own() -> int | None:
         return os.stat("/proc/thread-self/ns/net").st_ino
     except OSError:
         return None
+
+
+def sees_every_process() -> bool:
+    """Whether this is the initial pid namespace, from which the processes of all others can be seen."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino == INITIAL_PID_NAMESPACE
+    except OSError:
+        return False
 
 
 def names() -> dict[int, str]:
@@ -74,20 +85,34 @@ def _namespaces_of_processes() -> Iterator[tuple[int, str]]:
 
 def kept_by_mounts(wanted: Collection[int]) -> dict[int, Entrance]:
     """Those of the wanted namespaces that are mounted anywhere in our mount namespace, with the path."""
+    return {netns: _unescape(path) for netns, path in _mounts("self") if netns in wanted}
+
+
+def mounted_elsewhere(wanted: Collection[int]) -> dict[int, int]:
+    """Those of the wanted namespaces that are mounted in another mount namespace, with a process that is in it."""
+    pids: dict[int, int] = {}
+    seen: set[int] = set()
+    for name in os.listdir("/proc") if wanted else ():
+        if is_number(name):
+            with suppress(OSError):  # it has ended, or reading it is not permitted
+                mount_namespace = os.stat(f"/proc/{name}/ns/mnt").st_ino
+                if mount_namespace not in seen:
+                    seen.add(mount_namespace)
+                    pids.update((netns, int(name)) for netns, _ in _mounts(name) if netns in wanted)
+    return pids
+
+
+def _mounts(process: str) -> Iterator[tuple[int, bytes]]:
+    """The network namespaces that are mounted where a process is, with the escaped paths."""
     try:
-        with open("/proc/self/mountinfo", "rb") as file:
+        with open(f"/proc/{process}/mountinfo", "rb") as file:
             lines = file.read(MOST_BYTES).splitlines()
     except OSError:
-        return {}
-    paths: dict[int, Entrance] = {}
+        return
     for line in lines:
-        if b" - nsfs " not in line:
-            continue
-        _, _, _, root, mount_point, *_ = line.split(b" ")
-        netns = _number_in(root.decode("ascii", "replace"))
-        if netns in wanted:
-            paths.setdefault(netns, _unescape(mount_point))
-    return paths
+        if b" - nsfs " in line:
+            _, _, _, root, mount_point, *_ = line.split(b" ")
+            yield _number_in(root.decode("ascii", "replace")), mount_point
 
 
 def _unescape(text: bytes) -> str:
@@ -124,25 +149,33 @@ def _number_in(link: str) -> int:
 
 
 def visit(
-    entrances: Mapping[int, Entrance], work: Callable[[int], Result]
+    entrances: Mapping[int, Entrance], work: Callable[[int], Result], limit_s: float = VISIT_LIMIT_S
 ) -> dict[int, Result | SourceError | OSError]:
     """Call ``work`` in each namespace, with its number, and return the results or errors.
 
-    A separate thread enters the namespaces and then ends: the namespace of the calling thread never changes.
+    A separate thread enters the namespaces and then ends: the namespace of the calling thread never changes. Whatever
+    goes wrong in one costs that one: who owns it decides what is found there.
 
     :param entrances: namespaces, and how each is entered
+    :param limit_s: of all together, in seconds; those that are not entered within it are errors
     """
     from threading import Thread
 
     answers: dict[int, Result | SourceError | OSError] = {}
 
     def work_in_each() -> None:
+        last_at = monotonic() + limit_s
         for netns, entrance in entrances.items():
+            if monotonic() > last_at:
+                answers[netns] = SourceTimeout(f"{limit_s:g} s were not enough for {len(entrances)} network namespaces")
+                continue
             try:
                 _enter(entrance, netns)
                 answers[netns] = work(netns)
             except (SourceError, OSError) as error:
                 answers[netns] = error
+            except Exception as error:  # noqa: BLE001  also MemoryError
+                answers[netns] = SourceError(f"{type(error).__name__}: {error}")
 
     thread = Thread(target=work_in_each, name="portbook-namespaces")
     try:
@@ -177,19 +210,25 @@ def _open(path: str, netns: int) -> int:
 
 
 def _open_by_socket(pid: int, descriptor: int) -> int:
-    """The namespace of a socket that another process has open: pidfd_getfd(2), socket(7) SIOCGSKNS; raises OSError."""
+    """The namespace of a socket that another process has open: pidfd_getfd(2), SIOCGSKNS of sockios.h.
+
+    :raises ProcessLookupError: it has been closed; the number may be that of another file by now
+    :raises OSError: the process may not be traced
+    """
     import ctypes
     from fcntl import ioctl
 
     process = os.pidfd_open(pid)
     try:
         copy = ctypes.CDLL(None, use_errno=True).syscall(SYS_PIDFD_GETFD, process, descriptor, 0)
+        if copy < 0:
+            raise _last_error()
     finally:
         os.close(process)
-    if copy < 0:
-        raise _last_error()
     try:
         return ioctl(copy, SIOCGSKNS)
+    except OSError as error:
+        raise ProcessLookupError(0, "the socket is gone") from error
     finally:
         os.close(copy)
 

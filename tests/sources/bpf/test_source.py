@@ -134,6 +134,20 @@ def test_what_has_a_file_is_not_taken_from_the_dump_too():
     assert [(s.local_port, len(s.owners)) for s in reading.sockets] == [(80, 1), (81, 0)]
 
 
+@pytest.mark.parametrize("data", [b"abc", encode(LISTENER)[:-4] + DONE, encode(LISTENER)])
+def test_a_namespace_whose_dump_cannot_be_read_costs_no_other(data):
+    garbled = sockdiag.SockdiagDump((sockdiag.SockdiagTable("tcp", data),), 99)
+    dump = with_dump(record(LISTENER, 5), replace(LISTENER, inode=99, local_port=81, cookie=11))
+    namespaces = {99: NamespaceDump([garbled], {}), **dump.namespaces}
+    assert fileless.have_files(namespaces)
+    reading = bpf.parse(replace(dump, namespaces=namespaces))
+    assert [s.local_port for s in reading.sockets] == [80, 81]
+    (gap,) = reading.gaps
+    assert gap.why.startswith("network namespace 99 was not read: sock_diag: a tcp dump")
+    with pytest.raises(SourceGarbled):
+        bpf.parse(replace(dump, namespaces={OWN: NamespaceDump([garbled], {})}))
+
+
 @pytest.mark.parametrize("state", sorted(fileless.PASSED))
 def test_a_connection_that_lost_its_process_meanwhile_comes_once_as_it_was_seen_last(state):
     passed = replace(CONNECTED, state=state, inode=0, uid=None, cookie=0)
@@ -208,7 +222,7 @@ def asked(monkeypatch):
     """The requests to sock_diag, and its answers: fileless rows by state."""
     requests, answers = [], {}
 
-    def read(wanted):
+    def read(wanted, limit_s=None):
         requests.append((wanted.protocols, "transient" if wanted.states == fileless.TRANSIENT else "all"))
         several = [
             replace(CONNECTED, state=state, inode=0, remote_port=1000 + i)

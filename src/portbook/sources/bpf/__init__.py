@@ -149,14 +149,19 @@ def _machine(own: int) -> Machine:
     """How other namespaces are found."""
     from portbook.sources.bpf import calls, census, program
     from portbook.sources.bpf.elsewhere import Machine
+    from portbook.system import namespaces
 
     layout = _layout()
+
+    def namespaces_in_use() -> frozenset[int] | None:
+        """In a container, others' namespaces are none of those that it can see: their processes are hidden."""
+        return census.read(layout) if namespaces.sees_every_process() else None
 
     def records() -> bytes:
         function = layout.functions[program.FUNCTION] or 0
         return calls.read_files(program.build(layout.places, program.Choice()).assemble(), function)
 
-    return Machine(own, partial(census.read, layout), records)
+    return Machine(own, namespaces_in_use, records)
 
 
 def _files_first(wanted: Wanted, own: int, run: Callable[[], bytes]) -> RecordsAndAnswers:
@@ -217,11 +222,19 @@ def parse(dump: BpfDump) -> Reading:
         raise SourceGarbled(f"bpf: {len(dump.records or b'')} bytes of records: {error}") from error
     gaps = list(dump.gaps)
     added: list[Socket] = []
-    tables = [table for namespace in dump.namespaces.values() for table in namespace.dumps]
-    for table in tables:
-        reading = sockdiag.parse(table, rows.by_inode.keys())
-        added += reading.sockets
-        gaps += reading.gaps
+    tables = 0
+    for netns, namespace in dump.namespaces.items():
+        tables += len(namespace.dumps)
+        try:
+            readings = [sockdiag.parse(table, rows.by_inode.keys()) for table in namespace.dumps]
+        except SourceGarbled as error:
+            if netns == dump.netns:
+                raise
+            gaps.append(Gap("socket", None, f"network namespace {netns} was not read: {error}"))
+            continue
+        for reading in readings:
+            added += reading.sockets
+            gaps += reading.gaps
     added = _with_mptcp_owners(_distinct(added), rows.mptcp)
     if not tables:  # the TCP sockets below MPTCP sockets were not read: then these stand for them
         added += [s for s in rows.mptcp.values() if s.state == "LISTEN"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Collection, Iterable
-from time import sleep
+from time import monotonic
 from typing import Any, TypeVar
 
 from msgspec import Struct
@@ -18,9 +18,7 @@ from portbook.sources.bpf.record import FORMAT, OWN_TABLE
 from portbook.system import namespaces
 
 Result = TypeVar("Result")
-MOST_TRIES = 3
-PAUSES_S = (0.003, 0.012, 0.05)
-NO_ENTRANCE = "no process, name, mount or descriptor that is visible here leads into it"
+MOST_TRIES = 2
 
 
 class Elsewhere(Struct, frozen=True):
@@ -43,11 +41,16 @@ def read(machine: Machine, work: Callable[[int], Result], seen: Collection[int] 
 
     :param seen: namespaces of which sockets were seen, for kernels without a census
     """
+    answers: dict[int, Any] = {}
+    last_at = monotonic() + namespaces.VISIT_LIMIT_S
+
+    def visit(entrances: dict[int, namespaces.Entrance]) -> None:
+        if entrances:
+            answers.update(namespaces.visit(entrances, work, last_at - monotonic()))
+
     entrances = namespaces.inhabited()
     entrances.pop(machine.own, None)
-    answers: dict[int, Any] = {}
-    if entrances:
-        answers.update(namespaces.visit(entrances, work))
+    visit(entrances)
     used, missing = _look_again(machine, answers, seen)
     stuck: set[int] = set()
     for _ in range(MOST_TRIES):
@@ -55,17 +58,17 @@ def read(machine: Machine, work: Callable[[int], Result], seen: Collection[int] 
             break
         found = _entrances(missing)
         stuck = missing - found.keys()
-        answers.update(namespaces.visit(found, work))
+        visit(found)
         used, missing = _look_again(machine, answers, seen)
-    stuck = _lasting(machine, missing & stuck)
+    stuck &= missing
     if stuck:
-        answers.update(namespaces.visit(_kept(machine, stuck), work))
+        visit(_kept(machine, stuck))
     gone = [netns for netns, answer in answers.items() if has_vanished(answer)]
     for netns in gone:
         del answers[netns]
     if used is None:
         return Elsewhere(answers, is_whole=False)
-    answers.update(dict.fromkeys(stuck - answers.keys(), OSError(NO_ENTRANCE)))
+    answers.update(_mounted_elsewhere(stuck - answers.keys()))
     failed = any(isinstance(answer, Exception) for answer in answers.values())
     return Elsewhere(answers, not failed and missing <= answers.keys())
 
@@ -80,20 +83,16 @@ def _look_again(
     return used, (known - answers.keys() - {machine.own}) | (vanished & known)
 
 
-def _lasting(machine: Machine, stuck: set[int]) -> set[int]:
-    """Those of the namespaces without an entrance that are still in use a little later.
+def _mounted_elsewhere(stuck: Collection[int]) -> dict[int, OSError]:
+    """Errors for those of the namespaces that a mount keeps which cannot be reached without following others' paths.
 
-    When the last process has ended, its sockets, and our own that looked inside, keep the namespace until the kernel
-    frees them: deferred_put_nlk_sk() in net/netlink/af_netlink.c runs after an RCU grace period.
+    Any further one is about to end: when the last process has gone, its sockets, and our own that looked inside, keep a
+    namespace until the kernel frees them (deferred_put_nlk_sk() in net/netlink/af_netlink.c).
     """
-    for pause_s in PAUSES_S:
-        if not stuck:
-            break
-        sleep(pause_s)
-        used = machine.census()
-        if used is not None:
-            stuck = stuck & used
-    return stuck
+    return {
+        netns: OSError(f"only the mount namespace of process {pid} leads into it")
+        for netns, pid in namespaces.mounted_elsewhere(stuck).items()
+    }
 
 
 def has_vanished(answer: object) -> bool:
