@@ -227,12 +227,13 @@ def _not_a_port(text: str, whole: str) -> UsageError:
     address, _, port = text.rpartition(".")
     if text.count(".") == 4 and _host_or_none(address) and is_number(port):  # as netstat of macOS prints it
         return UsageError(f"{shown} is not a port", f"write {address}:{port}")
-    if text == whole.strip() and text[:1].isalnum() and text[-1:].isalnum() and _host_or_none(text):
-        message = f"{shown} is not a number or the name of a service"
+    message = f"port {text[:MOST_SHOWN]!r} is not a number or the name of a service"
+    is_word = text[:1].isalnum() and text[-1:].isalnum() and (any(c.isalpha() for c in text) or "." in text)
+    if text == whole.strip() and is_word and _host_or_none(text):
         return UsageError(message, f"write 8080, or {text}:8080 for a port of that host")
     first, last = PORTS
     valid = f"valid values are {first} to {last}, such as 80 or 8000-8100, and names such as http"
-    return UsageError(f"port {text[:MOST_SHOWN]!r} is not a number or the name of a service", valid)
+    return UsageError(message, valid)
 
 
 def is_range(text: str) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from portbook.addresses import format_endpoint, split_zone
+from portbook.addresses import split_zone
 from portbook.dialing import Dial, DialedAddress, Timing
 from portbook.probe.outcome import describe
 from portbook.probe.tls import Tls
 from portbook.render.machine import ENCODER
-from portbook.render.text import Style, bold, safe
+from portbook.render.text import Style, bold, safe, safe_endpoint
 
 HEADINGS = {"timeout": "did not answer", "name-not-found": "has no address", "error": "could not be dialed"}
 
@@ -46,7 +46,7 @@ def _was_looked_up(dial: Dial) -> bool:
 
 def _facts(answer: DialedAddress) -> Iterator[str]:
     if answer.address is not None:
-        yield f"{format_endpoint(answer.address, None, answer.zone)} {answer.outcome}"
+        yield f"{safe_endpoint(answer.address, None, answer.zone)} {answer.outcome}"
     yield safe(describe(answer.evidence))
     if answer.connect_ms is not None:
         yield f"{answer.connect_ms:.2f} ms"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from datetime import datetime
 from typing import Literal
 
 from msgspec import Struct
@@ -23,6 +24,7 @@ RefusalCode = Literal[
     "self",
     "ancestor",
     "protected",
+    "handed-over",
     "connected",
     "managed",
     "not-permitted",
@@ -65,6 +67,7 @@ class StopPlan(Struct, frozen=True):
     targets: tuple[StopTarget, ...]  # in the order in which they would be ended
     refusals: tuple[Refusal, ...] = ()  # that concern the port as a whole
     gaps: tuple[Gap, ...] = ()
+    made_at: datetime | None = None  # aware, UTC: before the holders were read
 
     def forbidden(self, overrides: Collection[Override] = ()) -> tuple[Refusal, ...]:
         """The refusals of the port and of its targets that none of these options overrides."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from time import monotonic, sleep
 
 from msgspec.structs import replace
@@ -16,7 +17,7 @@ from portbook.holding import who
 from portbook.managers import control, supervisor
 from portbook.managers.supervisor import Supervisor, stop_instruction
 from portbook.query import LISTENING, Query
-from portbook.records import PROTOCOLS, SCHEMA, Holder, Protocol, Socket
+from portbook.records import PROTOCOLS, SCHEMA, Holder, Owner, Protocol, Socket
 from portbook.sources import PLATFORM
 from portbook.stop import handle, plan, result
 from portbook.stop.bindable import Bindable, try_bind
@@ -56,11 +57,13 @@ def plan_stop(port: int, protocol: Protocol = "tcp") -> StopPlan:
     """
     if protocol not in PROTOCOLS:
         raise UsageError(f"unknown protocol {protocol!r}", f"valid values are {', '.join(PROTOCOLS)}")
+    made_at = datetime.now(UTC)
     holding = who(port, protocol)
     held = any(s.state in LISTENING for s in holding.sockets)
     held = held or not try_bind(port, protocol, plan.bind_endpoints(holding.sockets)).free
     holders = plan.blocking_holders(holding) if held else ()
-    return plan.make_plan(holding, protocol, held, _context(holders, port, protocol))
+    planned = plan.make_plan(holding, protocol, held, _context(holders, port, protocol))
+    return replace(planned, made_at=made_at)
 
 
 def _context(holders: Sequence[Holder], port: int, protocol: Protocol) -> plan.StopContext:
@@ -226,10 +229,11 @@ class _Stop:
         return ()
 
     def _end_forked_children(self) -> None:
-        """End processes that were forked meanwhile: they have a socket of the targets, so they are of the same tree."""
+        """End processes that were forked meanwhile and have a socket of the targets."""
         for _ in range(MOST_FORK_ROUNDS):
-            new = [h for h in self._holders() if h.owner.pid not in self.targets]
-            forked_children = {h.owner.pid for h in new if has_inherited(h, self.inodes)}
+            new = [h for h in self._holders() if h.owner.pid not in self.targets and has_inherited(h, self.inodes)]
+            forked_children = {h.owner.pid for h in new if self._is_heir(h)}
+            self._note_handed_over([h.owner for h in new if h.owner.pid not in forked_children])
             if not forked_children or any(e.fate in ("still-running", "untouched") for e in self.ended):
                 return
             replanned = plan_stop(self.plan.port, self.plan.protocol)
@@ -237,6 +241,15 @@ class _Stop:
             self.targets.update((t.holder.owner.pid, t) for t in targets)
             if any(forbidden(t.refusals, self.overrides) for t in targets) or self._end(targets):
                 return
+
+    def _is_heir(self, holder: Holder) -> bool:
+        return result.is_heir(holder, tuple(self.targets.values()), self.plan.made_at)
+
+    def _note_handed_over(self, strangers: Sequence[Owner]) -> None:
+        for owner in strangers:
+            note = f"its socket was handed to {owner.name or '?'} (pid {owner.pid}), which was not touched"
+            if note not in self.notes:
+                self.notes.append(note)
 
     # --- the present state of the port ---
 

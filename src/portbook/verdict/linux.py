@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from portbook.addresses import Endpoint, unmapped
 from portbook.netconfig import ephemeral
-from portbook.netconfig.facts import Caller, Link, LocalAddress, NatRule, Publication
+from portbook.netconfig.facts import Caller, Diversion, Link, LocalAddress, Publication
 from portbook.netconfig.linux import sysctl
 from portbook.records import Gap, Socket
 from portbook.verdict import holders
@@ -123,26 +123,28 @@ def _links(request: BindRequest, sockets: Iterable[Socket], gaps: list[Gap]) -> 
 # --- containers ----------------------------------------------------------------------------------------------------
 
 
-def _nat(request: BindRequest, caller: Caller, gaps: list[Gap]) -> tuple[tuple[NatRule, ...], tuple[Publication, ...]]:
-    """The NAT rules for the port, and the containers' ports if a rule leads to another address."""
+def _nat(
+    request: BindRequest, caller: Caller, gaps: list[Gap]
+) -> tuple[tuple[Diversion, ...], tuple[Publication, ...]]:
+    """What diverts packets to the port, and the containers' ports if that leads to another address."""
     from portbook.netconfig.linux import nat
 
-    rules, nat_gaps = nat.take(request.port, request.protocol, may_read=caller.may_read_nat is not False)
-    gaps += nat_gaps
-    if not rules:
-        return (), ()
-    from portbook.netconfig.linux.steps import select_rules
-
     requested = [endpoint.address for endpoint in request.endpoints]
-    rules = select_rules(rules, requested, _addresses(gaps) or ())
-    if any(rule.to_address for rule in rules):
-        return rules, _publications(gaps)
-    return rules, ()
+    if any(endpoint.dual for endpoint in request.endpoints):
+        requested.append("0.0.0.0")  # noqa: S104  such a socket has the port of IPv4 too
+    may_read = caller.may_read_nat is not False
+    diversions, nat_gaps = nat.take(request.port, request.protocol, requested, may_read=may_read)
+    gaps += nat_gaps
+    if any(target.address for diversion in diversions for target in diversion.targets):
+        return diversions, _publications(gaps)
+    return diversions, ()
 
 
 def _publications_of_proxies(sockets: Iterable[Socket], gaps: list[Gap]) -> tuple[Publication, ...]:
-    """Read only if docker-proxy has the port."""
-    if any(owner.name == "docker-proxy" for s in sockets for owner in s.owners):
+    """Read only if the relay of a container has the port."""
+    from portbook.managers import relay
+
+    if any(relay.has_unnamed_container(owner) for s in sockets for owner in s.owners):
         return _publications(gaps)
     return ()
 

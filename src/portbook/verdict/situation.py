@@ -11,12 +11,12 @@ from portbook.bind.attempt import Options
 from portbook.managers.supervisor import Supervisor
 from portbook.netconfig.facts import (
     Caller,
+    Diversion,
     DynamicRange,
     ExcludedRange,
     HttpQueue,
     Link,
     LocalAddress,
-    NatRule,
     PortProxy,
     Publication,
 )
@@ -55,7 +55,7 @@ class Situation(Struct, frozen=True):
     foreign: tuple[str, ...] = ()  # requested addresses that this machine does not have
     links: tuple[Link, ...] = ()  # interfaces that sockets on the port are bound to
     publications: tuple[Publication, ...] = ()
-    nat: tuple[NatRule, ...] = ()
+    nat: tuple[Diversion, ...] = ()
     excluded: tuple[ExcludedRange, ...] = ()
     dynamic: tuple[DynamicRange, ...] = ()
     proxies: tuple[PortProxy, ...] = ()

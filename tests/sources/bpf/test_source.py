@@ -22,7 +22,7 @@ from portbook.errors import SourceDenied, SourceGarbled, SourceMissing
 from portbook.records import Owner, Socket
 from portbook.sources import bpf, sockdiag
 from portbook.sources.base import OtherNamespaces, Wanted
-from portbook.sources.bpf import BpfDump, btf, calls, fileless, offsets, program
+from portbook.sources.bpf import BpfDump, assembler, btf, calls, fileless, offsets, program
 from portbook.sources.bpf.fileless import FileCounts, KernelCounts, NamespaceDump
 from portbook.sources.bpf.record import FORMAT, SIZE
 from portbook.system import namespaces
@@ -734,6 +734,24 @@ def test_a_refused_program_has_the_message_of_the_verifier(monkeypatch, own_netw
     with pytest.raises(SourceMissing, match=r"does not load the program: .*access beyond struct socket.*\(Permission"):
         bpf.read(Wanted())
     assert one_line(bpf.missing())
+    assert falls_back()
+
+
+@pytest.mark.usefixtures("works")
+def test_a_kernel_without_a_function_that_the_program_calls(monkeypatch, own_network):
+    real = program.build
+
+    def build(*arguments):
+        code = real(*arguments)
+        call = next(
+            n for n, instruction in enumerate(code.instructions) if instruction.code == assembler.JUMP | assembler.CALL
+        )
+        code.instructions[call] = replace(code.instructions[call], value=9999)
+        return code
+
+    monkeypatch.setattr(program, "build", build)
+    with pytest.raises(SourceMissing, match=r"kernel .* lacks a function that the program calls; Linux 5\.12"):
+        bpf.read(Wanted())
     assert falls_back()
 
 

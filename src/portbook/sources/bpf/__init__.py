@@ -36,7 +36,6 @@ if TYPE_CHECKING:  # the modules that read are imported once it is known that we
     from portbook.sources.bpf.fileless import Answers, NamespaceDump
     from portbook.sources.bpf.program import Choice
 
-SINCE = "Linux 5.12 and later have it"  # the iterator, and the helpers that the program calls
 CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 21, 38, 39
 MOST_RANGES = 100  # of ports that are compared in the kernel; a query with more is left to the pipeline
 MOST_PIDS = 16  # read one by one; for more processes, one pass over all of them is quicker
@@ -79,13 +78,13 @@ def _program(wanted: Wanted) -> tuple[bytes, int]:
     """
     _check_privilege()
     _check_pid_namespace()
-    from portbook.sources.bpf import program
+    from portbook.sources.bpf import calls, program
 
     layout = _layout()
     function = layout.functions[program.FUNCTION]
     lacking = program.FUNCTION if function is None else program.missing(layout.places)
     if lacking or function is None:
-        raise SourceMissing(f"bpf: kernel {os.uname().release} has no {lacking}", SINCE)
+        raise SourceMissing(f"bpf: kernel {os.uname().release} has no {lacking}", calls.SINCE)
     return program.build(layout.places, _choice(wanted)).assemble(), function
 
 

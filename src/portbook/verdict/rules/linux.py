@@ -10,10 +10,11 @@ from collections.abc import Iterator
 
 from portbook.addresses import format_endpoint
 from portbook.managers.supervisor import container_stop_command
-from portbook.netconfig.facts import NatRule, Publication
+from portbook.netconfig.facts import Diversion, NatRule, NatTarget, Publication
 from portbook.records import Confidence
 from portbook.verdict import description
 from portbook.verdict.conflict import blocked, in_another_vrf
+from portbook.verdict.description import join_words
 from portbook.verdict.findings import Finding, Severity
 from portbook.verdict.situation import Situation
 
@@ -130,55 +131,87 @@ PACKETS = {"output": "packets from this machine", "prerouting": "packets from ot
 
 def nat(situation: Situation) -> Iterator[Finding]:
     """Published container ports without a process: packets are redirected, and a server here receives none."""
-    rules_by_target: dict[tuple[str | None, int | None], list[NatRule]] = {}
-    for rule in situation.nat:
-        rules_by_target.setdefault((rule.to_address, rule.to_port), []).append(rule)
-    for (address, port), rules in rules_by_target.items():
-        yield _nat_rule(situation, address, port or situation.port, rules)
+    for diversion in situation.nat:
+        if diversion.kind != "tproxy":
+            yield _diverted(situation, diversion)
 
 
-def _nat_rule(situation: Situation, address: str | None, port: int, rules: list[NatRule]) -> Finding:
-    publication = _publication(situation, address)
-    target = _nat_target(address, port)
+def _diverted(situation: Situation, diversion: Diversion) -> Finding:
+    publication = _publication(situation, diversion)
+    targets = join_words([_format_target(target, situation.port) for target in diversion.targets], "or")
     if publication:
-        target += f" (container {publication.container})"
-    source = f"{rules[0].tool}, chain {rules[0].chain}"
-    text = f"NAT redirects {_packets(rules)} for port {situation.port} to {target}; rule: {source}"
-    evidence: dict[str, object] = {"to_address": address, "to_port": port}
-    evidence["rules"] = [_rule_as_dict(rule) for rule in rules[:MOST_RULES]]
+        targets += f" (container {publication.container})"
+    text = f"NAT redirects {_packets(diversion)} for port {situation.port}{_limits(diversion)} to {targets}; "
+    text += f"rule: {_rule_place(diversion)}"
+    evidence = _evidence(diversion)
     if publication:
         evidence["container"] = publication.container
-    unconditional = any(not rule.conditions for rule in rules)
-    confidence: Confidence = "certain" if unconditional else "likely"
+    confidence: Confidence = "certain" if diversion.certain else "likely"
     return Finding("nat-rule", "shadows", text, _nat_remedy(publication), evidence, confidence=confidence)
 
 
-def _nat_target(address: str | None, port: int) -> str:
-    if address is None:
-        return f"port {port} of this machine"
-    return format_endpoint(address, port)
+def _evidence(diversion: Diversion) -> dict[str, object]:
+    first = diversion.targets[0]
+    return {
+        "kind": diversion.kind,
+        "to_address": first.address,
+        "to_port": first.port,
+        "targets": [_as_dict(target) for target in diversion.targets[:MOST_RULES]],
+        "rules": [_as_dict(rule) for rule in diversion.rules[:MOST_RULES]],
+    }
 
 
-def _packets(rules: list[NatRule]) -> str:
-    hooks = {rule.hook for rule in rules}
+def _as_dict(record: NatRule | NatTarget) -> dict[str, object]:
+    from msgspec import to_builtins
+
+    fields: dict[str, object] = to_builtins(record)
+    return fields
+
+
+def _rule_place(diversion: Diversion) -> str:
+    rule = diversion.rules[0]
+    return f"{rule.tool}, chain {rule.chain}"
+
+
+def _format_target(target: NatTarget, port: int) -> str:
+    """``10.0.0.2:80``, ``port 82 of this machine``, ``one of the ports 6000 to 6010 of this machine``."""
+    first = target.port or port
+    if target.computed:
+        return "an address that the rule computes"
+    if target.last_port is not None:
+        of = target.address or "this machine"
+        return f"one of the ports {first} to {target.last_port} of {of}"
+    if target.address is None:
+        return f"port {first} of this machine"
+    return format_endpoint(target.address, first)
+
+
+def _packets(diversion: Diversion) -> str:
+    hooks = {rule.hook for rule in diversion.rules}
     packets = "packets from this and other machines"
     if len(hooks) == 1:
         packets = PACKETS.get(hooks.pop(), packets)
-    if all(rule.conditions for rule in rules):
+    if not diversion.certain:
         return f"some {packets}"
     return packets
 
 
-def _rule_as_dict(rule: NatRule) -> dict[str, object]:
-    from msgspec import to_builtins
+def _limits(diversion: Diversion) -> str:
+    """Which packets, if not those to every address and through every interface."""
+    addresses = list(dict.fromkeys(rule.destination for rule in diversion.rules))
+    interfaces = list(dict.fromkeys(rule.interface for rule in diversion.rules if rule.hook == "prerouting"))
+    text = ""
+    if None not in addresses:
+        text += f" of {join_words([address for address in addresses if address])}"
+    if interfaces and None not in interfaces:
+        text += f" that come in through {join_words([name for name in interfaces if name])}"
+    return text
 
-    fields: dict[str, object] = to_builtins(rule)
-    return fields
 
-
-def _publication(situation: Situation, address: str | None) -> Publication | None:
+def _publication(situation: Situation, diversion: Diversion) -> Publication | None:
+    addresses = {target.address for target in diversion.targets}
     for publication in situation.publications:
-        if address in publication.container_addresses:
+        if not addresses.isdisjoint(publication.container_addresses):
             return publication
     return None
 
