@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from portbook.cli import base, progress, survey
-from portbook.probe.outcome import Answer, describe
+from portbook.probe.outcome import WITHOUT_ADDRESS, Answer, describe
 
 if TYPE_CHECKING:
     from portbook.scanner.report import Report
@@ -72,7 +72,7 @@ def _unchanged(answers: Iterator[Answer], _: object) -> Iterator[Answer]:
 def _report_missing_names(answers: Iterator[Answer], _: object) -> Iterator[Answer]:
     """Yield the answers; report a name without an address on stderr instead, because it concerns the whole command."""
     for answer in answers:
-        if answer.outcome == "name-not-found":
+        if answer.outcome in WITHOUT_ADDRESS:
             survey.write_notes([f"{answer.target}: {describe(answer.evidence)}"])
         else:
             yield answer

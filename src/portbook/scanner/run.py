@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from portbook.errors import UsageError
 from portbook.names import service_name
-from portbook.probe.outcome import Answer
+from portbook.probe.outcome import WITHOUT_ADDRESS, Answer
 from portbook.probe.request import Event, EventCallback, Limits, Probe, Tally
 from portbook.records import Protocol
 from portbook.scanner.canary import SelfWatch
@@ -39,7 +39,7 @@ ENGINES: dict[Protocol, tuple[str, str]] = {
     "udp": ("portbook.scanner.udp.engine", "scan_udp"),
 }
 MOST_EVENTS = 10_000  # in the report; a breaker has a few for each dead host
-ALWAYS_SHOWN = ("open", "name-not-found")  # also by a scan for open ports alone: a misspelt name must be seen
+ALWAYS_SHOWN = ("open", *WITHOUT_ADDRESS)  # also by a scan for open ports alone: a misspelt name must be seen
 NO_PORT = 0  # in the one answer for a name that has no address: RFC 6335 section 6 reserves it
 
 
@@ -210,7 +210,7 @@ class Scan:
         """Return the spans of each name, and one answer for each that has none."""
         if not names:
             return {}, []
-        from portbook.probe.resolve import LIMIT_S, resolve
+        from portbook.probe.resolve import LIMIT_S, lookup_outcome, resolve
 
         spans: dict[str, list[Span]] = {}
         failures: list[Answer] = []
@@ -218,7 +218,8 @@ class Scan:
         for name, addresses, failure in resolve(names, limit_s):
             spans[name] = [span_of(name, *address) for address in addresses]
             if failure is not None:
-                failures.append(Answer(name, None, None, NO_PORT, self.protocol, "name-not-found", failure, attempts=0))
+                outcome = lookup_outcome(failure)
+                failures.append(Answer(name, None, None, NO_PORT, self.protocol, outcome, failure, attempts=0))
         return spans, failures
 
     def _watched(self, spans: list[Span]) -> Iterator[Answer]:
