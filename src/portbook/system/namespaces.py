@@ -201,7 +201,13 @@ def _enter(entrance: Entrance, netns: int) -> None:
 
 def _open(path: str, netns: int) -> int:
     """Open a namespace. Others may put another file in its place meanwhile: that one is not opened (O_PATH)."""
-    place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except PermissionError as error:  # also if the process has ended: proc_ns_get_link() in fs/proc/namespaces.c
+        process, _, _ = path.partition("/ns/")
+        if not os.path.exists(process):
+            raise ProcessLookupError(0, "the process has ended") from error
+        raise
     try:
         _check_is(place, netns)
         return os.open(f"/proc/thread-self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

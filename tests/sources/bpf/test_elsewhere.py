@@ -24,7 +24,7 @@ from portbook.records import Gap
 from portbook.sources import bpf
 from portbook.sources.bpf import census, elsewhere, program
 from portbook.sources.bpf.btf import Layout
-from portbook.sources.bpf.elsewhere import Machine
+from portbook.sources.bpf.elsewhere import MachineNamespaces
 from portbook.system import namespaces
 
 OWN = 1
@@ -116,7 +116,7 @@ def machine(used, records=b""):
         last[0] = next(looks, last[0])
         return last[0]
 
-    return Machine(OWN, look, lambda: records)
+    return MachineNamespaces(OWN, look, lambda: records)
 
 
 @pytest.fixture

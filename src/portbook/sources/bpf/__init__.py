@@ -32,7 +32,7 @@ from portbook.sources.sockdiag import AF, FAMILY, TCP_STATES, UDP_STATES, Addres
 
 if TYPE_CHECKING:  # the modules that read are imported once it is known that we may: this source is tried first
     from portbook.sources.bpf.btf import Layout
-    from portbook.sources.bpf.elsewhere import Machine
+    from portbook.sources.bpf.elsewhere import MachineNamespaces
     from portbook.sources.bpf.fileless import Answers, NamespaceDump
     from portbook.sources.bpf.program import Choice
 
@@ -144,10 +144,10 @@ def read(wanted: Wanted) -> BpfDump:
     return BpfDump(all_records, own, wanted.all_namespaces, dumps, gaps)
 
 
-def _machine(own: int) -> Machine:
+def _machine(own: int) -> MachineNamespaces:
     """How other namespaces are found."""
     from portbook.sources.bpf import calls, census, program
-    from portbook.sources.bpf.elsewhere import Machine
+    from portbook.sources.bpf.elsewhere import MachineNamespaces
     from portbook.system import namespaces
 
     layout = _layout()
@@ -160,7 +160,7 @@ def _machine(own: int) -> Machine:
         function = layout.functions[program.FUNCTION] or 0
         return calls.read_files(program.build(layout.places, program.Choice()).assemble(), function)
 
-    return Machine(own, namespaces_in_use, records)
+    return MachineNamespaces(own, namespaces_in_use, records)
 
 
 def _files_first(wanted: Wanted, own: int, run: Callable[[], bytes]) -> RecordsAndAnswers:

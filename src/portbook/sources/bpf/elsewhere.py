@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Collection, Iterable
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any
 
 from msgspec import Struct
 
@@ -17,7 +17,6 @@ from portbook.errors import SourceError
 from portbook.sources.bpf.record import FORMAT, OWN_TABLE
 from portbook.system import namespaces
 
-Result = TypeVar("Result")
 MOST_TRIES = 2
 
 
@@ -28,7 +27,7 @@ class Elsewhere(Struct, frozen=True):
     is_whole: bool  # whether no namespace is missing
 
 
-class Machine(Struct, frozen=True):
+class MachineNamespaces(Struct, frozen=True):
     """How to find the namespaces of this machine."""
 
     own: int
@@ -36,7 +35,7 @@ class Machine(Struct, frozen=True):
     records: Callable[[], bytes]  # of every socket that has a file
 
 
-def read(machine: Machine, work: Callable[[int], Result], seen: Collection[int] = ()) -> Elsewhere:
+def read(machine: MachineNamespaces, work: Callable[[int], Any], seen: Collection[int] = ()) -> Elsewhere:
     """Call ``work`` in each other namespace.
 
     :param seen: namespaces of which sockets were seen, for kernels without a census
@@ -74,7 +73,7 @@ def read(machine: Machine, work: Callable[[int], Result], seen: Collection[int] 
 
 
 def _look_again(
-    machine: Machine, answers: dict[int, Any], seen: Collection[int]
+    machine: MachineNamespaces, answers: dict[int, Any], seen: Collection[int]
 ) -> tuple[frozenset[int] | None, set[int]]:
     """The namespaces that are in use now, and those of them that have not been read."""
     used = machine.census()
@@ -109,7 +108,7 @@ def _entrances(missing: Collection[int]) -> dict[int, namespaces.Entrance]:
     return entrances
 
 
-def _kept(machine: Machine, stuck: Collection[int]) -> dict[int, namespaces.Entrance]:
+def _kept(machine: MachineNamespaces, stuck: Collection[int]) -> dict[int, namespaces.Entrance]:
     """What costs a look at every file: sockets and descriptors."""
     entrances = _among_sockets(machine, stuck)
     rest = set(stuck) - entrances.keys()
@@ -118,7 +117,7 @@ def _kept(machine: Machine, stuck: Collection[int]) -> dict[int, namespaces.Entr
     return entrances
 
 
-def _among_sockets(machine: Machine, wanted: Collection[int]) -> dict[int, namespaces.Entrance]:
+def _among_sockets(machine: MachineNamespaces, wanted: Collection[int]) -> dict[int, namespaces.Entrance]:
     """Each socket that has a file leads into its namespace."""
     try:
         return dict(parse_entrances(machine.records(), wanted))

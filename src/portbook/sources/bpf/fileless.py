@@ -28,7 +28,7 @@ from portbook.sources.bpf import record
 from portbook.sources.bpf.record import IS_MPTCP, PLACES, SIZE, TCP
 
 if TYPE_CHECKING:
-    from portbook.sources.bpf.elsewhere import Machine
+    from portbook.sources.bpf.elsewhere import MachineNamespaces
 
 # States in which TCP keeps a connection after its process has closed it, and these with SYN_RECV, before one has it.
 PASSED: frozenset[State | None] = frozenset(("TIME_WAIT", "FIN_WAIT1", "FIN_WAIT2", "CLOSING", "LAST_ACK"))
@@ -125,7 +125,7 @@ def summarize(records: bytes) -> tuple[dict[int, FileCounts], frozenset[int], fr
 def read_namespaces(
     wanted: Wanted,
     own: int,
-    machine: Callable[[int], Machine],
+    machine: Callable[[int], MachineNamespaces],
     counts: Mapping[int, FileCounts] | None = None,
     known: Collection[int] = (),
 ) -> Tables:
