@@ -13,7 +13,10 @@ from portbook.managers.supervisor import Supervisor
 from portbook.records import Gap, Holder, Owner, Protocol
 
 # What became of a port. free: nobody held it; would-stop: a dry run, nothing was refused.
-StopResult = Literal["free", "stopped", "would-stop", "refused", "declined", "still-held", "restarted", "taken"]
+# will-restart: the port is free now, and a supervisor is known to start what held it again.
+StopResult = Literal[
+    "free", "stopped", "would-stop", "refused", "declined", "still-held", "restarted", "will-restart", "taken"
+]
 DONE: frozenset[StopResult] = frozenset(("free", "stopped", "would-stop"))
 Override = Literal["override", "via-manager"]  # options of the same name
 # What became of a process. let-go: it closed the port and still runs; replaced: another process has its pid by now.
