@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -116,10 +117,11 @@ def command(
     """List ports and the processes that hold them.
 
     Without --all, the list has the TCP sockets that listen or are bound, and the unconnected UDP sockets. QUERY
-    selects sockets as the options do, by terms of the form field:value. A value may be a range or a
-    comma-separated list, and the prefix - excludes what matches the term. A number alone is a port, a word alone is a
-    process. The column SERVICE shows a systemd unit, a Windows service or a container. The column REACH shows from
-    where the port can be reached: this machine, one address, or every network.
+    selects sockets as the options do, by terms of the form field:value. A value may be a range or a comma-separated
+    list, and the prefix - excludes what matches the term. Without a field, 8080, 53/udp or 127.0.0.1:8080 is a port,
+    tcp, ipv6 or established a protocol, family or state, and any other word the name of a process or service. The
+    column SERVICE shows a systemd unit, a Windows service or a container. The column REACH shows from where the port
+    can be reached: this machine, one address, or every network.
 
     \b
     Examples:
@@ -141,11 +143,22 @@ def command(
     if form is not None:
         output.write_machine(listing, form, key)
     else:
+        if not listing.sockets:
+            _explain_empty(query, every, filters, source)
         output.write_people(listing, wide, key or (SORTS["port"], False), selection.all_namespaces())
         output.write_elsewhere(listing)
     if strict and listing.gaps:
         return exits.GAPS
     return exits.YES
+
+
+def _explain_empty(texts: tuple[str, ...], every: bool, filters: dict[str, Any], source: str | None) -> None:
+    from portbook.cli import empty
+    from portbook.render.text import safe
+
+    written = build_query(texts, True, filters)
+    is_default_state = not every and written.with_default_state() != written
+    sys.stderr.write(f"portbook: {safe(empty.explain(written, is_default_state, source))}\n")
 
 
 def build_query(texts: tuple[str, ...], every: bool, filters: dict[str, Any]) -> Query:

@@ -58,8 +58,6 @@ def write_people(listing: Listing, wide: bool, key: SortKey, netns: bool = False
         lines = plain.lines(_sorted(listing.sockets, key), text.style_of(sys.stdout), wide, netns)
         sys.stdout.write("\n".join(lines) + "\n")
         sys.stdout.flush()
-    else:
-        sys.stderr.write("portbook: no socket matches\n")
     write_gaps(listing.gaps)
 
 
