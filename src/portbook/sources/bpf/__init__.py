@@ -31,7 +31,9 @@ from portbook.sources.bpf.record import FORMAT, IPV6_ONLY, IS_MPTCP, OWN_TABLE, 
 from portbook.sources.sockdiag import AF, FAMILY, TCP_STATES, UDP_STATES, Addresses
 
 if TYPE_CHECKING:  # the modules that read are imported once it is known that we may: this source is tried first
-    from portbook.sources.bpf.fileless import Answers, FileCounts, NamespaceDump
+    from portbook.sources.bpf.btf import Layout
+    from portbook.sources.bpf.elsewhere import MachineNamespaces
+    from portbook.sources.bpf.fileless import Answers, NamespaceDump
     from portbook.sources.bpf.program import Choice
 
 CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 21, 38, 39
@@ -50,8 +52,7 @@ class BpfDump(Struct, frozen=True):
     gaps: tuple[Gap, ...] = ()
 
 
-# The records, a summary of them by namespace, and what sock_diag says.
-RecordsAndAnswers = tuple[bytes | None, "dict[int, FileCounts]", "Answers"]
+RecordsAndAnswers = tuple[bytes | None, "Answers"]  # what the program wrote, and what sock_diag says
 
 
 # --- whether it can ------------------------------------------------------------------------------------------------
@@ -77,14 +78,21 @@ def _program(wanted: Wanted) -> tuple[bytes, int]:
     """
     _check_privilege()
     _check_pid_namespace()
-    from portbook.sources.bpf import calls, offsets, program
+    from portbook.sources.bpf import calls, program
 
-    layout = offsets.offsets(program.PATHS, (program.FUNCTION,))
+    layout = _layout()
     function = layout.functions[program.FUNCTION]
     lacking = program.FUNCTION if function is None else program.missing(layout.places)
     if lacking or function is None:
         raise SourceMissing(f"bpf: kernel {os.uname().release} has no {lacking}", calls.SINCE)
     return program.build(layout.places, _choice(wanted)).assemble(), function
+
+
+def _layout() -> Layout:
+    """The places of everything that our programs need; raises what ``_program`` raises."""
+    from portbook.sources.bpf import offsets, program
+
+    return offsets.offsets(program.PATHS, (program.FUNCTION, *program.COUNTING))
 
 
 def _check_privilege() -> None:
@@ -131,9 +139,28 @@ def read(wanted: Wanted) -> BpfDump:
         records = run(wanted.pids if len(wanted.pids) <= MOST_PIDS else None)
         return BpfDump(records, own, wanted.all_namespaces, {own: fileless.nothing()})
     read_both = _files_first if fileless.is_whole(wanted) else _tables_first
-    all_records, counts, answers = read_both(wanted, own, run)
-    dumps, gaps = fileless.sort_out(answers, counts if wanted.all_namespaces else ())
+    all_records, answers = read_both(wanted, own, run)
+    dumps, gaps = fileless.sort_out(answers)
     return BpfDump(all_records, own, wanted.all_namespaces, dumps, gaps)
+
+
+def _machine(own: int) -> MachineNamespaces:
+    """How other namespaces are found."""
+    from portbook.sources.bpf import calls, census, program
+    from portbook.sources.bpf.elsewhere import MachineNamespaces
+    from portbook.system import namespaces
+
+    layout = _layout()
+
+    def namespaces_in_use() -> frozenset[int] | None:
+        """In a container, others' namespaces are none of those that it can see: their processes are hidden."""
+        return census.read(layout) if namespaces.sees_every_process() else None
+
+    def records() -> bytes:
+        function = layout.functions[program.FUNCTION] or 0
+        return calls.read_files(program.build(layout.places, program.Choice()).assemble(), function)
+
+    return MachineNamespaces(own, namespaces_in_use, records)
 
 
 def _files_first(wanted: Wanted, own: int, run: Callable[[], bytes]) -> RecordsAndAnswers:
@@ -142,25 +169,27 @@ def _files_first(wanted: Wanted, own: int, run: Callable[[], bytes]) -> RecordsA
 
     records = run()
     counts, inodes, mptcp_inodes = fileless.summarize(records)
-    answers = fileless.read_namespaces(wanted, own, counts, inodes)
+    answers = fileless.read_namespaces(wanted, own, _machine, counts, inodes).answers
     if fileless.have_files(answers, inodes | mptcp_inodes):
         # Opened behind the program, or passed to another process while it ran: a second pass finds who has it now.
         records += run()
-    return records, counts, answers
+    return records, answers
 
 
 def _tables_first(wanted: Wanted, own: int, run: Callable[[], bytes]) -> RecordsAndAnswers:
     """When a part is wanted: the tables are small, and for a free port no file is read, however many are open."""
     from portbook.sources.bpf import fileless
 
-    answers = fileless.read_namespaces(wanted, own)
-    if wanted.ports and sockdiag.shows_bound() and not fileless.have_files(answers):
-        return None, {}, answers
+    tables = fileless.read_namespaces(wanted, own, _machine)
+    shows_all = tables.is_whole and sockdiag.shows_bound()
+    if wanted.ports and shows_all and not fileless.have_files(tables.answers):
+        return None, tables.answers
     records = run()
     counts, inodes, mptcp_inodes = fileless.summarize(records)
-    if fileless.have_files(answers, inodes | mptcp_inodes):  # closed since, or no process has it
-        answers = fileless.read_namespaces(wanted, own)
-    return records, counts, answers
+    unread = wanted.all_namespaces and not counts.keys() <= tables.answers.keys()
+    if unread or fileless.have_files(tables.answers, inodes | mptcp_inodes):  # closed since, or no process has it
+        tables = fileless.read_namespaces(wanted, own, _machine, counts)
+    return records, tables.answers
 
 
 def _choice(wanted: Wanted) -> Choice:
@@ -311,6 +340,7 @@ def _rows(dump: BpfDump) -> _Rows:
         protocol, state, listens, waits = KINDS[protocol_number, state_number]
         addresses = addresses_of[family]
         local, reach = addresses[source]
+        reach = "none" if state == "BOUND" else reach
 
         remote = remote_port = None
         if peer_port and not listens:

@@ -11,8 +11,9 @@ Facts: net/ipv4/proc.c, sockstat_seq_show(); "inuse" counts what is hashed, whic
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -25,7 +26,9 @@ from portbook.sources import sockdiag
 from portbook.sources.base import Wanted
 from portbook.sources.bpf import record
 from portbook.sources.bpf.record import IS_MPTCP, PLACES, SIZE, TCP
-from portbook.system import namespaces
+
+if TYPE_CHECKING:
+    from portbook.sources.bpf.elsewhere import MachineNamespaces
 
 # States in which TCP keeps a connection after its process has closed it, and these with SYN_RECV, before one has it.
 PASSED: frozenset[State | None] = frozenset(("TIME_WAIT", "FIN_WAIT1", "FIN_WAIT2", "CLOSING", "LAST_ACK"))
@@ -61,6 +64,13 @@ class NamespaceDump(Struct, frozen=True):
 
 
 Answers = Mapping[int, NamespaceDump | SourceError | OSError]  # by namespace
+
+
+class Tables(Struct, frozen=True):
+    """What was read in the namespaces that are wanted."""
+
+    answers: Answers
+    is_whole: bool  # whether none of these namespaces is missing
 
 
 def is_whole(wanted: Wanted) -> bool:
@@ -113,10 +123,15 @@ def summarize(records: bytes) -> tuple[dict[int, FileCounts], frozenset[int], fr
 
 
 def read_namespaces(
-    wanted: Wanted, own: int, counts: Mapping[int, FileCounts] | None = None, known: Collection[int] = ()
-) -> Answers:
+    wanted: Wanted,
+    own: int,
+    machine: Callable[[int], MachineNamespaces],
+    counts: Mapping[int, FileCounts] | None = None,
+    known: Collection[int] = (),
+) -> Tables:
     """Read what may have no file: in our namespace, and in every other one when these are wanted.
 
+    :param machine: how other namespaces are found
     :param counts: what the files showed by namespace, when they were read already
     :param known: inodes of the sockets that have files
     :returns: by namespace what was read, or the error of another namespace than ours
@@ -124,12 +139,13 @@ def read_namespaces(
     """
     read_one = partial(_read_namespace, wanted, counts or {}, known)
     answers: dict[int, NamespaceDump | SourceError | OSError] = {own: read_one(own, None)}
-    if wanted.all_namespaces:
-        paths = namespaces.inhabited()
-        paths.pop(own, None)
-        if paths:
-            answers.update(namespaces.visit(paths, partial(read_one, limit_s=VISIT_LIMIT_S)))
-    return answers
+    if not wanted.all_namespaces:
+        return Tables(answers, is_whole=True)
+    from portbook.sources.bpf import elsewhere
+
+    others = elsewhere.read(machine(own), partial(read_one, limit_s=VISIT_LIMIT_S), counts or ())
+    answers.update(others.answers)
+    return Tables(answers, others.is_whole)
 
 
 def nothing() -> NamespaceDump:
@@ -152,11 +168,8 @@ def _has_file(dump: sockdiag.SockdiagDump, known: Collection[int]) -> bool:
         return True  # whoever parses it for its sockets reports that
 
 
-def sort_out(answers: Answers, seen: Collection[int]) -> tuple[dict[int, NamespaceDump], tuple[Gap, ...]]:
-    """The dumps by namespace, and a gap for the namespaces that could not be read.
-
-    :param seen: namespaces of which there has to be a dump
-    """
+def sort_out(answers: Answers) -> tuple[dict[int, NamespaceDump], tuple[Gap, ...]]:
+    """The dumps by namespace, and a gap for the namespaces that could not be read."""
     dumps: dict[int, NamespaceDump] = {}
     failures: list[Exception] = []
     for netns, answer in answers.items():
@@ -164,7 +177,6 @@ def sort_out(answers: Answers, seen: Collection[int]) -> tuple[dict[int, Namespa
             dumps[netns] = answer
         else:
             failures.append(answer)
-    failures += [OSError("no visible process is in it") for netns in seen if netns not in answers]
     return dumps, tuple(_unread_namespaces(failures))
 
 
