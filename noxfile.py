@@ -1,5 +1,8 @@
 """The checks of this project: ``nox`` runs tests, types and lint; ``nox -s bench`` measures."""
 
+import re
+from pathlib import Path
+
 import nox
 
 nox.options.sessions = ["lint", "types", "tests"]
@@ -27,11 +30,32 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def lowest(session: nox.Session) -> None:
+    """The tests with the lowest version of each direct dependency that pyproject.toml allows."""
+    project = nox.project.load_toml("pyproject.toml")["project"]
+    requirements = project["dependencies"] + project["optional-dependencies"]["test"]
+    constraints = Path(session.create_tmp()) / "lowest.txt"
+    constraints.write_text("".join(re.sub(">=([^,;]*).*", r"==\1", line) + "\n" for line in requirements))
+    session.install("-e", ".[test]", "-c", str(constraints))
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
 def windows(session: nox.Session) -> None:
     """The Windows tests alone, under Wine; makes the laboratory first, which takes about 30 s."""
     session.install("-e", ".[test]")
     session.run("tests/winlab/setup.sh", external=True)
     session.run("pytest", "tests/winlab", *session.posargs)
+
+
+@nox.session
+def kernels(session: nox.Session) -> None:
+    """portbook under other kernels, in QEMU: all of the table in tests/kernellab, or those that are named."""
+    session.install("-e", ".[test]")
+    chosen = session.posargs[0] if session.posargs else "all"
+    names = [] if chosen == "all" else chosen.split(",")
+    session.run("python", "-m", "tests.kernellab.laboratory", *names)
+    session.run("pytest", "tests/kernellab", env={"PORTBOOK_KERNELS": chosen, "PORTBOOK_TEST_REQUIRE_ALL": "1"})
 
 
 @nox.session

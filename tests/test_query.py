@@ -6,9 +6,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from portbook.addresses import NamedHost
 from portbook.errors import UsageError
 from portbook.inventory import push_down
-from portbook.query import ALIASES, FIELDS, NUMBERS, PORTS, Query, Term, parse, parse_port_ranges, term
+from portbook.ports import PORTS, Ports
+from portbook.query import ALIASES, FIELDS, NUMBERS, Query, Term, parse, parse_port_ranges, term
 from portbook.records import FAMILIES, PROTOCOLS, REACHES, STATES, Owner, Socket
 
 # --- grammar -------------------------------------------------------------------------------------------------------
@@ -28,14 +30,38 @@ EXAMPLES = [
     ("port:80,8000-8100", (Term("port", ((80, 80), (8000, 8100))),)),
     ("-80", (Term("port", ((80, 80),), True),)),
     ("-port:80", (Term("port", ((80, 80),), True),)),
-    ("node", (Term("process", ("node",)),)),
-    ("node,python", (Term("process", ("node", "python")),)),
-    ("80,node", (Term("process", ("80", "node")),)),
+    ("node", (Term("word", ("node",)),)),
+    ("http", (Term("word", ("http",)),)),
+    ("8080/tcp", (Term("port", (Ports(8080, 8080, "tcp"),)),)),
+    ("53/udp,80", (Term("port", (Ports(53, 53, "udp"), (80, 80))),)),
+    ("udp:53", (Term("port", (Ports(53, 53, "udp"),)),)),
+    ("-53/udp", (Term("port", (Ports(53, 53, "udp"),), True),)),
+    (":8080", (Term("port", ((8080, 8080),)),)),
+    ("*:8080", (Term("port", ((8080, 8080),)),)),
+    ("port:http", (Term("port", ((80, 80),)),)),
+    ("remote-port:https", (Term("remote-port", ((443, 443),)),)),
+    ("127.0.0.1:8080", (Term("port", (Ports(8080, 8080, None, NamedHost("127.0.0.1", is_address=True)),)),)),
+    ("[::1]:8080", (Term("port", (Ports(8080, 8080, None, NamedHost("::1", is_address=True)),)),)),
+    ("localhost:3000", (Term("port", (Ports(3000, 3000, None, NamedHost("localhost")),)),)),
+    ("http://localhost:3000/a,b", (Term("port", (Ports(3000, 3000, None, NamedHost("localhost")),)),)),
+    ("tcp", (Term("protocol", ("tcp",)),)),
+    ("-UDP", (Term("protocol", ("udp",), True),)),
+    ("ipv6", (Term("family", ("ipv6",)),)),
+    ("loopback", (Term("reach", ("loopback",)),)),
+    ("localhost", (Term("reach", ("loopback",)),)),
+    ("listening", (Term("state", ("LISTENING",)),)),
+    ("estab,time-wait", (Term("state", ("ESTABLISHED", "TIME_WAIT")),)),
+    ("127.0.0.1", (Term("address", ("127.0.0.1",)),)),
+    ("10.0.0.0/8", (Term("address", ("10.0.0.0/8",)),)),
+    ("::1", (Term("address", ("::1",)),)),
+    ("python3.11", (Term("word", ("python3.11",)),)),
+    ("node,python", (Term("word", ("node", "python")),)),
+    ("80,node", (Term("word", ("80", "node")),)),
     ("name:80", (Term("process", ("80",)),)),
     ('"80"', (Term("port", ((80, 80),)),)),
-    ("-node", (Term("process", ("node",), True),)),
-    ("\\-node", (Term("process", ("-node",)),)),
-    ('"-node"', (Term("process", ("-node",)),)),
+    ("-node", (Term("word", ("node",), True),)),
+    ("\\-node", (Term("word", ("-node",)),)),
+    ('"-node"', (Term("word", ("-node",)),)),
     ('process:"my own, server"', (Term("process", ("my own, server",)),)),
     ("process:my\\ own\\,\\ server", (Term("process", ("my own, server",)),)),
     ('process:"say \\"hi\\""', (Term("process", ('say "hi"',)),)),
@@ -85,7 +111,20 @@ ERRORS = [
     ("port:0-80", "port '0-80'", "1 to 65535"),
     ("port:80-70", "port '80-70'", "70-80"),
     ("80-70", "port '80-70'", "70-80"),
-    ("port:abc", "port 'abc'", "1 to 65535"),
+    ("port:abc", "port 'abc'", "write 8080"),
+    ("8080/sctp", "unknown protocol 'sctp'", "tcp, udp"),
+    ("tcp/80", "'tcp/80'", "80/tcp"),
+    ("/usr/bin/node", "is a path", "process:node"),
+    ("127.1", "'127.1'", "127.0.0.1"),
+    ("010.0.0.1", "'010.0.0.1'", "write the one"),
+    ("127.1:80", "'127.1'", "127.0.0.1"),
+    ("tcp4", "'tcp4'", "write tcp ipv4"),
+    ("example.org:443", "not an address of this machine", "portbook dial example.org:443"),
+    ("db:5432", "field 'db'", "portbook dial db:5432"),
+    ("remote-port:1.2.3.4:80", "has an address", "remote-address:1.2.3.4 remote-port:80"),
+    ("word:0", "port '0'", "1 to 65535"),
+    ("80,nginx,99999", "port '99999'", "1 to 65535"),
+    ("protcol:tcp", "field 'protcol'", "did you mean protocol:tcp?"),
     ("port:", "port ''", "1 to 65535"),
     ("port:-80", "port '-80'", "1 to 65535"),
     ("port:80-", "port '80-'", "1 to 65535"),
@@ -113,9 +152,9 @@ ERRORS = [
     ("process:", "process is empty", "part of the name"),
     ("user:", "user is empty", "part of the name"),
     ("ports:80", "field 'ports'", "port, remote-port"),
-    (":80", "field ''", "port, remote-port"),
-    ("-", "process is empty", "part of the name"),
-    ('""', "process is empty", "part of the name"),
+    (":", "':'", "write 8080"),
+    ("-", "word is empty", "part of the name"),
+    ('""', "word is empty", "part of the name"),
     ('process:"node', "quote", 'field:"a value"'),
 ]
 
@@ -158,12 +197,23 @@ def ranges(limits):
     return bounds.map(sorted).map(lambda pair: f"{pair[0]}-{pair[1]}") | st.integers(*limits).map(str)
 
 
+def hosts():
+    addresses = st.ip_addresses().map(lambda ip: NamedHost(str(ip), is_address=True))
+    return st.none() | addresses | st.just(NamedHost("localhost"))
+
+
+def qualified_ports():
+    protocols = st.sampled_from([*PROTOCOLS, None])
+    return st.builds(Ports, st.integers(1, 9000), st.integers(9000, 65535), protocols, hosts())
+
+
 NETWORKS = st.ip_addresses().flatmap(
     lambda ip: st.integers(0, ip.max_prefixlen).map(lambda n: f"{ip}/{n}")
 ) | st.ip_addresses().map(str)
 VALUES = {
-    "port": ranges(PORTS),
-    "remote-port": ranges(PORTS),
+    "port": ranges(PORTS) | qualified_ports().map(str),
+    "remote-port": ranges(PORTS) | ranges(PORTS).map(lambda text: f"{text}/udp"),
+    "word": st.text(alphabet="htps,:/*ü", min_size=1),
     "pid": ranges(NUMBERS),
     "inode": ranges(NUMBERS),
     "protocol": st.sampled_from(PROTOCOLS),
@@ -280,6 +330,26 @@ MEANING = [
     ("-port:8080", SOCKETS.keys() - {"web", "web6", "mapped", "old"}),
     ("8080 -port:8080", set()),
     ("port:5000-9000 -port:8080", {"db", "held", "mdns"}),
+    ("8080/tcp", {"web", "web6", "mapped", "old"}),
+    ("8080/udp", set()),
+    ("53/udp,8080/udp", {"dns"}),
+    ("53/tcp,5432", {"db"}),
+    (":8080", {"web", "web6", "mapped", "old"}),
+    ("127.0.0.1:8080", {"web", "web6"}),
+    ("10.1.2.3:8080", {"web", "web6", "mapped", "old"}),
+    ("0.0.0.0:5432", {"db"}),
+    ("[::1]:8080", {"web6"}),
+    ("[::]:8080", {"web", "web6", "mapped", "old"}),
+    ("localhost:5432", {"db"}),
+    ("[fe80::1%eth0]:5353", {"mdns"}),
+    ("[fe80::1%eth1]:5353", set()),
+    ("remote-port:443/udp", {"quic"}),
+    ("postgresql", {"db"}),
+    ("domain,postgres", {"dns", "db"}),
+    ("tcp", SOCKETS.keys() - {"dns", "mdns", "quic"}),
+    ("localhost", {"db", "held", "dns"}),
+    ("80,node", {"web", "web6", "client", "quic"}),
+    ("5432,node", {"web", "web6", "client", "quic", "db"}),
     ("remote-port:443", {"client", "quic"}),
     ("-remote-port:443", SOCKETS.keys() - {"client", "quic"}),
     ("remote-port:1-65535", {"client", "mapped", "old", "quic"}),

@@ -16,6 +16,8 @@ Errors of the system and of libraries are translated once, where they happen, an
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class PortbookError(Exception):
     """What went wrong and where, in one line.
@@ -73,3 +75,10 @@ class StoreError(PortbookError):
 
 class RemoteError(PortbookError):
     """Another machine could not be reached."""
+
+
+def nearest(word: str, valid: Iterable[str]) -> str | None:
+    """The valid word that a misspelt one most likely means; None if none is near."""
+    from difflib import get_close_matches
+
+    return next(iter(get_close_matches(word[:40], list(valid), 1)), None)

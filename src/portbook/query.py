@@ -3,11 +3,14 @@
     state:listen port:8000-8100 -reach:loopback process:node
 
 A term is ``field:value``; several values are separated by commas, and any of them matches. A leading ``-``
-excludes. A number or range without a field is a port, any other word without a field a process. Blanks and commas in
-quotes belong to the value; a backslash takes the next character as it is. Terms of one field widen each other, terms
-of different fields narrow each other, and an excluded value never matches.
+excludes. Without a field, what ``ports.py`` reads is a port, perhaps with a protocol and an address (``53/udp``,
+``127.0.0.1:8080``); then come protocols, families, states, addresses and networks; any other word is part of the name
+of a process, or the name that a port is registered for. Blanks and commas in quotes belong to the value; a backslash
+takes the next character as it is. Terms of one field widen each other, terms of different fields narrow each other, and
+an excluded value never matches.
 
-Everything here is pure. ``inventory.push_down`` takes from a query what a kernel can filter.
+Everything here is pure, but for the table of service names, which is read when a word is looked for.
+``inventory.push_down`` takes from a query what a kernel can filter.
 """
 
 from __future__ import annotations
@@ -16,14 +19,14 @@ from collections.abc import Callable, Iterable
 
 from msgspec import Struct
 
-from portbook.addresses import split_zone, unmapped
-from portbook.errors import UsageError
-from portbook.numerals import UINT16, UINT32, is_number, number_or_none
+from portbook.addresses import MOST_SHOWN, NamedHost, parse_host, split_zone, unmapped
+from portbook.errors import UsageError, nearest
+from portbook.numerals import UINT32, is_number
+from portbook.ports import PORTS, Ports, is_range, local_address, number_range
+from portbook.ports import parse as parse_port
 from portbook.records import FAMILIES, PROTOCOLS, REACHES, STATES, Owner, Socket, State
 
-PORTS = (1, UINT16)  # RFC 9293 section 3.1; 0 lets bind() choose and is the port of no socket
 NUMBERS = (0, UINT32)
-MOST_SHOWN = 80  # characters of a wrong value in a message
 LISTENING: frozenset[State | None] = frozenset(("LISTEN", "BOUND", None))
 # Names for several states at once, as in ss(8). An unconnected UDP socket has no state; ss calls it UNCONN.
 STATE_GROUPS: dict[str, frozenset[State | None]] = {
@@ -40,7 +43,17 @@ STATE_ALIASES = {
     "FIN_WAIT_2": "FIN_WAIT2",
 }
 
-FieldValue = str | tuple[int, int]
+# Words that stand for a term of their own, without a field. "localhost" is what only this machine can reach.
+WORDS: dict[str, tuple[str, str]] = {
+    **{word: ("protocol", word) for word in PROTOCOLS},
+    **{word: ("family", word) for word in FAMILIES},
+    "loopback": ("reach", "loopback"),
+    "localhost": ("reach", "loopback"),
+}
+COMPOUND = {f"{protocol}{number}": f"{protocol} ipv{number}" for protocol in PROTOCOLS for number in (4, 6)}
+WILDCARDS = ("0.0.0.0", "::")  # noqa: S104  compared, not bound
+
+FieldValue = str | tuple[int, int] | Ports
 Test = Callable[[Socket], bool]
 
 
@@ -137,8 +150,14 @@ def term(field: str, values: Iterable[str], negated: bool = False) -> Term:
 
 
 def parse_port_ranges(text: str) -> tuple[tuple[int, int], ...]:
-    """Parse ``80,8000-8100``; raise UsageError."""
-    return tuple(_number_range("port", part, PORTS) for part in text.split(","))
+    """Parse ``80,8000-8100``, and names of services; raise UsageError, also for a protocol or a host."""
+    ranges: list[tuple[int, int]] = []
+    for part in text.split(","):
+        ports = parse_port(part)
+        if ports.protocol is not None or ports.host is not None:
+            raise UsageError(f"{part[:MOST_SHOWN]!r} is more than a number", f"write {ports.first}")
+        ranges.append((ports.first, ports.last))
+    return tuple(ranges)
 
 
 # --- text ----------------------------------------------------------------------------------------------------------
@@ -198,19 +217,88 @@ def _term(token: Token) -> Term:
     if negated:
         characters = characters[1:]
     before, *after = _split(characters, ":", 1)
+    name = ALIASES.get(_text(before), _text(before))
+    if after and name in FIELDS:
+        return term(name, map(_text, _split(after[0], ",")), negated)
     if after:
-        name = _text(before)
-        return term(ALIASES.get(name, name), map(_text, _split(after[0], ",")), negated)
-    values = [_text(v) for v in _split(before, ",")]
-    field = "port" if all(_is_range(v) for v in values) else "process"
+        return _term_with_colon(_text(characters), name, negated)
+    return _term_without_field([_text(v) for v in _split(before, ",")], (",", True) in characters, negated)
+
+
+def _term_with_colon(text: str, name: str, negated: bool) -> Term:
+    """A port with something before it, or an IPv6 address; raise UsageError for a field that there is none of."""
+    before = text.partition(":")[0]
+    is_named = before.lower() in (*PROTOCOLS, "", "*", "localhost") or "." in before
+    if not (is_named or "://" in text or before.startswith("[") or is_number(before) or text.count(":") > 1):
+        raise _unknown_field(name, text)
+    if _network(text):
+        return term("address", [text], negated)
+    if "://" in text:
+        return term("port", [text], negated)  # a URL may have commas
+    return term("port", text.split(","), negated)
+
+
+def _unknown_field(name: str, text: str) -> UsageError:
+    shown = text[:MOST_SHOWN]
+    likely = nearest(name, FIELDS)
+    hint = f"valid values are {', '.join(FIELDS)}"
+    if likely is not None:
+        hint = f"did you mean {likely}:{shown.partition(':')[2]}? {hint}"
+    elif is_number(text.partition(":")[2]):
+        hint = f"{hint}; to reach another host: portbook dial {shown}"
+    return UsageError(f"unknown field {name[:MOST_SHOWN]!r}", hint)
+
+
+def _term_without_field(values: list[str], is_quoted: bool, negated: bool) -> Term:
+    """What a word means by itself. Several words with commas are of one kind, or any words."""
+    fields = {"word"} if is_quoted else set(map(_field_of, values))
+    if len(fields) > 1:
+        fields = {"word"}
+    (field,) = fields
+    if field in ("protocol", "family", "reach"):
+        values = [WORDS[v.lower()][1] for v in values]
     return term(field, values, negated)
 
 
-def _is_range(text: str) -> bool:
-    return all(is_number(part) for part in text.split("-", 1))
+def _field_of(text: str) -> str:
+    """The field that a word is a value of; raise UsageError for what is almost a value."""
+    word = text.lower()
+    if is_range(text) or ("/" in text and text.rpartition("/")[2].lower() in PROTOCOLS):
+        return "port"
+    if word in WORDS:
+        return WORDS[word][0]
+    if word in COMPOUND:
+        raise UsageError(f"{text!r} is a protocol and a family", f"write {COMPOUND[word]}")
+    if _state_word(text) is not None:
+        return "state"
+    if "/" in text:
+        if not _network(text):
+            raise _wrong_slash(text)
+        return "address"
+    if _looks_like_ipv4(word):
+        parse_host(text)  # raises UsageError for what is almost an address
+        return "address"
+    return "word"
+
+
+def _looks_like_ipv4(word: str) -> bool:
+    parts = word.split(".")
+    return len(parts) > 1 and all(part[:1].isdigit() and not part.strip("0123456789abcdefx") for part in parts)
+
+
+def _wrong_slash(text: str) -> UsageError:
+    if text.startswith(("/", "./", "../")):
+        return UsageError(f"{text[:MOST_SHOWN]!r} is a path", f"write process:{text.rpartition('/')[2][:MOST_SHOWN]}")
+    try:
+        parse_port(text)
+    except UsageError as error:
+        return error
+    return UsageError(f"{text[:MOST_SHOWN]!r} is not a port", "write 8080/udp")
 
 
 def _print_value(value: FieldValue) -> str:
+    if isinstance(value, Ports):
+        return str(value)
     if isinstance(value, tuple):
         first, last = value
         return str(first) if first == last else f"{first}-{last}"
@@ -230,27 +318,31 @@ def _merge(terms: Iterable[Term]) -> tuple[Term, ...]:
 # --- values --------------------------------------------------------------------------------------------------------
 
 
-def _number_range(field: str, text: str, limits: tuple[int, int]) -> tuple[int, int]:
-    least, most = limits
-    if not _is_range(text):
-        valid = f"valid values are {least} to {most}, such as 80 or 8000-8100"
-        raise UsageError(f"{field} {text!r} is not a number", valid)
-    first_text, hyphen, last_text = text.partition("-")
-    first = number_or_none(first_text, most, least)
-    last = number_or_none(last_text, most, least) if hyphen else first
-    if first is None or last is None:
-        raise UsageError(f"{field} {text[:MOST_SHOWN]!r} is out of range", f"valid values are {least} to {most}")
-    if first > last:
-        raise UsageError(f"{field} {text!r} runs backwards", f"write {last}-{first}")
-    return first, last
-
-
 def _port(field: str, text: str) -> FieldValue:
-    return _number_range(field, text, PORTS)
+    """A range of numbers; a protocol or an address makes it a Ports."""
+    if is_range(text) or not text:
+        return number_range(field, text, PORTS)
+    ports = parse_port(text)
+    if ports.protocol is None and ports.host is None:
+        return ports.first, ports.last
+    local_address(ports)  # raises UsageError for the name of another machine
+    return ports
+
+
+def _remote_port(field: str, text: str) -> FieldValue:
+    if is_range(text) or not text:
+        return number_range(field, text, PORTS)
+    ports = parse_port(text)
+    if ports.host is not None:
+        hint = f"write remote-address:{ports.host} {field}:{ports.first}"
+        raise UsageError(f"{field} {text[:MOST_SHOWN]!r} has an address", hint)
+    if ports.protocol is not None:
+        return ports
+    return ports.first, ports.last
 
 
 def _number(field: str, text: str) -> FieldValue:
-    return _number_range(field, text, NUMBERS)
+    return number_range(field, text, NUMBERS)
 
 
 def _choice(valid: Iterable[str]) -> Callable[[str, str], FieldValue]:
@@ -264,10 +356,18 @@ def _choice(valid: Iterable[str]) -> Callable[[str, str], FieldValue]:
     return parse_word
 
 
-def _state(field: str, text: str) -> FieldValue:
+def _state_word(text: str) -> str | None:
+    """The state or group of states that a text names; None if it names none."""
     word = text.upper().replace("-", "_")
     word = STATE_ALIASES.get(word, word)
-    if word not in STATES and word not in STATE_GROUPS:
+    if word in STATES or word in STATE_GROUPS:
+        return word
+    return None
+
+
+def _state(field: str, text: str) -> FieldValue:
+    word = _state_word(text)
+    if word is None:
         valid = ", ".join(s.lower() for s in (*STATES, *STATE_GROUPS))
         raise UsageError(f"unknown {field} {text!r}", f"valid values are {valid}")
     return word
@@ -283,19 +383,36 @@ def _states_of(values: Iterable[FieldValue]) -> frozenset[State | None]:
 
 
 def _ranges(values: Iterable[FieldValue]) -> tuple[tuple[int, int], ...]:
-    return tuple(v for v in values if isinstance(v, tuple))
+    return tuple((v.first, v.last) if isinstance(v, Ports) else v for v in values if not isinstance(v, str))
 
 
 def _address(field: str, text: str) -> FieldValue:
-    from ipaddress import ip_network
-
     if text == "*":
         return "*"
+    network = _network(text)
+    if network is None:
+        raise UsageError(f"{field} {text[:MOST_SHOWN]!r} is not an address", "write 127.0.0.1, ::1 or 10.0.0.0/8")
+    return network
+
+
+def _network(text: str) -> str | None:
+    """An address or a network as canonical text; None if it is neither."""
+    from ipaddress import ip_network
+
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    if "[" in bare or "]" in bare:
+        return None
     try:
-        network = ip_network(split_zone(text.strip("[]"))[0], strict=False)
-    except ValueError as error:
-        raise UsageError(f"{field} {text!r} is not an address", "write 127.0.0.1, ::1 or 10.0.0.0/8") from error
+        network = ip_network(split_zone(bare)[0], strict=False)
+    except ValueError:
+        return None
     return str(network.network_address) if network.num_addresses == 1 else str(network)
+
+
+def _word(field: str, text: str) -> FieldValue:
+    if is_range(text):
+        number_range("port", text, PORTS)
+    return _pattern(field, text)
 
 
 def _pattern(field: str, text: str) -> FieldValue:
@@ -321,6 +438,51 @@ def _conjunction(terms: Iterable[Term]) -> Test | None:
 
 def _negate(test: Test) -> Test:
     return lambda s: not test(s)
+
+
+def _port_test(
+    number: Callable[[Socket], int | None],
+) -> Callable[[tuple[FieldValue, ...]], Test]:
+    """As ``_in_ranges``, for ports that may have a protocol and an address."""
+
+    def make(values: tuple[FieldValue, ...]) -> Test:
+        in_ranges = _in_ranges(number)(tuple(v for v in values if isinstance(v, tuple)))
+        qualified = [v for v in values if isinstance(v, Ports)]
+        if not qualified:
+            return in_ranges
+
+        def test(socket: Socket) -> bool:
+            n = number(socket)
+            return in_ranges(socket) or (n is not None and any(_has_port(socket, n, ports) for ports in qualified))
+
+        return test
+
+    return make
+
+
+def _has_port(socket: Socket, number: int, ports: Ports) -> bool:
+    if not ports.first <= number <= ports.last or ports.protocol not in (None, socket.protocol):
+        return False
+    return ports.host is None or is_at(socket, ports.host)
+
+
+def is_at(socket: Socket, host: NamedHost) -> bool:
+    """Whether the socket has the port at this address of the machine: it is bound there, or one of both is a wildcard.
+
+    An IPv6 wildcard takes the port of IPv4 too, unless IPV6_V6ONLY is set (RFC 3493 section 5.3).
+    """
+    if not host.is_address:
+        return any(is_at(socket, NamedHost(address, is_address=True)) for address in ("127.0.0.1", "::1"))
+    if host.zone is not None and socket.zone not in (None, host.zone):
+        return False
+    local, wanted = unmapped(socket.local_address), unmapped(host.name)
+    if local == wanted:
+        return True
+    if local not in WILDCARDS and wanted not in WILDCARDS:
+        return False
+    if (":" in local) == (":" in wanted):
+        return True
+    return wanted == "::" or (local == "::" and not socket.v6only)
 
 
 def _in_ranges(number: Callable[[Socket], int | None]) -> Callable[[tuple[FieldValue, ...]], Test]:
@@ -415,6 +577,22 @@ def _netns_test(values: tuple[FieldValue, ...]) -> Test:
     return test
 
 
+def _word_test(values: tuple[FieldValue, ...]) -> Test:
+    """Part of the name of an owner, or the name or number of the local port."""
+    from portbook.names import port_of
+
+    words = [str(v) for v in values]
+    of_owner = _of_owner(_process_texts)(values)
+    ports = [*filter(None, map(port_of, words))]
+    of_port = _port_test(lambda s: s.local_port)(
+        (
+            *(Ports(number, number, protocol) for number, protocol in ports),
+            *(number_range("port", word, PORTS) for word in words if is_range(word)),
+        )
+    )
+    return lambda s: of_port(s) or of_owner(s)
+
+
 def _pid_test(values: tuple[FieldValue, ...]) -> Test:
     ranges = _ranges(values)
     return lambda s: any(first <= o.pid <= last for o in s.owners for first, last in ranges)
@@ -425,8 +603,13 @@ def _process_texts(owner: Owner) -> Iterable[str | None]:
 
 
 FIELDS: dict[str, Field] = {
-    "port": Field(_port, _in_ranges(lambda s: s.local_port), "local port: 80, 8000-8100", narrow=True),
-    "remote-port": Field(_port, _in_ranges(lambda s: s.remote_port), "port of the peer", narrow=True),
+    "port": Field(
+        _port,
+        _port_test(lambda s: s.local_port),
+        "local port: 80, 8000-8100, 53/udp, http, 127.0.0.1:8080",
+        narrow=True,
+    ),
+    "remote-port": Field(_remote_port, _port_test(lambda s: s.remote_port), "port of the peer", narrow=True),
     "protocol": Field(_choice(PROTOCOLS), _equals(lambda s: s.protocol), "tcp, udp"),
     "family": Field(_choice(FAMILIES), _equals(lambda s: s.family), "ipv4, ipv6"),
     "state": Field(_state, _in_states, "listen, established, … or listening, connected, all"),
@@ -444,6 +627,7 @@ FIELDS: dict[str, Field] = {
     "netns": Field(_pattern, _netns_test, "network namespace: its name, its inode, or all (Linux)", needs_owner=True),
     "pid": Field(_number, _pid_test, "process id of an owner", needs_owner=True, narrow=True),
     "process": Field(_pattern, _of_owner(_process_texts), "name or executable of an owner", needs_owner=True),
+    "word": Field(_word, _word_test, "process, or the name registered for the local port", needs_owner=True),
     "command": Field(
         _pattern, _of_owner(lambda o: (" ".join(o.command_line or ()),)), "command line of an owner", needs_owner=True
     ),

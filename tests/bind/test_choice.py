@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from portbook.bind import choice
-from portbook.enrich.names import service_name
 from portbook.errors import UsageError
+from portbook.names import service_name
 from portbook.netconfig import ephemeral
 from portbook.netconfig.ephemeral import Ephemeral
 from portbook.scanner import ports

@@ -284,15 +284,6 @@ def test_a_full_disk_is_one_line_and_not_a_success(arguments, zoo):
     assert os.strerror(errno.ENOSPC) in said[0]
 
 
-@on_unix
-def test_without_a_standard_output_there_is_no_traceback():
-    """As a service manager or cron may start it: descriptor 1 is closed."""
-    done = subprocess.run(
-        ["sh", "-c", '"$@" >&-', "sh", *COMMAND], capture_output=True, env=ENVIRONMENT, timeout=60, check=False
-    )
-    assert b"Traceback" not in done.stderr
-
-
 # --- JSON ----------------------------------------------------------------------------------------------------------
 
 TEXT, NUMBER, MOMENT = "text", "number", "moment"

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portbook.enrich.names import OURS, parse
 from portbook.errors import UsageError
+from portbook.names import OURS, parse
 from portbook.scanner.ports import GROUPS, TCP, UDP, check_ports, parse_ports
 
 

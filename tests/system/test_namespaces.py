@@ -6,10 +6,11 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
-from portbook.errors import SourceMissing
+from portbook.errors import SourceError, SourceMissing, SourceTimeout
 from portbook.testing import child
 from tests.components import need
 from tests.conftest import ROOT
@@ -65,6 +66,31 @@ def test_one_that_fails_does_not_keep_from_the_others(away):
     assert isinstance(answers[2], ProcessLookupError), "the door leads to another namespace by now"
     assert isinstance(answers[netns], SourceMissing)
     assert answers[here()] == here()
+
+
+@pytest.mark.parametrize("error", [ValueError("4 is no number"), MemoryError(), RecursionError("deep")])
+def test_whatever_goes_wrong_in_one_costs_that_one(away, error, capfd):
+    netns, door = away
+
+    def work(asked):
+        if asked == netns:
+            raise error
+        return asked
+
+    answers = namespaces.visit({netns: door, here(): "/proc/self/ns/net"}, work)
+    assert isinstance(answers[netns], SourceError)
+    assert type(error).__name__ in str(answers[netns])
+    assert answers[here()] == here()
+    assert capfd.readouterr().err == "", "the thread has died"
+
+
+def test_all_of_them_have_one_time_limit(away):
+    netns, door = away
+    paths = {netns: door, here(): "/proc/self/ns/net"}
+    answers = namespaces.visit(paths, lambda _: time.sleep(0.05), limit_s=0.01)
+    assert answers[netns] is None
+    assert isinstance(answers[here()], SourceTimeout)
+    assert "2 network namespaces" in str(answers[here()])
 
 
 def test_what_is_no_namespace_is_not_entered(away, tmp_path):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from random import SystemRandom
 from typing import Literal, NamedTuple
 
-from portbook.enrich import names
+from portbook import names
 from portbook.errors import UsageError
 from portbook.netconfig import ephemeral
 from portbook.records import PROTOCOLS, Gap
@@ -57,7 +57,7 @@ def pool(ports: Iterable[int] | None = None, *, avoid_ephemeral: bool = False) -
     """Return the numbers that may be chosen.
 
     Without ``ports``, those that other programs are likely to want are skipped: ports with a registered or well-known
-    name (``enrich/names.py``), and ports that the administrator reserved. With ``ports``, the caller has decided
+    name (``names.py``), and ports that the administrator reserved. With ``ports``, the caller has decided
     already: a range is often reserved so that servers get it and connections do not.
 
     :raises UsageError: a number is not a port, or there is none

@@ -11,19 +11,32 @@ from portbook.cli import portbook
 from portbook.errors import PortbookError
 
 YES, NO, USAGE, GAPS, UNKNOWN = 0, 1, 2, 3, 5
+# Commands whose output alone is what they are for: a reader that goes away has seen enough of it (head(1), a pager).
+READINGS = frozenset(("list", "scan", "probe", "sources", "man", None))  # None: help
 COMPLETE = "_PORTBOOK_COMPLETE"  # set by the shell's completion script
 
 
 def run(arguments: list[str]) -> int:
-    """Run the command line and return its exit code. Errors of the output are raised."""
+    """Run the command line and return its exit code. Errors of the output are raised.
+
+    :raises BrokenPipeError: the reader of the output has gone before a command was done that has more to do than write
+    """
     _escape_what_cannot_be_encoded()
     if instruction := os.environ.get(COMPLETE):
         from click.shell_completion import shell_complete
 
         return shell_complete(portbook, {}, "portbook", COMPLETE, instruction)
+    running: str | None = None
     try:
         with portbook.make_context("portbook", arguments) as context:
-            return int(portbook.invoke(context) or YES)
+            try:
+                return int(portbook.invoke(context) or YES)
+            finally:
+                running = context.invoked_subcommand
+    except BrokenPipeError:
+        if running not in READINGS:
+            raise
+        return YES
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.exceptions.Abort as interrupted:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from portbook.enrich import enrichers, namespaces
-from portbook.enrich.names import service_name
+from portbook.names import service_name
 from portbook.numerals import counted
 from portbook.records import FoundBy, Gap, Owner, Socket
 from portbook.system.users import user_name

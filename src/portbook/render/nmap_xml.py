@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from time import asctime, localtime
 
-from portbook.enrich.names import service_name
+from portbook.names import service_name
 from portbook.probe.outcome import Answer, Evidence, Outcome
 from portbook.render.scan import port_ranges
 from portbook.scanner.report import Report

@@ -2,7 +2,7 @@
 
 The groups are portbook's choice from the IANA Service Name and Transport Protocol Port Number Registry (RFC 6335,
 https://www.iana.org/assignments/service-names-port-numbers) and of ports that are commonly used without being
-registered; ``enrich/services.txt`` has the name of each port. Tests compare the two.
+registered; ``services.txt`` has the name of each port. Tests compare the two.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from typing import Protocol as Interface
 
 from msgspec.structs import replace
 
-from portbook.enrich.names import service_name
 from portbook.errors import UsageError
+from portbook.names import service_name
 from portbook.probe.outcome import Answer
 from portbook.probe.request import Event, EventCallback, Limits, Probe, Tally
 from portbook.records import Protocol

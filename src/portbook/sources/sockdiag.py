@@ -105,11 +105,14 @@ def missing() -> str | None:
     return None
 
 
-def read(wanted: Wanted) -> SockdiagDump:
-    """Dump the wanted sockets of the calling thread's network namespace."""
+def read(wanted: Wanted, limit_s: float | None = None) -> SockdiagDump:
+    """Dump the wanted sockets of the calling thread's network namespace.
+
+    :param limit_s: of each request, in seconds; None: TIME_LIMIT_S
+    """
     filter_code = filter_ports(wanted.ports)
     tables: list[SockdiagTable] = []
-    with _open() as channel:
+    with _open(limit_s) as channel:
         for protocol in wanted.protocols:
             states = _mask(wanted, protocol)
             if states:
@@ -151,9 +154,9 @@ def shows_bound() -> bool:
 # --- the channel ---------------------------------------------------------------------------------------------------
 
 
-def _open() -> netlink.Channel:
+def _open(limit_s: float | None = None) -> netlink.Channel:
     try:
-        return netlink.Channel(netlink.SOCK_DIAG, TIME_LIMIT_S, MOST_BYTES)
+        return netlink.Channel(netlink.SOCK_DIAG, limit_s or TIME_LIMIT_S, MOST_BYTES)
     except OSError as error:
         if error.errno in (errno.EPERM, errno.EACCES):
             raise SourceDenied(f"sock_diag: netlink is refused here ({error.strerror})") from error
@@ -168,7 +171,7 @@ def _dump(channel: netlink.Channel, protocol: Protocol, family: int, states: int
     try:
         answer = channel.dump(kind, body + filter_code)
     except TimeoutError as error:
-        raise SourceTimeout(f"sock_diag: no answer within {TIME_LIMIT_S:g} s") from error
+        raise SourceTimeout(f"sock_diag: {error.strerror}") from error
     except netlink.GarbledAnswer as error:
         raise SourceGarbled(f"sock_diag: {error}") from error
     except OSError as error:

@@ -41,15 +41,17 @@ class NewFile:
             self._own_directory, self._name = open_directory_of(path)
             self._directory = self._own_directory
         self._temporary = f"{self._name}.{os.urandom(6).hex()}.part"
+        self._mode = mode
+        self._replaces = directory is None
+        self._file: BinaryIO | None = None
+
+    def create(self) -> None:
+        """Make the file, still under the other name; raise StoreError."""
         try:
-            old = self._old_status() if directory is None else None
-            self._file = self._create(old, mode)
+            old = self._old_status() if self._replaces else None
+            self._file = self._create(old, self._mode)
         except OSError as error:
-            self._close_directory()
             raise self._failure(error) from error
-        except StoreError:
-            self._close_directory()
-            raise
 
     def _old_status(self) -> os.stat_result | None:
         """The status of the file to replace; None if there is none."""
@@ -78,25 +80,31 @@ class NewFile:
     def write(self, part: bytes) -> None:
         """Add to the file; raise StoreError."""
         try:
-            self._file.write(part)
+            self._open_file().write(part)
         except OSError as error:
             raise self._failure(error) from error
 
     def keep(self) -> None:
         """Put the file in its place; raise StoreError."""
         try:
-            self._file.close()
+            self._open_file().close()
             os.replace(self._temporary, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
         except OSError as error:
             raise self._failure(error) from error
 
     def drop(self) -> None:
         """Remove the file, unless it was kept."""
-        with suppress(OSError):
-            self._file.close()
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
         with suppress(OSError):
             os.unlink(self._temporary, dir_fd=self._directory)
         self._close_directory()
+
+    def _open_file(self) -> BinaryIO:
+        if self._file is None:
+            raise StoreError(f"{self._path!r} was not created")
+        return self._file
 
     def _close_directory(self) -> None:
         if self._own_directory is not None:
@@ -117,7 +125,8 @@ def new_file(path: str, *, directory: int | None = None, mode: int | None = None
     :raises StoreError: it cannot be written, or the path leads through a link that others may have made
     """
     file = NewFile(path, directory, mode)
-    try:
+    try:  # from here on, also the exception of a signal leaves no file
+        file.create()
         yield file
         file.keep()
     finally:

@@ -11,9 +11,10 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
+from time import monotonic
 from typing import TypeVar
 
-from portbook.errors import SourceError
+from portbook.errors import SourceError, SourceTimeout
 from portbook.numerals import is_number
 
 Result = TypeVar("Result")
@@ -21,6 +22,7 @@ Result = TypeVar("Result")
 NAMED = "/run/netns"
 CLONE_NEWNET = 0x40000000
 MOST_NAMES = 100_000
+VISIT_LIMIT_S = 20.0  # of all namespaces together: users can make thousands, each with as many sockets as they may open
 
 
 def own() -> int | None:
@@ -65,24 +67,34 @@ def _namespaces_of_processes() -> Iterator[tuple[int, str]]:
                 continue  # it has ended, or reading it is not permitted
 
 
-def visit(paths: Mapping[int, str], work: Callable[[int], Result]) -> dict[int, Result | SourceError | OSError]:
+def visit(
+    paths: Mapping[int, str], work: Callable[[int], Result], limit_s: float = VISIT_LIMIT_S
+) -> dict[int, Result | SourceError | OSError]:
     """Call ``work`` in each namespace, with its number, and return the results or errors.
 
-    A separate thread enters the namespaces and then ends: the namespace of the calling thread never changes.
+    A separate thread enters the namespaces and then ends: the namespace of the calling thread never changes. Whatever
+    goes wrong in one costs that one: who owns it decides what is found there.
 
     :param paths: namespaces, and the path through which each is entered
+    :param limit_s: of all together, in seconds; those that are not entered within it are errors
     """
     from threading import Thread
 
     answers: dict[int, Result | SourceError | OSError] = {}
 
     def work_in_each() -> None:
+        last_at = monotonic() + limit_s
         for netns, path in paths.items():
+            if monotonic() > last_at:
+                answers[netns] = SourceTimeout(f"{limit_s:g} s were not enough for {len(paths)} network namespaces")
+                continue
             try:
                 _enter(path, netns)
                 answers[netns] = work(netns)
             except (SourceError, OSError) as error:
                 answers[netns] = error
+            except Exception as error:  # noqa: BLE001  also MemoryError
+                answers[netns] = SourceError(f"{type(error).__name__}: {error}")
 
     thread = Thread(target=work_in_each, name="portbook-namespaces")
     try:

@@ -13,7 +13,7 @@ from portbook.bind import endpoints
 from portbook.bind.attempt import Options, attempt
 from portbook.errors import UsageError
 from portbook.numerals import is_number
-from portbook.query import PORTS
+from portbook.ports import PORTS
 from portbook.records import PROTOCOLS, Protocol
 from portbook.sources import PLATFORM
 from portbook.verdict.judge import Verdict, is_explained, judge

@@ -27,6 +27,7 @@ from portbook.scanner.udp.payloads import (
     recognise,
 )
 from portbook.scanner.udp.questions import binary
+from tests.scanner.udp import fuzz
 
 REQUIRED = {
     *("domain", "mdns", "ntp", "snmp", "ssdp", "netbios-ns", "tftp", "sunrpc", "cldap", "sip", "stun", "quic"),
@@ -291,6 +292,28 @@ def test_compressed_names_do_not_go_in_circles(tail: list[int]) -> None:
     head = struct.pack("!6H", 0x7062, 0x8400, 1, 3, 0, 0)
     for start in (b"\xc0\x0c", b"\xc0\x0e\xc0\x0c", b"\x01a\xc0\x0c"):
         check(head + start + bytes(tail))
+
+
+def test_no_reply_takes_long() -> None:
+    """A datagram of 65,507 bytes must not cost a second, or a deadline is none: see fuzz.py."""
+    slowest = max(fuzz.check(reply) for reply in fuzz.replies(200, tuple(REPLIES.values())))
+    assert slowest < fuzz.CPU_LIMIT_S
+
+
+@pytest.mark.parametrize("size", [255, 256])
+def test_a_name_has_at_most_255_octets(size: int) -> None:  # RFC 1035 section 3.1
+    labels = (b"\x3f" + b"a" * 63) * 3 + bytes([size - 194]) + b"b" * (size - 194)
+    reply = (
+        struct.pack("!6H", 0x7062, 0x8400, 0, 1, 0, 0) + b"\0" + struct.pack("!HHIH", 12, 1, 0, size) + labels + b"\0"
+    )
+    recognised = recognise(reply, [payload_of("mdns")])
+    assert (recognised is not None) == (size == 255)
+
+
+@pytest.mark.parametrize("length", [b"\x40", b"\x80"])
+def test_a_label_has_at_most_63_octets(length: bytes) -> None:  # RFC 1035 section 4.1.4: 01 and 10 are reserved
+    reply = struct.pack("!6H", 0x7062, 0x8400, 0, 1, 0, 0) + length + b"a" * length[0] + b"\0" + bytes(10)
+    assert recognise(reply, [payload_of("mdns")]) is None
 
 
 def test_any_reply_becomes_one_printable_line() -> None:

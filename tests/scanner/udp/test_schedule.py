@@ -19,7 +19,7 @@ from portbook.probe.descriptors import WINDOW
 from portbook.probe.outcome import Answer, Evidence
 from portbook.probe.request import Event, Limits, Probe, Tally
 from portbook.scanner.udp import schedule as udp
-from portbook.scanner.udp.engine import turn
+from portbook.scanner.udp.engine import LATE_S, turn
 from portbook.scanner.udp.payloads import PAYLOADS
 from portbook.scanner.udp.refusals import PROOF_S
 from portbook.scanner.udp.schedule import LIMITED, TIME_UP, UdpSchedule
@@ -381,6 +381,22 @@ def test_the_deadline_of_a_silent_host() -> None:
     answers, scan = run(probes(range(2000, 2010)), silence, Limits(deadline_s=0.5))
     assert {(a.outcome, a.evidence.text) for a in answers.values()} == {("open|filtered", TIME_UP)}
     assert scan.elapsed_s == pytest.approx(0.5, abs=0.01)
+
+
+def test_the_deadline_ends_the_reading_of_replies(monkeypatch) -> None:
+    """A thousand services reply, and each reply takes 50 ms to be understood."""
+    scan = Scan(probes(range(1, 1001)), lambda *_: (REPLY, 0.5), Limits(deadline_s=2.0), window=1000)
+    replied = scan.schedule.replied
+
+    def slowly(port, reply, now) -> None:
+        scan.wire.now += 0.05
+        replied(port, reply, now)
+
+    monkeypatch.setattr(scan.schedule, "replied", slowly)
+    answers = list(scan.answers())
+    assert scan.elapsed_s < 2.0 + LATE_S + 0.1
+    assert 10 < sum(answer.outcome == "open" for answer in answers) < 100
+    assert len(answers) + scan.tally.skipped == 1000
 
 
 def test_the_timeouts_of_a_silent_host() -> None:

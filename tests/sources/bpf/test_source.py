@@ -22,7 +22,7 @@ from portbook.errors import SourceDenied, SourceGarbled, SourceMissing
 from portbook.records import Owner, Socket
 from portbook.sources import bpf, sockdiag
 from portbook.sources.base import OtherNamespaces, Wanted
-from portbook.sources.bpf import BpfDump, btf, calls, fileless, offsets, program
+from portbook.sources.bpf import BpfDump, assembler, btf, calls, fileless, offsets, program
 from portbook.sources.bpf.fileless import FileCounts, KernelCounts, NamespaceDump
 from portbook.sources.bpf.record import FORMAT, SIZE
 from portbook.system import namespaces
@@ -134,6 +134,20 @@ def test_what_has_a_file_is_not_taken_from_the_dump_too():
     assert [(s.local_port, len(s.owners)) for s in reading.sockets] == [(80, 1), (81, 0)]
 
 
+@pytest.mark.parametrize("data", [b"abc", encode(LISTENER)[:-4] + DONE, encode(LISTENER)])
+def test_a_namespace_whose_dump_cannot_be_read_costs_no_other(data):
+    garbled = sockdiag.SockdiagDump((sockdiag.SockdiagTable("tcp", data),), 99)
+    dump = with_dump(record(LISTENER, 5), replace(LISTENER, inode=99, local_port=81, cookie=11))
+    namespaces = {99: NamespaceDump([garbled], {}), **dump.namespaces}
+    assert fileless.have_files(namespaces)
+    reading = bpf.parse(replace(dump, namespaces=namespaces))
+    assert [s.local_port for s in reading.sockets] == [80, 81]
+    (gap,) = reading.gaps
+    assert gap.why.startswith("network namespace 99 was not read: sock_diag: a tcp dump")
+    with pytest.raises(SourceGarbled):
+        bpf.parse(replace(dump, namespaces={OWN: NamespaceDump([garbled], {})}))
+
+
 @pytest.mark.parametrize("state", sorted(fileless.PASSED))
 def test_a_connection_that_lost_its_process_meanwhile_comes_once_as_it_was_seen_last(state):
     passed = replace(CONNECTED, state=state, inode=0, uid=None, cookie=0)
@@ -208,7 +222,7 @@ def asked(monkeypatch):
     """The requests to sock_diag, and its answers: fileless rows by state."""
     requests, answers = [], {}
 
-    def read(wanted):
+    def read(wanted, limit_s=None):
         requests.append((wanted.protocols, "transient" if wanted.states == fileless.TRANSIENT else "all"))
         several = [
             replace(CONNECTED, state=state, inode=0, remote_port=1000 + i)
@@ -714,6 +728,24 @@ def test_a_refused_program_has_the_message_of_the_verifier(monkeypatch, own_netw
     with pytest.raises(SourceMissing, match=r"does not load the program: .*access beyond struct socket.*\(Permission"):
         bpf.read(Wanted())
     assert one_line(bpf.missing())
+    assert falls_back()
+
+
+@pytest.mark.usefixtures("works")
+def test_a_kernel_without_a_function_that_the_program_calls(monkeypatch, own_network):
+    real = program.build
+
+    def build(*arguments):
+        code = real(*arguments)
+        call = next(
+            n for n, instruction in enumerate(code.instructions) if instruction.code == assembler.JUMP | assembler.CALL
+        )
+        code.instructions[call] = replace(code.instructions[call], value=9999)
+        return code
+
+    monkeypatch.setattr(program, "build", build)
+    with pytest.raises(SourceMissing, match=r"kernel .* lacks a function that the program calls; Linux 5\.12"):
+        bpf.read(Wanted())
     assert falls_back()
 
 

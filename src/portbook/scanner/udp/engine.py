@@ -20,6 +20,8 @@ from portbook.scanner.udp.schedule import OUT_OF_DESCRIPTORS, UdpSchedule
 from portbook.scanner.udp.sockets import Sockets
 from portbook.scanner.udp.state import UdpPort
 
+LATE_S = 0.2  # after the deadline, for replies that have already arrived
+
 
 def scan_udp(
     probes: Iterable[Probe], limits: Limits, *, tally: Tally | None = None, on_event: EventCallback | None = None
@@ -50,9 +52,13 @@ def turn(schedule: UdpSchedule, sockets: Sockets, clock: Callable[[], float] = p
     """Take what has arrived, end what was silent for too long, then send what is due.
 
     In this order, because the caller may have spent time since the last turn: a reply that has come meanwhile is no
-    silence. What is sent last is in flight while the caller looks at the answers.
+    silence. What is sent last is in flight while the caller looks at the answers. Replies of others take time too: the
+    deadline ends the reading of them.
     """
+    last_at = max(schedule.deadline, clock()) + LATE_S
     for port, signal in sockets.receive(schedule.wait_s(clock())):
+        if clock() > last_at:
+            break
         if isinstance(signal, bytes):
             schedule.replied(port, signal, clock())
         else:

@@ -23,7 +23,7 @@ from heapq import heappop, heappush
 from itertools import count
 from math import inf
 
-from portbook.enrich.names import service_name
+from portbook.names import service_name
 from portbook.probe.outcome import Answer, Evidence, Outcome
 from portbook.probe.pacing import TokenBucket
 from portbook.probe.request import Event, EventCallback, EventKind, Limits, Probe, Tally

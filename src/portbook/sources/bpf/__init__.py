@@ -34,7 +34,6 @@ if TYPE_CHECKING:  # the modules that read are imported once it is known that we
     from portbook.sources.bpf.fileless import Answers, FileCounts, NamespaceDump
     from portbook.sources.bpf.program import Choice
 
-SINCE = "Linux 5.12 and later have it"  # the iterator, and the helpers that the program calls
 CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 21, 38, 39
 MOST_RANGES = 100  # of ports that are compared in the kernel; a query with more is left to the pipeline
 MOST_PIDS = 16  # read one by one; for more processes, one pass over all of them is quicker
@@ -78,13 +77,13 @@ def _program(wanted: Wanted) -> tuple[bytes, int]:
     """
     _check_privilege()
     _check_pid_namespace()
-    from portbook.sources.bpf import offsets, program
+    from portbook.sources.bpf import calls, offsets, program
 
     layout = offsets.offsets(program.PATHS, (program.FUNCTION,))
     function = layout.functions[program.FUNCTION]
     lacking = program.FUNCTION if function is None else program.missing(layout.places)
     if lacking or function is None:
-        raise SourceMissing(f"bpf: kernel {os.uname().release} has no {lacking}", SINCE)
+        raise SourceMissing(f"bpf: kernel {os.uname().release} has no {lacking}", calls.SINCE)
     return program.build(layout.places, _choice(wanted)).assemble(), function
 
 
@@ -193,11 +192,19 @@ def parse(dump: BpfDump) -> Reading:
         raise SourceGarbled(f"bpf: {len(dump.records or b'')} bytes of records: {error}") from error
     gaps = list(dump.gaps)
     added: list[Socket] = []
-    tables = [table for namespace in dump.namespaces.values() for table in namespace.dumps]
-    for table in tables:
-        reading = sockdiag.parse(table, rows.by_inode.keys())
-        added += reading.sockets
-        gaps += reading.gaps
+    tables = 0
+    for netns, namespace in dump.namespaces.items():
+        tables += len(namespace.dumps)
+        try:
+            readings = [sockdiag.parse(table, rows.by_inode.keys()) for table in namespace.dumps]
+        except SourceGarbled as error:
+            if netns == dump.netns:
+                raise
+            gaps.append(Gap("socket", None, f"network namespace {netns} was not read: {error}"))
+            continue
+        for reading in readings:
+            added += reading.sockets
+            gaps += reading.gaps
     added = _with_mptcp_owners(_distinct(added), rows.mptcp)
     if not tables:  # the TCP sockets below MPTCP sockets were not read: then these stand for them
         added += [s for s in rows.mptcp.values() if s.state == "LISTEN"]

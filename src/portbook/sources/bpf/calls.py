@@ -35,6 +35,8 @@ NAME = b"portbook"  # bpftool(8) shows it
 # license_is_gpl_compatible() in include/linux/license.h. This concerns the few hundred bytes that go into the kernel,
 # which program.py makes: they are offered under the MIT licence, as all of portbook, and under the GPL version 2.
 LICENSE = b"Dual MIT/GPL\0"
+SINCE = "Linux 5.12 and later have it"  # the iterator, and the helpers that the program calls
+UNKNOWN_HELPER = "invalid func unknown#"  # check_helper_call() in kernel/bpf/verifier.c
 LOG_SIZE = 1 << 16
 LOG_LINES = 3  # of the verifier's log, from its end, that an error shows
 INSTRUCTION_SIZE = 8
@@ -185,12 +187,15 @@ def _load_as(call: Call, program: bytes, kind: int, flags: int, attach_type: int
     answer = call(PROG_LOAD, attributes())
     if answer >= 0:
         return answer
-    log = ctypes.create_string_buffer(LOG_SIZE)
-    answer = call(PROG_LOAD, attributes(ctypes.addressof(log), LOG_SIZE))
+    buffer = ctypes.create_string_buffer(LOG_SIZE)
+    answer = call(PROG_LOAD, attributes(ctypes.addressof(buffer), LOG_SIZE))
     if answer >= 0:
         return answer
+    log = buffer.value.decode("ascii", "replace")
+    if UNKNOWN_HELPER in log and not _locked_down():
+        raise SourceMissing(f"bpf: kernel {os.uname().release} lacks a function that the program calls", SINCE)
     why = "bpf: the kernel does not load the program"
-    reason = _reason(log.value.decode("ascii", "replace"))
+    reason = _reason(log)
     raise _refused(-answer, f"{why}: {reason}" if reason else why)
 
 

@@ -18,7 +18,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from portbook.addresses import interface_names
-from portbook.errors import SourceError
+from portbook.errors import SourceError, SourceGarbled
 from portbook.numerals import counted, parse_number
 from portbook.records import FAMILIES, PROTOCOLS, STATES, Gap, Protocol, State
 from portbook.sources import sockdiag
@@ -30,6 +30,7 @@ from portbook.system import namespaces
 # States in which TCP keeps a connection after its process has closed it, and these with SYN_RECV, before one has it.
 PASSED: frozenset[State | None] = frozenset(("TIME_WAIT", "FIN_WAIT1", "FIN_WAIT2", "CLOSING", "LAST_ACK"))
 TRANSIENT: frozenset[State | None] = PASSED | frozenset(("SYN_RECV",))
+VISIT_LIMIT_S = 2.0  # of a request in another namespace, whose owner may have filled its tables
 TCP_CLOSE = 7  # include/net/tcp_states.h
 EVERY_STATE: frozenset[State | None] = frozenset((*STATES, None))
 
@@ -122,12 +123,12 @@ def read_namespaces(
     :raises SourceError: our own namespace could not be read
     """
     read_one = partial(_read_namespace, wanted, counts or {}, known)
-    answers: dict[int, NamespaceDump | SourceError | OSError] = {own: read_one(own)}
+    answers: dict[int, NamespaceDump | SourceError | OSError] = {own: read_one(own, None)}
     if wanted.all_namespaces:
         paths = namespaces.inhabited()
         paths.pop(own, None)
         if paths:
-            answers.update(namespaces.visit(paths, read_one))
+            answers.update(namespaces.visit(paths, partial(read_one, limit_s=VISIT_LIMIT_S)))
     return answers
 
 
@@ -137,7 +138,7 @@ def nothing() -> NamespaceDump:
 
 
 def have_files(answers: Answers, known: Collection[int] = ()) -> bool:
-    """Whether any socket has, or had, a file that is not among the known ones."""
+    """Whether any socket has, or had, a file that is not among the known ones; True where a dump cannot be parsed."""
     for answer in answers.values():
         if isinstance(answer, NamespaceDump) and any(_has_file(dump, known) for dump in answer.dumps):
             return True
@@ -145,7 +146,10 @@ def have_files(answers: Answers, known: Collection[int] = ()) -> bool:
 
 
 def _has_file(dump: sockdiag.SockdiagDump, known: Collection[int]) -> bool:
-    return any(s.inode for s in sockdiag.parse(dump, known).sockets)
+    try:
+        return any(s.inode for s in sockdiag.parse(dump, known).sockets)
+    except SourceGarbled:
+        return True  # whoever parses it for its sockets reports that
 
 
 def sort_out(answers: Answers, seen: Collection[int]) -> tuple[dict[int, NamespaceDump], tuple[Gap, ...]]:
@@ -165,10 +169,10 @@ def sort_out(answers: Answers, seen: Collection[int]) -> tuple[dict[int, Namespa
 
 
 def _read_namespace(
-    wanted: Wanted, counts: Mapping[int, FileCounts], known: Collection[int], netns: int
+    wanted: Wanted, counts: Mapping[int, FileCounts], known: Collection[int], netns: int, limit_s: float | None
 ) -> NamespaceDump:
     """Read the namespace of the calling thread, which is ``netns``."""
-    dumps = read(wanted, counts.get(netns, NO_FILES), known)
+    dumps = read(wanted, counts.get(netns, NO_FILES), known, limit_s)
     # The gap of an older kernel's dump, bound sockets, is none here: the program has seen them.
     return NamespaceDump([replace(dump, gaps=()) for dump in dumps], interface_names())
 
@@ -186,29 +190,31 @@ def _unread_namespaces(failures: list[Exception]) -> Iterator[Gap]:
 # --- one namespace -------------------------------------------------------------------------------------------------
 
 
-def read(wanted: Wanted, files: FileCounts, known: Collection[int]) -> list[sockdiag.SockdiagDump]:
+def read(
+    wanted: Wanted, files: FileCounts, known: Collection[int], limit_s: float | None = None
+) -> list[sockdiag.SockdiagDump]:
     """Dump what may have no file in the namespace of the calling thread; ``known`` inodes have one."""
     if not is_whole(wanted):
-        return [sockdiag.read(wanted)]
+        return [sockdiag.read(wanted, limit_s)]
     try:
         kernel = counts()
     except OSError:
-        return [sockdiag.read(wanted)]  # without the numbers everything has to be read
-    return list(_read_missing(wanted, files, known, kernel))
+        return [sockdiag.read(wanted, limit_s)]  # without the numbers everything has to be read
+    return list(_read_missing(wanted, files, known, kernel, limit_s))
 
 
 def _read_missing(
-    wanted: Wanted, files: FileCounts, known: Collection[int], kernel: KernelCounts
+    wanted: Wanted, files: FileCounts, known: Collection[int], kernel: KernelCounts, limit_s: float | None
 ) -> Iterator[sockdiag.SockdiagDump]:
     """Read the few transient connections first, and everything only where these do not explain the numbers."""
     missing = kernel.tcp - files.hashed["tcp"]
     if missing or kernel.waiting or files.pending:
-        transient = sockdiag.read(replace(wanted, protocols=("tcp",), states=TRANSIENT))
+        transient = sockdiag.read(replace(wanted, protocols=("tcp",), states=TRANSIENT), limit_s)
         states = [s.state for s in sockdiag.parse(transient, known).sockets]
         missing -= len(states) - states.count("SYN_RECV") - kernel.waiting
-        yield sockdiag.read(replace(wanted, protocols=("tcp",))) if missing else transient
+        yield sockdiag.read(replace(wanted, protocols=("tcp",)), limit_s) if missing else transient
     if kernel.udp != files.hashed["udp"]:
-        yield sockdiag.read(replace(wanted, protocols=("udp",)))
+        yield sockdiag.read(replace(wanted, protocols=("udp",)), limit_s)
 
 
 # --- the kernel's count --------------------------------------------------------------------------------------------

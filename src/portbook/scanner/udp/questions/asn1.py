@@ -9,6 +9,8 @@ from portbook.scanner.udp.questions import as_text
 
 # --- ASN.1 in BER and DER: X.690 -----------------------------------------------------------------------------------
 
+MOST_VALUES = 64  # in a sequence; the protocols below have at most a dozen
+
 
 def _tlv(tag: int, *parts: bytes) -> bytes:
     """Encode tag, length and value."""
@@ -35,10 +37,12 @@ class _Value(NamedTuple):
 
 
 def _values(data: bytes) -> list[_Value]:
-    """Return a sequence of values; raise ValueError if one is cut short."""
-    values = []
+    """Return a sequence of values; raise ValueError if one is cut short, or there are too many."""
+    values: list[_Value] = []
     at = 0
     while at < len(data):
+        if len(values) == MOST_VALUES:
+            raise ValueError("too many values")
         tag, size = data[at], data[at + 1]
         at += 2
         if size >= 0x80:

@@ -72,6 +72,7 @@ STUN_COOKIE = 0x2112A442
 STUN_TRANSACTION = b"portbook-ask"
 STUN_BINDING = struct.pack("!HHI", 1, 0, STUN_COOKIE) + STUN_TRANSACTION
 STUN_SOFTWARE = 0x8022
+MOST_ATTRIBUTES = 64  # that are looked at
 
 
 def read_stun(reply: bytes) -> str | None:
@@ -80,7 +81,9 @@ def read_stun(reply: bytes) -> str | None:
     if kind not in (0x0101, 0x0111) or cookie != STUN_COOKIE or reply[8:20] != STUN_TRANSACTION:
         return None
     at = 20
-    while at + 4 <= min(20 + length, len(reply)):
+    for _ in range(MOST_ATTRIBUTES):
+        if at + 4 > min(20 + length, len(reply)):
+            break
         attribute, size = struct.unpack_from("!HH", reply, at)
         if attribute == STUN_SOFTWARE:
             return as_text(reply[at + 4 : at + 4 + size])
@@ -157,6 +160,7 @@ def read_source(reply: bytes) -> str | None:
 
 NATPMP_ADDRESS = b"\0\0"  # RFC 6886 section 3.2: the public address
 SQL_BROWSER = b"\x03"  # [MC-SQLR] section 2.2.2, CLNT_UCAST_EX
+MOST_WORDS = 64  # of its reply: the description of the first instance has fewer
 RMCP_PING = bytes.fromhex("0600ff06 000011be 80000000")  # ASF 2.0 (DMTF DSP0136) section 3.2.4.2: presence ping
 
 
@@ -173,7 +177,7 @@ def read_sql_browser(reply: bytes) -> str | None:
     """Return server, instance and version."""
     if reply[:1] != b"\x05" or struct.unpack_from("<H", reply, 1)[0] != len(reply) - 3:
         return None
-    words = as_text(reply[3:]).split(";")
+    words = as_text(reply[3:]).split(";", MOST_WORDS)
     fields = dict(zip(words[::2], words[1::2], strict=False))
     return " ".join(fields.get(name, "?") for name in ("ServerName", "InstanceName", "Version"))
 

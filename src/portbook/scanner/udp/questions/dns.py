@@ -12,6 +12,8 @@ DNS_ID = 0x7062
 DNS_PTR, DNS_TXT, DNS_IN, DNS_CHAOS = 12, 16, 1, 3
 DNS_RCODES = ("no error", "format error", "server failure", "no such name", "not implemented", "refused")
 MOST_RECORDS = 64
+MOST_OCTETS = 255  # of a name, with the lengths of its labels (RFC 1035 section 3.1)
+MOST_POINTERS = 127  # a name of 255 octets has no more labels, and each pointer leads to one
 
 
 def query(name: str, kind: int, dns_class: int) -> bytes:
@@ -21,20 +23,30 @@ def query(name: str, kind: int, dns_class: int) -> bytes:
 
 
 def _dns_name(data: bytes, at: int) -> tuple[str, int]:
-    """Return a name and where it ends. Compression pointers must lead backwards (RFC 1035 section 4.1.4)."""
+    """Return a name and where it ends; raise ValueError if it is not one (RFC 1035 sections 3.1 and 4.1.4).
+
+    Compression pointers must lead backwards. That alone would allow a chain of thousands of them in each of the names.
+    """
     labels: list[str] = []
+    octets = 1  # the root, at the end
+    pointers = 0
     end = 0
     limit = at
     while data[at]:
-        if data[at] >= 0xC0:
+        size = data[at]
+        if size >= 0xC0:
             end = end or at + 2
-            at = (data[at] & 0x3F) << 8 | data[at + 1]
-            if at >= limit:
-                raise ValueError("a compression pointer that does not lead backwards")
+            at = (size & 0x3F) << 8 | data[at + 1]
+            pointers += 1
+            if at >= limit or pointers > MOST_POINTERS:
+                raise ValueError("compression pointers that lead forwards, or too many")
             limit = at
             continue
-        labels.append(as_text(data[at + 1 : at + 1 + data[at]]))
-        at += 1 + data[at]
+        octets += 1 + size
+        if size > 63 or octets > MOST_OCTETS:  # the other two values of the upper bits are reserved
+            raise ValueError("a label or a name that is too long")
+        labels.append(as_text(data[at + 1 : at + 1 + size]))
+        at += 1 + size
     return ".".join(labels), end or at + 1
 
 

@@ -9,6 +9,7 @@ import struct
 QUIC_FROM, QUIC_TO = b"portbook", b"anybody?"
 # A reserved version, which forces version negotiation (section 15), in a datagram long enough for it (section 14.1).
 QUIC_UNKNOWN = (b"\xc0\x1a\x2a\x3a\x4a" + b"\x08" + QUIC_TO + b"\x08" + QUIC_FROM).ljust(1200, b"\0")
+MOST_VERSIONS = 16  # that are looked at
 QUIC_NAMES = {1: "v1", 0x6B3343CF: "v2"}  # RFC 9000, RFC 9369
 
 
@@ -17,10 +18,10 @@ def read_quic(reply: bytes) -> str | None:
     head = b"\0\0\0\0" + b"\x08" + QUIC_FROM + b"\x08" + QUIC_TO
     if not reply[0] & 0x80 or reply[1:23] != head:
         return None
-    count = (len(reply) - 23) // 4
+    count = min((len(reply) - 23) // 4, MOST_VERSIONS)
     versions = struct.unpack_from(f"!{count}I", reply, 23)
     known = [version for version in versions if version & 0x0F0F0F0F != 0x0A0A0A0A]  # the others are reserved, as ours
-    return "versions " + ", ".join(_quic_name(version) for version in known[:16])
+    return "versions " + ", ".join(_quic_name(version) for version in known)
 
 
 def _quic_name(number: int) -> str:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portbook.enrich import names
+from portbook import names
 
 # A selection of https://www.iana.org/assignments/service-names-port-numbers
 REGISTERED = [

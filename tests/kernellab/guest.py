@@ -1,0 +1,248 @@
+"""Run by ``init`` inside the guest, as its only program: use portbook, print what came out, reboot.
+
+Each check is a line of JSON behind a mark, because the kernel writes to the same serial console. Whether a check
+came out right is judged by test_kernels.py, except for what only the guest knows: which sockets it opened.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+
+MARK = "portbook-guest "
+CLONE_NEWNET = 0x40000000
+NOBODY = 65534
+REBOOT = 0x01234567  # LINUX_REBOOT_CMD_RESTART of reboot(2)
+COMMAND_LIMIT_S = 240  # a command takes about ten seconds in a guest without acceleration
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def kernel() -> dict:
+    return {"release": os.uname().release, "machine": os.uname().machine, "python": sys.version.split()[0]}
+
+
+def sources() -> dict:
+    """Why each source cannot be used; None if it can."""
+    from portbook import sources
+
+    return {name: sources.missing(name) for name in sources.names()}
+
+
+def zoo() -> dict:
+    """What each usable source shows of every kind of socket, and whether the owners are those that have it open."""
+    from portbook import sources, take
+    from portbook.testing import KINDS, absent, identity
+    from portbook.testing import zoo as open_zoo
+
+    absents = {kind: absent(kind) for kind in KINDS if absent(kind)}
+    answers = {}
+    with open_zoo() as animals:
+        for name in [name for name in sources.names() if sources.missing(name) is None]:
+            listing = take(source=name)
+            capabilities = sources.load(name).capabilities
+            rows = {}
+            for row in listing.sockets:
+                rows.setdefault(identity(row), []).append(row)
+            missing, wrong, compared = [], [], 0
+            for kind, members in animals.items():
+                for expected in members:
+                    if not expected.needs <= capabilities:
+                        continue
+                    compared += 1
+                    same = [row for row in rows.get(expected.identity, []) if row.inode in (None, expected.inode)]
+                    if not same:
+                        missing.append(kind)
+                    elif {owner.pid for row in same for owner in row.owners} != set(expected.pids):
+                        wrong.append(kind)
+            answers[name] = {"compared": compared, "missing": missing, "wrong_owners": wrong, "gaps": gaps_of(listing)}
+        best = take()
+        ports = {row.local_port for row in best.sockets}
+        answers["default"] = {"source": best.source, "gaps": gaps_of(best), "ports": sorted(ports)}
+        answers["ss"] = sorted({int(port) for port in re.findall(r":(\d+) +\S+ *$", run("ss", "-tunaH"), re.MULTILINE)})
+    return answers | {"absent": absents}
+
+
+def gaps_of(listing) -> list[str]:
+    return [f"{gap.why}; {gap.hint}" for gap in listing.gaps]
+
+
+def bound_only() -> dict:
+    """A socket that is bound and does not listen: whether it is listed, and what why and a bind say of its port."""
+    from portbook import take, who, why
+
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        port = holder.getsockname()[1]
+        listing = take(f"port:{port}")
+        verdict = why(port)
+        return {
+            "rows": [[row.state, [owner.pid for owner in row.owners]] for row in listing.sockets],
+            "pid": os.getpid(),
+            "held": who(port).held,
+            "gaps": gaps_of(listing),
+            "can_have": verdict.can_have,
+            "findings": [finding.code for finding in verdict.findings],
+        }
+
+
+def namespaces() -> dict:
+    """A listener in another network namespace."""
+    from portbook import take
+
+    with process(other_namespace) as (pid, port):
+        found = take(f"netns:all port:{port}")
+        return {
+            "rows": [[row.state, [owner.pid for owner in row.owners]] for row in found.sockets],
+            "pid": pid,
+            "here": len(take(f"port:{port}").sockets),
+            "gaps": gaps_of(found),
+        }
+
+
+def other_namespace() -> int:
+    if LIBC.unshare(CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "unshare")
+    run("ip", "link", "set", "lo", "up")
+    listener = socket.create_server(("127.0.0.1", 4242))
+    os.set_inheritable(listener.fileno(), True)
+    kept.append(listener)
+    return 4242
+
+
+kept: list[socket.socket] = []
+
+
+class process:  # noqa: N801  # used as a function
+    """A child that runs ``begin``, gives its result, and lives until the block ends."""
+
+    def __init__(self, begin: Callable[[], int]) -> None:
+        reading, writing = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            with suppress(BaseException):
+                os.write(writing, b"%d" % begin())
+                os.close(writing)
+                signal.pause()
+            os._exit(1)
+        os.close(writing)
+        with os.fdopen(reading) as answer:
+            self.result = int(answer.read())
+
+    def __enter__(self) -> tuple[int, int]:
+        return self.pid, self.result
+
+    def __exit__(self, *_: object) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+
+def ordinary_user() -> dict:
+    """What a user without privileges sees of their own socket and of root's."""
+    with socket.create_server(("127.0.0.1", 0)) as of_root:
+        port = of_root.getsockname()[1]
+        text = run(
+            sys.executable,
+            "-c",
+            f"""
+import os, socket, json
+os.setgid({NOBODY}); os.setuid({NOBODY})
+from portbook import take, sources
+own = socket.create_server(("127.0.0.1", 0))
+listing = take(f"port:{{own.getsockname()[1]}},{port}")
+print(json.dumps({{
+    "sources": {{name: sources.missing(name) for name in sources.names()}},
+    "source": listing.source,
+    "rows": sorted([row.local_port != {port}, row.uid, len(row.owners)] for row in listing.sockets),
+    "gaps": [f"{{gap.why}}; {{gap.hint}}" for gap in listing.gaps],
+}}))
+""",
+        )
+    return json.loads(text.splitlines()[-1])
+
+
+def reach() -> dict:
+    """Connections to open, closed and unanswered ports, over TCP and UDP, and a scan."""
+    from portbook import dial, scan
+
+    with ExitStack() as hold:
+        listener = hold.enter_context(socket.create_server(("127.0.0.1", 0)))
+        bound = hold.enter_context(socket.socket())
+        bound.bind(("127.0.0.1", 0))
+        udp = hold.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        udp.bind(("127.0.0.1", 0))
+        open_port, closed_port, udp_port = (each.getsockname()[1] for each in (listener, bound, udp))
+        run_of_ports = scan("127.0.0.1", f"{open_port},{closed_port}")
+        udp_closed = unused_udp_port()
+        udp_answers = scan("127.0.0.1", f"{udp_port},{udp_closed}", udp=True)
+        return {
+            "open": dial(f"127.0.0.1:{open_port}").addresses[0].outcome,
+            "closed": dial(f"127.0.0.1:{closed_port}").addresses[0].outcome,
+            "scan": {str(answer.port == open_port): answer.outcome for answer in run_of_ports},
+            "udp": {str(answer.port == udp_port): answer.outcome for answer in udp_answers},
+        }
+
+
+def unused_udp_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def commands() -> dict:
+    """The commands as a user types them, with a listener to be asked about: exit code and output."""
+    with socket.create_server(("127.0.0.1", 4243)):
+        typed = {
+            "sources": ["sources"],
+            "list": ["list", "--json"],
+            "who": ["who", "4243"],
+            "why": ["why", "4243"],
+            "stop": ["stop", "4243", "--dry-run"],
+        }
+        answers = {}
+        for name, arguments in typed.items():
+            done = subprocess.run(
+                [sys.executable, "-m", "portbook", *arguments],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=COMMAND_LIMIT_S,
+                check=False,
+            )
+            answers[name] = [done.returncode, done.stdout, done.stderr]
+    return answers | {"pid": os.getpid()}
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_LIMIT_S, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{command[0]}: {done.stderr}")
+    return done.stdout
+
+
+def main() -> None:
+    for module in ("tcp_diag", "udp_diag", "veth", "vxlan"):
+        subprocess.run(["modprobe", "-q", module], check=False, timeout=60)
+    for check in (kernel, sources, zoo, bound_only, namespaces, ordinary_user, reach, commands):
+        try:
+            answer = {"answer": check()}
+        except Exception:
+            answer = {"error": traceback.format_exc()}
+        print(MARK + json.dumps({"check": check.__name__} | answer), flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    finally:
+        sys.stdout.flush()
+        os.sync()
+        LIBC.reboot(REBOOT)
