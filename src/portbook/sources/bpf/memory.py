@@ -11,20 +11,27 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
-from portbook.errors import SourceMissing
+from portbook.errors import SourceError, SourceMissing
 from portbook.sources.bpf import calls
 from portbook.sources.bpf.assembler import R0, R1, R2, R3, R6, R7, R10, Code
+from portbook.sources.bpf.btf import Place
 
 GET_CURRENT_TASK, PROBE_READ_KERNEL = 35, 113  # numbers of helpers in include/uapi/linux/bpf.h
 WORD = 8
 SLOTS = 8  # words that one call reads
 FAILED_AT, TASK_AT = SLOTS * WORD, (SLOTS + 1) * WORD
 SIZE = TASK_AT + WORD  # of what the program is given: addresses, which it replaces by contents; error; current task
+ADDRESS = struct.Struct("=Q")
 ADDRESSES = struct.Struct(f"={SLOTS}Q")
 FAILED_AND_TASK = struct.Struct("=QQ")
+
+
+INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # its inode: include/linux/proc_ns.h
+_pid_levels: dict[int, int | None] = {}  # by inode of the pid namespace
 
 
 class ChangedMemory(Exception):
@@ -90,10 +97,37 @@ class KernelMemory:
         """
         unused = [self.task] * (SLOTS - len(addresses))
         answer = self._run(ADDRESSES.pack(*addresses, *unused).ljust(SIZE, b"\0"))
-        (failed,) = struct.unpack_from("=Q", answer, FAILED_AT)
+        (failed,) = ADDRESS.unpack_from(answer, FAILED_AT)
         if failed:
             raise ChangedMemory(f"nothing at one of {_hexadecimal(addresses)}")
         return answer[: len(addresses) * WORD]
+
+
+def pid_level(places: Mapping[str, Place | None]) -> int | None:
+    """How deep the pid namespace of this process is nested, 0 for the outermost; None where that cannot be looked up.
+
+    :param places: of the kernel's members ``task_struct.thread_pid`` and ``pid.level``
+    """
+    try:
+        inode = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return None
+    if inode == INITIAL_PID_NAMESPACE:
+        return 0
+    if inode not in _pid_levels:
+        _pid_levels[inode] = _read_pid_level(places.get("task_struct.thread_pid"), places.get("pid.level"))
+    return _pid_levels[inode]
+
+
+def _read_pid_level(pid: Place | None, level: Place | None) -> int | None:
+    if pid is None or level is None:
+        return None
+    try:
+        with KernelMemory() as memory:
+            (address,) = ADDRESS.unpack(memory.read(memory.task + pid.offset))
+            return int.from_bytes(memory.read(address + level.offset)[: level.size], sys.byteorder)
+    except (SourceError, ChangedMemory):
+        return None
 
 
 def _hexadecimal(addresses: Sequence[int]) -> str:
