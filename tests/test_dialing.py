@@ -1,6 +1,7 @@
 """Dialing and waiting, against real listeners, real refusals and real silence. Windows Python runs this too."""
 
 import asyncio
+import errno
 import json
 import os
 import shutil
@@ -17,6 +18,8 @@ from pathlib import Path
 import pytest
 
 from portbook import UsageError, dialing, waiting
+from portbook.probe import tcp
+from portbook.probe.outcome import SILENCE
 from tests.components import need
 from tests.listeners import COMMAND, deaf, listening, peer_may_vanish, portbook, refusing
 
@@ -44,10 +47,15 @@ def test_closed():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a full queue refuses on other systems")
-def test_silence_is_a_timeout_and_repeated():
+def test_silence_is_filtered_as_in_a_scan_and_repeated():
     with deaf() as (_, port):
         (answer,) = dialing.dial(f"127.0.0.1:{port}", timeout_s=0.2, retries=1).addresses
-    assert (answer.outcome, answer.evidence.kind, answer.attempts, answer.connect_ms) == ("timeout", "silence", 2, None)
+    assert (answer.outcome, answer.evidence.kind, answer.attempts, answer.connect_ms) == (
+        "filtered",
+        "silence",
+        2,
+        None,
+    )
 
 
 def test_a_name_without_an_address():
@@ -85,16 +93,28 @@ def test_many_times():
     assert found.timing.min_ms <= found.timing.median_ms <= found.timing.p95_ms <= found.timing.max_ms
 
 
+def sample(connect_ms, outcome="open", evidence=tcp.OPEN.evidence):
+    return dialing.DialedAddress("127.0.0.1", None, outcome, evidence, connect_ms)
+
+
 def test_timing_by_hand():
-    timing = dialing.timing_of([5.0, None, *map(float, range(1, 19))])
+    silent = sample(None, "filtered", SILENCE)
+    shortage = tcp.errno_result(errno.EADDRNOTAVAIL, sent=False)
+    unsent = sample(0.1, *shortage)
+    timing = dialing.timing_of([sample(5.0), silent, *(sample(float(ms)) for ms in range(1, 19))])
     assert timing == dialing.Timing(20, 1, 1.0, 9.0, 18.0, 18.0)
-    assert dialing.timing_of([None]) == dialing.Timing(1, 1, None, None, None, None)
+    assert dialing.timing_of([silent]) == dialing.Timing(1, 1, None, None, None, None)
+    assert dialing.timing_of([sample(1.0), unsent, silent, unsent]) == dialing.Timing(
+        4, 1, 1.0, 1.0, 1.0, 1.0, 2, shortage.evidence
+    )
 
 
-@pytest.mark.parametrize("text", ["", "host", "host:", ":80", "::1:80", "host:0", "host:65536", "host:80-90", "host:x"])
+@pytest.mark.parametrize(
+    "text", ["", "host", "host:", "::1:80", "host:0", "host:65536", "host:80-90", "host:x", "53/udp", "010.0.0.1:80"]
+)
 def test_invalid_targets(text):
     with pytest.raises(UsageError):
-        dialing.parse_host_port(text)
+        dialing.parse_destination(text)
 
 
 def test_async():
@@ -162,7 +182,7 @@ def tls_server(certificate):
         server.settimeout(10)
 
         def serve():
-            for _ in range(3):
+            for _ in range(2):  # verified, then shown
                 try:
                     accepted, _ = server.accept()
                     accepted.settimeout(10)
@@ -184,7 +204,7 @@ def test_an_untrusted_certificate_is_read_too(certificate):
     shown = answer.tls
     assert answer.outcome == "open"
     assert (shown.protocol, shown.trusted) == ("TLSv1.3", False)
-    assert (shown.subject, shown.issuer) == ("CN=test.invalid, O=Portbook", "CN=test.invalid, O=Portbook")
+    assert (shown.subject, shown.issuer) == ("CN=test.invalid,O=Portbook", "CN=test.invalid,O=Portbook")
     assert shown.names == ("test.invalid",)
     assert shown.days_left in (29, 30)
     assert "self-signed" in shown.error or "self signed" in shown.error
@@ -286,7 +306,7 @@ def test_a_missing_command_is_an_error_before_the_wait():
 def test_free_waits_for_the_holder():
     with listening("127.0.0.1") as ((_, port),):
         done = portbook("wait", "--free", port, "--timeout", "0.3")
-    assert (done.returncode, done.stderr) == (1, f"portbook: after 0.3 s still in use: {port}\n")
+    assert (done.returncode, done.stderr) == (1, f"portbook: after 0.3 s not free: {port} (in use)\n")
     assert portbook("wait", "--free", port, "--timeout", "20").returncode == 0
 
 
@@ -340,7 +360,7 @@ def test_the_library_waits_for_tcp_udp_and_free_ports():
     assert waiting.wait_for([udp_port], udp=True, free=True, timeout_s=20) == []
 
 
-@pytest.mark.parametrize(("targets", "free"), [(["host"], False), (["host:80-90"], False), (["port"], True)])
+@pytest.mark.parametrize(("targets", "free"), [(["host"], False), (["host:90-80"], False), (["port"], True)])
 def test_an_invalid_target_is_an_error_before_the_wait(targets, free):
     with pytest.raises(UsageError):
         waiting.wait_for(targets, free=free, timeout_s=60)
@@ -358,8 +378,8 @@ def test_udp_sends_a_request_that_a_dns_server_understands():
 
 def test_udp_silence_is_no_answer():
     with datagrams(lambda data: None) as silent, datagrams(lambda data: b"here") as port:
-        done = portbook("wait", "--udp", f"127.0.0.1:{silent}", f"127.0.0.1:{port}", "--timeout", "0.5")
-    assert (done.returncode, done.stderr) == (1, f"portbook: after 0.5 s no answer from 127.0.0.1:{silent}\n")
+        done = portbook("wait", "--udp", f"127.0.0.1:{silent}", f"127.0.0.1:{port}", "--timeout", "1.5")
+    assert (done.returncode, done.stderr) == (1, f"portbook: after 1.5 s not ready: 127.0.0.1:{silent} (silent)\n")
 
 
 def test_udp_refused_is_no_answer():

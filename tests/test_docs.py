@@ -11,7 +11,7 @@ import click
 import pytest
 from msgspec import Struct
 
-from portbook import errors, query, records, resilience, sources
+from portbook import dialing, errors, query, records, resilience, sources
 from portbook.bind.attempt import BindAttempt, Options
 from portbook.bind.free import Free
 from portbook.cli import COMMANDS, portbook
@@ -19,6 +19,7 @@ from portbook.managers import supervisor
 from portbook.probe import error_queue, outcome, tcp
 from portbook.probe.outcome import Evidence
 from portbook.probe.request import EventKind
+from portbook.probe.tls import records as tls_records
 from portbook.scanner.udp import refusals, schedule, state
 from portbook.sources.base import CAPABILITIES, Capability
 from portbook.stop import protected
@@ -59,6 +60,11 @@ JSON_RECORDS = (
     records.Holder,
     outcome.Answer,
     outcome.Evidence,
+    dialing.Dial,
+    dialing.DialedAddress,
+    dialing.Timing,
+    tls_records.Tls,
+    tls_records.Certificate,
     Free,
     Verdict,
     Options,
@@ -140,7 +146,7 @@ def test_command_has_examples_and_a_page(name: str) -> None:
     assert command is not None
     examples = (command.help or "").partition("Examples:")[2]
     assert len(re.findall(r"^ *portbook ", examples, re.MULTILINE)) >= 2
-    assert name == "man" or (DOCS / f"{name}.md").exists()
+    assert name in ("man", "help") or (DOCS / f"{name}.md").exists()
 
 
 def test_architecture_draws_every_error_with_its_code() -> None:

@@ -323,6 +323,21 @@ def _encode_idna(text: str) -> str:
 # --- with a port ---------------------------------------------------------------------------------------------------
 
 
+def is_own(address: str, zone: str | None = None) -> bool:
+    """Whether this machine has the address; True if the system does not say."""
+    if reach_of(address) != "address":
+        return True
+    try:
+        sock = _socket.socket(family_of(address), _socket.SOCK_DGRAM)
+        try:
+            sock.bind(socket_address(address, 0, zone))
+        finally:
+            sock.close()
+    except OSError as error:
+        return error.errno not in (errno.EADDRNOTAVAIL, errno.ENODEV, getattr(errno, "WSAEADDRNOTAVAIL", None))
+    return True
+
+
 def socket_address(address: str, port: int, zone: str | None = None) -> SocketAddress:
     """What connect() and bind() of the socket module take; raise OSError when the zone is no interface."""
     if ":" not in address:

@@ -3,40 +3,53 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from portbook import inventory, query
+from portbook.addresses import is_own
 from portbook.enrich import owners, process
+from portbook.errors import UsageError
+from portbook.ports import Ports, parse_one, with_protocol
 from portbook.query import LISTENING, Query, Term
 from portbook.records import SCHEMA, Holder, Holding, Owner, Protocol, Socket
 from portbook.system import namespaces
+
+if TYPE_CHECKING:
+    from portbook.ports import PortLike
 
 _Sockets = tuple[Socket, ...]
 PASSED = frozenset(("TIME_WAIT",))  # no process holds the port any longer: RFC 9293 section 3.6.1
 
 
-def who(port: int, protocol: Protocol | None = None, *, source: str | None = None) -> Holding:
+def who(port: PortLike, protocol: Protocol | None = None, *, source: str | None = None) -> Holding:
     """Return who holds a local port. Clients whose connections go to that port of a server do not count.
 
     Every network namespace that can be seen is read. What is found in other namespaces than the caller's is in fields
     of its own: a port that a container holds in its own namespace is free outside.
 
-    :param port: 1 to 65535
-    :param protocol: "tcp" or "udp"; None looks at both
+    :param port: 1 to 65535, or text such as ``53/udp``; with an address, such as ``127.0.0.1:8080``, the sockets that
+        have the port there, also by a wildcard
+    :param protocol: "tcp" or "udp"; None looks at both, or at that of the port
     :param source: the source to read, as for ``take``
     :raises UsageError: the port, the protocol or the name of the source is not valid
     :raises SourceError: this machine could not be read
     """
-    terms = [query.term("port", [str(port)])]
+    wanted = with_protocol(parse_one(port), protocol)
+    number, protocol = wanted.port, wanted.protocol
+    terms = [query.term("port", [str(Ports(number, number, None, wanted.host))])]
     if protocol is not None:
         terms.append(query.term("protocol", [protocol]))
+    host = wanted.host
+    if host is not None and host.is_address and not is_own(host.name, host.zone):
+        raise UsageError(f"{host} is not an address of this machine", f"to reach it: portbook dial {wanted}")
     listing = inventory.read_listing(Query(tuple(terms)), source=source, all_namespaces=True)
     own = namespaces.own()
     sockets, other_sockets = _split(listing.sockets, own)
     holders: list[Holder] = []
     other_holders: list[Holder] = []
-    for holder in _holders(listing.sockets, listing.source, port):
+    for holder in _holders(listing.sockets, listing.source, number):
         here, there = _split(holder.sockets, own)
         if here:
             holders.append(replace(holder, sockets=here))
@@ -44,7 +57,7 @@ def who(port: int, protocol: Protocol | None = None, *, source: str | None = Non
             other_holders.append(replace(holder, sockets=there))
     return Holding(
         schema=SCHEMA,
-        port=port,
+        port=number,
         protocol=protocol,
         held=any(s.state not in PASSED for s in sockets),
         holders=tuple(holders),
@@ -53,6 +66,12 @@ def who(port: int, protocol: Protocol | None = None, *, source: str | None = Non
         holders_elsewhere=tuple(other_holders),
         sockets_elsewhere=other_sockets,
     )
+
+
+def used_ports(ports: Ports, *, source: str | None = None) -> list[int]:
+    """The ports of a range that any socket has, ascending: those for which ``who`` has an answer."""
+    listing = inventory.read_listing(Query((Term("port", (ports,)),)), source=source, all_namespaces=True)
+    return sorted({socket.local_port for socket in listing.sockets})
 
 
 def _split(sockets: _Sockets, own: int | None) -> tuple[_Sockets, _Sockets]:

@@ -149,6 +149,17 @@ def term(field: str, values: Iterable[str], negated: bool = False) -> Term:
     return Term(field, tuple(FIELDS[field].parse(field, v) for v in values), negated)
 
 
+def is_term(word: str) -> bool:
+    """Whether a word without a field means more than part of the name of a process, or almost does."""
+    from portbook.names import port_of
+
+    try:
+        fields = set(map(_field_of, word.split(",")))
+    except UsageError:
+        return True  # "127.1", "80/sctp": parse says what is wrong with it
+    return fields != {"word"} or any(map(port_of, word.split(",")))
+
+
 def parse_port_ranges(text: str) -> tuple[tuple[int, int], ...]:
     """Parse ``80,8000-8100``, and names of services; raise UsageError, also for a protocol or a host."""
     ranges: list[tuple[int, int]] = []

@@ -1,30 +1,49 @@
-"""``wait_for``: wait until ports answer, or until local ports are free. Tried with growing pauses, all at once."""
+"""``wait_for``: wait until ports answer, or until local ports are free. All at once, and no longer than the limit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from math import inf
+from threading import Thread
 from time import monotonic, sleep
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from portbook import dialing, query
+from msgspec import Struct
+
+from portbook import ports, query
+from portbook.dialing import Destination
+from portbook.errors import UsageError
+from portbook.ports import Ports
+from portbook.probe.outcome import Evidence, Outcome, describe_reason
+from portbook.probe.readiness import AwaitedPort, Readiness
+from portbook.probe.resolve import Resolved, ResolvedAddress, lookup_outcome, resolve, resolve_one
 from portbook.records import Protocol
 from portbook.resilience import waits
 
+if TYPE_CHECKING:
+    from portbook.ports import PortsLike
+
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
+REPORT_S = 1.0  # how often the reasons are reported anew
+FIRST_UDP_S = 1.0  # how long the first round waits for a reply
 
 
-class Condition(NamedTuple):
-    """What is waited for: the target, and a test of it, which gets the seconds that are left."""
+class Unready(Struct, frozen=True):
+    """A target that is not ready, and why."""
 
-    target: str
-    holds: Callable[[float], bool]
+    target: str  # "localhost:5432"; with ``free`` as it was written
+    reason: str  # "refused", "silent", "name not found", "in use"
+
+
+OnRound = Callable[[Sequence[Unready]], None]
 
 
 def wait_for(
-    targets: str | Iterable[str | int],
+    targets: PortsLike,
     *,
     udp: bool = False,
     free: bool = False,
+    stable: bool = False,
     timeout_s: float = 60.0,
     on_round: Callable[[Sequence[str]], None] | None = None,
 ) -> list[str]:
@@ -36,73 +55,245 @@ def wait_for(
     >>> portbook.wait_for([8080], free=True, timeout_s=5)                       # doctest: +SKIP
     ['8080']
 
-    A TCP port answers when it accepts a connection. A UDP port answers when it replies to a request of the service
-    that is registered for it; silence and a refusal are no answers. A port is free when the socket tables of this
-    machine have no socket on it, TIME_WAIT aside; it is never bound, not even for a moment, as trying it would.
+    A TCP port answers when it accepts a connection at any address of the host. A UDP port answers when it replies to a
+    request of the service that is registered for it; silence and a refusal are no answers. A port is free when the
+    socket tables of this machine have no socket that would conflict with it, TIME_WAIT aside; it is never bound, not
+    even for a moment, as trying it would.
 
-    :param targets: ``host:port``; text is split. With ``free``, a port, a range of ports or ``host:port``, of which
-        the host is ignored
-    :param udp: UDP ports instead of TCP ports
+    :param targets: ``host:port``, a port of this machine, a range, a URL, see ``portbook.ports``; text is split. With
+        ``free``, a host has to be an address of this machine, where the port is to be free; without a host, everywhere
+    :param udp: UDP ports instead of TCP ports, where nothing else is written: ``53/udp``
     :param free: wait until local ports are free
-    :param timeout_s: seconds for all targets together
-    :param on_round: called after each round with the targets that are not ready
+    :param stable: a TCP connection has to last for a second, or the service has to send something: proxies accept
+        before the service behind them does
+    :param timeout_s: seconds for everything together: name lookups, connections, all targets
+    :param on_round: called with the targets that are not ready when these change, and each second
     :returns: the targets that are not ready after ``timeout_s``, as text; empty when all are
     :raises UsageError: a target is not what is expected
     :raises SourceError: with ``free``, the socket tables cannot be read
     """
-    texts = targets.split() if isinstance(targets, str) else [str(target) for target in targets]
-    protocol: Protocol = "udp" if udp else "tcp"
-    make = _free if free else _answers
-    waiting = [make(text, protocol) for text in texts]
-    deadline = monotonic() + timeout_s
-    pauses = waits(FIRST_PAUSE_S, LONGEST_PAUSE_S, deadline_s=timeout_s)
+    call = None if on_round is None else lambda unready: on_round([each.target for each in unready])
+    unready = wait_until_ready(targets, udp=udp, free=free, stable=stable, timeout_s=timeout_s, on_round=call)
+    return [each.target for each in unready]
+
+
+def wait_until_ready(
+    targets: PortsLike,
+    *,
+    udp: bool = False,
+    free: bool = False,
+    stable: bool = False,
+    timeout_s: float = 60.0,
+    on_round: OnRound | None = None,
+) -> list[Unready]:
+    """As ``wait_for``, with the reason for each target that is not ready."""
+    if free:
+        if stable:
+            raise UsageError("a free port has no connection that could last", "use stable without free")
+        return _until_free(targets, udp, timeout_s, on_round)
+    return _until_answers(targets, udp, stable, timeout_s, on_round)
+
+
+class _Report:
+    """Calls ``on_round`` when the targets that are not ready change, and from time to time."""
+
+    def __init__(self, on_round: OnRound | None) -> None:
+        self._on_round = on_round
+        self._last: list[str] | None = None
+        self.next_at = inf if on_round is None else monotonic() + FIRST_PAUSE_S
+
+    def __call__(self, unready: list[Unready], *, final: bool = False) -> None:
+        """Report the targets that are not ready, if that is due; always when there are none."""
+        targets = [each.target for each in unready]
+        is_due = final or not targets or monotonic() >= self.next_at
+        has_changed = self._last is not None and targets != self._last
+        if self._on_round is None or not (is_due or has_changed):
+            return
+        self._last = targets
+        self.next_at = monotonic() + REPORT_S
+        self._on_round(unready)
+
+
+def _protocol(port: Ports, udp: bool) -> Protocol:
+    """The protocol that is written with a port, or that its service has; else that of the option."""
+    if port.protocol == "tcp" and udp:
+        raise UsageError(f"{port} is not UDP", "use udp without it")
+    return port.protocol or ("udp" if udp else "tcp")
+
+
+# --- until they answer ---------------------------------------------------------------------------------------------
+
+
+def _until_answers(
+    targets: PortsLike, udp: bool, stable: bool, timeout_s: float, on_round: OnRound | None
+) -> list[Unready]:
+    wanted = ports.parse_targets(targets)
+    watched = [_watch(port, _protocol(port, udp)) for port in wanted]
+    datagrams = [each for each in watched if isinstance(each, _UdpTarget)]
+    if stable and datagrams:
+        raise UsageError("only a TCP connection can last", "use stable without UDP ports")
+    until = monotonic() + timeout_s
+    report = _Report(on_round)
+    for each in datagrams:
+        Thread(target=each.run, args=(until,), daemon=True).start()
+
+    def unready() -> list[Unready]:
+        pairs = zip(wanted, watched, strict=True)
+        return [Unready(str(port), each.reason()) for port, each in pairs if not each.is_ready]
+
+    with Readiness([each for each in watched if isinstance(each, AwaitedPort)], stable=stable) as connections:
+        while (missing := unready()) and (now := monotonic()) < until:
+            wake_at = min(until, report.next_at)
+            if not all(each.is_ready for each in datagrams):
+                wake_at = min(wake_at, now + FIRST_PAUSE_S)
+            connections.turn(wake_at)
+            missing = unready()
+            report(missing)
+            _raise_error(datagrams)
+    return missing
+
+
+def _watch(port: Ports, protocol: Protocol) -> AwaitedPort | _UdpTarget:
+    destination = Destination(port.host or ports.LOCALHOST, port.first)
+    if protocol == "udp":
+        return _UdpTarget(destination)
+    return AwaitedPort(destination.address or destination.host.lookup_name, destination.port)
+
+
+class _UdpTarget:
+    """A UDP port that is probed in a thread of its own, so that it does not wait for the silence of another."""
+
+    def __init__(self, destination: Destination) -> None:
+        self._destination = destination
+        self._reason = "silent"
+        self.is_ready = False
+        self.error: BaseException | None = None
+
+    def reason(self) -> str:
+        """Why it is not ready, in a few words."""
+        return self._reason
+
+    def run(self, until: float) -> None:
+        """Probe until an address replies or the time is up. The caller may be gone by then."""
+        try:
+            for reason in _udp_rounds(self._destination, until):
+                if reason is None:
+                    self.is_ready = True
+                    return
+                self._reason = reason
+        except BaseException as error:  # noqa: BLE001  raised again by the caller
+            self.error = error
+
+
+def _raise_error(targets: Sequence[_UdpTarget]) -> None:
+    for target in targets:
+        if target.error is not None:
+            raise target.error
+
+
+def _udp_rounds(destination: Destination, until: float) -> Iterator[str | None]:
+    """Probe in rounds until the time is up; yield why no address replied, or None when one did.
+
+    After silence, the next round waits longer for an answer, so that a slow one is received as well.
+    """
+    from portbook.probe.request import Limits, Probe
+    from portbook.scanner.udp.engine import scan_udp
+
+    pauses = waits(FIRST_PAUSE_S, LONGEST_PAUSE_S)
+    round_s = FIRST_UDP_S
+    host, port = destination.host.lookup_name, destination.port
+    while (left_s := until - monotonic()) > 0:
+        resolved = Resolved(host, (destination.address,)) if destination.address else resolve_one(host)
+        results: list[tuple[Outcome, Evidence]] = []
+        if resolved.failure is not None:
+            results.append((lookup_outcome(resolved.failure), resolved.failure))
+        probes = [Probe(host, each.address, port, each.zone) for each in resolved.addresses]
+        # The second attempt sends every payload that fits the port.
+        limits = Limits(timeout_s=min(round_s, left_s), retries=1, most_retries=1, deadline_s=left_s)
+        for answer in scan_udp(probes, limits):
+            if answer.outcome == "open":
+                yield None
+            results.append((answer.outcome, answer.evidence))
+        yield ", ".join(dict.fromkeys(describe_reason(*result) for result in results))
+        if any(evidence.kind == "silence" for _, evidence in results):
+            round_s *= 2
+        sleep(max(0.0, min(next(pauses), until - monotonic())))
+
+
+# --- until they are free -------------------------------------------------------------------------------------------
+
+
+class LocalPorts(NamedTuple):
+    """Ports of this machine that are to be free, at some of its addresses or at all of them."""
+
+    text: str
+    query: query.Query
+    addresses: tuple[ResolvedAddress, ...]  # empty: all
+
+
+def _until_free(targets: PortsLike, udp: bool, timeout_s: float, on_round: OnRound | None) -> list[Unready]:
+    until = monotonic() + timeout_s
+    report = _Report(on_round)
+    wanted = ports.parse_several(targets)
+    waiting = [_local_ports(port, _protocol(port, udp), until) for port in wanted]
+    pauses = waits(FIRST_PAUSE_S, LONGEST_PAUSE_S, deadline_s=until - monotonic())
     while True:
-        waiting = _unmet(waiting, max(deadline - monotonic(), FIRST_PAUSE_S))
-        missing = [condition.target for condition in waiting]
-        if on_round is not None:
-            on_round(missing)
-        pause_s = next(pauses, None)
-        if not missing or pause_s is None:
-            return missing
+        waiting = [local for local in waiting if _is_held(local)]
+        unready = [Unready(local.text, "in use") for local in waiting]
+        pause_s = next(pauses, None) if waiting else None
+        report(unready, final=pause_s is None)
+        if pause_s is None:
+            return unready
         sleep(pause_s)
 
 
-def _unmet(conditions: Sequence[Condition], left_s: float) -> list[Condition]:
-    results = dialing.map_in_threads(lambda condition: condition.holds(left_s), conditions)
-    return [condition for condition, holds in zip(conditions, results, strict=True) if not holds]
+def _local_ports(port: Ports, protocol: Protocol, until: float) -> LocalPorts:
+    numbers = str(Ports(port.first, port.last))
+    selected = query.Query((query.term("port", [numbers]), query.term("protocol", [protocol])))
+    if port.host is None:
+        return LocalPorts(str(port), selected, ())
+    addresses = _addresses(Destination(port.host, port.first), until)
+    if not addresses:
+        raise UsageError(f"{port.host} has no address", f"write {numbers}, or an address of this machine")
+    foreign = [each.address for each in addresses if not _is_local(each)]
+    if foreign:
+        name = str(port.host) if port.host.is_address else f"{port.host} ({foreign[0]})"
+        raise UsageError(f"{name} is no address of this machine", f"write {numbers}, or an address of this machine")
+    return LocalPorts(str(port), selected, addresses)
 
 
-def _answers(target: str, protocol: Protocol) -> Condition:
-    host_port = dialing.parse_host_port(target)
-    if protocol == "udp":
-        return Condition(target, lambda left_s: _answers_udp(host_port, left_s))
-
-    def answers_tcp(left_s: float) -> bool:
-        return dialing.dial(target, timeout_s=min(left_s, dialing.TIMEOUT_S), lookup_s=left_s).open
-
-    return Condition(target, answers_tcp)
+def _addresses(destination: Destination, until: float) -> tuple[ResolvedAddress, ...]:
+    if destination.address is not None:
+        return (destination.address,)
+    (resolved,) = resolve([destination.host.lookup_name], until - monotonic())
+    return resolved.addresses
 
 
-def _answers_udp(target: dialing.HostPort, left_s: float) -> bool:
-    """Whether any address replies. Each is probed twice: the second attempt sends every payload that fits the port."""
-    from portbook.probe.request import Limits, Probe
-    from portbook.probe.resolve import resolve
-    from portbook.scanner.udp.engine import scan_udp
+def _is_local(address: ResolvedAddress) -> bool:
+    """Whether a socket can be bound to an address. Port 0 and UDP: no port that anybody waits for is taken."""
+    import socket
 
-    (resolved,) = resolve([target.host], left_s)
-    probes = [Probe(target.host, each.address, target.port, each.zone) for each in resolved.addresses]
-    limits = Limits(retries=1, deadline_s=min(left_s, dialing.TIMEOUT_S))
-    return any(answer.outcome == "open" for answer in scan_udp(probes, limits))
+    from portbook.addresses import family_of, socket_address
+    from portbook.resilience import classify
+
+    try:
+        with socket.socket(family_of(address.address), socket.SOCK_DGRAM) as sock:
+            sock.bind(socket_address(address.address, 0, address.zone))
+    except OSError as error:
+        return classify(error).posix not in ("EADDRNOTAVAIL", "ENODEV")
+    return True
 
 
-def _free(target: str, protocol: Protocol) -> Condition:
-    port = target.rpartition(":")[2]
-    sockets_of_port = query.Query((query.term("port", [port]), query.term("protocol", [protocol])))
+def _is_held(local: LocalPorts) -> bool:
+    """Whether a socket conflicts with the ports. TIME_WAIT does not: servers bind in spite of it (SO_REUSEADDR)."""
+    from portbook import inventory
+    from portbook.addresses import Endpoint
+    from portbook.verdict.overlap import overlap
 
-    def is_free(_: float) -> bool:
-        from portbook import inventory
-
-        sockets = inventory.select(sockets_of_port)[1]
-        return all(socket.state == "TIME_WAIT" for socket in sockets)
-
-    return Condition(target, is_free)
+    endpoints = [Endpoint(each.address, each.zone, dual=each.address == "::") for each in local.addresses]
+    for socket in inventory.select(local.query)[1]:
+        if socket.state == "TIME_WAIT":
+            continue
+        if not endpoints or any(overlap(socket, endpoint) for endpoint in endpoints):
+            return True
+    return False

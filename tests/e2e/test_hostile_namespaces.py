@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import time
 import pytest
 
 from portbook import inventory, sources
-from portbook.system import netlink
+from portbook.system import namespaces, netlink
 from portbook.testing import child
 from tests.components import need
 from tests.conftest import NOBODY, ROOT
@@ -111,7 +112,7 @@ def slow(monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["short", "garbage", "done", "flood"])
-def test_what_a_stranger_sends_to_our_netlink_sockets_changes_nothing(mode, tmp_path, slow):
+def test_what_a_stranger_sends_to_our_netlink_sockets_changes_nothing(mode, tmp_path, slow, monkeypatch):
     seen = tmp_path / "seen"
     seen.write_text("0")
     with (
@@ -120,10 +121,80 @@ def test_what_a_stranger_sends_to_our_netlink_sockets_changes_nothing(mode, tmp_
         child(VICTIM) as victim,
     ):
         netns, ports = spoofer.said
+        doors = {there: f"/proc/{one.pid}/ns/net" for there, one in ((netns, spoofer), (victim.said[0], victim))}
+        monkeypatch.setattr(namespaces, "inhabited", lambda: doors)  # not those of whatever else runs here
         listing = inventory.take("netns:all protocol:tcp", source="bpf")  # a part: read from each namespace
         spoofer.process.kill()
     assert int(seen.read_text()), "no socket of ours was seen, so that nothing was tried"
     rows = [(s.netns, s.local_port) for s in listing.sockets]
     assert sorted(port for there, port in rows if there == netns) == ports
     assert tuple(victim.said) in rows
-    assert not any("not known" in gap.why or "not read" in gap.why for gap in listing.gaps)
+    assert not any("sock_diag" in gap.why or "netlink" in gap.why for gap in listing.gaps)
+
+
+# --- names of interfaces ---------------------------------------------------------------------------------------------
+
+NAME = b"e\x1b[1m\xff\xe2\x80\xae\xc2\x9b"  # an escape, a byte that is not UTF-8, a bidirectional override, CSI
+NAMED = (
+    STRANGER
+    + f"NAME = {NAME!r}\n"
+    + """
+link = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
+def attribute(kind, value):
+    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
+def request(kind, flags, body):
+    link.send(struct.pack("=IHHII", 16 + len(body), kind, flags, 1, 0) + body)
+    number = -struct.unpack_from("=i", link.recv(65536), 16)[0]
+    if number:
+        raise OSError(number, os.strerror(number))
+interface = struct.pack("=BxHiII", 0, 0, 1, 0, 0)
+request(16, 0x5, interface + attribute(3, NAME + bytes(1)))  # RTM_NEWLINK, IFLA_IFNAME
+request(16, 0x5, struct.pack("=BxHiII", 0, 0, 1, 1, 1))  # up
+address = socket.inet_pton(socket.AF_INET6, "fe80::1")
+request(20, 0x605, struct.pack("=BBBBI", socket.AF_INET6, 64, 0x82, 0, 1) + attribute(2, address))  # without DAD
+scoped = socket.socket(socket.AF_INET6)
+scoped.bind(("fe80::1", 0, 0, 1))
+port = scoped.getsockname()[1]
+scoped.listen()
+bound = socket.socket()
+bound.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, NAME + bytes(1))
+bound.bind(("", port + 1 if port < 65535 else port - 1))
+bound.listen()
+say([netns, port, bound.getsockname()[1]])
+wait()
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def named():
+    need(ROOT, "root, to enter other network namespaces")
+    with child(NAMED) as stranger:
+        yield stranger.said
+
+
+@pytest.mark.parametrize(
+    "command", ["who PORT", "--netns all PORTS", "--netns all --wide PORTS", "--netns all --csv PORTS"]
+)
+def test_the_name_of_an_interface_does_not_reach_the_terminal(named, command):
+    _, port, device_port = named
+    command = command.replace("PORTS", f"-p {port},{device_port}").replace("PORT", str(port))
+    run = portbook(*command.split())
+    text = run.stdout.decode() + run.stderr.decode()
+    assert text.replace("\r\n", "").replace("\n", "").isprintable()
+    assert text.count(r"e\x1b[1m\ufffd\u202e\x9b".replace(r"\ufffd", "\ufffd")) == (1 if "who" in command else 2)
+
+
+@pytest.mark.parametrize("form", ["--json", "--jsonl"])
+def test_the_name_of_an_interface_leaves_json_whole(named, form):
+    netns, port, device_port = named
+    run = portbook("--netns", "all", form, "-p", f"{port},{device_port}")
+    rows = (
+        [json.loads(line) for line in run.stdout.splitlines()]
+        if form == "--jsonl"
+        else json.loads(run.stdout)["sockets"]
+    )
+    names = {
+        (row["netns"], row["local_port"]): row["zone"] or row["interface"] for row in rows if row["netns"] == netns
+    }
+    assert names == dict.fromkeys([(netns, port), (netns, device_port)], NAME.decode(errors="replace"))

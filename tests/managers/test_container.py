@@ -46,7 +46,11 @@ CONTAINERS = [
     (f"/libpod_parent/{INNER}/libpod-{ID}", Container("podman", ID)),
     (f"/machine.slice/machine-libpod_pod_{INNER}.slice/libpod-{ID}.scope", Container("podman", ID)),
     (f"{USER}/user.slice/libpod-{ID}.scope/container", Container("podman", ID, daemon=1000)),
-    (f"/system.slice/nginx.service/libpod-payload-{ID}", Container("podman", ID)),
+    (
+        f"/system.slice/nginx.service/libpod-payload-{ID}",
+        Container("podman", ID, delegated="/system.slice/nginx.service"),
+    ),
+    (f"{USER}/app.slice/redis.service/libpod-payload-{ID}", Container("podman", ID, daemon=1000)),
     # containerd: ctr and nerdctl
     (f"/default/{ID}", Container("containerd", ID)),
     (f"/system.slice/nerdctl-{ID}.scope", Container("containerd", ID)),
@@ -96,7 +100,7 @@ CONTAINERS = [
     (f"/ecstasks.slice/ecstasks-{TASK}.slice/docker-{ID}.scope", Container("docker", ID)),
     (f"/ecs/{TASK}/{TASK}-1234567890", Container("ecs", f"{TASK}-1234567890")),
     # a parent of somebody's own: docker run --cgroup-parent
-    (f"/batch/{ID}", Container("container", ID)),
+    (f"/batch/{ID}", Container("container", ID, delegated="/batch")),
     (f"/some.slice/other-{ID}.scope", Container("container", ID)),
     # nested: the innermost, which the daemon out here does not know
     (f"/docker/{ID}/docker/{INNER}", Container("docker", INNER, daemon=None)),
@@ -150,6 +154,68 @@ def test_a_container_is_identified(cgroup, expected):
 @pytest.mark.parametrize("cgroup", NONE)
 def test_what_is_no_container_is_none(cgroup):
     assert identify(cgroup) is None
+
+
+DELEGATED = [
+    # What an ordinary user may make below a unit that was delegated to that user, or below a directory that is theirs.
+    f"/system.slice/app.service/docker-{ID}.scope",
+    f"/system.slice/app.service/system.slice/docker-{ID}.scope",
+    f"/system.slice/app.service/docker/{ID}",
+    f"/system.slice/app.service/{ID}",
+    f"/system.slice/app.service/kubepods/burstable/pod{POD}/{ID}",
+    f"/system.slice/app.service/pod{POD}",
+    "/system.slice/app.service/lxc.payload.web",
+    f"/system.slice/app.service/docker.service/kubepods/pod{POD}/{ID}",
+    "/system.slice/app.service/machine.slice/machine-web.scope",
+    f"/system.slice/run-1.scope/docker-{ID}.scope",
+    f"/user.slice/user-1000.slice/session-3.scope/libpod-{ID}.scope",
+    f"/user.slice/user-1000.slice/user@1001.service/docker-{ID}.scope",  # not systemd's name for this place
+    f"/system.slice/user@0.service/docker-{ID}.scope",
+    f"/slurm/uid_1000/docker/{ID}",
+    f"/slurm/uid_1000/system.slice/docker-{ID}.scope",
+]
+
+
+@pytest.mark.parametrize("cgroup", DELEGATED)
+def test_a_container_in_a_place_that_a_user_may_have_is_believed_if_root_made_it(cgroup, monkeypatch):
+    found = identify(cgroup)
+    assert found.delegated is not None
+    assert cgroup.startswith(found.delegated)
+    assert container.labels([cgroup]) == ({}, [])  # there is no such directory
+    monkeypatch.setattr(container, "_is_roots", lambda path: path == found.delegated)
+    monkeypatch.setattr(runtimes, "LOOKUPS", {})
+    assert cgroup in container.labels([cgroup])[0]
+
+
+def test_what_is_in_the_tree_of_a_user_is_that_users(monkeypatch):
+    def never(_daemon, _ids):
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(runtimes, "LOOKUPS", {"docker": never, "podman": never})
+    path = f"/user.slice/user-4000001.slice/user@4000001.service/app.slice/sshd.service/docker/{ID}"
+    assert identify(path).daemon == 4000001
+    assert container.labels([path])[0] == {path: f"docker:{ID[:12]}"}
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not os.path.isdir("/sys/fs/cgroup"), reason="cgroups")
+def test_the_owner_of_the_directory_decides():
+    """In a hierarchy of this machine: a directory of root, then of a user, then one that anybody may write."""
+    need(os.geteuid() == 0, "root, to make a cgroup")
+    places = [place for place in container.HIERARCHIES[1:] if os.access(f"{place}/cgroup.procs", os.W_OK)]
+    place = (places or ["/sys/fs/cgroup"])[0]
+    name = f"portbook-test-{os.getpid()}.service"
+    os.mkdir(f"{place}/{name}")
+    path = f"/{name}/docker-{ID}.scope"
+    try:
+        assert container.labels([path])[0] == {path: f"docker:{ID[:12]}"}
+        os.chown(f"{place}/{name}", 65534, 65534)
+        assert container.labels([path])[0] == {}
+        os.chown(f"{place}/{name}", 0, 0)
+        os.chmod(f"{place}/{name}", 0o777)
+        assert container.labels([path])[0] == {}
+    finally:
+        os.rmdir(f"{place}/{name}")
 
 
 SHAPES = st.sampled_from(
@@ -286,7 +352,8 @@ def test_the_daemon_of_another_user_is_not_queried(monkeypatch):
         raise AssertionError("asked")
 
     monkeypatch.setattr(runtimes, "LOOKUPS", {"docker": never})
-    path = f"/user.slice/user-9.slice/user@{os.geteuid() + 9}.service/user.slice/docker-{ID}.scope"
+    uid = os.geteuid() + 9
+    path = f"/user.slice/user-{uid}.slice/user@{uid}.service/user.slice/docker-{ID}.scope"
     assert container.labels([path])[0] == {path: "docker:1f2e3d4c5b6a"}
 
 

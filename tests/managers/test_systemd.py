@@ -45,6 +45,18 @@ UNITS = [
     ("/system.slice/nginx.service/runtime", "nginx.service"),
     (f"{USER}/app.slice/redis.service/libpod-payload-{ID}", "redis.service"),
     (f"/system.slice/box.service/libpod-payload-{ID}/init.scope", "box.service"),
+    # The outermost counts: names below a delegated unit are chosen by whoever it runs as.
+    ("/system.slice/app.service/sshd.service", "app.service"),
+    ("/system.slice/app.service/system.slice/sshd.service", "app.service"),
+    ("/system.slice/app.service/x.scope/sshd.service", "app.service"),
+    ("/system.slice/app.service/x.slice", "app.service"),
+    ("/system.slice/app.service/user.slice/user-0.slice/user@0.service/app.slice/sshd.service", "app.service"),
+    (f"/system.slice/app.service/docker-{ID}.scope/system.slice/sshd.service", "app.service"),
+    (f"/system.slice/app.service/libpod-payload-{ID}/system.slice/sshd.service", "app.service"),
+    ("/system.slice/app.service/lxc.payload.x/system.slice/sshd.service", "app.service"),
+    ("/system.slice/app.service/docker.service/x.slice", "app.service"),
+    ("/system.slice/user@0.service/app.slice/sshd.service", "user@0.service"),
+    (USER + "/app.slice/foo.service/bar.service", "foo.service"),
     # systemd inside a container: its unit is what listens.
     (f"/system.slice/docker-{ID}.scope/system.slice/nginx.service", "nginx.service"),
     ("/lxc.payload.web/system.slice/nginx.service", "nginx.service"),
@@ -77,6 +89,10 @@ NO_UNIT = [
     f"/system.slice/containerd.service/kubepods-burstable-pod{ID[:32]}.slice:cri-containerd:{ID}",
     f"/system.slice/docker.service/BestEffort.slice/BestEffort-pod0d33f94b_ab1a_11e6_9e1a_68f7281d8004.slice/{ID}",
     "/system.slice/.service.d",
+    # units are below slices only, and a scope has none below it
+    "/mine/sshd.service",
+    "/user.slice/user-1000.slice/session-3.scope/sshd.service",
+    USER + "/app.slice/app-x.scope/sshd.service",
 ]
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from time import thread_time
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portbook.render.text import Style, cell_count, wrap
+from portbook.render.text import Column, Style, cell_count, table, wrap
 
 TITLE = "  listens on  "
 ROW = "[::]:39663/tcp and IPv4 LISTEN, reach: every network, accept queue 0 of 128"
@@ -37,3 +39,11 @@ def test_every_line_fits_and_no_word_is_lost(words, width):
     assert " ".join(lines).split() == words
     for line in lines:
         assert cell_count(line) <= width or len(line.split()) == 1
+
+
+def test_a_long_text_of_wide_characters_takes_no_time_to_be_cut():
+    """A command line may have megabytes; what is not linear takes hours for it."""
+    began = thread_time()
+    (_, row) = table([Column("COMMAND", 1)], [["漢" * 500_000]], Style(80))
+    assert cell_count(row) == 79
+    assert thread_time() - began < 5

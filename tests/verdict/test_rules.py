@@ -14,11 +14,13 @@ from portbook.bind.attempt import Options
 from portbook.managers import publications, supervisor
 from portbook.netconfig.facts import (
     Caller,
+    Diversion,
     DynamicRange,
     ExcludedRange,
     HttpQueue,
     Link,
     NatRule,
+    NatTarget,
     PortProxy,
     Publication,
 )
@@ -218,7 +220,7 @@ def test_pid_1_of_a_container_is_mostly_a_server(owner):
         ),  # people copy commands
         (
             PROXY,
-            "find the container: docker ps --filter publish=80, then docker stop",
+            "docker ps --filter publish=80 shows the container; docker stop frees the port",
         ),
         (Owner(9, "nginx"), "end the holder: portbook stop 80"),
     ],
@@ -254,7 +256,9 @@ def test_the_container_behind_docker_proxy():
 
 
 def test_the_container_behind_a_nat_rule():
-    situation = Situation("linux", 80, nat=(NatRule("ipv4", "prerouting", "172.17.0.2", 8000),), publications=(WEB,))
+    rule = NatRule("ipv4", "prerouting", "172.17.0.2", 8000)
+    diversion = Diversion("nat", (NatTarget("172.17.0.2", 8000),), True, (rule,))
+    situation = Situation("linux", 80, nat=(diversion,), publications=(WEB,))
     one = found(situation)["nat-rule"]
     assert one.evidence["container"] == "docker:web"
     assert one.remedy.startswith("docker stop web")

@@ -22,9 +22,16 @@ FLAGS = {
     "--ipv4": ("family", "ipv4", "IPv4 only"),
     "--ipv6": ("family", "ipv6", "IPv6 only"),
 }
-SHORT = {"--tcp": "-t", "--udp": "-u", "--ipv4": "-4", "--ipv6": "-6", "--port": "-p", "--state": "-s"}
+SPELLINGS = {
+    "--tcp": ("-t",),
+    "--udp": ("-u",),
+    "--ipv4": ("-4",),
+    "--ipv6": ("-6",),
+    "--port": ("-p", "--port", "--ports"),
+    "--state": ("-s",),
+}
 FILTERS = {
-    "--port": ("port", "PORTS", "local port: 80, or 80,8000-8100"),
+    "--port": ("port", "PORTS", "local port: 80, 8000-8100, 53/udp, http"),
     "--state": ("state", "STATE", "listen, established, time_wait, …, or listening, connected, all"),
     "--remote-port": ("remote-port", "PORTS", "port of the peer"),
     "--address": ("address", "ADDRESS", "local address or network; * is every wildcard"),
@@ -63,12 +70,11 @@ def _filters(command: Callable[..., int]) -> Callable[..., int]:
 
 
 def _spelling(option: str) -> list[str]:
-    if option in SHORT:
-        return [SHORT[option], option]
-    return [option]
+    return list(dict.fromkeys((*SPELLINGS.get(option, ()), option)))
 
 
-NEGATED_TERM = r"-[a-z-]+:"  # "-reach:loopback": a term of the query, although it begins like an option
+# "-reach:loopback", "-8080", "-53/udp": terms of the query, although they begin like options. -4 and -6 are options.
+NEGATED_TERM = r"-([a-z-]*:|(?![46]{1,2}$)\d)"
 
 
 class QueryCommand(base.Command):

@@ -41,8 +41,10 @@ def command(as_json: bool) -> int:
             for name, reason, source in rows
         )
     else:
+        from portbook.render.text import safe
+
         for name, reason, source in rows:
             state = "available" if reason is None else f"not available: {reason.removeprefix(f'{name}: ')}"
-            sys.stdout.write(f"{name}: {state}\n")
+            sys.stdout.write(f"{name}: {safe(state)}\n")
             sys.stdout.write(f"  sees   {source.sees}\n  needs  {source.needs}\n")
     return exits.YES

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from portbook.cli import base, exits, progress
-from portbook.probe.outcome import Answer
+from portbook.probe.outcome import WITHOUT_ADDRESS, Answer
 from portbook.probe.request import Limits
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def exit_code(report: Report, interrupted: bool) -> int:
         return INTERRUPTED
     if report.outcomes.get("open"):
         return exits.YES
-    probed = report.outcomes.keys() - {"error", "name-not-found"}
+    probed = report.outcomes.keys() - {"error", *WITHOUT_ADDRESS}
     return exits.NO if probed or not report.outcomes else exits.UNKNOWN
 
 

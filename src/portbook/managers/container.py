@@ -1,4 +1,9 @@
-"""The container that a process runs in, from its cgroup path on Linux. Pure, except for the names of containers.
+"""The unit and the container that a process runs in, from its cgroup path on Linux. Pure, except for the labels.
+
+A path is believed from its root on, and only as far as root made it. systemd gives units to slices, and delegates what
+is below a unit: whoever the unit runs as chooses every name there (https://systemd.io/CGROUP_DELEGATION). So the
+outermost unit counts, apart from a user's service manager, whose tree is that user's; and a container counts where its
+runtime makes it: below slices, or at the root of the hierarchy. Elsewhere the directory above it must belong to root.
 
 Facts: the cgroup drivers of runc and crun, systemd (``<prefix>-<id>.scope``) and cgroupfs (``<parent>/<id>``);
 https://kubernetes.io/docs/concepts/architecture/cgroups; lxc.container.conf(5), lxc.cgroup.dir; systemd-nspawn(1),
@@ -7,13 +12,15 @@ systemd-machined(8); podman-run(1), --cgroups. If a form is known only from a pu
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from portbook.managers.systemd import unescape
+from portbook.managers.systemd import MANAGER_CGROUP, PODS, SCOPE, SLICE, UNITS, USER_MANAGER, unescape
 from portbook.numerals import UINT32, is_number, number_or_none
 from portbook.records import Gap, Owner
 
@@ -43,6 +50,25 @@ PARENTS: dict[str, Runtime | None] = {
     "k8s.io": "containerd",
     "libpod_parent": None,  # a pod of podman; its containers are below it
 }
+# Directories at the root of a hierarchy that belong to root's runtimes.
+PLACES = ("docker", "actions_job", "default", "k8s.io", "libpod_parent", "kubepods", "ecs", "lxc", "lxc.payload")
+# Units of root that run containers below themselves.
+RUNTIMES = (
+    "docker.service",
+    "containerd.service",
+    "kubelet.service",
+    "k3s.service",
+    "k3s-agent.service",
+    "crio.service",
+    "snap.docker.dockerd.service",
+)
+HIERARCHIES = (
+    "/sys/fs/cgroup",
+    "/sys/fs/cgroup/systemd",
+    "/sys/fs/cgroup/unified",
+    "/sys/fs/cgroup/pids",
+    "/sys/fs/cgroup/memory",
+)
 UNKNOWN: Runtime = "container"
 POD: Runtime = "kubernetes"
 LXC_PARENTS = ("lxc", "lxc.payload")  # "<parent>/<name>": before LXC 4, and Proxmox
@@ -63,6 +89,17 @@ class Container(Struct, frozen=True):
     # The uid of the user whose daemon made it. None inside another container: the daemons outside do not know it, and a
     # process in there may have chosen the id.
     daemon: int | None = SYSTEM
+    # The path of a directory that must belong to root; or else anybody may have chosen the name of the container.
+    delegated: str | None = None
+
+
+class CgroupPlace(Struct, frozen=True):
+    """Where a cgroup path puts a process."""
+
+    unit: str | None = None  # with systemd's escapes
+    user: int | None = None  # whose service manager runs the unit; None for that of the system
+    container: Container | None = None  # the innermost
+    is_inside: bool = False  # the unit is one of a systemd inside the container
 
 
 # --- labels --------------------------------------------------------------------------------------------------------
@@ -88,7 +125,7 @@ def labels(cgroups: Iterable[str]) -> tuple[dict[str, str], list[Gap]]:
     containers: dict[str, Container] = {}
     for cgroup in set(cgroups):
         container = identify(cgroup)
-        if container:
+        if container and (container.delegated is None or _is_roots(container.delegated)):
             containers[cgroup] = container
     if not containers:
         return {}, []
@@ -117,27 +154,146 @@ def label(container: Container, names: Mapping[str, str] | None = None) -> str:
 
 def identify(cgroup: str) -> Container | None:
     """The container that a process in ``cgroup`` runs in, the innermost one; None for none."""
-    innermost: Container | None = None
-    pod: str | None = None
-    daemon: int | None = SYSTEM
-    grandparent = parent = ""
+    return locate(cgroup).container
+
+
+def locate(cgroup: str) -> CgroupPlace:
+    """The unit and the innermost container of a cgroup path."""
+    walk = _Walk()
     for segment in cgroup.split("/"):
-        pod = pod_of(segment) or pod
-        container = _container(grandparent, parent, segment)
-        if segment.startswith("user@"):
-            daemon = _user(segment, daemon)
-        elif segment == NSPAWN_SUPERVISOR and innermost and innermost.runtime == "nspawn":
-            innermost = None
-        elif container is not None:
-            runtime, number = container
-            if pod and runtime == UNKNOWN:
-                runtime = POD
-            innermost = Container(runtime, number, pod, daemon)
-            pod = daemon = None  # what follows lies inside
-        grandparent, parent = parent, segment
-    if pod:
-        return Container(POD, "", pod, None)
-    return innermost
+        if segment not in ("", ".."):  # "..": outside of our cgroup namespace, cgroup_namespaces(7)
+            walk.enter(segment)
+    return walk.place()
+
+
+class _Walk:
+    """A way down a path. A realm is what one service manager or container has to itself."""
+
+    def __init__(self) -> None:
+        self.path: list[str] = []
+        self.realm = 0  # index of the first segment of the realm
+        self.unit: str | None = None
+        self.is_closed = False  # below a unit that is a scope, which is no service
+        self.is_runtimes = False  # below a unit of root that runs containers
+        self.user: int | None = None
+        self.outer: str | None = None  # the unit outside of the container
+        self.container: Container | None = None
+        self.pod: str | None = None
+        self.pod_delegated: str | None = None
+
+    def enter(self, segment: str) -> None:
+        """Look at the next segment."""
+        self._see_pod(segment)
+        found = self._container(segment)
+        if segment == NSPAWN_SUPERVISOR and self.container and self.container.runtime == "nspawn":
+            self.container = None
+        elif found is not None:
+            self._enter_container(segment, *found)
+        elif self.unit is None and not self.is_closed:
+            self._see_unit(segment)
+        elif self.unit is not None and self._is_separate(segment):
+            self._leave_unit(segment)
+        self.path.append(segment)
+
+    def place(self) -> CgroupPlace:
+        """What was found."""
+        container = self.container
+        if self.pod:
+            container = Container(POD, "", self.pod, None, self.pod_delegated)
+        if self.unit is not None and self.container is not None and self.container.delegated is None:
+            return CgroupPlace(self.unit.removeprefix("_"), self.user, container, is_inside=True)
+        unit = self.outer if self.container is not None else self.unit
+        return CgroupPlace(unit.removeprefix("_") if unit else None, self.user, container)
+
+    # --- units ---
+
+    def _see_unit(self, segment: str) -> None:
+        is_below_slices = all(above.endswith(SLICE) for above in self.path[self.realm :])
+        if not is_below_slices and self.container is None:
+            return
+        if segment.endswith(UNITS):
+            self.unit = segment
+            self.is_runtimes = segment in RUNTIMES and self.container is None and self.user is None
+            self._see_user(segment)
+        elif segment.endswith(SCOPE):
+            self.is_closed = True
+
+    def _see_user(self, segment: str) -> None:
+        """A user's service manager, at its place: /user.slice/user-1000.slice/user@1000.service."""
+        uid = number_or_none(segment.removeprefix(USER_MANAGER).removesuffix(".service"), UINT32)
+        if uid is not None and self.container is None and self.path == ["user.slice", f"user-{uid}.slice"]:
+            self.user = uid
+            self.realm = len(self.path) + 1
+
+    def _is_users(self) -> bool:
+        """Whether the unit is the user's service manager itself."""
+        return self.user is not None and len(self.path) >= self.realm and self.path[self.realm - 1] == self.unit
+
+    def _is_separate(self, segment: str) -> bool:
+        """Whether processes in ``segment`` below the unit do not belong to the unit."""
+        if self._is_users():
+            return segment != MANAGER_CGROUP
+        is_others = segment.endswith((SLICE, SCOPE)) or any(pods in segment for pods in PODS)
+        return self.is_runtimes and is_others
+
+    def _leave_unit(self, segment: str) -> None:
+        is_users = self._is_users()
+        self.unit = None
+        if is_users:
+            self._see_unit(segment)
+
+    # --- containers ---
+
+    def _enter_container(self, segment: str, runtime: Runtime, number: str) -> None:
+        if self.pod and runtime == UNKNOWN:
+            runtime = POD
+        daemon: int | None = self.user or SYSTEM
+        if self.container is not None:
+            daemon = None
+        delegated = self._delegated()
+        if self.container is None and segment.endswith(UNITS):
+            self.outer = segment
+        elif self.container is None and not self.is_runtimes:
+            self.outer = self.unit
+        self.container = Container(runtime, number, self.pod, daemon, delegated)
+        self.pod = self.unit = None  # what follows lies inside
+        self.is_closed = False
+        self.realm = len(self.path) + 1
+
+    def _see_pod(self, segment: str) -> None:
+        pod = pod_of(segment)
+        if pod:
+            self.pod = pod
+            self.pod_delegated = self._delegated()
+
+    def _container(self, segment: str) -> tuple[Runtime, str] | None:
+        parent = self.path[-1] if self.path else ""
+        grandparent = self.path[-2] if len(self.path) > 1 else ""
+        return _container(grandparent, parent, segment)
+
+    def _delegated(self) -> str | None:
+        """The directory that must belong to root for the next segment to be believed; None: no check is needed."""
+        if self.container is not None:
+            return self.container.delegated  # what is inside is the container's in any case
+        if self.user is not None or self.is_runtimes:
+            return None
+        if self.unit is None and not self.is_closed and self._is_place_of_runtime():
+            return None
+        return "/" + "/".join(self.path)
+
+    def _is_place_of_runtime(self) -> bool:
+        """Whether only root's runtimes make directories here: below slices, or below a directory of their own."""
+        others = [above for above in self.path[self.realm :] if not above.endswith(SLICE)]
+        return not others or (others[0] in PLACES and self.path[0] == others[0])
+
+
+def _is_roots(path: str) -> bool:
+    """Whether only root may make directories in a cgroup, in every hierarchy that has it."""
+    owners: list[os.stat_result] = []
+    for hierarchy in HIERARCHIES:
+        with suppress(OSError, ValueError):
+            owners.append(os.stat(f"{hierarchy}{path}", follow_symlinks=False))
+    return bool(owners) and all(owner.st_uid == SYSTEM and not owner.st_mode & 0o022 for owner in owners)
 
 
 def pod_of(segment: str) -> str | None:
@@ -213,11 +369,3 @@ def _is_task(text: str) -> bool:
     """An id of ECS on Fargate: 32 hex digits, a dash, a number."""
     task, _, number = text.partition("-")
     return len(task) == 32 and not task.strip(HEX) and is_number(number)
-
-
-def _user(segment: str, otherwise: int | None) -> int | None:
-    """The uid of ``user@1000.service``: the docker or podman of that user made what follows."""
-    uid = number_or_none(segment.removeprefix("user@").removesuffix(".service"), UINT32)
-    if otherwise != SYSTEM or uid is None:
-        return otherwise
-    return uid

@@ -6,6 +6,7 @@ Read only if something points at a container. Source: Docker Engine API, Contain
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import msgspec
@@ -13,6 +14,7 @@ import msgspec
 from portbook.managers import runtimes
 from portbook.netconfig.facts import Publication
 from portbook.records import Gap
+from portbook.system.users import user_name
 
 MOST_PORTS = 5_000  # of all containers
 
@@ -41,19 +43,22 @@ class ListedContainer(msgspec.Struct, rename="pascal"):
 
 
 def take() -> tuple[tuple[Publication, ...], list[Gap]]:
-    """Read the published ports from root's daemons; a daemon that does not answer is a gap."""
+    """Read the published ports from the daemons of root and of the caller; one that does not answer is a gap."""
     publications: list[Publication] = []
     gaps: list[Gap] = []
-    for runtime, paths in runtimes.api_sockets().items():
+    daemons: list[tuple[int, str, list[str]]] = []
+    for uid in dict.fromkeys((runtimes.ROOT, os.geteuid())):
+        daemons += [(uid, runtime, paths) for runtime, paths in runtimes.api_sockets(uid).items()]
+    for uid, runtime, paths in daemons:
         try:
-            publications += _read_first(runtime, paths)
+            publications += _read_first(runtime, paths, user_name(uid))
         except (OSError, ValueError, RecursionError) as error:
             hint = "run with sudo" if isinstance(error, PermissionError) else None
             gaps.append(Gap("container", None, f"cannot read which ports {runtime} has published: {error}", hint))
     return tuple(publications[:MOST_PORTS]), gaps
 
 
-def _read_first(runtime: str, paths: list[str]) -> Iterator[Publication]:
+def _read_first(runtime: str, paths: list[str], user: str) -> Iterator[Publication]:
     """From the first API that answers; nothing if none exists."""
     for path in paths:
         try:
@@ -61,11 +66,11 @@ def _read_first(runtime: str, paths: list[str]) -> Iterator[Publication]:
         except (FileNotFoundError, ConnectionRefusedError):
             continue
         for container in containers:
-            yield from parse(runtime, container)
+            yield from parse(runtime, container, user)
         return
 
 
-def parse(runtime: str, container: ListedContainer) -> Iterator[Publication]:
+def parse(runtime: str, container: ListedContainer, user: str = "root") -> Iterator[Publication]:
     """The ports of one container: pure. A container without published ports still gives a name to its addresses."""
     label = f"{runtime}:{runtimes.own_name(container.names or []) or container.id[:12]}"
     addresses: list[str] = []
@@ -74,4 +79,4 @@ def parse(runtime: str, container: ListedContainer) -> Iterator[Publication]:
             addresses += filter(None, (network.ip, network.ip6))
     for port in container.ports or [_Port()]:
         host_port = port.public_port or 0
-        yield Publication(label, port.type, host_port, tuple(addresses))
+        yield Publication(label, port.type, host_port, tuple(addresses), user)

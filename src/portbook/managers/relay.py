@@ -1,23 +1,41 @@
-"""Where a relay forwards connections, from its command line. Pure; a process chooses its command line: hostile text.
+"""What is behind a port whose holder only passes connections on: the table of relays. Pure.
 
-Sources: docker-proxy's flags (cmd/docker-proxy in github.com/moby/moby), ssh(1) and ssh_config(5), "kubectl
-port-forward" on kubernetes.io, socat(1), conmon(8); "Accessing network applications with WSL" on learn.microsoft.com.
+A container's port is held by its runtime's relay, a tunnel's by ssh or kubectl, and a super-server's by inetd. One
+table serves ``why``, ``who`` and ``stop``. Each row names the version of the real program with which it was tried; a
+row without one is known from documentation only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from portbook.addresses import format_endpoint
-from portbook.managers.supervisor import RELAYS
-from portbook.numerals import UINT16, number_or_none
+from portbook.managers import forwarding
+from portbook.managers.forwarding import Target, TargetReader
+from portbook.netconfig.facts import Publication
+from portbook.records import Owner, Protocol
 
 MOST_ARGUMENTS = 2_000
 MOST_LENGTH = 4_096  # of one argument
+ROOT = "root"
 
-Arguments = Sequence[str]
+# What a relay holds its port for, and what ending it does. container, machine: what is behind runs on without the port.
+# tunnel: nothing else ends. super-server: all other lines of its configuration end too.
+RelayKind = Literal["container", "machine", "tunnel", "super-server"]
+
+
+class Program(Struct, frozen=True):
+    """A row of the table."""
+
+    kind: RelayKind
+    to: str  # what is behind the port if the command line does not say it; empty: then it is no relay
+    remedy: str  # how to free the port; PORT stands for its number
+    tried: str | None  # the version of the program with which this row was tried
+    read: TargetReader | None = None
+    per_user: bool = False  # each user has its own runtime, which knows only the containers of that user
 
 
 class Relay(Struct, frozen=True):
@@ -27,256 +45,202 @@ class Relay(Struct, frozen=True):
     to: str  # "container 172.17.0.2:80", "port 80 of svc/web in namespace shop", "db:5432 through bastion"
     remedy: str | None = None
     address: str | None = None  # of a container
-    container: str | None = None
-    port: int | None = None
+    container: str | None = None  # "docker:web", if it is known
+    port: int | None = None  # there
+    kind: RelayKind = "tunnel"
 
 
-def identify(command_line: Arguments | None, name: str | None, exe: str | None, port: int) -> Relay | None:
-    """Where the process that holds ``port`` forwards it; None if it is not a known relay."""
-    arguments = [word[:MOST_LENGTH] for word in (command_line or ())[:MOST_ARGUMENTS]]
-    for program in _programs(arguments, name, exe):
-        if program in PARSERS:
-            relay = PARSERS[program](arguments[1:], port)
-            if relay is not None:
-                return relay
-        if program in BY_NAME:
-            to, remedy = BY_NAME[program]
-            return Relay(program, to, remedy.replace("publish=PORT", f"publish={port}"))
-    return _sshd(arguments)
+PODMAN = "podman ps shows the container; podman stop frees the port"
+DOCKER = "docker ps --filter publish=PORT shows the container; docker stop frees the port"
+ROOTLESS = "podman ps, or docker ps where docker is rootless, shows the container; its stop frees the port"
+DESKTOP = "docker ps --format '{{.Names}} {{.Ports}}' shows the container"
+IN_WSL = "end it inside WSL: wsl -- ss -ltnp shows it; wsl --shutdown ends WSL"
+SSH_SESSION = "end this SSH session, or omit the client's -R option"
+INETD = "remove its line from the configuration, then send it SIGHUP"
+
+# By the name of the executable, in lower case, without ".exe" and ".avx2".
+PROGRAMS: Mapping[str, Program] = {
+    "docker-proxy": Program("container", "a container of docker", DOCKER, "20.10.24", forwarding.docker_proxy),
+    "conmon": Program("container", "a container of podman", PODMAN, "2.1.6", forwarding.conmon, True),
+    "rootlessport": Program("container", "a container of rootless podman", PODMAN, None, None, True),
+    "rootlessport-child": Program("container", "a container of rootless podman", PODMAN, None, None, True),
+    "rootlesskit": Program(
+        "container", "a container of rootless docker", DOCKER, "1.1.0", forwarding.rootlesskit, True
+    ),
+    "slirp4netns": Program(
+        "container", "a rootless container", ROOTLESS, "1.2.0",
+        per_user=True,
+    ),
+    "passt": Program(
+        "container",
+        "a rootless container",
+        "podman ps shows the container; without podman, end the program that runs behind it",
+        "2023-03-09",
+        forwarding.pasta,
+        True,
+    ),
+    "lxd": Program("container", "", "lxc config device remove CONTAINER DEVICE", None, forwarding.forkproxy),
+    "incusd": Program("container", "", "incus config device remove CONTAINER DEVICE", None, forwarding.forkproxy),
+    "gvproxy": Program(
+        "container",
+        "a container in podman machine",
+        "podman ps shows the container; podman machine stop stops all of them",
+        None,
+    ),
+    "com.docker.backend": Program("container", "a container of Docker Desktop", DESKTOP, None),
+    "vpnkit": Program("container", "a container of Docker Desktop", DESKTOP, None),
+    "com.docker.vpnkit": Program("container", "a container of Docker Desktop", DESKTOP, None),
+    "limactl": Program("machine", "a program inside a virtual machine of Lima", "limactl list, limactl stop", None),
+    "wslrelay": Program("machine", "a program inside WSL that listens on the same port", IN_WSL, None),
+    "wslhost": Program("machine", "a program inside WSL that listens on the same port", IN_WSL, None),
+    "qemu": Program("machine", "", "end the virtual machine, or omit hostfwd", "7.2", forwarding.qemu),
+    "ssh": Program(
+        "tunnel",
+        "a target of its configuration or control socket",
+        "end this ssh, or remove the forward from its configuration",
+        "9.2p1",
+        forwarding.ssh,
+    ),
+    "sshd": Program("tunnel", "", SSH_SESSION, "9.2p1", forwarding.sshd),
+    "sshd-session": Program("tunnel", "", SSH_SESSION, None, forwarding.sshd),
+    "kubectl": Program("tunnel", "", "end this kubectl", "1.32.4", forwarding.kubectl),
+    "oc": Program("tunnel", "", "end this oc", None, forwarding.kubectl),
+    "socat": Program("tunnel", "", "end this socat", "1.7.4.4", forwarding.socat),
+    "haproxy": Program(
+        "tunnel", "the servers of its configuration", "end haproxy, or remove the bind line", "2.6.12",
+        forwarding.configured("-f"),
+    ),
+    "stunnel": Program(
+        "tunnel", "the servers of its configuration", "end stunnel, or remove the accept line", "5.68",
+        forwarding.configured(last=True),
+    ),
+    "rinetd": Program(
+        "tunnel", "the servers of its configuration", "end rinetd, or remove its line from the configuration", "0.73",
+        forwarding.configured("-c", "--conf-file"),
+    ),
+    "redir": Program("tunnel", "another port", "end this redir", "3.3", forwarding.redir),
+    "systemd-socket-proxyd": Program(
+        "tunnel", "another socket", "systemctl stop its socket unit and its service", "252", forwarding.socket_proxyd
+    ),
+    "inetd": Program("super-server", "a program of its configuration", INETD, "0.20221205 (OpenBSD)",
+                     forwarding.inetd("/etc/inetd.conf")),
+    "inetutils-inetd": Program("super-server", "a program of its configuration", INETD, "2.4",
+                               forwarding.inetd("/etc/inetd.conf")),
+    "xinetd": Program("super-server", "a program of its configuration", INETD, "2.3.15.3",
+                      forwarding.inetd("/etc/xinetd.conf", "-f")),
+    "tcpsvd": Program("tunnel", "a program that it starts for each connection", "end this tcpsvd", "1.0.0",
+                      forwarding.tcpsvd),
+    "udpsvd": Program("tunnel", "a program that it starts for each packet", "end this udpsvd", "1.0.0",
+                      forwarding.tcpsvd),
+    "tcpserver": Program("tunnel", "a program that it starts for each connection", "end this tcpserver", "0.88",
+                         forwarding.tcpsvd),
+}  # fmt: skip
+OTHER_NAMES: Mapping[str, str] = {"pasta": "passt", "stunnel4": "stunnel", "openbsd-inetd": "inetd"}
+RUNTIMES = ("docker", "podman")  # with "RUNTIME stop NAME"
+# One executable for many programs, which are named by the first argument or the second.
+MULTI_CALL = ("busybox", "toybox", "busybox.static")
 
 
-def _programs(arguments: Arguments, name: str | None, exe: str | None) -> Iterator[str]:
-    """What the program may be called, without directory and extension."""
-    for text in (name, exe, *arguments[:1]):
-        if text:
-            yield text.replace("\\", "/").rpartition("/")[2].lower().removesuffix(".exe")
+def behind(
+    owner: Owner, port: int, protocol: Protocol = "tcp", publications: Iterable[Publication] = ()
+) -> Relay | None:
+    """What is behind a port that a process listens on; None if the process is no known relay.
+
+    :param publications: the published ports of containers, which name the container behind some relays
+    """
+    row = find_program(owner)
+    if row is None:
+        return None
+    name, program = row
+    target = _read(program, _arguments(owner), port, protocol)
+    if target is None:
+        return None
+    relay = Relay(
+        program=name,
+        to=target.to,
+        remedy=remedy(target.remedy or program.remedy, program, owner, port),
+        address=target.address,
+        container=target.container,
+        port=target.port,
+        kind=program.kind,
+    )
+    return _with_container(relay, port, protocol, publications, owner)
 
 
-def _option(arguments: Arguments, *names: str) -> str | None:
-    """The value of an option as Go's flag package and pflag take it: ``-a v``, ``-a=v``, ``--a v``, ``--a=v``."""
-    for at, word in enumerate(arguments):
-        left, equals, right = word.partition("=")
-        if left in names:
-            if equals:
-                return right
-            if at + 1 < len(arguments):
-                return arguments[at + 1]
-            return None
+def find_program(owner: Owner) -> tuple[str, Program] | None:
+    """The name and the row of a program in the table."""
+    for called in program_names(owner):
+        name = OTHER_NAMES.get(called, called)
+        if called.startswith("qemu-system-"):
+            name = "qemu"
+        if name in PROGRAMS:
+            return name, PROGRAMS[name]
     return None
 
 
-def _number(text: str | None) -> int | None:
-    """A port; None for anything else."""
-    if text is None:
-        return None
-    return number_or_none(text, UINT16)
+def program_names(owner: Owner) -> Iterator[str]:
+    """What the program is called. The name of a process counts only if its executable is not known."""
+    name = _file_name(owner.exe or owner.name or "")
+    if name in MULTI_CALL:
+        yield from (_file_name(word) for word in _arguments(owner)[:2])
+    yield name
 
 
-# --- container runtimes --------------------------------------------------------------------------------------------
+def _file_name(path: str) -> str:
+    name = path.replace("\\", "/").rpartition("/")[2].lower()
+    return name.removesuffix(".exe").removesuffix(".avx2")
 
 
-def _docker_proxy(arguments: Arguments, port: int) -> Relay | None:
-    if _number(_option(arguments, "-host-port", "--host-port")) != port:
-        return None
-    address = _option(arguments, "-container-ip", "--container-ip")
-    inner = _number(_option(arguments, "-container-port", "--container-port"))
-    if address is None or inner is None:
-        return None
-    remedy = f"docker ps --filter publish={port} shows the container; docker stop frees the port"
-    return Relay("docker-proxy", f"container {format_endpoint(address, inner)}", remedy, address=address, port=inner)
+def _arguments(owner: Owner) -> list[str]:
+    return [word[:MOST_LENGTH] for word in (owner.command_line or ())[:MOST_ARGUMENTS]]
 
 
-def _conmon(arguments: Arguments, port: int) -> Relay | None:
-    number = _option(arguments, "-c", "--cid")
-    if number is None:
-        return None
-    label = _option(arguments, "-n", "--name") or number[:12]
-    return Relay("conmon", f"container {label}", f"podman stop {label}", container=f"podman:{label}")
-
-
-# --- ssh -----------------------------------------------------------------------------------------------------------
-
-SSH_TAKES_VALUE = frozenset("BbcDEeFIiJLlmOoPpQRSWw")
-
-
-def _ssh(arguments: Arguments, port: int) -> Relay | None:
-    forwards, host = _ssh_line(arguments)
-    for kind, spec in forwards:
-        fields = _ssh_fields(spec)
-        to = _ssh_target(kind, fields, port)
-        if to is not None:
-            return Relay("ssh", f"{to} through {host or 'a host'}", "end this ssh, or omit its -L or -D option")
-    return None
-
-
-def _ssh_line(arguments: Arguments) -> tuple[list[tuple[str, str]], str | None]:
-    """Forwards as (kind, specification), and the host. Options may stand together (-NL …) and after the host."""
-    forwards: list[tuple[str, str]] = []
-    host: str | None = None
-    words = iter(arguments)
-    for word in words:
-        if not word.startswith("-") or word == "-":
-            if host is not None:
-                break  # the command that runs there
-            host = word
-            continue
-        for at, letter in enumerate(word[1:], 2):
-            if letter in SSH_TAKES_VALUE:
-                value = word[at:] or next(words, "")
-                forwards += _ssh_option(letter, value)
-                break
-    return forwards, host
-
-
-def _ssh_option(letter: str, value: str) -> Iterator[tuple[str, str]]:
-    if letter in "LD":
-        yield letter, value
-    elif letter == "o":
-        key, _, rest = value.strip().replace("=", " ", 1).partition(" ")
-        kind = {"localforward": "L", "dynamicforward": "D"}.get(key.lower())
-        if kind:
-            yield kind, ":".join(rest.split())
-
-
-def _ssh_fields(spec: str) -> list[str]:
-    """Split at colons (or slashes) outside of brackets."""
-    fields = [""]
-    inside = False
-    separator = "/" if "/" in spec and ":" not in spec else ":"
-    for c in spec:
-        if c in "[]":
-            inside = c == "["
-        elif c == separator and not inside:
-            fields.append("")
-        else:
-            fields[-1] += c
-    return fields
-
-
-def _ssh_target(kind: str, fields: list[str], port: int) -> str | None:
-    """``[bind:]port:host:hostport``, ``[bind:]port:/socket``, and for -D ``[bind:]port``."""
-    if kind == "D":
-        target = "the targets of its SOCKS clients"
-        port_field = fields[-1]
-    elif len(fields) >= 2 and fields[-1].startswith("/"):
-        target = f"Unix socket {fields[-1]}"
-        port_field = fields[-2]
-    elif len(fields) in (3, 4):
-        target = f"{format_endpoint(fields[-2])}:{fields[-1]}"
-        port_field = fields[-3]
-    else:
-        return None
-    if _number(port_field) != port:
-        return None
+def _read(program: Program, arguments: list[str], port: int, protocol: Protocol) -> Target | None:
+    target = program.read(arguments, port, protocol) if program.read else None
+    if target is None and program.to:
+        return Target(program.to)
     return target
 
 
-def _sshd(arguments: Arguments) -> Relay | None:
-    """A session of sshd holds ports for ssh -R and X11; its arguments are replaced by its user (setproctitle(3))."""
-    title = arguments[0] if len(arguments) == 1 else ""
-    daemon, colon, session = title.partition(": ")
-    if not colon or daemon not in ("sshd", "sshd-session") or "[listener]" in session:
-        return None
-    target = f"the SSH client of {session.strip()} (ssh -R or X11)"
-    return Relay("sshd", target, "end this SSH session, or omit the client's -R option")
+def remedy(text: str, program: Program, owner: Owner, port: int | None = None) -> str:
+    """The remedy of a row for this process, and this port if it is known."""
+    text = text.replace("PID", str(owner.pid))
+    if port is not None:
+        text = text.replace("PORT", str(port))
+    if program.per_user and owner.user not in (None, ROOT):
+        return f"as {owner.user}: {text}"  # the podman and docker of other users do not know the container
+    return text
 
 
-# --- others --------------------------------------------------------------------------------------------------------
-
-KUBECTL_TAKES_VALUE = frozenset(
-    [
-        "-n",
-        "--namespace",
-        "--context",
-        "--cluster",
-        "--user",
-        "--kubeconfig",
-        "--address",
-        "--pod-running-timeout",
-        "-s",
-        "--server",
-        "--token",
-        "--as",
-        "--as-group",
-        "--cache-dir",
-        "--certificate-authority",
-        "--client-certificate",
-        "--client-key",
-        "--request-timeout",
-        "-v",
-        "--v",
-    ]
-)
+# --- the container behind it ---------------------------------------------------------------------------------------
 
 
-def _kubectl(arguments: Arguments, port: int) -> Relay | None:
-    words = list(_positional(arguments))
-    if "port-forward" not in words:
-        return None
-    resource, *specs = words[words.index("port-forward") + 1 :] or [""]
-    for spec in specs:
-        local, colon, remote = spec.partition(":")
-        if local == "" or _number(local) == port:  # ":80" lets kubectl choose
-            inner = remote if colon else local
-            target = f"port {inner} of {resource}"
-            namespace = _option(arguments, "-n", "--namespace")
-            if namespace:
-                target += f" in namespace {namespace}"
-            return Relay("kubectl", target, "end this kubectl", port=_number(inner))
-    return None
+def has_unnamed_container(owner: Owner) -> bool:
+    """Whether only the published ports, ``publications.take()``, may name the container behind this process."""
+    row = find_program(owner)
+    return row is not None and row[1].kind == "container" and row[0] != "conmon"
 
 
-def _positional(arguments: Arguments) -> Iterator[str]:
-    words = iter(arguments)
-    for word in words:
-        if not word.startswith("-"):
-            yield word
-        elif word in KUBECTL_TAKES_VALUE:
-            next(words, None)
+def _with_container(
+    relay: Relay, port: int, protocol: Protocol, publications: Iterable[Publication], owner: Owner
+) -> Relay:
+    """Name the container that has the address, or has published the port and belongs to the user of the relay."""
+    if relay.kind != "container":
+        return relay
+    for publication in publications:
+        if relay.container is None and _is_behind(publication, relay, port, protocol, owner):
+            relay = replace(relay, container=publication.container)
+    if relay.container is None or owner.user not in (None, ROOT):
+        return relay
+    runtime, _, name = relay.container.partition(":")
+    if runtime in RUNTIMES and forwarding.is_plain(name):
+        return replace(relay, remedy=f"{runtime} stop {name} frees the port")
+    return relay
 
 
-def _socat(arguments: Arguments, port: int) -> Relay | None:
-    addresses = [word for word in arguments if ":" in word and not word.startswith("-")]
-    if len(addresses) < 2:
-        return None
-    first, second = addresses[:2]
-    for listener, target in ((first, second), (second, first)):
-        kind, _, rest = listener.partition(":")
-        listen_port = rest.partition(",")[0].rpartition(":")[2]
-        if "LISTEN" in kind.upper() and _number(listen_port) == port:
-            return Relay("socat", target.partition(",")[0], "end this socat")
-    return None
-
-
-PARSERS: dict[str, Callable[[Arguments, int], Relay | None]] = {
-    "docker-proxy": _docker_proxy,
-    "conmon": _conmon,
-    "ssh": _ssh,
-    "kubectl": _kubectl,
-    "socat": _socat,
-}
-# Relays whose command line does not show the target.
-BY_NAME: dict[str, tuple[str, str]] = {
-    "rootlessport": ("a container of rootless podman", RELAYS["rootlessport"]),
-    "rootlessport-child": ("a container of rootless podman", RELAYS["rootlessport"]),
-    "rootlesskit": ("a container of rootless docker", RELAYS["rootlesskit"]),
-    "slirp4netns": ("a rootless container", RELAYS["slirp4netns"]),
-    "pasta": ("a rootless container", RELAYS["pasta"]),
-    "gvproxy": (
-        "a container in podman machine",
-        "podman ps shows the container; podman machine stop stops all of them",
-    ),
-    "com.docker.backend": (
-        "a container of Docker Desktop",
-        "docker ps --format '{{.Names}} {{.Ports}}' shows the container",
-    ),
-    "vpnkit": ("a container of Docker Desktop", "docker ps --format '{{.Names}} {{.Ports}}' shows the container"),
-    "wslrelay": (
-        "a program inside WSL that listens on the same port",
-        "end it inside WSL: wsl -- ss -ltnp shows it; wsl --shutdown ends WSL",
-    ),
-    "wslhost": (
-        "a program inside WSL that listens on the same port",
-        "end it inside WSL: wsl -- ss -ltnp shows it; wsl --shutdown ends WSL",
-    ),
-}
+def _is_behind(publication: Publication, relay: Relay, port: int, protocol: Protocol, owner: Owner) -> bool:
+    if publication.user != (owner.user or ROOT):
+        return False
+    if relay.address is not None:
+        return relay.address in publication.container_addresses
+    return (publication.host_port, publication.protocol) == (port, protocol)

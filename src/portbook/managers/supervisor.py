@@ -16,7 +16,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from portbook.managers import container, systemd
+from portbook.managers import container, relay, systemd
 from portbook.managers.container import Container, Runtime
 from portbook.records import Owner
 from portbook.system.users import user_name
@@ -38,16 +38,6 @@ NO_COMMAND: Mapping[Runtime, str] = {  # runtimes whose stop command depends on 
     "nspawn": "stop the container: machinectl poweroff",
     "ecs": "stop the task: aws ecs stop-task",
 }
-# Programs that hold the published ports of containers, and the commands that find and stop the container.
-RELAYS: Mapping[str, str] = {
-    "conmon": "podman ps, then podman stop",
-    "rootlessport": "podman ps, then podman stop",
-    "rootlessport-child": "podman ps, then podman stop",
-    "slirp4netns": "podman ps, or docker ps where docker is rootless, then its stop",
-    "pasta": "podman ps, then podman stop",
-    "docker-proxy": "docker ps --filter publish=PORT, then docker stop",
-    "rootlesskit": "docker ps --filter publish=PORT, then docker stop",
-}
 # Programs that restart their children, and what stops a child. NAME and the like are known to the program only.
 SUPERVISORS: Mapping[str, str] = {
     # Tried with the real program: supervisor 4.3.0, runit 2.1.2, s6 2.11.3, monit 5.33.0, circus 0.19.0, PM2 7.0.4,
@@ -63,6 +53,26 @@ SUPERVISORS: Mapping[str, str] = {
     # From their documentation, not tried.
     "watchexec": "end watchexec itself",
     "nssm.exe": "nssm stop NAME",
+}
+# Units that start what others ask for, and their own programs. Their other processes are in the unit, and not its
+# service: a login without pam_systemd, a job of cron, a build of a CI agent.
+LAUNCHERS: Mapping[str, tuple[str, ...]] = {
+    "ssh.service": ("sshd",),
+    "sshd.service": ("sshd",),
+    "ssh@": ("sshd", "sshd-session"),
+    "sshd@": ("sshd", "sshd-session"),
+    "dropbear.service": ("dropbear",),
+    "cron.service": ("cron",),
+    "crond.service": ("crond",),
+    "cronie.service": ("crond",),
+    "anacron.service": ("anacron",),
+    "atd.service": ("atd",),
+    "getty@": ("agetty", "login"),
+    "serial-getty@": ("agetty", "login"),
+    "console-getty.service": ("agetty", "login"),
+    "gitlab-runner.service": ("gitlab-runner",),
+    "actions.runner.": ("Runner.Listener",),
+    "buildkite-agent.service": ("buildkite-agent",),
 }
 INTERPRETERS = ("node", "python")  # a script that one of these runs has the name of the interpreter
 AIRPLAY = "switch AirPlay Receiver off in System Settings, General, AirDrop & Handoff"
@@ -91,6 +101,10 @@ class Supervisor(Struct, frozen=True):
     restarts: bool | None = None  # whether it restarts the process; None: not known
     why: str | None = None  # the reason for ``restarts``: "Restart=always"
     advice: str | None = None  # what to do if there is no command
+    # systemd: the pids of the unit's processes (0: none) and which processes end with it, KillMode=; None: not known
+    main_pid: int | None = None
+    control_pid: int | None = None
+    kill_mode: str | None = None
 
 
 def is_unit_name(text: str) -> bool:
@@ -104,8 +118,9 @@ def is_container_name(text: str) -> bool:
 
 
 def is_relay(owner: Owner) -> bool:
-    """Whether the process holds the published port of a container that it does not run in."""
-    return _base_name(owner.exe) in RELAYS
+    """Whether the process holds the port for a container, a virtual machine or a line of a configuration."""
+    row = relay.find_program(owner)
+    return row is not None and row[1].kind != "tunnel" and bool(row[1].to)
 
 
 def is_service_manager(owner: Owner) -> bool:
@@ -165,43 +180,54 @@ def _docker_proxy(owner: Owner, _: ParentChain, __: int) -> Supervisor | None:
     """The program docker-proxy forwards a published port; only docker knows of which container."""
     if _base_name(owner.exe) != "docker-proxy" or owner.user != user_name(SYSTEM):
         return None
-    return Supervisor(PUBLISHED, "", advice=f"find the container: {RELAYS['docker-proxy']}")
+    return Supervisor(PUBLISHED, "", advice=relay.PROGRAMS["docker-proxy"].remedy)
 
 
 PUBLISHED: SupervisorKind = "docker-proxy"  # until docker has named the container
 
 
 def _relay(owner: Owner, _: ParentChain, __: int) -> Supervisor | None:
-    """The relay of an ordinary user, whose runtime is not queried: a program of that user may answer anything."""
-    command = RELAYS.get(_base_name(owner.exe))
-    if command is None:
+    """A relay whose runtime is not queried: that of an ordinary user, where a program of that user may answer anything.
+
+    inetd and the like are here too: their unit stops with every other service that they provide.
+    """
+    row = relay.find_program(owner)
+    if row is None or not is_relay(owner):
         return None
-    user = owner.user or "its user"
-    return Supervisor("relay", "", advice=f"find the container, as {user}: {command}")
+    advice = relay.remedy(row[1].remedy, row[1], owner)
+    return Supervisor("relay", "", advice=advice)
 
 
 def _activator(owner: Owner, _: ParentChain, __: int) -> Supervisor | None:
     """A service manager that holds a socket for a service that is not running: systemd.socket(5)."""
     if not is_service_manager(owner):
         return None
-    user = systemd.user_of(owner.cgroup or "")
+    user = container.locate(owner.cgroup or "").user
     name = ""  # the service manager of the system
     if user is not None:
         name = str(user)
-    return Supervisor(ACTIVATION, name, restarts=True, why="systemd holds it for a socket unit")
+    return Supervisor(ACTIVATION, name, restarts=True, why=ACTIVATED)
 
 
+ACTIVATED = "systemd holds it for a socket unit, or in the file descriptor store of a service"
 ACTIVATION: SupervisorKind = "socket-activation"  # until systemd has named the unit
 
 
 def _unit(owner: Owner, _: ParentChain, uid: int) -> Supervisor | None:
-    path = owner.cgroup or ""
-    unit = systemd.exact_unit_of(path)
-    if unit is None:
+    place = container.locate(owner.cgroup or "")
+    if place.unit is None or place.is_inside:
+        return None  # inside: of a systemd in a container, which the systemd outside does not know
+    if _is_launched(owner, place.unit):
         return None
-    if container.identify(path[: path.rindex(unit)]) is not None:
-        return None  # the unit of a systemd inside a container, which the systemd outside does not know
-    return unit_supervisor(unit, systemd.user_of(path), uid)
+    return unit_supervisor(place.unit, place.user, uid)
+
+
+def _is_launched(owner: Owner, unit: str) -> bool:
+    """Whether the process is in the unit of a launcher only because the launcher started it."""
+    for prefix, programs in LAUNCHERS.items():
+        if unit.startswith(prefix):
+            return (_base_name(owner.exe) or owner.name) not in programs
+    return False
 
 
 def unit_supervisor(unit: str, user: int | None, uid: int, *sockets: str) -> Supervisor:
@@ -236,6 +262,8 @@ def _in_container(owner: Owner, _: ParentChain, uid: int) -> Supervisor | None:
     innermost = container.identify(owner.cgroup or "")
     if innermost is None:
         return None
+    if innermost.delegated is not None and innermost.runtime != container.UNKNOWN:
+        return None  # anybody may have chosen the id, which may be that of another container
     return _container_supervisor(innermost, uid, owner.container)
 
 

@@ -7,27 +7,28 @@ https://systemd.io/CGROUP_DELEGATION.
 
 from __future__ import annotations
 
-from portbook.numerals import UINT32, number_or_none, parse_hex
+from portbook.numerals import parse_hex
 
 # Units that start processes of their own (systemd.unit(5)). A scope is made for processes that something else started.
-KINDS = (".service", ".socket", ".mount", ".swap")
-MANAGER = "user@"
+UNITS = (".service", ".socket", ".mount", ".swap")
+SLICE, SCOPE = ".slice", ".scope"
+USER_MANAGER = "user@"
 MANAGER_CGROUP = "init.scope"  # where systemd itself is, pid 1 or a user's
-# Below a unit, these do not belong to it. A cgroup driver that does not match puts pods below the unit of containerd or
-# docker (https://github.com/kubernetes/kubernetes/issues/106514, 36807): they are not containerd.
-OTHERS = (".scope", ".slice")
+# A cgroup driver that does not match puts pods below the unit of containerd or docker
+# (https://github.com/kubernetes/kubernetes/issues/106514, 36807): they are not containerd.
 PODS = ("kubepods", ".slice:")
 HEX = frozenset("0123456789abcdefABCDEF")
 
 
 def unit_of(cgroup: str) -> str | None:
-    r"""The innermost unit that a process in ``cgroup`` belongs to, ``\x2d`` and the like decoded; None for none.
+    r"""The unit that a process in ``cgroup`` belongs to, ``\x2d`` and the like decoded; None for none.
 
-    Login sessions, applications and containers are scopes: they are no services, and no part of the service above them,
-    which may be a user's service manager or a container runtime. A container that a unit runs as its main process
-    (podman with ``--cgroups=split``, as Quadlet does) belongs to that unit.
+    The outermost unit counts: whoever it runs as may make directories with the names of other units below it. A user's
+    service manager and a systemd inside a container have units of their own. Login sessions, applications and
+    containers are scopes: they are no services. A container that a unit runs as its main process (podman with
+    ``--cgroups=split``, as Quadlet does) belongs to that unit.
     """
-    unit = _innermost(cgroup)
+    unit = exact_unit_of(cgroup)
     if unit is None:
         return None
     return unescape(unit)
@@ -35,40 +36,14 @@ def unit_of(cgroup: str) -> str | None:
 
 def exact_unit_of(cgroup: str) -> str | None:
     """The same unit with its escapes, as systemctl(1) expects it."""
-    unit = _innermost(cgroup)
-    if unit is None:
-        return None
-    return unit.removeprefix("_")
+    from portbook.managers import container  # which imports this module
 
-
-def user_of(cgroup: str) -> int | None:
-    """The uid of the user whose service manager runs the unit; None for that of the system."""
-    for segment in cgroup.split("/"):
-        if segment.startswith(MANAGER):
-            uid = number_or_none(segment.removeprefix(MANAGER).removesuffix(".service"), UINT32)
-            if uid is not None:
-                return uid
-    return None
+    return container.locate(cgroup).unit
 
 
 def is_manager(cgroup: str) -> bool:
     """Whether it is the cgroup in which systemd keeps itself, that of the system or of a user."""
     return cgroup.endswith(f"/{MANAGER_CGROUP}")
-
-
-def _innermost(cgroup: str) -> str | None:
-    unit = None
-    for segment in cgroup.split("/"):
-        if segment.endswith(KINDS):
-            unit = segment
-        elif unit is not None and segment != MANAGER_CGROUP and _is_separate(unit, segment):
-            unit = None
-    return unit
-
-
-def _is_separate(unit: str, segment: str) -> bool:
-    """Whether processes in ``segment`` below ``unit`` do not belong to the unit."""
-    return unit.startswith(MANAGER) or segment.endswith(OTHERS) or any(pods in segment for pods in PODS)
 
 
 def unescape(name: str) -> str:

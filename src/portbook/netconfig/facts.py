@@ -12,6 +12,8 @@ SYSTEM_PID = 4  # Windows: the process "System", the kernel; http.sys listens in
 NatFamily = Literal["ipv4", "ipv6", "both"]
 NatHook = Literal["prerouting", "output"]  # what comes in; what this machine sends itself
 NatTool = Literal["nft", "iptables-save"]
+# nat: destination NAT; tproxy: the packet is handed to a transparent proxy; rewrite: NAT without connection tracking.
+DiversionKind = Literal["nat", "tproxy", "rewrite"]
 ProxyKind = Literal["v4tov4", "v4tov6", "v6tov4", "v6tov6"]  # families listened on and connected to
 
 
@@ -83,16 +85,63 @@ class Publication(Struct, frozen=True):
     protocol: str
     host_port: int
     container_addresses: tuple[str, ...] = ()
+    user: str = "root"  # whose runtime it is
 
 
 class NatRule(Struct, frozen=True):
-    """A rule that redirects packets to the port: to another machine, or to another port of this one."""
+    """A rule by which packets to the port reach something else: another machine, or another port of this one."""
 
     family: NatFamily
     hook: NatHook
     to_address: str | None  # None: this machine
     to_port: int | None  # None: the same
-    destination: str | None = None  # only for packets to this address or network
-    conditions: tuple[str, ...] = ()  # further conditions, in the words of the tool
+    destination: str | None = None  # only for packets to this address; None: to every address in question
+    conditions: tuple[str, ...] = ()  # what is not known of a packet, in the words of the tool
     chain: str = ""
     tool: NatTool | None = None  # that printed it
+    kind: DiversionKind = "nat"
+    to_last_port: int | None = None  # one of several, the last of them
+    interface: str | None = None  # only for packets that come in here; None: through every interface
+
+
+class NatTarget(Struct, frozen=True):
+    """Where packets go instead."""
+
+    address: str | None  # an address or a range of addresses; None: this machine
+    port: int | None  # None: the same
+    last_port: int | None = None
+    computed: bool = False  # the rule computes the address
+
+
+class Diversion(Struct, frozen=True):
+    """Packets to the port that do not reach its sockets, and the rules that make it so."""
+
+    kind: DiversionKind
+    targets: tuple[NatTarget, ...]  # each packet goes to one of them
+    certain: bool  # False: it depends on what is not known of a packet, such as its source or a mark
+    rules: tuple[NatRule, ...]
+
+
+class IpvsService(Struct, frozen=True):
+    """A virtual service of IPVS, the load balancer in the kernel: packets to it are forwarded to other servers."""
+
+    protocol: Protocol
+    address: str
+    port: int
+    scheduler: str = ""
+
+
+class LookupChoice(Struct, frozen=True):
+    """What a BPF program of type sk_lookup does with a packet to an endpoint."""
+
+    endpoint: str
+    dropped: bool = False
+    cookie: int | None = None  # of the socket that it chooses; None: it leaves the choice to the kernel
+
+
+class SocketLookup(Struct, frozen=True):
+    """A BPF program of type sk_lookup, which may choose the socket that a packet to any port reaches."""
+
+    id: int
+    name: str | None = None
+    choices: tuple[LookupChoice, ...] = ()  # for a packet from this machine; empty: the kernel did not run it

@@ -17,10 +17,13 @@ Outcome = Literal[
     "filtered",  # a host on the path forbids it and reports that, or (TCP) no answer came
     "open|filtered",  # UDP: no answer came
     "unreachable",  # no route, or ICMP host or network unreachable
-    "timeout",  # no answer to one dial within its time limit: weaker than "filtered", which follows repeated attempts
-    "name-not-found",  # the name has no address
+    "timeout",  # a scan: no answer, and fewer attempts than planned: its host was given up, or the time was up
+    "name-not-found",  # the resolver reports that the name has no address
     "error",  # this machine could not send a probe: no descriptors, no permission, address not usable from here
+    "lookup-failed",  # the resolver gave no answer about the name, or could not find out at present
 ]
+# Outcomes of a name, not of a port: it has no address that could be probed.
+WITHOUT_ADDRESS: frozenset[Outcome] = frozenset(("name-not-found", "lookup-failed"))
 EvidenceKind = Literal["syn-ack", "rst", "icmp", "reply", "silence", "resolver", "errno", "self-connect"]
 
 
@@ -62,3 +65,28 @@ def describe(evidence: Evidence) -> str:
     words = {"syn-ack": "SYN/ACK", "rst": "RST", "silence": "no answer", "self-connect": "connected to itself"}
     word = words.get(evidence.kind, "")
     return ": ".join(part for part in (word, evidence.error, evidence.text) if part)
+
+
+# Why a port cannot be used, in a word: an outcome whose evidence is silence is "silent".
+REASONS: dict[Outcome, str] = {
+    "open": "open",
+    "closed": "refused",
+    "filtered": "filtered",
+    "open|filtered": "silent",
+    "unreachable": "unreachable",
+    "timeout": "silent",
+    "name-not-found": "name not found",
+    "error": "could not be dialed",
+    "lookup-failed": "name lookup failed",
+}
+
+
+def describe_reason(outcome: Outcome, evidence: Evidence) -> str:
+    """Describe why a port cannot be used: "refused", "silent", "unreachable: ICMP 3/1 from 10.0.0.1"."""
+    if evidence.kind == "silence":
+        return "silent"
+    if evidence.kind == "syn-ack" and evidence.text:
+        return evidence.text
+    if outcome in ("closed", "name-not-found"):
+        return REASONS[outcome]
+    return ": ".join(part for part in (REASONS[outcome], describe(evidence)) if part)

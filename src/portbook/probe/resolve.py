@@ -14,11 +14,15 @@ from time import monotonic
 from typing import NamedTuple
 
 from portbook.addresses import split_zone, zone_name
-from portbook.probe.outcome import Evidence
+from portbook.probe.outcome import Evidence, Outcome
 
+NOT_A_NAME = "invalid name"
 LIMIT_S = 10.0  # two tries of five seconds, the default of resolv.conf(5)
 MOST_THREADS = 32
 POLL_S = 0.1  # on Windows, Ctrl-C does not interrupt a wait, only what runs between two waits
+# What a resolver reports about the name itself (getaddrinfo(3), RFC 3493 section 6.1). EAI_AGAIN, EAI_FAIL and all else
+# are about the resolver: another one, or the same one later, may know the name.
+ABOUT_THE_NAME = frozenset(("EAI_NONAME", "EAI_NODATA", "EAI_ADDRFAMILY", NOT_A_NAME))
 
 
 class ResolvedAddress(NamedTuple):
@@ -34,6 +38,13 @@ class Resolved(NamedTuple):
     name: str
     addresses: tuple[ResolvedAddress, ...] = ()
     failure: Evidence | None = None
+
+
+def lookup_outcome(failure: Evidence) -> Outcome:
+    """The outcome for a name without addresses: it has none, or the resolver could not find out."""
+    if failure.error in ABOUT_THE_NAME:
+        return "name-not-found"
+    return "lookup-failed"
 
 
 Lookup = Callable[[str], Sequence[ResolvedAddress]]
@@ -80,16 +91,17 @@ def _serve(waiting: SimpleQueue[str], done: SimpleQueue[Resolved], lookup: Looku
             name = waiting.get_nowait()
         except Empty:
             return
-        done.put(_resolved(name, lookup))
+        done.put(resolve_one(name, lookup))
 
 
-def _resolved(name: str, lookup: Lookup) -> Resolved:
+def resolve_one(name: str, lookup: Lookup | None = None) -> Resolved:
+    """Look up one name, however long that takes. Never raises: a failure is a result."""
     try:
-        return Resolved(name, tuple(lookup(name)))
+        return Resolved(name, tuple((lookup or look_up)(name)))
     except OSError as error:  # gaierror too; its errno is an EAI_ number, which errno(3) does not name
         return Resolved(name, failure=Evidence("resolver", error.errno, _eai(error.errno), text=error.strerror))
     except ValueError as error:  # not a name at all: too long, an empty label, a NUL
-        return Resolved(name, failure=Evidence("resolver", text=str(error)))
+        return Resolved(name, failure=Evidence("resolver", error=NOT_A_NAME, text=str(error)))
 
 
 def _eai(number: int | None) -> str | None:
@@ -105,7 +117,7 @@ def _collect(done: SimpleQueue[Resolved], count: int, limit_s: float) -> list[Re
     until = monotonic() + limit_s
     while len(results) < count and monotonic() < until:
         try:
-            results.append(done.get(timeout=POLL_S))
+            results.append(done.get(timeout=min(POLL_S, max(0.0, until - monotonic()))))
             until = monotonic() + limit_s
         except Empty:
             continue

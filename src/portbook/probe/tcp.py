@@ -36,11 +36,10 @@ class ConnectResult(NamedTuple):
 
 OPEN = ConnectResult("open", Evidence("syn-ack"))
 CLOSED = ConnectResult("closed", Evidence("rst", errno.ECONNREFUSED, "ECONNREFUSED"))
-SILENT = ConnectResult("filtered", SILENCE)  # from one attempt alone: "timeout"
+SILENT = ConnectResult("filtered", SILENCE)
 # Both ends of a connection in one socket (RFC 9293 section 3.5, simultaneous open): the system chose as the source the
 # very port that is probed. That it could shows that nothing listens there. It rarely happens twice.
 SELF_CONNECTED = ConnectResult("closed", Evidence("self-connect", text="nothing holds the port"))
-TIMED_OUT = ConnectResult("timeout", SILENCE)
 NOT_CONNECTED = ConnectResult(
     "error", Evidence("errno", errno.ENOTCONN, "ENOTCONN", text="neither connected nor refused")
 )
@@ -183,6 +182,17 @@ def abort(sock: socket.socket) -> None:
     sock.close()
 
 
+def hang_up(sock: socket.socket) -> None:
+    """Close with FIN and not RST: one connection is not a scan, and must not be an error in the server's log.
+
+    The peer may have closed first (ENOTCONN, WinError 10057), which is no failure.
+    """
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+    with suppress(OSError):
+        sock.close()
+
+
 # --- the evidence --------------------------------------------------------------------------------------------------
 
 
@@ -250,7 +260,7 @@ def _connect_once(address: str, port: int, zone: str | None, began: float, until
     if sock is not None and (result is None or result.outcome != "open"):
         abort(sock)
         sock = None
-    return Connection(result or TIMED_OUT, elapsed_s, sock)
+    return Connection(result or SILENT, elapsed_s, sock)
 
 
 def _wait(sock: socket.socket, timeout_s: float) -> bool:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 
-from portbook.addresses import format_endpoint, split_zone
+from portbook.addresses import split_zone
 from portbook.dialing import Dial, DialedAddress, Timing
+from portbook.numerals import counted
 from portbook.probe.outcome import describe
-from portbook.probe.tls import Tls
+from portbook.probe.tls.records import Certificate, Tls
 from portbook.render.machine import ENCODER
-from portbook.render.text import Style, bold, safe
+from portbook.render.text import Style, bold, safe, safe_endpoint
 
-HEADINGS = {"timeout": "did not answer", "name-not-found": "has no address", "error": "could not be dialed"}
+HEADINGS = {
+    "name-not-found": "has no address",
+    "lookup-failed": "could not be looked up",
+    "error": "could not be dialed",
+}
+MOST_NAMES = 12  # of a certificate; --json has them all
 
 
 def json(dials: Iterable[Dial]) -> Iterator[bytes]:
@@ -21,8 +28,7 @@ def json(dials: Iterable[Dial]) -> Iterator[bytes]:
 
 def lines(dial: Dial, style: Style) -> list[str]:
     """A heading for the target, then each address with its outcome, evidence and times."""
-    outcome = _outcome(dial)
-    heading = f"{safe(dial.target)} {HEADINGS.get(outcome, f'is {outcome}')}"
+    heading = f"{safe(dial.target)} {_heading(dial)}"
     if _was_looked_up(dial):
         heading += f" (name looked up in {dial.lookup_ms:.1f} ms)"
     parts = bold([heading], style)
@@ -32,12 +38,13 @@ def lines(dial: Dial, style: Style) -> list[str]:
     return [*parts, *_timing(dial.timing)]
 
 
-def _outcome(dial: Dial) -> str:
+def _heading(dial: Dial) -> str:
     if dial.open:
-        return "open"
-    if not dial.addresses:
-        return "name-not-found"
-    return dial.addresses[0].outcome
+        return "is open"
+    first = dial.addresses[0]
+    if first.evidence.kind == "silence":
+        return "did not answer"
+    return HEADINGS.get(first.outcome, f"is {first.outcome}")
 
 
 def _was_looked_up(dial: Dial) -> bool:
@@ -46,7 +53,7 @@ def _was_looked_up(dial: Dial) -> bool:
 
 def _facts(answer: DialedAddress) -> Iterator[str]:
     if answer.address is not None:
-        yield f"{format_endpoint(answer.address, None, answer.zone)} {answer.outcome}"
+        yield f"{safe_endpoint(answer.address, None, answer.zone)} {answer.outcome}"
     yield safe(describe(answer.evidence))
     if answer.connect_ms is not None:
         yield f"{answer.connect_ms:.2f} ms"
@@ -60,36 +67,88 @@ def _tls(tls: Tls | None, tls_ms: float | None) -> Iterator[tuple[str, str]]:
     if tls.protocol is None:
         yield "TLS", f"no: {safe(tls.error or '')}"
         return
-    parts = [tls.protocol]
-    if tls.cipher:
-        parts.append(tls.cipher)
-    if tls_ms is not None:
-        parts.append(f"{tls_ms:.1f} ms")
-    yield "TLS", safe(", ".join(parts))
-    if tls.trusted:
-        yield "trusted", "yes"
-    else:
-        yield "trusted", f"no: {safe(tls.error or '')}"
-    yield "subject", safe(tls.subject or "")
-    yield "names", safe(", ".join(tls.names))
-    yield "issuer", safe(tls.issuer or "")
-    if tls.expires is not None and tls.days_left is not None:
-        yield "expires", f"{tls.expires:%Y-%m-%d}, {_distance(tls.days_left)}"
+    yield "TLS", safe(", ".join(part for part in (tls.protocol, tls.cipher, _milliseconds(tls_ms)) if part))
+    yield "trusted", "yes" if tls.trusted else f"no: {safe(tls.error or '')}"
+    if tls.client_certificate is not None:
+        yield "client", f"a client certificate is {tls.client_certificate}"
+    if not tls.chain:
+        yield "certificate", "none"
+        return
+    yield "subject", safe(tls.subject or "(empty)")
+    yield "names", _names(tls.names)
+    yield "issuer", safe(tls.issuer or "(empty)")
+    yield "expires", describe_expiry(tls.chain[0])
+    if tls.first_to_expire:
+        issuer = tls.chain[tls.first_to_expire]
+        yield "", f"before it, {safe(issuer.subject)}: {describe_expiry(issuer)}"
 
 
-def _distance(days: int) -> str:
-    if days < 0:
-        return f"{-days} days ago"
-    return f"in {days} days"
+def _milliseconds(ms: float | None) -> str:
+    return "" if ms is None else f"{ms:.1f} ms"
+
+
+def _names(names: Sequence[str]) -> str:
+    """A name with a comma in it must not look like two."""
+    shown = [safe(name.replace(",", "\\,")) for name in names[:MOST_NAMES]]
+    if len(names) > MOST_NAMES:
+        shown.append(f"and {len(names) - MOST_NAMES:,} more")
+    return ", ".join(shown)
+
+
+def describe_expiry(certificate: Certificate) -> str:
+    """When a certificate expires, and how far away that is: in days, or in hours when it is less than a day."""
+    if certificate.expires is None:
+        return "unknown"
+    return f"{certificate.expires:%Y-%m-%d}, {_distance(certificate.expires - datetime.now(UTC))}"
+
+
+def _distance(left: timedelta) -> str:
+    ago = left < timedelta(0)
+    hours = int(abs(left).total_seconds() / 3600)
+    count = counted(hours // 24, "day") if hours >= 24 else counted(hours, "hour")
+    if hours == 0:
+        count = "less than an hour"
+    return f"{count} ago" if ago else f"in {count}"
 
 
 def _timing(timing: Timing | None) -> list[str]:
     if timing is None:
         return []
     lost = f"{timing.lost} of {timing.count} lost"
+    if timing.shortage is not None:
+        lost += f", {timing.not_sent} not sent ({safe(describe(timing.shortage))})"
     if timing.min_ms is None:
         return [f"  {lost}"]
     return [
         f"  {timing.count} times: min {timing.min_ms:.2f}, median {timing.median_ms:.2f}, "
         f"p95 {timing.p95_ms:.2f}, max {timing.max_ms:.2f} ms; {lost}"
     ]
+
+
+# --- checks --------------------------------------------------------------------------------------------------------
+
+
+def failures(dial: Dial, *, verify: bool, expires_within: int | None) -> Iterator[str]:
+    """Yield what is wrong with the TLS of the open addresses of a target, one line each: for stderr."""
+    for answer in dial.addresses:
+        if answer.tls is None or answer.address is None:
+            continue
+        place = f"{dial.target} at {safe_endpoint(answer.address, None, answer.zone)}"
+        for text in _failures(answer.tls, verify, expires_within):
+            yield f"{place}: {text}"
+
+
+def _failures(tls: Tls, verify: bool, expires_within: int | None) -> Iterator[str]:
+    if tls.protocol is None:
+        yield f"no TLS: {tls.error}"
+        return
+    if verify and not tls.trusted:
+        yield f"not trusted: {tls.error}"
+    if expires_within is None:
+        return
+    if tls.first_to_expire is None:
+        yield "no certificate whose expiry could be read"
+        return
+    first = tls.chain[tls.first_to_expire]
+    if first.expires is not None and first.expires <= datetime.now(UTC) + timedelta(days=expires_within):
+        yield f"{first.subject or first.serial} expires {describe_expiry(first)}"

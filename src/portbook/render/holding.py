@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from portbook.addresses import format_endpoint
 from portbook.numerals import counted
 from portbook.query import LISTENING
 from portbook.records import Gap, Holder, Holding, Owner, Socket
 from portbook.render.machine import ENCODER
-from portbook.render.text import REACH, Style, bold, safe, wrap
+from portbook.render.text import REACH, Style, bold, safe, safe_endpoint, wrap
 
 MOST_NAMES = 12  # names in a list; the rest is counted
 MOST_HOLDERS = 4  # holders described in full: a server may have forked a hundred workers
@@ -170,7 +169,7 @@ def _listener_title(s: Socket) -> str:
 
 
 def _listener(s: Socket) -> str:
-    text = f"{format_endpoint(s.local_address, s.local_port, s.zone)}/{s.protocol}"
+    text = f"{safe_endpoint(s.local_address, s.local_port, s.zone)}/{s.protocol}"
     if s.v6only is False and s.local_address == "::":
         text += " and IPv4"
     text += f" {s.state or 'UNCONN'}, reach: {REACH[s.reach]}"

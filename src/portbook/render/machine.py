@@ -1,20 +1,80 @@
-"""Listings for programs: JSON, JSON lines, CSV. In UTF-8; only what the format requires is escaped."""
+"""Answers for programs: JSON, JSON lines, CSV, in UTF-8. No text of others ends or falsifies them.
+
+JSON has every unprintable character as an escape, which is the same text for who parses it, and harmless on a terminal.
+CSV has no escapes: there the text itself gets them, as for people, and a ' in front where a spreadsheet would take it
+for a formula.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from portbook.records import Listing, Owner, Socket
+from portbook.render.text import safe
 
 if TYPE_CHECKING:
     from io import StringIO
 
-ENCODER = msgspec.json.Encoder()
+# What spreadsheets take for the beginning of a formula (CWE-1236; OWASP, CSV Injection), also as full-width characters.
+FORMULA = frozenset("=+-@\uff1d\uff0b\uff0d\uff20")
 CHUNK = 1000  # sockets encoded at once: a listing of 100,000 sockets is 60 MB of text, never in memory as a whole
+
+
+class Encoder:
+    """As ``msgspec.json.Encoder``, for text that others chose."""
+
+    def __init__(self) -> None:
+        self._encoder = msgspec.json.Encoder()
+
+    def encode(self, record: object) -> bytes:
+        """The record as one line without a line end."""
+        try:
+            data = self._encoder.encode(record)
+        except UnicodeEncodeError:
+            data = self._encoder.encode(_encodable(msgspec.to_builtins(record)))
+        return _escaped(data)
+
+    def encode_lines(self, records: list[Any] | tuple[Any, ...]) -> bytes:
+        """The records, each as a line."""
+        try:
+            data = self._encoder.encode_lines(records)
+        except UnicodeEncodeError:
+            return b"".join(self.encode(record) + b"\n" for record in records)
+        return _escaped(data)
+
+
+def _encodable(value: Any) -> Any:
+    """The same with U+FFFD for each surrogate: UTF-8 has none (RFC 3629 section 3), and JSON is in UTF-8 (RFC 8259)."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encodable(item) for item in value]
+    return value
+
+
+def _escaped(data: bytes) -> bytes:
+    """JSON with every unprintable character escaped (RFC 8259 section 7). Outside of strings there are none.
+
+    The encoder escapes those below 32; others are rare, and DEL is the only one in ASCII.
+    """
+    if data.isascii() and b"\x7f" not in data:
+        return data
+    text = data.decode()
+    for character in set(text):
+        if not character.isprintable() and character != "\n":
+            units = character.encode("utf-16-be")
+            escape = "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+            text = text.replace(character, escape)
+    return text.encode()
+
+
+ENCODER = Encoder()
 
 
 def json(listing: Listing) -> Iterator[bytes]:
@@ -23,9 +83,14 @@ def json(listing: Listing) -> Iterator[bytes]:
     yield head + b'"sockets":['
     separator = b"\n"
     for chunk in _chunks(listing):
-        yield separator + b",\n".join(map(ENCODER.encode, chunk))
+        yield separator + encode_items(chunk)
         separator = b",\n"
     yield b"]" + tail + b"\n"
+
+
+def encode_items(records: list[Any] | tuple[Any, ...]) -> bytes:
+    """The records as items of an array, each on a line. No string has a line end that is not escaped."""
+    return ENCODER.encode_lines(records).rstrip(b"\n").replace(b"\n", b",\n")
 
 
 def jsonl(listing: Listing) -> Iterator[bytes]:
@@ -48,7 +113,7 @@ def csv(listing: Listing) -> Iterator[bytes]:
             key = id(s.owners)
             if key not in owners:
                 owners[key] = _owner_cells(s.owners)
-            rows.writerow([*map(_cell, SOCKET_VALUES(s)), *owners[key]])
+            rows.writerow([*map(csv_cell, SOCKET_VALUES(s)), *owners[key]])
         yield take_written(buffer)
     yield take_written(buffer)
 
@@ -58,7 +123,7 @@ def take_written(buffer: StringIO) -> bytes:
     text = buffer.getvalue()
     buffer.seek(0)
     buffer.truncate()
-    return text.encode("utf-8", "surrogatepass")
+    return text.encode()
 
 
 SOCKET_COLUMNS = tuple(f for f in Socket.__struct_fields__ if f != "owners")
@@ -84,17 +149,28 @@ def _owner_cells(group: tuple[Owner, ...]) -> list[str]:
 def _text(value: object) -> str:
     if value is None:
         return ""
-    return str(_cell(value))
+    return str(csv_cell(value))
 
 
-def _cell(value: object) -> object:
-    if value is None or value.__class__ is str or value.__class__ is int:
+def csv_cell(value: object) -> object:
+    """A value as a cell: text is printable and no formula."""
+    if value is None or value.__class__ is int:
         return value
-    if isinstance(value, tuple):
-        return " ".join(map(str, value))
+    if isinstance(value, str):
+        return _csv_text(value)
+    if isinstance(value, tuple | frozenset):
+        return _csv_text(" ".join(map(str, value)))
     if isinstance(value, bool):
         return str(value).lower()
     return msgspec.to_builtins(value)  # a datetime
+
+
+def _csv_text(text: str) -> str:
+    if not text.isprintable():
+        text = safe(text)
+    if text[:1] in FORMULA:
+        return "'" + text
+    return text
 
 
 def _chunks(listing: Listing) -> Iterator[tuple[Socket, ...]]:

@@ -227,7 +227,15 @@ ESCAPES = str.maketrans(
 
 
 def _attributes(values: dict[str, object]) -> str:
-    return "".join(f' {name}="{str(value).translate(ESCAPES)}"' for name, value in values.items())
+    return "".join(f' {name}="{_escaped(str(value))}"' for name, value in values.items())
+
+
+def _escaped(text: str) -> str:
+    """A text as a value of an attribute; unprintable characters as references, which no terminal takes for controls."""
+    text = text.translate(ESCAPES)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else f"&#{ord(c)};" for c in text)
 
 
 def _open(name: str, values: dict[str, object]) -> str:

@@ -8,9 +8,8 @@ from operator import attrgetter
 from msgspec import Struct
 from msgspec.structs import replace
 
-from portbook.addresses import format_endpoint
 from portbook.records import Owner, Reach, Socket
-from portbook.render.text import REACH, Column, Style, fits, safe, table
+from portbook.render.text import REACH, Column, Style, fits, safe, safe_endpoint, table
 
 SHORT_REACH: dict[Reach, str] = {"loopback": "machine", "address": "address", "any": "network"}
 UNKNOWN = "?"  # the socket has an owner that is not visible
@@ -26,7 +25,7 @@ class SocketColumn(Struct, frozen=True):
 
 def _address(s: Socket) -> str:
     """The local address; ``*`` is a wildcard that takes IPv4 and IPv6, as in ss(8)."""
-    text = format_endpoint(s.local_address, None, s.zone)
+    text = safe_endpoint(s.local_address, None, s.zone)
     if s.local_address == "::" and s.v6only is False:
         text = "*"
     if s.interface:
@@ -47,7 +46,7 @@ def _short_port(s: Socket) -> str:
 def _peer(s: Socket) -> str:
     if s.remote_address is None:
         return ""
-    return format_endpoint(s.remote_address, s.remote_port, s.zone)
+    return safe_endpoint(s.remote_address, s.remote_port, s.zone)
 
 
 def _state(s: Socket) -> str:

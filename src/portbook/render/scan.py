@@ -8,7 +8,7 @@ from itertools import islice
 from operator import attrgetter
 
 from portbook.numerals import counted
-from portbook.probe.outcome import Answer, Evidence, Outcome, describe
+from portbook.probe.outcome import WITHOUT_ADDRESS, Answer, Evidence, Outcome, describe
 from portbook.render.text import Column, Style, bold, safe, table
 from portbook.scanner.targets import is_name
 
@@ -34,6 +34,7 @@ ORDER: dict[Outcome, int] = {
     "error": 5,
     "closed": 6,
     "name-not-found": 7,
+    "lookup-failed": 8,
 }
 ANSWERED = ("open", "closed")
 FORBIDDEN = ("filtered", "icmp")
@@ -47,7 +48,7 @@ def people(answers: Iterable[Answer], style: Style) -> Iterator[list[str]]:
     """Yield lines, a few addresses at a time: open ports first, then other answers, frequent ones counted."""
     addresses = AddressBuffer()
     for answer in answers:
-        if answer.outcome == "name-not-found":
+        if answer.outcome in WITHOUT_ADDRESS:
             yield [safe(f"{answer.target}: {describe(answer.evidence) or 'no address'}")]
         elif complete := addresses.add(answer):
             yield _lines(complete, style)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter
 
 from portbook.probe.outcome import Answer, Evidence
-from portbook.render.machine import ENCODER, take_written
+from portbook.render.machine import ENCODER, csv_cell, encode_items, take_written
 from portbook.scanner.report import SCHEMA, Report
 
 CHUNK = 1000  # rows encoded at once
@@ -24,7 +24,7 @@ def json(answers: Iterable[Answer], report: Callable[[], Report]) -> Iterator[by
     yield b'{"schema":%d,"answers":[' % SCHEMA
     separator = b"\n"
     for chunk in chunks(answers):
-        yield separator + b",\n".join(map(ENCODER.encode, chunk))
+        yield separator + encode_items(chunk)
         separator = b",\n"
     yield b'],\n"report":' + ENCODER.encode(report()) + b"}\n"
 
@@ -45,7 +45,8 @@ def csv(answers: Iterable[Answer], report: Callable[[], Report]) -> Iterator[byt
     for chunk in chunks(answers):
         for answer in chunk:
             values = ANSWER_VALUES(answer)
-            rows.writerow((*values[:EVIDENCE_AT], *EVIDENCE_VALUES(answer.evidence), *values[EVIDENCE_AT:]))
+            flat = (*values[:EVIDENCE_AT], *EVIDENCE_VALUES(answer.evidence), *values[EVIDENCE_AT:])
+            rows.writerow(map(csv_cell, flat))
         yield take_written(buffer)
     yield take_written(buffer)
 

@@ -41,6 +41,7 @@ SENTENCES: Mapping[StopResult, str] = {
     "declined": "{port}: nothing was ended",
     "still-held": "{port} is still held{by}",
     "restarted": "{port} is held again{by}: it was restarted{starter}",
+    "will-restart": "{port} is free for the moment, but what held it is started again",
     "taken": "{port} was free and is now held{by}",
 }
 FORCED = ("SIGKILL", "TerminateProcess")

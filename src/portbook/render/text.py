@@ -1,6 +1,8 @@
 """Text that is safe on a terminal, and columns and lines that fit its width.
 
-Processes choose their own names and command lines: every unprintable character is escaped (CWE-150).
+Processes choose their own names and command lines, users the names of interfaces in their network namespaces, hosts
+what they reply: every unprintable character is escaped (CWE-150). Who puts a text into a line escapes it with ``safe``;
+what makes lines here does so once more: a text that was forgotten is badly aligned, and that is all.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import TextIO
 
 from msgspec import Struct
 
+from portbook.addresses import format_endpoint
 from portbook.numerals import UINT16, number_or_none
 from portbook.records import Reach
 
@@ -24,6 +27,11 @@ def safe(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)  # as str.isprintable() is documented
+
+
+def safe_endpoint(address: str, port: int | None = None, zone: str | None = None) -> str:
+    """As ``format_endpoint``, safe: the zone is the name of an interface."""
+    return safe(format_endpoint(address, port, zone))
 
 
 class Column(Struct, frozen=True):
@@ -49,6 +57,7 @@ BOLD, YELLOW, RED, DIM, PLAIN = "\x1b[1m", "\x1b[33m", "\x1b[31m", "\x1b[2m", "\
 
 def paint(text: str, colour: str, style: Style) -> str:
     """The text in a colour or in bold, if the output shows that."""
+    text = safe(text)
     if style.colour:
         return f"{colour}{text}{PLAIN}"
     return text
@@ -126,6 +135,7 @@ def fits(columns: Sequence[Column], rows: Rows, style: Style) -> bool:
 
 def _coloured(title: list[str], lines: list[str], style: Style, warn: Sequence[bool]) -> list[str]:
     """The title line in bold, and the lines with a warning in yellow."""
+    lines = list(map(safe, lines))
     if not style.colour:
         return title + lines
     coloured = bold(title, style)
@@ -170,6 +180,7 @@ def wrap(text: str, style: Style, start: str = "", indent: str = "") -> list[str
 
     A word that is longer than a line stays whole. Without a width the text stays on one line.
     """
+    text = safe(text)
     if style.width is None or cell_count(start + text) <= style.width:
         return [start + text]
     first, *words = text.split(" ")
@@ -219,9 +230,12 @@ def _table_of_wide(columns: Sequence[Column], rows: Rows, style: Style, warn: Se
 def _cut_wide(text: str, width: int, style: Style) -> str:
     if cell_count(text) <= width:
         return text
-    while cell_count(text) > width - 1:
-        text = text[:-1]
-    return text + style.ellipsis
+    room = width - 1
+    for end, c in enumerate(text):
+        room -= cell_count(c)
+        if room < 0:
+            return text[:end] + style.ellipsis
+    return text
 
 
 def _pad(text: str, width: int, right: bool) -> str:

@@ -91,6 +91,7 @@ def _finding(finding: Finding, style: Style) -> Iterator[str]:
 
 def _wrapped(text: str, style: Style, columns: int = INDENT) -> list[str]:
     """Indent and wrap a text, at spaces only: people copy commands, which may be longer than a line."""
+    text = safe(text)
     indent = " " * columns
     if style.width is None:
         return [indent + text]

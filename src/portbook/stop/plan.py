@@ -20,6 +20,8 @@ from portbook.stop.records import Override, Refusal, StopPlan, StopTarget
 
 HTTP_SYS = "netsh http show servicestate shows which service uses it"
 SELF = "it is the portbook process itself"
+ROOT = "root"
+HANDED_OVER = "user {} made its socket, and may have handed it over to end this process"
 CONNECTED = "it does not listen on the port; it only has connections from it, as a client or after closing its listener"
 ANCESTOR = "it is a parent process of portbook, which would end with it"
 NO_START = "its start time is not known, so it cannot be distinguished from another process with the same pid"
@@ -76,7 +78,39 @@ def _targets(holders: Sequence[Holder], context: StopContext) -> Iterator[StopTa
     for holder in holders:
         wave = sum(parent.pid in pids for parent in holder.parents)
         supervisor = context.supervisors.get(holder.owner.pid)
-        yield StopTarget(holder, wave, supervisor, tuple(_refusals(holder, supervisor, context)))
+        refusals = [*_refusals(holder, supervisor, context)]
+        creator = handed_over_by(holder, holders)
+        if creator is not None:
+            refusals.append(Refusal("handed-over", HANDED_OVER.format(creator), None, ("override",)))
+        yield StopTarget(holder, wave, supervisor, tuple(refusals))
+
+
+def handed_over_by(holder: Holder, holders: Sequence[Holder]) -> str | None:
+    """The user who made the socket of this holder, if it probably handed it over: unix(7), SCM_RIGHTS.
+
+    A daemon that makes its socket as root and then becomes another user is the ordinary case, and so is a process that
+    inherited its socket. A process of root with the socket of a user, or of a user beside that of another, is neither.
+    """
+    owner = holder.owner
+    creators = {s.user for s in blocking_sockets(holder.sockets)}
+    if len(creators) != 1 or owner.user is None:
+        return None
+    (creator,) = creators
+    if creator is None or creator in (owner.user, ROOT):
+        return None
+    related = [other for other in holders if other is not holder and _is_related(holder, other)]
+    if related:
+        return None
+    is_beside_creator = any(other.owner.user == creator for other in holders)
+    if owner.user == ROOT or is_beside_creator:
+        return creator
+    return None
+
+
+def _is_related(one: Holder, other: Holder) -> bool:
+    """Whether one process is above the other."""
+    above = {parent.pid for parent in one.parents}, {parent.pid for parent in other.parents}
+    return other.owner.pid in above[0] or one.owner.pid in above[1]
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from datetime import datetime
 from typing import Literal
 
 from msgspec import Struct
@@ -12,7 +13,10 @@ from portbook.managers.supervisor import Supervisor
 from portbook.records import Gap, Holder, Owner, Protocol
 
 # What became of a port. free: nobody held it; would-stop: a dry run, nothing was refused.
-StopResult = Literal["free", "stopped", "would-stop", "refused", "declined", "still-held", "restarted", "taken"]
+# will-restart: the port is free now, and a supervisor is known to start what held it again.
+StopResult = Literal[
+    "free", "stopped", "would-stop", "refused", "declined", "still-held", "restarted", "will-restart", "taken"
+]
 DONE: frozenset[StopResult] = frozenset(("free", "stopped", "would-stop"))
 Override = Literal["override", "via-manager"]  # options of the same name
 # What became of a process. let-go: it closed the port and still runs; replaced: another process has its pid by now.
@@ -23,6 +27,7 @@ RefusalCode = Literal[
     "self",
     "ancestor",
     "protected",
+    "handed-over",
     "connected",
     "managed",
     "not-permitted",
@@ -65,6 +70,7 @@ class StopPlan(Struct, frozen=True):
     targets: tuple[StopTarget, ...]  # in the order in which they would be ended
     refusals: tuple[Refusal, ...] = ()  # that concern the port as a whole
     gaps: tuple[Gap, ...] = ()
+    made_at: datetime | None = None  # aware, UTC: before the holders were read
 
     def forbidden(self, overrides: Collection[Override] = ()) -> tuple[Refusal, ...]:
         """The refusals of the port and of its targets that none of these options overrides."""

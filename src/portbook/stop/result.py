@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from datetime import datetime
 from typing import NamedTuple
 
 from portbook.query import LISTENING
@@ -34,8 +35,29 @@ def classify(holders: Sequence[Holder], targets: Sequence[StopTarget], inodes: C
 
 
 def has_inherited(holder: Holder, inodes: Collection[int]) -> bool:
-    """Whether the holder has one of the sockets of the targets: only a process of the same fork tree can."""
+    """Whether the holder has one of the sockets of the targets: inherited, or handed over (unix(7), SCM_RIGHTS)."""
     return any(s.inode in inodes for s in holder.sockets)
+
+
+def is_heir(holder: Holder, targets: Sequence[StopTarget], made_at: datetime | None) -> bool:
+    """Whether a holder of a target's socket may be ended as one of the targets, although it was not in the plan.
+
+    Any process can hand its socket to any other that accepts descriptors, for example to a daemon of root. Only a
+    process that a target has forked counts: a target is among its parents; or, as a forked process loses its parent
+    with the end of that parent, it has the user of a target and started after the plan was made.
+    """
+    owner = holder.owner
+    if any(is_same_process(parent, target.holder.owner) for parent in holder.parents for target in targets):
+        return True
+    if made_at is None or owner.started is None or owner.user is None:
+        return False
+    is_of_a_user = any(owner.user == target.holder.owner.user for target in targets)
+    return is_of_a_user and owner.started > made_at - handle.SLACK
+
+
+def is_same_process(one: Owner, other: Owner) -> bool:
+    """Whether two records are of one process: the same pid, and the same start."""
+    return one.pid == other.pid and handle.is_same(one.started, other.started)
 
 
 def _is_target(holder: Holder, targets: Sequence[StopTarget]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from time import monotonic, sleep
 
 from msgspec.structs import replace
@@ -16,9 +17,9 @@ from portbook.holding import who
 from portbook.managers import control, supervisor
 from portbook.managers.supervisor import Supervisor, stop_instruction
 from portbook.query import LISTENING, Query
-from portbook.records import PROTOCOLS, SCHEMA, Holder, Protocol, Socket
+from portbook.records import PROTOCOLS, SCHEMA, Holder, Owner, Protocol, Socket
 from portbook.sources import PLATFORM
-from portbook.stop import handle, plan, result
+from portbook.stop import handle, plan, result, supervision
 from portbook.stop.bindable import Bindable, try_bind
 from portbook.stop.ending import Ending, Notify, OpenTarget, open_target
 from portbook.stop.records import (
@@ -37,6 +38,7 @@ from portbook.stop.result import Conclusion, has_inherited
 TIMEOUT_S = 10.0
 MANAGER_LIMIT_S = 100.0  # systemd gives a unit 90 s before it kills: DefaultTimeoutStopSec in systemd-system.conf(5)
 WATCH_S = 0.5  # how long a freed port is watched: systemd waits 0.1 s before it restarts a service, RestartSec
+KNOWN_RESTART_S = 2.0  # the same if a supervisor is known to start it again, and may be slow
 LEAST_WAIT_S = 0.5
 PAUSE_S = 0.05
 MOST_FORK_ROUNDS = 8  # of ending processes that were forked while their parents were being ended
@@ -56,11 +58,13 @@ def plan_stop(port: int, protocol: Protocol = "tcp") -> StopPlan:
     """
     if protocol not in PROTOCOLS:
         raise UsageError(f"unknown protocol {protocol!r}", f"valid values are {', '.join(PROTOCOLS)}")
+    made_at = datetime.now(UTC)
     holding = who(port, protocol)
     held = any(s.state in LISTENING for s in holding.sockets)
     held = held or not try_bind(port, protocol, plan.bind_endpoints(holding.sockets)).free
     holders = plan.blocking_holders(holding) if held else ()
-    return plan.make_plan(holding, protocol, held, _context(holders, port, protocol))
+    planned = plan.make_plan(holding, protocol, held, _context(holders, port, protocol))
+    return replace(planned, made_at=made_at)
 
 
 def _context(holders: Sequence[Holder], port: int, protocol: Protocol) -> plan.StopContext:
@@ -81,14 +85,24 @@ def _supervisors(holders: Sequence[Holder], port: int, protocol: Protocol) -> di
     """The supervisors by pid of the holder; each is queried once, although it may supervise many of them."""
     supervisors: dict[int, Supervisor] = {}
     queried: dict[Supervisor, Supervisor] = {}
+    holding = {h.owner.pid for h in holders}
     for holder in holders:
         known = supervisor.find_supervisor(holder.owner, holder.parents, PLATFORM, effective_uid())
         if known is None:
             continue
         if known not in queried:
             queried[known] = control.query_manager(known, port, protocol)
-        supervisors[holder.owner.pid] = queried[known]
+        answered = queried[known]
+        supervisors[holder.owner.pid] = supervision.judge(answered, holder, holding, _main_process(answered))
     return supervisors
+
+
+def _main_process(known: Supervisor) -> Owner | None:
+    """The main process of a unit, with its name."""
+    if not known.main_pid:
+        return None
+    (main,), _ = process.enrich([Owner(known.main_pid)])
+    return main
 
 
 def effective_uid() -> int:
@@ -226,10 +240,11 @@ class _Stop:
         return ()
 
     def _end_forked_children(self) -> None:
-        """End processes that were forked meanwhile: they have a socket of the targets, so they are of the same tree."""
+        """End processes that were forked meanwhile and have a socket of the targets."""
         for _ in range(MOST_FORK_ROUNDS):
-            new = [h for h in self._holders() if h.owner.pid not in self.targets]
-            forked_children = {h.owner.pid for h in new if has_inherited(h, self.inodes)}
+            new = [h for h in self._holders() if h.owner.pid not in self.targets and has_inherited(h, self.inodes)]
+            forked_children = {h.owner.pid for h in new if self._is_heir(h)}
+            self._note_handed_over([h.owner for h in new if h.owner.pid not in forked_children])
             if not forked_children or any(e.fate in ("still-running", "untouched") for e in self.ended):
                 return
             replanned = plan_stop(self.plan.port, self.plan.protocol)
@@ -237,6 +252,15 @@ class _Stop:
             self.targets.update((t.holder.owner.pid, t) for t in targets)
             if any(forbidden(t.refusals, self.overrides) for t in targets) or self._end(targets):
                 return
+
+    def _is_heir(self, holder: Holder) -> bool:
+        return result.is_heir(holder, tuple(self.targets.values()), self.plan.made_at)
+
+    def _note_handed_over(self, strangers: Sequence[Owner]) -> None:
+        for owner in strangers:
+            note = f"its socket was handed to {owner.name or '?'} (pid {owner.pid}), which was not touched"
+            if note not in self.notes:
+                self.notes.append(note)
 
     # --- the present state of the port ---
 
@@ -269,9 +293,10 @@ class _Stop:
         bound = self._wait_until_free()
         if bound.note:
             self.notes.append(bound.note)
-        if bound.free and not self._is_taken_again():
+        will_restart = self._will_restart()
+        if bound.free and not self._is_taken_again(KNOWN_RESTART_S if will_restart else WATCH_S):
             self.notes += self._later_restarts()
-            return self._report(Conclusion("stopped"), ())
+            return self._report(Conclusion("will-restart" if will_restart else "stopped"), ())
         self.notes += self._orphans()
         holders = self._holders()
         return self._report(result.classify(holders, tuple(self.targets.values()), self.inodes), holders)
@@ -283,20 +308,31 @@ class _Stop:
             sleep(PAUSE_S)
         return bound
 
-    def _is_taken_again(self) -> bool:
+    def _is_taken_again(self, watch_s: float) -> bool:
         """Watch the freed port by reading the sockets: a bind of ours would block a restart."""
-        deadline = monotonic() + WATCH_S
+        deadline = monotonic() + watch_s
         while monotonic() < deadline:
             if self._has_listener():
                 return True
             sleep(PAUSE_S)
         return False
 
+    def _will_restart(self) -> bool:
+        """Whether a supervisor is known to start an ended process again: a slow machine has not done it yet."""
+        ended = {each.pid for each in self.ended if each.fate == "ended"}
+        for target in self.plan.targets:
+            known = target.supervisor
+            if known and known.restarts and not self._is_managed(target) and target.holder.owner.pid in ended:
+                return True
+        return False
+
     def _later_restarts(self) -> Iterator[str]:
         """Supervisors that may wait longer than the port is watched: RestartSec= in systemd.service(5)."""
         for known in dict.fromkeys(t.supervisor for t in self.plan.targets if not self._is_managed(t)):
             if known and known.restarts is not False:
-                yield f"{known.kind} {known.name} may restart it later; to stop it: {stop_instruction(known)}"
+                verb = "restarts it" if known.restarts else "may restart it later"
+                reason = f" ({known.why})" if known.why else ""
+                yield f"{known.kind} {known.name} {verb}{reason}; to stop it: {stop_instruction(known)}"
 
     def _orphans(self) -> list[str]:
         """Connections that the kernel keeps after their process: tcp(7), tcp_fin_timeout, tcp_orphan_retries."""

@@ -37,13 +37,13 @@ def locals_of(sockets: Iterable[Socket]) -> list[str]:
     return list(dict.fromkeys(map(format_local, sockets)))
 
 
-def join_words(words: Sequence[str]) -> str:
+def join_words(words: Sequence[str], conjunction: str = "and") -> str:
     """``a``, ``a and b``, ``a, b and c``; of many, the first four and how many more."""
     if len(words) > MOST_NAMED:
         return f"{', '.join(words[:MOST_NAMED])} and {len(words) - MOST_NAMED} more"
     if len(words) < 2:
         return "".join(words)
-    return f"{', '.join(words[:-1])} and {words[-1]}"
+    return f"{', '.join(words[:-1])} {conjunction} {words[-1]}"
 
 
 def format_locals(sockets: Iterable[Socket]) -> str:

@@ -11,14 +11,16 @@ from portbook.bind.attempt import Options
 from portbook.managers.supervisor import Supervisor
 from portbook.netconfig.facts import (
     Caller,
+    Diversion,
     DynamicRange,
     ExcludedRange,
     HttpQueue,
+    IpvsService,
     Link,
     LocalAddress,
-    NatRule,
     PortProxy,
     Publication,
+    SocketLookup,
 )
 from portbook.records import Family, Gap, Owner, Platform, PortRange, Protocol, Socket
 
@@ -55,7 +57,10 @@ class Situation(Struct, frozen=True):
     foreign: tuple[str, ...] = ()  # requested addresses that this machine does not have
     links: tuple[Link, ...] = ()  # interfaces that sockets on the port are bound to
     publications: tuple[Publication, ...] = ()
-    nat: tuple[NatRule, ...] = ()
+    nat: tuple[Diversion, ...] = ()
+    proxies_waiting: frozenset[int] = frozenset()  # Linux: ports to which TPROXY rules lead and where a socket waits
+    ipvs: tuple[IpvsService, ...] = ()  # Linux: virtual services with the port
+    lookups: tuple[SocketLookup, ...] = ()  # Linux: BPF programs that choose sockets
     excluded: tuple[ExcludedRange, ...] = ()
     dynamic: tuple[DynamicRange, ...] = ()
     proxies: tuple[PortProxy, ...] = ()

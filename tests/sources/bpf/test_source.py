@@ -643,7 +643,13 @@ def test_a_free_port_needs_no_further_query(own_network, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    monkeypatch.setattr(calls, "read_files", lambda *_: pytest.fail("files were read"))
+    read_files = calls.read_files
+
+    def read_one_process(program, function, pids=None):
+        assert pids == (os.getpid(),), "files of all processes were read"  # the census runs for one
+        return read_files(program, function, pids)
+
+    monkeypatch.setattr(calls, "read_files", read_one_process)
     assert not who(port, source="bpf").held
     listing = take(f"port:{port}", source="bpf")
     assert (listing.sockets, listing.listeners_elsewhere) == ((), None)
@@ -726,7 +732,7 @@ def test_a_kernel_without_the_iterator(monkeypatch, own_network):
 
 @pytest.mark.usefixtures("works")
 def test_a_refused_program_has_the_message_of_the_verifier(monkeypatch, own_network):
-    known = offsets.offsets(program.PATHS, (program.FUNCTION,))
+    known = offsets.offsets(program.PATHS, (program.FUNCTION, *program.COUNTING))
     wrong = {**known.places, "socket.sk": btf.Place(9000, 8)}
     monkeypatch.setattr(offsets, "offsets", lambda *_: replace(known, places=wrong))
     with pytest.raises(SourceMissing, match=r"does not load the program: .*access beyond struct socket.*\(Permission"):

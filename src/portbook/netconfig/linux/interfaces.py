@@ -27,7 +27,8 @@ RTMSG = struct.Struct("=BBBBBBBBI")
 NUMBER = struct.Struct("=I")
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 IFA_F_TENTATIVE, IFA_F_OPTIMISTIC = 0x40, 0x04
-IFLA_IFNAME, IFLA_MASTER, IFLA_LINKINFO, IFLA_INFO_KIND = 3, 10, 18, 1
+IFLA_IFNAME, IFLA_MASTER, IFLA_LINKINFO, IFLA_INFO_KIND, IFLA_INFO_SLAVE_KIND = 3, 10, 18, 1, 4
+IFF_LOOPBACK = 0x8
 RTA_DST = 1
 # RTN_LOCAL, RTN_BROADCAST, RTN_MULTICAST: what inet_bind() accepts
 BINDABLE = frozenset((2, 3, 5))
@@ -80,6 +81,30 @@ def parse_addresses(messages: Iterable[Message], name: Callable[[int], str]) -> 
         flags |= _number(values.get(IFA_FLAGS))
         tentative = bool(flags & IFA_F_TENTATIVE) and not flags & IFA_F_OPTIMISTIC
         yield LocalAddress(address_text(packed), name(index), tentative)
+
+
+def read_names() -> tuple[str, ...]:
+    """The interfaces through which packets come in, without loopback; raises OSError.
+
+    What comes in through a port of a bridge has come in through the bridge when the rules see it.
+    """
+    body = IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0)
+    return tuple(parse_names(netlink.dump(netlink.ROUTE, RTM_GETLINK, body)))
+
+
+def parse_names(messages: Iterable[Message]) -> Iterator[str]:
+    """Read RTM_NEWLINK messages: the interfaces but loopback and ports of bridges and bonds.
+
+    Raises OSError for attributes that are cut short.
+    """
+    for kind, body in messages:
+        if kind != RTM_NEWLINK or len(body) < IFINFOMSG.size:
+            continue
+        _, _, _, flags, _ = IFINFOMSG.unpack_from(body)
+        values = netlink.attributes(body[IFINFOMSG.size :])
+        slave = netlink.text(netlink.attributes(values.get(IFLA_LINKINFO, b"")).get(IFLA_INFO_SLAVE_KIND))
+        if not flags & IFF_LOOPBACK and slave not in ("bridge", "bond"):
+            yield netlink.text(values.get(IFLA_IFNAME))
 
 
 def read_links(names: Iterable[str]) -> tuple[Link, ...]:

@@ -13,7 +13,7 @@ import os
 import struct
 from _socket import AF_INET, AF_INET6, ntohs
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -42,6 +42,7 @@ from portbook.sources.sockdiag import AF, FAMILY, TCP_STATES, UDP_STATES, Addres
 
 if TYPE_CHECKING:  # the modules that read are imported once it is known that we may: this source is tried first
     from portbook.sources.bpf.btf import Layout
+    from portbook.sources.bpf.elsewhere import MachineNamespaces
     from portbook.sources.bpf.fileless import Answers, NamespaceDump, Unowned
     from portbook.sources.bpf.program import Choice
 
@@ -88,7 +89,7 @@ def _layout() -> Layout:
     _check_pid_namespace()
     from portbook.sources.bpf import offsets, program
 
-    return offsets.offsets((*program.PATHS, *program.PORT_TABLES), (program.FUNCTION,))
+    return offsets.offsets((*program.PATHS, *program.PORT_TABLES), (program.FUNCTION, *program.COUNTING))
 
 
 def _program(layout: Layout, choice: Choice) -> tuple[bytes, int]:
@@ -155,7 +156,7 @@ class _Reading(Struct, frozen=True):
         if self.wanted.pids is not None:  # these processes do not own what has no file
             pids = self.wanted.pids if len(self.wanted.pids) <= MOST_PIDS else None
             records = self._run(_choice(self.wanted, self.layout), pids)
-            return self._dump(records, {self.own: fileless.nothing()}, ())
+            return self._dump(records, {self.own: fileless.nothing()})
         found = self._look_up_ports()
         if found is not None:
             return self._read_found(found)
@@ -168,11 +169,26 @@ class _Reading(Struct, frozen=True):
 
         return calls.read_files(*_program(self.layout, choice), pids)
 
-    def _dump(self, records: bytes | None, answers: Answers, seen: Collection[int]) -> BpfDump:
+    def _dump(self, records: bytes | None, answers: Answers) -> BpfDump:
         from portbook.sources.bpf import fileless
 
-        dumps, gaps = fileless.sort_out(answers, seen if self.wanted.all_namespaces else ())
+        dumps, gaps = fileless.sort_out(answers)
         return BpfDump(records, self.own, self.wanted.all_namespaces, dumps, gaps)
+
+    def _machine(self, own: int) -> MachineNamespaces:
+        """How other namespaces are found."""
+        from portbook.sources.bpf import census, program
+        from portbook.sources.bpf.elsewhere import MachineNamespaces
+        from portbook.system import namespaces
+
+        def namespaces_in_use() -> frozenset[int] | None:
+            """In a container, others' namespaces are none of those that it can see: their processes are hidden."""
+            return census.read(self.layout) if namespaces.sees_every_process() else None
+
+        def records() -> bytes:
+            return self._run(program.Choice())
+
+        return MachineNamespaces(own, namespaces_in_use, records)
 
     def _look_up_ports(self) -> dict[int, frozenset[Protocol]] | None:
         """The protocols that have the ports, by namespace; None where they are too many or cannot be looked up."""
@@ -191,17 +207,15 @@ class _Reading(Struct, frozen=True):
         """Where the ports are in use is known: for a free port nothing is read, whatever else there is."""
         from portbook.sources.bpf import fileless
 
-        answers = fileless.read_found(self.wanted, self.own, found)
-        are_read = all(isinstance(answers.get(netns), fileless.NamespaceDump) for netns in found)
-        if are_read and sockdiag.shows_bound() and fileless.unowned(answers) == []:
-            return self._dump(None, answers, found)  # all of them without a file, as in TIME_WAIT
-        if not found:
-            return self._dump(None, answers, found)
+        tables = fileless.read_found(self.wanted, self.own, self._machine, found)
+        shows_all = tables.is_whole and sockdiag.shows_bound()
+        if not found or (shows_all and fileless.unowned(tables.answers) == []):
+            return self._dump(None, tables.answers)  # none, or all without a file, as in TIME_WAIT
         records = self._run(_choice(self.wanted, self.layout))
         files = fileless.summarize(records)
-        if fileless.unowned(answers, files.inodes | files.mptcp_inodes) != []:  # closed since, or no process has it
-            answers = fileless.read_found(self.wanted, self.own, found)
-        return self._dump(records, answers, found)
+        if fileless.unowned(tables.answers, files.inodes | files.mptcp_inodes) != []:  # closed since, or nobody has it
+            tables = fileless.read_found(self.wanted, self.own, self._machine, found)
+        return self._dump(records, tables.answers)
 
     def _read_files_first(self) -> BpfDump:
         """If everything is wanted, the kernel's count then shows whether the tables need to be read at all."""
@@ -212,12 +226,12 @@ class _Reading(Struct, frozen=True):
             choice = replace(choice, families=tuple(AF.values()), counted_outside=self.own)
         records = self._run(choice)
         files = fileless.summarize(records)
-        answers = fileless.read_namespaces(self.wanted, self.own, files)
+        answers = fileless.read_namespaces(self.wanted, self.own, self._machine, files).answers
         unowned = fileless.unowned(answers, files.inodes | files.mptcp_inodes)
         if unowned != []:
             # Opened behind the program, or passed to another process while it ran: a second pass finds who has it now.
             records += self._read_again(choice, unowned)
-        return self._dump(records, answers, files.counts)
+        return self._dump(records, answers)
 
     def _read_again(self, choice: Choice, unowned: list[Unowned] | None) -> bytes:
         """The records of the sockets whose owner was not seen; of all where it is not known which they are."""
@@ -237,17 +251,17 @@ class _Reading(Struct, frozen=True):
         return self._run(choice)
 
     def _read_tables_first(self) -> BpfDump:
-        """When a part is wanted: the tables are small."""
+        """When a part of our namespace is wanted: the tables are small."""
         from portbook.sources.bpf import fileless
 
-        answers = fileless.read_namespaces(self.wanted, self.own)
+        answers = fileless.read_namespaces(self.wanted, self.own, self._machine).answers
         if self.wanted.ports and sockdiag.shows_bound() and fileless.unowned(answers) == []:
-            return self._dump(None, answers, ())
+            return self._dump(None, answers)
         records = self._run(_choice(self.wanted, self.layout))
         files = fileless.summarize(records)
         if fileless.unowned(answers, files.inodes | files.mptcp_inodes) != []:  # closed since, or no process has it
-            answers = fileless.read_namespaces(self.wanted, self.own)
-        return self._dump(records, answers, files.counts)
+            answers = fileless.read_namespaces(self.wanted, self.own, self._machine).answers
+        return self._dump(records, answers)
 
 
 def _few_ports(wanted: Wanted) -> list[int]:

@@ -12,11 +12,10 @@ import sys
 from collections.abc import Callable, Iterable
 
 from portbook.errors import SourceDenied, SourceError, SourceMissing
+from portbook.system.bpf import SYS_BPF
 
 Call = Callable[[int, bytes], int]
 
-# arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h and others; the C library has no wrapper.
-SYS_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "loongarch64": 280, "s390x": 351, "ppc64le": 361}
 PROG_LOAD, PROG_TEST_RUN, LINK_CREATE, ITER_CREATE = 5, 10, 28, 33
 PROG_TYPE_TRACING, PROG_TYPE_SYSCALL, TRACE_ITER = 26, 31, 28
 F_SLEEPABLE = 16

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -25,7 +26,9 @@ from portbook.sources import sockdiag
 from portbook.sources.base import Wanted
 from portbook.sources.bpf import record
 from portbook.sources.bpf.record import IS_MPTCP, PLACES, SIZE, TCP
-from portbook.system import namespaces
+
+if TYPE_CHECKING:
+    from portbook.sources.bpf.elsewhere import MachineNamespaces
 
 # States in which TCP keeps a connection after its process has closed it, and these with SYN_RECV, before one has it.
 PASSED: frozenset[State | None] = frozenset(("TIME_WAIT", "FIN_WAIT1", "FIN_WAIT2", "CLOSING", "LAST_ACK"))
@@ -70,6 +73,13 @@ class NamespaceDump(Struct, frozen=True):
 
 
 Answers = Mapping[int, NamespaceDump | SourceError | OSError]  # by namespace
+
+
+class Tables(Struct, frozen=True):
+    """What was read in the namespaces that are wanted."""
+
+    answers: Answers
+    is_whole: bool  # whether none of these namespaces is missing
 
 
 def is_whole(wanted: Wanted) -> bool:
@@ -125,43 +135,48 @@ def summarize(records: bytes) -> Files:
 # --- namespace by namespace ----------------------------------------------------------------------------------------
 
 
-def read_namespaces(wanted: Wanted, own: int, files: Files | None = None) -> Answers:
+def read_namespaces(
+    wanted: Wanted, own: int, machine: Callable[[int], MachineNamespaces], files: Files | None = None
+) -> Tables:
     """Read what may have no file: in our namespace, and in every other one when these are wanted.
 
+    :param machine: how other namespaces are found
     :param files: what the files showed, when they were read already; of other namespaces they have to show all
     :returns: by namespace what was read, or the error of another namespace than ours
     :raises SourceError: our own namespace could not be read
     """
     read_one = partial(_read_namespace, wanted, own, files)
     answers: dict[int, NamespaceDump | SourceError | OSError] = {own: read_one(own, None)}
-    if wanted.all_namespaces:
-        paths = namespaces.inhabited()
-        answers.update(_visit(paths.keys() - {own}, paths, read_one))
-    return answers
+    if not wanted.all_namespaces:
+        return Tables(answers, is_whole=True)
+    from portbook.sources.bpf import elsewhere
+
+    seen = () if files is None else files.counts
+    others = elsewhere.read(machine(own), partial(read_one, limit_s=VISIT_LIMIT_S), seen)
+    answers.update(others.answers)
+    return Tables(answers, others.is_whole)
 
 
-def read_found(wanted: Wanted, own: int, found: Mapping[int, frozenset[Protocol]]) -> Answers:
-    """Read the namespaces and protocols in which something was found; as ``read_namespaces``."""
+def read_found(
+    wanted: Wanted, own: int, machine: Callable[[int], MachineNamespaces], found: Mapping[int, frozenset[Protocol]]
+) -> Tables:
+    """Read the namespaces and protocols in which something was found; otherwise as ``read_namespaces``."""
 
-    def read_one(netns: int, limit_s: float | None) -> NamespaceDump:
+    def read_one(netns: int, limit_s: float | None = VISIT_LIMIT_S) -> NamespaceDump:
         protocols = tuple(protocol for protocol in wanted.protocols if protocol in found[netns])
         return _dumped([sockdiag.read(replace(wanted, protocols=protocols), limit_s)])
 
     answers: dict[int, NamespaceDump | SourceError | OSError] = {own: nothing()}
     if own in found:
         answers[own] = read_one(own, None)
-    others = found.keys() - {own}
-    if others:
-        answers.update(_visit(others, namespaces.inhabited(), read_one))
-    return answers
+    wanted_others = found.keys() - {own}
+    if not wanted_others:
+        return Tables(answers, is_whole=True)
+    from portbook.sources.bpf import elsewhere
 
-
-def _visit(wanted: Collection[int], paths: Mapping[int, str], read_one: Callable[..., NamespaceDump]) -> Answers:
-    """Read these of the namespaces that can be entered."""
-    entered = {netns: path for netns, path in paths.items() if netns in wanted}
-    if not entered:
-        return {}
-    return namespaces.visit(entered, partial(read_one, limit_s=VISIT_LIMIT_S))
+    others = elsewhere.read(machine(own), read_one, wanted_others, wanted_others)
+    answers.update(others.answers)
+    return Tables(answers, others.is_whole)
 
 
 def nothing() -> NamespaceDump:
@@ -196,11 +211,8 @@ def unowned(answers: Answers, known: Collection[int] = ()) -> list[Unowned] | No
     return found
 
 
-def sort_out(answers: Answers, seen: Collection[int]) -> tuple[dict[int, NamespaceDump], tuple[Gap, ...]]:
-    """The dumps by namespace, and a gap for the namespaces that could not be read.
-
-    :param seen: namespaces of which there has to be a dump
-    """
+def sort_out(answers: Answers) -> tuple[dict[int, NamespaceDump], tuple[Gap, ...]]:
+    """The dumps by namespace, and a gap for the namespaces that could not be read."""
     dumps: dict[int, NamespaceDump] = {}
     failures: list[Exception] = []
     for netns, answer in answers.items():
@@ -208,7 +220,6 @@ def sort_out(answers: Answers, seen: Collection[int]) -> tuple[dict[int, Namespa
             dumps[netns] = answer
         else:
             failures.append(answer)
-    failures += [OSError("no visible process is in it") for netns in seen if netns not in answers]
     return dumps, tuple(_unread_namespaces(failures))
 
 

@@ -19,6 +19,7 @@ from portbook.errors import SourceError, SourceMissing
 from portbook.sources.bpf import calls
 from portbook.sources.bpf.assembler import R0, R1, R2, R3, R6, R7, R10, Code
 from portbook.sources.bpf.btf import Place
+from portbook.system import namespaces
 
 GET_CURRENT_TASK, PROBE_READ_KERNEL = 35, 113  # numbers of helpers in include/uapi/linux/bpf.h
 WORD = 8
@@ -30,7 +31,6 @@ ADDRESSES = struct.Struct(f"={SLOTS}Q")
 FAILED_AND_TASK = struct.Struct("=QQ")
 
 
-INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # its inode: include/linux/proc_ns.h
 _pid_levels: dict[int, int | None] = {}  # by inode of the pid namespace
 
 
@@ -112,7 +112,7 @@ def pid_level(places: Mapping[str, Place | None]) -> int | None:
         inode = os.stat("/proc/self/ns/pid").st_ino
     except OSError:
         return None
-    if inode == INITIAL_PID_NAMESPACE:
+    if inode == namespaces.INITIAL_PID_NAMESPACE:
         return 0
     if inode not in _pid_levels:
         _pid_levels[inode] = _read_pid_level(places.get("task_struct.thread_pid"), places.get("pid.level"))

@@ -42,7 +42,14 @@ REQUIRED = (
 # These do not exist without CONFIG_IPV6 and without cgroups.
 V6 = (COMMON + "skc_v6_rcv_saddr", COMMON + "skc_v6_daddr", COMMON + "skc_ipv6only")
 CGROUP = ("sock.sk_cgrp_data.cgroup", "cgroup.kn", "kernfs_node.id")
-PATHS = (*REQUIRED, *V6, *CGROUP)
+# For census.py: the list of network namespaces, and how many refer to one, by the name before and since Linux 6.18.
+NAMESPACES = (
+    "bpf_iter__task_file.meta", "bpf_iter_meta.seq", "bpf_iter_meta.seq_num", "task_struct.nsproxy", "nsproxy.net_ns",
+    "net.list", "net.ns.inum", "net.ns.ops",
+)  # fmt: skip
+COUNTERS = ("net.ns.__ns_ref", "net.ns.count")
+COUNTING = ("bpf_iter_num_new", "bpf_iter_num_next", "bpf_iter_num_destroy")  # functions, of Linux 6.4
+PATHS = (*REQUIRED, *V6, *CGROUP, *NAMESPACES, *COUNTERS)
 # These are for port_tables.py. One file keeps the places of all (offsets.py).
 PORT_TABLES = (
     "task_struct.nsproxy", "nsproxy.net_ns", "net.list", "net.ns.inum", "net.ns.ops", "net.hash_mix",

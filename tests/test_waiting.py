@@ -1,0 +1,380 @@
+"""One limit for a wait, reasons for what is not ready, proxies, ports of one address. Windows Python runs this too."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from portbook import UsageError, dialing, waiting
+from portbook.probe.resolve import ResolvedAddress
+from tests import netlab
+from tests.components import need
+from tests.listeners import deaf, listening, peer_may_vanish, portbook, refusing
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has a listener that does not answer")
+MARGIN_S = 3.0  # for a machine under load; the limits that are tested would be missed by more
+
+
+@contextlib.contextmanager
+def takes_at_most(limit_s):
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < limit_s + MARGIN_S
+
+
+def reasons(targets, **options):
+    return {each.target: each.reason for each in waiting.wait_until_ready(targets, **options)}
+
+
+# --- one limit -----------------------------------------------------------------------------------------------------
+
+
+@LINUX
+def test_several_silent_ports_take_no_longer_than_the_limit():
+    with contextlib.ExitStack() as stack:
+        ports = [stack.enter_context(deaf())[1] for _ in range(70)]  # more than there were threads
+        with takes_at_most(0.3):
+            found = reasons([f"127.0.0.1:{port}" for port in ports], timeout_s=0.3)
+    assert set(found.values()) == {"silent"}
+    assert len(found) == 70
+
+
+def test_a_resolver_that_hangs_does_not_delay_the_others(monkeypatch):
+    released = threading.Event()
+    monkeypatch.setattr("portbook.probe.resolve.look_up", lambda name: released.wait(60) and [])
+    with listening("127.0.0.1") as ((_, port),), takes_at_most(0.4):
+        found = reasons(["slow.test:80", f"127.0.0.1:{port}"], timeout_s=0.4)
+    released.set()
+    assert found == {"slow.test:80": "name lookup failed: no answer from the resolver"}
+
+
+def test_dial_counts_the_name_lookup(monkeypatch):
+    released = threading.Event()
+    monkeypatch.setattr("portbook.probe.resolve.look_up", lambda name: released.wait(60) and [])
+    with takes_at_most(0.3):
+        (answer,) = dialing.dial("slow.test:80", timeout_s=0.3).addresses
+    released.set()
+    assert (answer.outcome, answer.evidence.text) == ("lookup-failed", "no answer from the resolver within 0.3 s")
+
+
+@LINUX
+def test_dial_counts_lookup_and_connection_together(monkeypatch):
+    def slow(name):
+        time.sleep(0.4)
+        return [ResolvedAddress("127.0.0.1")]
+
+    monkeypatch.setattr("portbook.probe.resolve.look_up", slow)
+    seen = []
+    connect = dialing.tcp.connect
+
+    def connected(address, port, zone, timeout_s):
+        seen.append(timeout_s)
+        return connect(address, port, zone, timeout_s)
+
+    monkeypatch.setattr(dialing.tcp, "connect", connected)
+    with deaf() as (_, port):
+        dialing.dial(f"slow.test:{port}", timeout_s=0.6, retries=1)
+    assert seen[0] <= 0.2  # what the lookup has left of 0.6 s
+    assert seen[1] == 0.6  # the further attempt has the time anew
+
+
+@LINUX
+def test_one_silent_address_delays_nothing(monkeypatch):
+    with deaf() as (_, port), listening("127.0.0.2", port=port):
+        monkeypatch.setattr(
+            "portbook.probe.resolve.look_up",
+            lambda _: [ResolvedAddress("127.0.0.1"), ResolvedAddress("127.0.0.2")],
+        )
+        began = time.monotonic()
+        assert waiting.wait_for(f"several.test:{port}", timeout_s=60) == []
+        assert time.monotonic() - began < 2.5  # one connection to the silent address took 3 s
+
+
+def test_a_name_that_gets_its_address_later(monkeypatch):
+    answers = iter([OSError(-2, "unknown"), OSError(-2, "unknown")])
+    with listening("127.0.0.1") as ((_, port),):
+
+        def look_up(name):
+            for error in answers:
+                raise error
+            return [ResolvedAddress("127.0.0.1")]
+
+        monkeypatch.setattr("portbook.probe.resolve.look_up", look_up)
+        assert waiting.wait_for(f"late.test:{port}", timeout_s=60) == []
+
+
+@pytest.mark.root
+def test_a_handshake_of_four_seconds_succeeds():
+    """The old limit of one attempt was 3 s, whatever --timeout said."""
+    with netlab.pair(rtt_ms=3600) as lab:
+        with lab.target:
+            listener = socket.create_server((netlab.TARGET, 80))
+        with listener:
+            # The neighbour is found beforehand: that takes a round trip of its own.
+            for one, other, address in (
+                (lab.client, lab.target, netlab.TARGET),
+                (lab.target, lab.client, netlab.CLIENT),
+            ):
+                mac = other.run("ip", "-br", "link", "show", "link0").split()[2]
+                one.run("ip", "neigh", "replace", address, "lladdr", mac, "dev", "link0")
+            missing = lab.client.call(waiting.wait_for, [f"{netlab.TARGET}:80"])
+    assert missing == []
+
+
+@pytest.mark.root
+def test_dial_waits_for_the_verdict_about_a_neighbour_that_does_not_exist():
+    with netlab.pair() as lab:
+        (answer,) = lab.client.call(dialing.dial, "10.77.0.99:80").addresses
+    assert (answer.outcome, answer.evidence.icmp_type, answer.evidence.icmp_code) == ("unreachable", 3, 1)
+
+
+@pytest.mark.root
+def test_a_shortage_of_own_ports_is_no_loss():
+    def dialed():
+        with socket.create_server(("127.0.0.1", 80)) as listener:
+            threading.Thread(target=accept_all, args=(listener,), daemon=True).start()
+            return dialing.dial("127.0.0.1:80", times=30).timing
+
+    with netlab.pair() as lab:
+        lab.client.sysctl("net.ipv4.ip_local_port_range", "40000 40009")
+        lab.client.sysctl("net.ipv4.tcp_tw_reuse", 0)
+        timing = lab.client.call(dialed)
+    assert (timing.count, timing.lost, timing.shortage.error) == (30, 0, "EADDRNOTAVAIL")
+    assert timing.not_sent >= 15
+
+
+def accept_all(listener):
+    kept = []
+    with contextlib.suppress(OSError):
+        while True:
+            kept.append(listener.accept()[0])
+
+
+# --- reasons -------------------------------------------------------------------------------------------------------
+
+
+def test_reasons_in_the_words_of_dial_and_scan(monkeypatch):
+    def look_up(name):
+        raise OSError(socket.EAI_NONAME if name == "missing.test" else socket.EAI_AGAIN, "text of the system")
+
+    monkeypatch.setattr("portbook.probe.resolve.look_up", look_up)
+    with refusing() as (_, port):
+        found = reasons([f"127.0.0.1:{port}", "missing.test:80", "later.test:80"], timeout_s=0.3)
+        monkeypatch.undo()
+        (dialed,) = dialing.dial(f"127.0.0.1:{port}").addresses
+    assert found == {
+        f"127.0.0.1:{port}": "refused",
+        "missing.test:80": "name not found",
+        "later.test:80": "name lookup failed: EAI_AGAIN: text of the system",
+    }
+    assert dialed.outcome == "closed"
+
+
+def test_the_command_gives_the_reasons_in_one_line():
+    with refusing() as (_, port):
+        done = portbook("wait", port, "--timeout", "0.3")
+    assert (done.returncode, done.stderr) == (1, f"portbook: after 0.3 s not ready: localhost:{port} (refused)\n")
+
+
+def dns_answers(codes):
+    """A DNS server that answers with a code for each name (RFC 1035 section 4.1.1), and no address."""
+    server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    server.bind(("127.0.0.1", 53))
+
+    def serve():
+        while True:
+            query, sender = server.recvfrom(512)
+            label = query[13 : 13 + query[12]].decode()
+            if label in codes:
+                server.sendto(
+                    query[:2] + bytes([0x81, 0x80 | codes[label]]) + query[4:6] + bytes(6) + query[12:], sender
+                )
+
+    threading.Thread(target=serve, daemon=True).start()
+
+
+def outcomes_with_a_dns_server(names):
+    """In a mount namespace of its own, with a resolver that is the server above."""
+    libc = netlab._libc()
+    netlab._check(libc.unshare(0x00020000), "unshare")  # CLONE_NEWNS
+    netlab._check(libc.mount(None, b"/", None, 0x4000 | 0x40000, None), "mount")  # MS_REC | MS_PRIVATE
+    path = f"/tmp/portbook-resolv-{os.getpid()}"
+    with open(path, "w", encoding="ascii") as file:
+        file.write("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
+    try:
+        netlab._check(libc.mount(path.encode(), b"/etc/resolv.conf", None, 0x1000, None), "mount")  # MS_BIND
+    finally:
+        os.unlink(path)
+    dns_answers({"missing": 3, "broken": 2, "refused": 5})
+    dials = [dialing.dial(f"{name}.test:80").addresses[0] for name in names]
+    return [(dial.outcome, dial.evidence.error) for dial in dials]
+
+
+@pytest.mark.root
+def test_what_a_real_resolver_says_about_names():
+    netlab.needed()
+    space = netlab.Namespace()
+    try:
+        missing, broken, refused = space.call(outcomes_with_a_dns_server, ["missing", "broken", "refused"])
+    finally:
+        space.close()
+    assert missing == ("name-not-found", "EAI_NONAME")
+    assert broken == ("lookup-failed", "EAI_AGAIN")
+    assert refused == ("lookup-failed", "EAI_AGAIN")
+
+
+def test_dial_exits_with_5_when_the_resolver_could_not_find_out(tmp_path):
+    script = (
+        "import socket, sys; from portbook.probe import resolve; from portbook.__main__ import main\n"
+        "def look_up(name): raise OSError(socket.EAI_AGAIN, 'no server')\n"
+        "resolve.look_up = look_up; raise SystemExit(main())"
+    )
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {os.path.abspath('src')!r})\n{script}"]
+    done = subprocess.run([*command, "dial", "x.test:80"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 5
+    assert done.stdout.startswith("x.test:80 could not be looked up\n")
+
+
+# --- proxies -------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def accepting(handle):
+    """A server that passes each connection to a function, with how many came before."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve():
+            number = 0
+            with contextlib.suppress(OSError):
+                while True:
+                    accepted = listener.accept()[0]
+                    with peer_may_vanish():
+                        handle(accepted, number)
+                    number += 1
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+
+
+DROPPED = "accepted, and closed the connection: a proxy in front of a service that is down?"
+
+
+def drop(connection, number):
+    connection.close()
+
+
+def reset(connection, number):
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, dialing.tcp.ABORT)
+    connection.close()
+
+
+@pytest.mark.parametrize("handle", [drop, reset])
+def test_a_connection_that_does_not_last_is_not_stable(handle):
+    with accepting(handle) as port:
+        assert waiting.wait_for(port, timeout_s=20) == []
+        assert reasons(f"127.0.0.1:{port}", stable=True, timeout_s=0.4) == {f"127.0.0.1:{port}": DROPPED}
+
+
+def test_stable_when_the_service_behind_the_proxy_has_started():
+    kept = []
+
+    def handle(connection, number):
+        kept.append(connection) if number >= 2 else connection.close()
+
+    with accepting(handle) as port:
+        assert waiting.wait_for(f"127.0.0.1:{port}", stable=True, timeout_s=30) == []
+    (connection,) = kept
+    connection.close()
+
+
+def test_a_service_that_speaks_is_stable_at_once():
+    def greet(connection, number):
+        connection.sendall(b"220 ready\r\n")
+        connection.close()
+
+    with accepting(greet) as port, takes_at_most(0):
+        assert waiting.wait_for(f"127.0.0.1:{port}", stable=True, timeout_s=30) == []
+
+
+def test_a_real_proxy_in_front_of_nothing():
+    need(shutil.which("socat") is not None, "socat")
+    with refusing() as (_, backend), refusing() as (_, port):
+        pass  # the port is free again
+    proxy = subprocess.Popen(
+        ["socat", f"TCP-LISTEN:{port},bind=127.0.0.1,fork,reuseaddr", f"TCP:127.0.0.1:{backend}"],
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert waiting.wait_for(f"127.0.0.1:{port}", timeout_s=20) == []
+        assert reasons(f"127.0.0.1:{port}", stable=True, timeout_s=0.4) == {f"127.0.0.1:{port}": DROPPED}
+        with socket.create_server(("127.0.0.1", backend)):
+            assert waiting.wait_for(f"127.0.0.1:{port}", stable=True, timeout_s=30) == []
+    finally:
+        proxy.kill()
+        proxy.wait(10)
+
+
+@pytest.mark.parametrize("options", [{"free": True}, {"udp": True}])
+def test_only_tcp_connections_can_last(options):
+    with pytest.raises(UsageError, match="stable"):
+        waiting.wait_for("53", stable=True, **options)
+
+
+# --- free ports of one address -------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform not in ("linux", "win32"), reason="other systems have 127.0.0.1 alone")
+def test_free_at_the_address_that_is_written():
+    with listening("127.0.0.1") as ((_, port),):
+        held = [f"127.0.0.1:{port}", f"localhost:{port}", f"0.0.0.0:{port}", str(port)]
+        assert waiting.wait_for([*held, f"127.0.0.2:{port}"], free=True, timeout_s=0.2) == held
+
+
+@pytest.mark.parametrize("host", ["192.0.2.7", "[2001:db8::7]"])  # RFC 5737, RFC 3849: of no machine
+def test_a_foreign_host_has_no_free_ports(host):
+    with pytest.raises(UsageError, match="is no address of this machine"):
+        waiting.wait_for(f"{host}:80", free=True, timeout_s=5)
+
+
+def test_a_name_of_another_machine_has_no_free_ports(monkeypatch):
+    monkeypatch.setattr("portbook.probe.resolve.look_up", lambda _: [ResolvedAddress("192.0.2.7")])
+    with pytest.raises(UsageError, match=r"^db\.test \(192\.0\.2\.7\) is no address of this machine"):
+        waiting.wait_for("db.test:80", free=True, timeout_s=5)
+
+
+# --- what can be written -------------------------------------------------------------------------------------------
+
+
+def test_a_wait_for_tcp_and_udp_together():
+    with listening("127.0.0.1") as ((_, port),), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        udp = silent.getsockname()[1]
+        assert reasons([f"127.0.0.1:{port}", f"127.0.0.1:{udp}/udp"], timeout_s=0.5) == {
+            f"127.0.0.1:{udp}/udp": "silent"
+        }
+
+
+def test_hosts_and_ports_apart():
+    with listening("127.0.0.1", "127.0.0.1") as ((_, one), (_, other)):
+        assert portbook("wait", "127.0.0.1", one, other, "--timeout", "20").returncode == 0
+        assert portbook("wait", "127.0.0.1", "-p", f"{one},{other}", "--timeout", "20").returncode == 0
+        done = portbook("dial", "127.0.0.1", "-p", f"{one},{other}")
+    assert done.returncode == 0
+    assert done.stdout.count("is open") == 2
+
+
+@pytest.mark.parametrize("command", ["wait", "dial"])
+def test_nothing_to_wait_for_is_a_mistake(command):
+    done = portbook(command)
+    assert (done.returncode, done.stderr.startswith("portbook: no port; ")) == (2, True)
