@@ -356,6 +356,8 @@ def _rows(
         local, reach = addresses[family][source]
         v6only, cgroup_id = attributes[data[at + LEAST_ROW : end]]
         state = states[state_number]
+        if state == "BOUND":
+            reach = "none"
 
         remote = None
         if remote_port and state != "LISTEN":

@@ -424,6 +424,7 @@ def _rows(dump: BpfDump) -> _Rows:
         protocol, state, listens, waits = KINDS[protocol_number, state_number]
         addresses = addresses_of[family]
         local, reach = addresses[source]
+        reach = "none" if state == "BOUND" else reach
 
         remote = remote_port = None
         if peer_port and not listens:
