@@ -31,7 +31,7 @@ from portbook.sources.bpf.btf import Place
 from portbook.sources.bpf.memory import ADDRESS, WORD, ChangedMemory, KernelMemory
 from portbook.sources.bpf.program import COMMON, PORT_TABLES
 
-Answer = TypeVar("Answer")
+Looked = TypeVar("Looked")
 Found = dict[int, frozenset[Protocol]]  # by inode of the namespace
 
 NET = ("net.list", "net.ns.inum", "net.ns.ops", "net.hash_mix", "net.ipv4.tcp_death_row.hashinfo", "net.ipv4.udp_table")
@@ -83,7 +83,7 @@ def kept_by_kernel(places: Mapping[str, Place | None], ports: Collection[int]) -
     return _look(places, lambda tables: tables.kept_by_kernel(ports)) or frozenset()
 
 
-def _look(places: Mapping[str, Place | None], answer: Callable[[_Tables], Answer]) -> Answer | None:
+def _look(places: Mapping[str, Place | None], answer: Callable[[_Tables], Looked]) -> Looked | None:
     known = {path: place for path in PORT_TABLES if (place := places.get(path)) is not None}
     if len(known) < len(PORT_TABLES):
         return None
