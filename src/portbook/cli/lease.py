@@ -71,7 +71,9 @@ def command(
         among = _unwanted_ports(protocols, address)
     leased = lease(port or 0, protocols=protocols, address=address, dual=dual, ports=among)
     if not quiet and (port is None or number_only):
-        sys.stderr.write(f"portbook: {_announcement(leased, number_only)}\n")
+        from portbook.render.text import note
+
+        sys.stderr.write(note(_announcement(leased, number_only)))
     arguments = [given[0], *(word.replace(PLACEHOLDER, str(leased.port)) for word in given[1:])]
     if number_only:
         return _run_with_number(path, arguments, leased)
