@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import socket as net
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import product, repeat
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
@@ -27,14 +27,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
 from portbook.addresses import EVERYWHERE, Endpoint
 from portbook.bind import choice, endpoints, handover
 from portbook.bind.attempt import NO_FAMILY, BindError, Options, bind
-from portbook.bind.free import check_protocols
+from portbook.bind.free import request
 from portbook.errors import LeaseError, PortbookError, UsageError
 from portbook.netconfig import ephemeral
+from portbook.ports import parse_one
 from portbook.records import Protocol
 
 if TYPE_CHECKING:
     import subprocess
     from types import TracebackType
+
+    from portbook.ports import PortLike, PortsLike
 
 # How often the system chooses before we try its range ourselves: it may choose the same number again and again while
 # that is free on one family (Linux prefers every other number) and taken on the other.
@@ -134,35 +137,37 @@ class LeasePlan(NamedTuple):
 
 
 def lease(
-    port: int = 0,
+    port: PortLike = 0,
     *,
-    protocols: Sequence[Protocol] = ("tcp",),
+    protocols: Sequence[Protocol] | None = None,
     address: str | None = None,
     dual: bool = False,
-    ports: Iterable[int] | None = None,
+    ports: PortsLike | None = None,
     listens: bool = True,
 ) -> Lease:
     """Bind a port for every protocol, on every endpoint, and hold it.
 
-    :param port: 0 lets the system choose a number that is free for every socket
-    :param address: one address, or "localhost" for both loopback addresses; None is 0.0.0.0 and ::, without a family
-        that this machine lacks
+    :param port: a number, or text such as ``53/udp`` or ``127.0.0.1:8080``; 0 lets the system choose a number that is
+        free for every socket
+    :param protocols: None: that of the port, else "tcp"
+    :param address: one address, or "localhost" for both loopback addresses; None is that of the port, else 0.0.0.0 and
+        ::, without a family that this machine lacks
     :param dual: one IPv6 socket that takes IPv4 as well
-    :param ports: any of these, in random order, instead of the system's choice
+    :param ports: any of these, in random order, instead of the system's choice: numbers, or text such as ``8000-8100``
     :param listens: False: TCP sockets are bound and do not listen yet; nobody can connect, no other socket can bind
     :returns: the lease; close it, or use it as a context manager
     :raises LeaseError: the port, or each of the ports, cannot be bound
     :raises UsageError: an argument is not valid
     :raises PortbookError: this process has no descriptor left
     """
-    if not 0 <= port <= 65535:
-        raise UsageError(f"port {port} is out of range", "valid values are 1 to 65535, and 0 for any port")
-    if port and ports is not None:
+    is_named = port not in (0, "0")
+    if is_named and ports is not None:
         raise UsageError("a port and a range of ports exclude each other", "give one of them")
-    plan = LeasePlan(endpoints.parse(address, dual=dual), check_protocols(protocols), listens)
-    if port:
-        return _lease_named(port, plan)
-    numbers = _any_numbers() if ports is None else choice.shuffled(choice.pool(ports).numbers)
+    wanted = request(parse_one(port) if is_named else ports, protocols, address, dual=dual)
+    plan = LeasePlan(wanted.places, wanted.protocols, listens)
+    if is_named and wanted.numbers is not None:
+        return _lease_named(wanted.numbers[0], plan)
+    numbers = _any_numbers() if wanted.numbers is None else choice.shuffled(choice.pool(wanted.numbers).numbers)
     return _lease_one_of(numbers, plan)
 
 

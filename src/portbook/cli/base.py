@@ -6,7 +6,7 @@ English: they are kept as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -82,6 +82,17 @@ class Group(click.Group):
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
         """The one help option of all commands."""
         return HELP
+
+
+port_option = option("-p", "--ports", "more", multiple=True, metavar="PORTS", help="the same as PORT")
+
+
+def given(ctx: click.Context, words: Sequence[str], more: Sequence[str], name: str = "PORT") -> list[str]:
+    """The ports given as arguments and as options; raise click.UsageError if there is none."""
+    ports = [*words, *more]
+    if not ports:
+        raise click.UsageError(f"missing argument {name}", ctx)
+    return ports
 
 
 def command(name: str, cls: type[Command] = Command) -> Callable[[Callable[..., Any]], Command]:

@@ -9,7 +9,7 @@ from importlib import import_module
 from math import inf, isfinite
 from time import monotonic
 from types import TracebackType
-from typing import Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 from typing import Protocol as Interface
 
 from msgspec.structs import replace
@@ -20,7 +20,7 @@ from portbook.probe.outcome import WITHOUT_ADDRESS, Answer
 from portbook.probe.request import Event, EventCallback, Limits, Probe, Tally
 from portbook.records import Protocol
 from portbook.scanner.canary import SelfWatch
-from portbook.scanner.ports import check_ports, parse_ports
+from portbook.scanner.ports import parse_survey
 from portbook.scanner.report import SCHEMA, Report
 from portbook.scanner.targets import (
     VALID,
@@ -34,10 +34,14 @@ from portbook.scanner.targets import (
     weave,
 )
 
+if TYPE_CHECKING:
+    from portbook.ports import PortsLike
+
 ENGINES: dict[Protocol, tuple[str, str]] = {
     "tcp": ("portbook.scanner.tcp.engine", "scan_tcp"),
     "udp": ("portbook.scanner.udp.engine", "scan_udp"),
 }
+PROTOCOL: dict[bool, Protocol] = {False: "tcp", True: "udp"}
 MOST_EVENTS = 10_000  # in the report; a breaker has a few for each dead host
 ALWAYS_SHOWN = ("open", *WITHOUT_ADDRESS)  # also by a scan for open ports alone: a misspelt name must be seen
 NO_PORT = 0  # in the one answer for a name that has no address: RFC 6335 section 6 reserves it
@@ -57,10 +61,10 @@ class Engine(Interface):
 
 
 def scan(
-    targets: str | Iterable[str],
-    ports: str | Iterable[int],
+    targets: PortsLike,
+    ports: PortsLike | None = None,
     *,
-    udp: bool = False,
+    udp: bool | None = None,
     limits: Limits | None = None,
     allow_public: bool = False,
     only_open: bool = False,
@@ -74,9 +78,10 @@ def scan(
     ...         print(answer.port, answer.outcome)
     >>> answers.report.outcomes                                         # doctest: +SKIP
 
-    :param targets: names, addresses, ``10.0.0.0/24``, ``10.0.0.1-20``, ``fe80::1%eth0``, ``@file``; text is split
-    :param ports: numbers, or text such as ``"22,8000-8100,@web"``
-    :param udp: UDP ports instead of TCP ports
+    :param targets: names, addresses, ``10.0.0.0/24``, ``10.0.0.1-20``, ``fe80::1%eth0``, ``@file``; text is split. They
+        may have ports, the same for all: ``localhost:8080``, URLs; a number is a port of localhost
+    :param ports: numbers, or text such as ``"22,8000-8100,@web"``; None: those of the targets, else ``"@common"``
+    :param udp: UDP ports, or False: TCP ports; None: what is written with the ports, else TCP
     :param limits: how hard to try; None: the defaults of Limits
     :param allow_public: probe globally routable addresses too
     :param only_open: yield open ports alone, and names that have no address; the report counts all
@@ -85,17 +90,15 @@ def scan(
     :raises UsageError: an argument is invalid, or a target is public and ``allow_public`` is not given; for the
         addresses of a name, when the iteration begins
     """
-    protocol: Protocol = "udp" if udp else "tcp"
-    texts = targets.split() if isinstance(targets, str) else targets
-    parsed = list(parse_targets(texts))
+    survey = parse_survey(targets, ports, None if udp is None else PROTOCOL[udp])
+    parsed = list(parse_targets(survey.targets))
     if not parsed:
         raise UsageError("no target to scan", VALID)
-    numbers = parse_ports(ports, protocol) if isinstance(ports, str) else check_ports(ports)
     limits = limits or Limits()
     _check(limits)
     if not allow_public:
         refuse_public(item for item in parsed if isinstance(item, Span))
-    return Scan(parsed, numbers, protocol, limits, allow_public, only_open, on_event)
+    return Scan(parsed, list(survey.ports), survey.protocol, limits, allow_public, only_open, on_event)
 
 
 class Scan:
