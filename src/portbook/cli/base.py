@@ -26,22 +26,26 @@ class Option(click.Option):
         self.help = help
 
 
-class FiniteRange(click.FloatRange):
+class Finite(click.types.FloatParamType):
     """A number that can be counted with: float() also reads "nan", which no comparison refuses, and "inf"."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Convert as click does, within MOST."""
         number = super().convert(value, param, ctx)
         if not abs(number) <= MOST:
-            self.fail(f"{value[:MOST_SHOWN]!r} is not a number up to {MOST:g}.", param, ctx)
+            self.fail(f"{str(value)[:MOST_SHOWN]!r} is not a number up to {MOST:,.0f}.", param, ctx)
         return number
+
+
+class FiniteRange(Finite, click.FloatRange):
+    """Such a number within limits."""
 
 
 def option(*declarations: str, **attributes: Any) -> Callable[[Decorated], Decorated]:
     """As ``click.option``; every floating-point number is finite."""
     kind = attributes.get("type")
     if kind is float:
-        attributes["type"] = FiniteRange()
+        attributes["type"] = Finite()
     elif isinstance(kind, click.FloatRange):
         attributes["type"] = FiniteRange(kind.min, kind.max, kind.min_open, kind.max_open, kind.clamp)
     return click.option(*declarations, cls=Option, **attributes)
