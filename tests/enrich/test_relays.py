@@ -14,20 +14,18 @@ PROXY = Owner(
     "docker-proxy",
     "/usr/bin/docker-proxy",
     "root",
-    command_line=tuple(
-        [
-            "docker-proxy",
-            "-proto",
-            "tcp",
-            "-host-ip",
-            "0.0.0.0",
-            "-host-port",
-            "8080",
-            "-container-ip",
-            "172.17.0.2",
-            "-container-port",
-            "80",
-        ]
+    command_line=(
+        "docker-proxy",
+        "-proto",
+        "tcp",
+        "-host-ip",
+        "0.0.0.0",
+        "-host-port",
+        "8080",
+        "-container-ip",
+        "172.17.0.2",
+        "-container-port",
+        "80",
     ),
 )
 WEB = Publication("docker:web", "tcp", 8080, ("172.17.0.2",))
