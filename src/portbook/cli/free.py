@@ -74,6 +74,8 @@ def _write_text(answer: Free, quiet: bool) -> None:
     sys.stdout.flush()
     if answer.ports and not quiet:
         sys.stderr.write(safe(f"portbook: {render.caution(answer)}") + "\n")
+    if answer.redirected:
+        sys.stderr.write(safe(f"portbook: {render.redirections(answer)}") + "\n")
     if not answer.enough:
         sys.stderr.write(safe(f"portbook: {render.shortage(answer)}") + "\n")
     output.write_gaps(answer.gaps)
