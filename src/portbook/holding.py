@@ -17,6 +17,7 @@ from portbook.records import SCHEMA, Holder, Holding, Owner, Protocol, Socket
 from portbook.system import namespaces
 
 if TYPE_CHECKING:
+    from portbook.netconfig.facts import Publication
     from portbook.ports import PortLike
 
 _Sockets = tuple[Socket, ...]
@@ -46,10 +47,11 @@ def who(port: PortLike, protocol: Protocol | None = None, *, source: str | None 
         raise UsageError(f"{host} is not an address of this machine", f"to reach it: portbook dial {wanted}")
     listing = inventory.read_listing(Query(tuple(terms)), source=source, all_namespaces=True)
     own = namespaces.own()
-    sockets, other_sockets = _split(listing.sockets, own)
+    found = tuple(sorted(owners.with_origins(listing.sockets), key=_order))
+    sockets, other_sockets = _split(found, own)
     holders: list[Holder] = []
     other_holders: list[Holder] = []
-    for holder in _holders(listing.sockets, listing.source, number):
+    for holder in _holders(found, listing.source, number, protocol):
         here, there = _split(holder.sockets, own)
         if here:
             holders.append(replace(holder, sockets=here))
@@ -80,22 +82,74 @@ def _split(sockets: _Sockets, own: int | None) -> tuple[_Sockets, _Sockets]:
     return tuple(s for s in sockets if s.netns in ours), tuple(s for s in sockets if s.netns not in ours)
 
 
-def _holders(sockets: _Sockets, source: str, port: int) -> list[Holder]:
+def _order(s: Socket) -> tuple[bool, str, str, str]:
+    """Listeners first, IPv4 before IPv6: sources differ in their order."""
+    return s.state not in LISTENING, s.protocol, s.family, s.local_address
+
+
+def _holders(sockets: _Sockets, source: str, port: int, protocol: Protocol | None) -> list[Holder]:
     """Describe each owner, those that wait on the port first: connections to it are their consequence."""
     now = datetime.now(UTC)
     by_pid = {owner.pid: owner for s in sockets for owner in s.owners}
     waiting = _waiting_ports(tuple(by_pid), source) if by_pid else {}
-    holders = [
-        Holder(
-            owner=owner,
-            age_s=_age(owner, now),
-            parents=process.parents(pid),
-            sockets=tuple(s for s in sockets if owner in s.owners),
-            other_ports=tuple(dict.fromkeys(text for number, text in waiting[pid] if number != port)),
-        )
-        for pid, owner in by_pid.items()
-    ]
+    parents = _Parents(by_pid)
+    relays = _Relays(port, protocol)
+    holders: list[Holder] = []
+    for pid, owner in by_pid.items():
+        asked = (f"{port}/{protocol}",) if protocol else (f"{port}/tcp", f"{port}/udp")
+        others = dict.fromkeys(text for text in waiting[pid] if text not in asked)
+        held = tuple(s for s in sockets if owner in s.owners)
+        target = relays.target_of(owner, held)
+        holders.append(Holder(owner, _age(owner, now), parents.of(pid), held, tuple(others), target))
     return sorted(holders, key=_by_importance)
+
+
+class _Parents:
+    """The parents of several processes, each read once: workers share theirs."""
+
+    def __init__(self, known: dict[int, Owner]) -> None:
+        self._known = dict(known)
+        self._described = dict(known)
+
+    def of(self, pid: int) -> tuple[Owner, ...]:
+        chain: list[Owner] = []
+        for parent in process.parents(pid, self._known):
+            if parent.pid not in self._described:
+                self._described[parent.pid] = process.add_script(parent)
+            chain.append(self._described[parent.pid])
+        return tuple(chain)
+
+
+class _Relays:
+    """What is behind the holders that only pass connections on; the published ports of containers are read once."""
+
+    def __init__(self, port: int, protocol: Protocol | None) -> None:
+        self._port = port
+        self._protocol = protocol
+        self._publications: tuple[Publication, ...] | None = None
+
+    def target_of(self, owner: Owner, sockets: _Sockets) -> str | None:
+        protocols = [s.protocol for s in sockets if s.state in LISTENING]
+        if owner.script is not None or not protocols:  # what an interpreter runs is none of the known relays
+            return None
+        from portbook.managers import relay
+
+        publications: tuple[Publication, ...] = ()
+        if relay.has_unnamed_container(owner):
+            publications = self._read_publications()
+        found = relay.behind(owner, self._port, self._protocol or protocols[0], publications)
+        if found is None:
+            return None
+        if found.container and found.container.partition(":")[2] not in found.to:
+            return f"{found.to} ({found.container})"
+        return found.to
+
+    def _read_publications(self) -> tuple[Publication, ...]:
+        if self._publications is None:
+            from portbook.managers import publications
+
+            self._publications, _ = publications.take()
+        return self._publications
 
 
 def _by_importance(holder: Holder) -> tuple[bool, int]:
@@ -109,12 +163,12 @@ def _age(owner: Owner, now: datetime) -> float | None:
     return max(0.0, (now - owner.started).total_seconds())
 
 
-def _waiting_ports(pids: tuple[int, ...], source: str) -> dict[int, list[tuple[int, str]]]:
-    """The ports that each of these processes waits on, as a number and as text."""
+def _waiting_ports(pids: tuple[int, ...], source: str) -> dict[int, list[str]]:
+    """The ports that each of these processes waits on: ``8443/tcp``."""
     selection = inventory.select_owned(Query((Term("state", ("LISTENING",)),)), source, pids)
     all_known = selection.has("holders")
-    ports: dict[int, list[tuple[int, str]]] = {}
+    ports: dict[int, list[str]] = {}
     for pid in pids:
         sockets, _ = owners.owned_by(selection.sockets, ((pid, pid),), all_known)
-        ports[pid] = [(s.local_port, f"{s.local_port}/{s.protocol}") for s in sockets]
+        ports[pid] = [f"{s.local_port}/{s.protocol}" for s in sockets]
     return ports

@@ -71,7 +71,9 @@ def command(
         among = _unwanted_ports(protocols, address)
     leased = lease(port or 0, protocols=protocols, address=address, dual=dual, ports=among)
     if not quiet and (port is None or number_only):
-        sys.stderr.write(f"portbook: {_announcement(leased, number_only)}\n")
+        from portbook.render.text import note
+
+        sys.stderr.write(note(_announcement(leased, number_only)))
     _write_warnings(leased, quiet)
     arguments = [given[0], *(word.replace(PLACEHOLDER, str(leased.port)) for word in given[1:])]
     if number_only:
@@ -106,13 +108,13 @@ def _write_warnings(leased: Lease, quiet: bool) -> None:
     """Say what sends packets to the port elsewhere."""
     from msgspec.structs import replace
 
-    from portbook.render.text import safe
+    from portbook.render.text import note
 
     if leased.diversions:
         from portbook.netconfig.diversion import describe
 
         for diversion in leased.diversions:
-            sys.stderr.write(f"portbook: {safe(describe(diversion, leased.port))}; see portbook why {leased.port}\n")
+            sys.stderr.write(note(f"{describe(diversion, leased.port)}; see portbook why {leased.port}"))
     if not quiet:  # with sudo, the command would run as root too
         output.write_gaps(replace(gap, hint=f"sudo portbook why {leased.port} shows it") for gap in leased.gaps)
 

@@ -133,7 +133,9 @@ def _mention_udp(port: int) -> None:
     terms = query.term("port", [str(port)]), query.term("protocol", ["udp"]), query.term("state", ["listening"])
     _, sockets, _ = inventory.select(query.Query(terms))
     if sockets:
-        sys.stderr.write(f"portbook: {port}/udp is held; to stop it: portbook stop {port}/udp\n")
+        from portbook.render.text import note
+
+        sys.stderr.write(note(f"{port}/udp is held; to stop it: portbook stop {port}/udp"))
 
 
 def _without_ending(plans: Sequence[StopPlan], overrides: Collection[Override], dry_run: bool) -> list[StopReport]:

@@ -126,7 +126,7 @@ def _socket(protocol: Protocol, fields: list[str], names: dict[int, str]) -> Soc
         remote_address=remote and remote.address,
         remote_port=remote and remote.port,
         state=state,
-        reach=reach_of(local.address),
+        reach="none" if state == "BOUND" else reach_of(local.address),
         zone=local.zone,
         owners=_owners(parse_number(pid, UINT32), names),
         state_text=word if state == "UNKNOWN" else None,

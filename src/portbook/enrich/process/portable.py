@@ -32,19 +32,40 @@ def enrich(owners: list[Owner]) -> tuple[list[Owner], list[Gap]]:
     return [new or old for new, old in zip(completed, owners, strict=True)], gaps
 
 
-def parents(pid: int) -> tuple[Owner, ...]:
+def parents(pid: int, known: dict[int, Owner] | None = None) -> tuple[Owner, ...]:
     """The chain above ``pid``, nearest first."""
+    known = {} if known is None else known
     chain: list[Owner] = []
     seen = {pid}
-    child = _complete(Owner(pid))
+    child = _known_or_read(pid, known)
     while child and child.ppid and child.ppid not in seen and len(chain) < MOST_PARENTS:
         seen.add(child.ppid)
-        parent = _complete(Owner(child.ppid))
+        parent = _known_or_read(child.ppid, known)
         if parent is None or _started_later(parent, child):
             break
         chain.append(parent)
         child = parent
     return tuple(chain)
+
+
+def _known_or_read(pid: int, known: dict[int, Owner]) -> Owner | None:
+    if pid in known:
+        return known[pid]
+    owner = _complete(Owner(pid))
+    if owner is not None:
+        known[pid] = owner
+    return owner
+
+
+def add_origin(owner: Owner) -> Owner:
+    """Add the working directory."""
+    import psutil
+
+    try:
+        process = psutil.Process(owner.pid)
+    except (psutil.Error, OSError, ValueError, OverflowError):
+        return owner
+    return replace(owner, directory=_read(process.cwd) or None)
 
 
 def _started_later(parent: Owner, child: Owner) -> bool:
