@@ -106,6 +106,8 @@ def _unwanted_ports(protocols: Sequence[Protocol] | None, address: str | None) -
 
 def _write_warnings(leased: Lease, quiet: bool) -> None:
     """Say what sends packets to the port elsewhere."""
+    if not leased.diversions and (quiet or not leased.gaps):
+        return  # there may be no descriptor left to import a module
     from msgspec.structs import replace
 
     from portbook.render.text import note
