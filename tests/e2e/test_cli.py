@@ -317,7 +317,8 @@ SOCKET = {
         "LAST_ACK", "CLOSING", "BOUND", "UNKNOWN", None,
     },
     "uid": (NUMBER, NULL), "inode": (NUMBER, NULL), "owners": list, "zone": (TEXT, NULL),
-    "reach": {"loopback", "address", "any"}, "netns": (NUMBER, NULL), "netns_name": (TEXT, NULL),
+    "reach": {"loopback", "address", "any", "none", "multicast", "broadcast"},
+    "netns": (NUMBER, NULL), "netns_name": (TEXT, NULL),
 }  # fmt: skip
 OWNER = {
     "pid": NUMBER, "name": (TEXT, NULL), "exe": (TEXT, NULL), "user": (TEXT, NULL), "started": (MOMENT, NULL),
@@ -493,7 +494,7 @@ def filters(animals):
         ("--address *", "address:*", lambda row: row["local_address"] in ("::", "0.0.0.0")),
         ("--remote-address ::1", "raddr:::1", lambda row: row["remote_address"] == "::1"),
         ("--reach any", "reach:any", lambda row: row["reach"] == "any"),
-        ("--reach loopback", "-reach:any,address", lambda row: row["reach"] == "loopback"),
+        ("--reach loopback", "-reach:any,address,none", lambda row: row["reach"] == "loopback"),
         (f"--pid {other}", f"pid:{other}", lambda row: other in pids(row)),
         ("--process python", "python", lambda row: any("python" in f"{o['name']} {o['exe']}" for o in row["owners"])),
         (f"--user {me}", f"user:{me}", lambda row: me in users(row)),
@@ -944,7 +945,7 @@ def test_an_ordinary_user_sees_sockets_and_what_is_missing(as_nobody, server):
     assert done.returncode == 0
     (_, row) = done.stdout.splitlines()
     assert row.split()[:3] == ["tcp", "127.0.0.1", str(port)]
-    assert "root" in row.split()
+    assert "(root)" in row.split()
     assert done.stderr == "portbook: owners of 1 socket are not visible to uid 65534; run with sudo\n"
 
 

@@ -61,9 +61,9 @@ def _complete(error: PortbookError, running: str | None) -> str:
 
 
 def _report(message: str, code: int) -> int:
-    from portbook.render.text import safe
+    from portbook.render.text import note
 
-    sys.stderr.write(f"portbook: {safe(message)}\n")
+    sys.stderr.write(note(message))
     return code
 
 

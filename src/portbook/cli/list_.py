@@ -37,7 +37,7 @@ FILTERS = {
     "--remote-port": ("remote-port", "PORTS", "port of the peer"),
     "--address": ("address", "ADDRESS", "local address or network; * is every wildcard"),
     "--remote-address": ("remote-address", "ADDRESS", "address or network of the peer"),
-    "--reach": ("reach", "REACH", "from where the port can be reached: loopback, address, any"),
+    "--reach": ("reach", "REACH", "from where the port can be reached: loopback, address, any, none, …"),
     "--pid": ("pid", "PID", "process id of an owner"),
     "--process": ("process", "PATTERN", "part of a process name, or a pattern: 'node*'"),
     "--user": ("user", "USER", "user name or id"),
@@ -46,17 +46,17 @@ FILTERS = {
     "--netns": ("netns", "NAME", "network namespace by name, container or inode, or all (Linux, as root)"),
 }
 SORTS: dict[str, Callable[[Socket], Any]] = {
-    "port": lambda s: (s.local_port, s.protocol, s.local_address),
+    "port": lambda s: (s.local_port, s.protocol, s.family, s.local_address),
     "protocol": lambda s: s.protocol,
-    "address": lambda s: s.local_address,
+    "address": lambda s: (s.family, s.local_address),
     "remote-port": lambda s: s.remote_port or 0,
     "remote-address": lambda s: s.remote_address or "",
     "state": lambda s: s.state or "",
     "reach": lambda s: s.reach,
     "pid": lambda s: min((o.pid for o in s.owners), default=0),
     "process": lambda s: min((o.name or "" for o in s.owners), default=""),
-    "user": lambda s: min((o.user or "" for o in s.owners), default=""),
-    "service": lambda s: min((o.container or o.service or "" for o in s.owners), default=""),
+    "user": lambda s: min((o.user or "" for o in s.owners), default=s.user or ""),
+    "service": lambda s: min(o.container or o.service or "" for o in s.owners or (s,)),
     "inode": lambda s: s.inode or 0,
     "netns": lambda s: (s.netns_name or "", s.netns or 0),
 }
@@ -134,6 +134,12 @@ def command(
     selection = build_query(query, every, filters)
     key = _sort_key(sort)
     listing = take(selection, source=source)
+    if wide:
+        from msgspec.structs import replace
+
+        from portbook.enrich.owners import with_origins
+
+        listing = replace(listing, sockets=tuple(with_origins(listing.sockets)))
     if form is not None:
         output.write_machine(listing, form, key)
     else:
