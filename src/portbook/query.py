@@ -633,7 +633,7 @@ FIELDS: dict[str, Field] = {
     "remote-address": Field(
         _address, _in_networks(lambda s: s.remote_address), "address or network of the peer", narrow=True
     ),
-    "reach": Field(_choice(REACHES), _equals(lambda s: s.reach), "loopback, address, any"),
+    "reach": Field(_choice(REACHES), _equals(lambda s: s.reach), ", ".join(REACHES)),
     "inode": Field(_number, _in_ranges(lambda s: s.inode), "inode of the socket (Linux)", narrow=True),
     "netns": Field(_pattern, _netns_test, "network namespace: its name, its inode, or all (Linux)", needs_owner=True),
     "pid": Field(_number, _pid_test, "process id of an owner", needs_owner=True, narrow=True),

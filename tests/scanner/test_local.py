@@ -48,7 +48,8 @@ def test_other_hosts_have_no_process_and_a_firewall_that_opens_everything_is_rep
     with netlab.pair() as lab:
         with lab.target:
             listener = socket.create_server(("0.0.0.0", 8080), backlog=1000)
-        rules = "table ip every {\nchain first {\ntype nat hook prerouting priority -100;\ntcp dport != 0 redirect to :8080\n}\n}\n"
+        redirect = "type nat hook prerouting priority -100;\ntcp dport != 0 redirect to :8080"
+        rules = f"table ip every {{\nchain first {{\n{redirect}\n}}\n}}\n"
         lab.target.run("nft", "-f", "-", text=rules)
         with listener, lab.client, scan(netlab.TARGET, range(1, 41)) as running:
             answers = list(running)

@@ -23,9 +23,9 @@ def run(arguments: list[str]) -> int:
     """
     _escape_what_cannot_be_encoded()
     if instruction := os.environ.get(COMPLETE):
-        from click.shell_completion import shell_complete
+        from portbook.cli import completion
 
-        return shell_complete(portbook, {}, "portbook", COMPLETE, instruction)
+        return completion.run(portbook, "portbook", COMPLETE, instruction)
     running: str | None = None
     try:
         with portbook.make_context("portbook", arguments) as context:
@@ -61,9 +61,9 @@ def _complete(error: PortbookError, running: str | None) -> str:
 
 
 def _report(message: str, code: int) -> int:
-    from portbook.render.text import safe
+    from portbook.render.text import note
 
-    sys.stderr.write(f"portbook: {safe(message)}\n")
+    sys.stderr.write(note(message))
     return code
 
 

@@ -68,12 +68,14 @@ def command(
 
 def _write_text(answer: Free, quiet: bool) -> None:
     from portbook.render import free as render
-    from portbook.render.text import safe
+    from portbook.render.text import note
 
     sys.stdout.write("".join(f"{port}\n" for port in answer.ports))
     sys.stdout.flush()
     if answer.ports and not quiet:
-        sys.stderr.write(safe(f"portbook: {render.caution(answer)}") + "\n")
+        sys.stderr.write(note(render.caution(answer)))
+    if answer.redirected:
+        sys.stderr.write(note(render.redirections(answer)))
     if not answer.enough:
-        sys.stderr.write(safe(f"portbook: {render.shortage(answer)}") + "\n")
+        sys.stderr.write(note(render.shortage(answer)))
     output.write_gaps(answer.gaps)

@@ -17,12 +17,19 @@ if TYPE_CHECKING:
 @base.command("who")
 @click.argument("ports", nargs=-1, metavar="PORT...")
 @base.port_option
+@base.option("-w", "--wide", is_flag=True, help="show command lines whole")
 @output.json_option
 @base.option("--source", metavar="NAME", help="read this data source; see portbook sources")
 @output.strict_option
 @click.pass_context
 def command(
-    ctx: click.Context, ports: tuple[str, ...], more: tuple[str, ...], as_json: bool, source: str | None, strict: bool
+    ctx: click.Context,
+    ports: tuple[str, ...],
+    more: tuple[str, ...],
+    wide: bool,
+    as_json: bool,
+    source: str | None,
+    strict: bool,
 ) -> int:
     """Show which processes hold a port of this machine.
 
@@ -45,7 +52,7 @@ def command(
     else:
         from portbook.render.text import style_of
 
-        sys.stdout.write("".join(line + "\n" for line in render.lines(answers, style_of(sys.stdout))))
+        sys.stdout.write("".join(line + "\n" for line in render.lines(answers, style_of(sys.stdout), wide)))
         sys.stdout.flush()
         output.write_gaps(dict.fromkeys(gap for answer in answers for gap in answer.gaps))
     if strict and any(answer.gaps for answer in answers):
@@ -77,6 +84,7 @@ def _answers(written: list[str], source: str | None) -> tuple[list[Holding], boo
 
 def _mention_others(ports: Ports, count: int) -> None:
     from portbook.numerals import counted
+    from portbook.render.text import note
 
     if count:
-        sys.stderr.write(f"portbook: no socket has the other {counted(count, 'port')} of {ports}\n")
+        sys.stderr.write(note(f"no socket has the other {counted(count, 'port')} of {ports}"))

@@ -120,7 +120,8 @@ def test_only_the_holder_of_a_multipath_socket_is_taken_from_its_file():
     above = replace(CONNECTED, local_port=9999, inode=7)
     (row,) = bpf.parse(with_dump(record(above, 5, 4), below)).sockets
     assert row == replace(below, owners=(Owner(5, how="fd"),))
-    assert fileless.summarize(record(above, 5, 4) + record(replace(LISTENER, inode=8), 5))[1:] == ({8}, {7})
+    files = fileless.summarize(record(above, 5, 4) + record(replace(LISTENER, inode=8), 5))
+    assert (files.inodes, files.mptcp_inodes) == ({8}, {7})
 
 
 def with_dump(records, *several):
@@ -139,7 +140,7 @@ def test_a_namespace_whose_dump_cannot_be_read_costs_no_other(data):
     garbled = sockdiag.SockdiagDump((sockdiag.SockdiagTable("tcp", data),), 99)
     dump = with_dump(record(LISTENER, 5), replace(LISTENER, inode=99, local_port=81, cookie=11))
     namespaces = {99: NamespaceDump([garbled], {}), **dump.namespaces}
-    assert fileless.have_files(namespaces)
+    assert fileless.unowned(namespaces) is None
     reading = bpf.parse(replace(dump, namespaces=namespaces))
     assert [s.local_port for s in reading.sockets] == [80, 81]
     (gap,) = reading.gaps
@@ -190,13 +191,16 @@ def test_any_bytes_are_sockets_or_garbled(data, more):
 @given(st.lists(held(), max_size=8).map(unique))
 def test_columns_count_what_the_kernel_counts(several):
     data = b"".join(record(s, pid) for s, pids in several for pid in pids)
-    seen, known, named = fileless.summarize(data)
-    assert named == frozenset()
-    assert known == {s.inode for s, _ in several}
+    files = fileless.summarize(data)
+    assert files.mptcp_inodes == frozenset()
+    assert files.inodes == {s.inode for s, _ in several}
+    assert files.with_interface == {s.netns for s, _ in several if s.zone or s.interface}
     for netns in (OWN, OTHER):
         mine = [s for s, _ in several if s.netns == netns]
         expected = Counter(s.protocol for s in mine if s.state != "BOUND")
-        assert {p: n for p, n in seen.get(netns, FileCounts(Counter(), 0)).hashed.items() if n} == dict(expected)
+        assert {p: n for p, n in files.counts.get(netns, FileCounts(Counter(), 0)).hashed.items() if n} == dict(
+            expected
+        )
 
 
 # --- what is asked of sock_diag ------------------------------------------------------------------------------------

@@ -35,10 +35,16 @@ class MachineNamespaces(Struct, frozen=True):
     records: Callable[[], bytes]  # of every socket that has a file
 
 
-def read(machine: MachineNamespaces, work: Callable[[int], Any], seen: Collection[int] = ()) -> Elsewhere:
+def read(
+    machine: MachineNamespaces,
+    work: Callable[[int], Any],
+    seen: Collection[int] = (),
+    only: Collection[int] | None = None,
+) -> Elsewhere:
     """Call ``work`` in each other namespace.
 
     :param seen: namespaces of which sockets were seen, for kernels without a census
+    :param only: these of them; None: all
     """
     answers: dict[int, Any] = {}
     last_at = monotonic() + namespaces.VISIT_LIMIT_S
@@ -48,9 +54,8 @@ def read(machine: MachineNamespaces, work: Callable[[int], Any], seen: Collectio
             answers.update(namespaces.visit(entrances, work, last_at - monotonic()))
 
     entrances = namespaces.inhabited()
-    entrances.pop(machine.own, None)
-    visit(entrances)
-    used, missing = _look_again(machine, answers, seen)
+    visit({n: entrance for n, entrance in entrances.items() if n != machine.own and (only is None or n in only)})
+    used, missing = _look_again(machine, answers, seen, only)
     stuck: set[int] = set()
     for _ in range(MOST_TRIES):
         if not missing - stuck:
@@ -58,7 +63,7 @@ def read(machine: MachineNamespaces, work: Callable[[int], Any], seen: Collectio
         found = _entrances(missing)
         stuck = missing - found.keys()
         visit(found)
-        used, missing = _look_again(machine, answers, seen)
+        used, missing = _look_again(machine, answers, seen, only)
     stuck &= missing
     if stuck:
         visit(_kept(machine, stuck))
@@ -73,10 +78,12 @@ def read(machine: MachineNamespaces, work: Callable[[int], Any], seen: Collectio
 
 
 def _look_again(
-    machine: MachineNamespaces, answers: dict[int, Any], seen: Collection[int]
+    machine: MachineNamespaces, answers: dict[int, Any], seen: Collection[int], only: Collection[int] | None
 ) -> tuple[frozenset[int] | None, set[int]]:
     """The namespaces that are in use now, and those of them that have not been read."""
     used = machine.census()
+    if used is not None and only is not None:
+        used = used.intersection(only)
     vanished = {netns for netns, answer in answers.items() if has_vanished(answer)}
     known = set(seen) | vanished if used is None else set(used)
     return used, (known - answers.keys() - {machine.own}) | (vanished & known)
