@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from portbook import UsageError, dialing, waiting
 from portbook.probe.resolve import ResolvedAddress
 from tests import netlab
 from tests.components import need
-from tests.listeners import deaf, listening, peer_may_vanish, portbook, refusing
+from tests.listeners import COMMAND, deaf, listening, peer_may_vanish, portbook, refusing
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has a listener that does not answer")
 MARGIN_S = 3.0  # for a machine under load; the limits that are tested would be missed by more
@@ -378,3 +379,50 @@ def test_hosts_and_ports_apart():
 def test_nothing_to_wait_for_is_a_mistake(command):
     done = portbook(command)
     assert (done.returncode, done.stderr.startswith("portbook: no port; ")) == (2, True)
+
+
+# --- process 1 of a container --------------------------------------------------------------------------------------
+
+ENDLESS = [["wait", "127.0.0.1:1", "--timeout", "60"], ["scan", "127.0.0.1", "-p", "1-65535", "--rate", "10"]]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("words", ENDLESS, ids=["wait", "scan"])
+@pytest.mark.parametrize(("name", "code"), [("TERM", 143), ("HUP", 129), ("INT", 130)])
+def test_process_1_ends_on_signals(words, name, code):
+    """It has no default actions: a signal without a handler is dropped (pid_namespaces(7))."""
+    netlab.needed()
+    need(shutil.which("unshare") is not None, "unshare (package util-linux)")
+    number = getattr(signal, f"SIG{name}")
+    with subprocess.Popen(
+        ["unshare", "--fork", "--pid", "--mount-proc", *COMMAND, *words], stdout=subprocess.DEVNULL
+    ) as outer:
+        try:
+            inner = first_child(outer.pid)
+            until_handled(inner, signal.SIGTERM)  # which the command does first; SIGINT is Python's until then
+            os.kill(inner, number)
+            assert outer.wait(20) == code
+        finally:
+            outer.kill()
+
+
+def first_child(pid):
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+            if children := file.read().split():
+                return int(children[0])
+        time.sleep(0.01)
+    raise AssertionError("unshare did not start the command")
+
+
+def until_handled(pid, number):
+    """Until the process has a handler: proc_pid_status(5), SigCgt."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+            caught = next(line for line in file if line.startswith("SigCgt:"))
+        if int(caught.split()[1], 16) >> (number - 1) & 1:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"no handler for {number}")
