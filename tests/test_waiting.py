@@ -15,8 +15,10 @@ from portbook import UsageError, dialing, waiting
 from portbook.probe.resolve import ResolvedAddress
 from tests.components import need
 from tests.listeners import deaf, listening, peer_may_vanish, portbook, refusing
+from tests.windows.conftest import WINE, lacks
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has a listener that does not answer")
+FOREIGN = lacks("binds IPv4 addresses of other machines")
 MARGIN_S = 3.0  # for a machine under load; the limits that are tested would be missed by more
 
 
@@ -184,7 +186,10 @@ def reset(connection, number):
     connection.close()
 
 
-@pytest.mark.parametrize("handle", [drop, reset])
+LOSES_RESETS = pytest.mark.skipif(WINE, reason="Wine 8 may not report that a connection was reset at once")
+
+
+@pytest.mark.parametrize("handle", [drop, pytest.param(reset, marks=LOSES_RESETS)])
 def test_a_connection_that_does_not_last_is_not_stable(handle):
     with accepting(handle) as port:
         assert waiting.wait_for(port, timeout_s=20) == []
@@ -246,12 +251,16 @@ def test_free_at_the_address_that_is_written():
         assert waiting.wait_for([*held, f"127.0.0.2:{port}"], free=True, timeout_s=0.2) == held
 
 
-@pytest.mark.parametrize("host", ["192.0.2.7", "[2001:db8::7]"])  # RFC 5737, RFC 3849: of no machine
+@pytest.mark.parametrize(
+    "host",
+    [pytest.param("192.0.2.7", marks=FOREIGN), "[2001:db8::7]"],  # RFC 5737, RFC 3849: of no machine
+)
 def test_a_foreign_host_has_no_free_ports(host):
     with pytest.raises(UsageError, match="is no address of this machine"):
         waiting.wait_for(f"{host}:80", free=True, timeout_s=5)
 
 
+@FOREIGN
 def test_a_name_of_another_machine_has_no_free_ports(monkeypatch):
     monkeypatch.setattr("portbook.probe.resolve.look_up", lambda _: [ResolvedAddress("192.0.2.7")])
     with pytest.raises(UsageError, match=r"^db\.test \(192\.0\.2\.7\) is no address of this machine"):
