@@ -49,6 +49,13 @@ def windows(session: nox.Session) -> None:
 
 
 @nox.session
+def wine10(session: nox.Session) -> None:
+    """The Windows tests alone, under Wine 10 of Debian 13, in a root file system that is made first."""
+    session.install("-e", ".[test]")
+    session.run("python", "-m", "tests.winlab.wine10", *session.posargs)
+
+
+@nox.session
 def kernels(session: nox.Session) -> None:
     """portbook under other kernels, in QEMU: all of the table in tests/kernellab, or those that are named."""
     session.install("-e", ".[test]")

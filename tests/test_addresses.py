@@ -55,9 +55,28 @@ def test_scope_agrees_with_the_standard_library(address: ipaddress.IPv4Address |
     assert is_mapped(text) == (mapped is not None)
     assert unmapped(text) == str(mapped or text)
     inner = mapped or address
-    expected = "any" if inner.is_unspecified else "loopback" if inner.is_loopback else "address"
-    assert reach_of(text) == expected
+    kinds = {"any": inner.is_unspecified, "loopback": inner.is_loopback, "multicast": inner.is_multicast}
+    kinds |= {"broadcast": str(inner) == "255.255.255.255", "address": True}
+    assert reach_of(text) == next(kind for kind, is_so in kinds.items() if is_so)
     assert family_of(text) == (socket.AF_INET6 if address.version == 6 else socket.AF_INET)
+
+
+@pytest.mark.parametrize(
+    ("text", "reach"),
+    [
+        ("224.0.0.251", "multicast"),
+        ("239.255.255.250", "multicast"),
+        ("240.0.0.1", "address"),
+        ("255.255.255.255", "broadcast"),
+        ("ff02::fb", "multicast"),
+        ("ff::1", "address"),
+        ("ffa::1", "address"),
+        ("::ffff:224.0.0.1", "multicast"),
+        ("fe80::1", "address"),
+    ],
+)
+def test_groups_and_broadcasts(text: str, reach: str) -> None:
+    assert reach_of(text) == reach
 
 
 @pytest.mark.parametrize("text", ["fe8::1", "fec0::1", "ff02::1", "feb", "169.254.0.1", "::fe80:1"])

@@ -64,8 +64,8 @@ def test_options_that_filter_are_fields_of_a_query():
 
 
 def test_every_short_option_belongs_to_a_long_one():
-    assert list_.SHORT.keys() <= list_.FLAGS.keys() | list_.FILTERS.keys()
-    assert len(set(list_.SHORT.values())) == len(list_.SHORT)
+    assert list_.SPELLINGS.keys() <= list_.FLAGS.keys() | list_.FILTERS.keys()
+    assert len({names[0] for names in list_.SPELLINGS.values()}) == len(list_.SPELLINGS)
 
 
 def test_the_columns_of_csv_are_the_fields_of_a_socket():

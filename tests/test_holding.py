@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import socket
+import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 
 import psutil
@@ -18,6 +22,7 @@ from tests.conftest import unheld_port
 
 pytestmark = pytest.mark.usefixtures("own_network")
 
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="what Linux shows")
 WORKING = [name for name in sources.names() if sources.missing(name) is None]
 LISTEN = """
 listener = socket.create_server(("127.0.0.1", 0))
@@ -177,3 +182,98 @@ def test_an_unknown_protocol_is_a_usage_error():
 def test_an_unknown_source_is_a_usage_error():
     with pytest.raises(UsageError, match="unknown source"):
         who(80, source="nonesuch")
+
+
+# --- what else is known of a holder --------------------------------------------------------------------------------
+
+BOTH = """
+listener = socket.create_server(("127.0.0.1", 0))
+port = listener.getsockname()[1]
+datagram = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+datagram.bind(("127.0.0.1", port))
+say(port)
+wait()
+"""
+
+
+def test_the_same_number_with_the_other_protocol():
+    """As of a DNS server: to end the holder of 53/tcp ends 53/udp."""
+    with child(BOTH) as one:
+        (tcp,), (udp,), (both,) = (who(one.said, protocol).holders for protocol in ("tcp", "udp", None))
+    assert tcp.other_ports == (f"{one.said}/udp",)
+    assert udp.other_ports == (f"{one.said}/tcp",)
+    assert both.other_ports == ()
+    assert len(both.sockets) == 2
+
+
+@on_linux
+def test_a_suspended_holder(server):
+    assert who(server.said).holders[0].owner.state == "running"
+    os.kill(server.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, server.pid, os.WSTOPPED | os.WNOWAIT)
+    with socket.create_connection(("127.0.0.1", server.said)):  # it accepts
+        assert who(server.said).holders[0].owner.state == "suspended"
+    os.kill(server.pid, signal.SIGCONT)
+
+
+def test_script_and_directory(server):
+    (holder,) = who(server.said).holders
+    assert holder.owner.script == "-c"
+    assert holder.owner.directory in (None, os.getcwd())
+    if sys.platform == "linux":
+        assert holder.owner.directory == os.getcwd()
+        assert holder.owner in holder.sockets[0].owners
+
+
+@on_linux
+def test_a_socket_that_is_bound_has_no_reach(zoo):
+    (port,) = ports_of(zoo["tcp4-bound"])
+    assert {s.reach for s in who(port).sockets} == {"none"}
+
+
+@on_linux
+def test_a_socket_in_close_wait():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        accepted, _ = listener.accept()
+        client.close()
+        with accepted:
+            (holder,) = who(listener.getsockname()[1]).holders
+    assert sorted(str(s.state) for s in holder.sockets) == ["CLOSE_WAIT", "LISTEN"]
+
+
+@on_linux
+def test_ipv4_comes_before_ipv6():
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as six:
+        port = six.getsockname()[1]
+        with socket.create_server(("127.0.0.1", port)):
+            for source in ("sockdiag", "procfs"):
+                assert [s.family for s in who(port, source=source).sockets] == ["ipv4", "ipv6"]
+
+
+@on_linux
+def test_what_a_relay_forwards_to():
+    need(shutil.which("socat") is not None, "socat")
+    port = unheld_port()
+    with subprocess.Popen(["socat", f"TCP-LISTEN:{port},bind=127.0.0.1", "TCP:127.0.0.9:5432"]) as relay:
+        try:
+            last = time.monotonic() + 60
+            while not (answer := who(port)).held:
+                assert time.monotonic() < last
+                time.sleep(0.01)
+        finally:
+            relay.kill()
+    assert answer.holders[0].forwards_to == "TCP:127.0.0.9:5432"
+
+
+@on_linux
+def test_parents_are_shared_by_workers():
+    script = "listener = socket.create_server(('127.0.0.1', 0))\nfor _ in range(3):\n    if not os.fork(): break\n"
+    with child(script + "say(listener.getsockname()[1])\nwait()\n") as one:
+        answer = who(one.said)
+        pids = {holder.owner.pid for holder in answer.holders}
+        workers = [holder for holder in answer.holders if holder.parents[0].pid in pids]
+        for holder in workers:
+            os.kill(holder.owner.pid, signal.SIGKILL)
+    assert len(workers) == 3
+    assert all(holder.parents[0] is workers[0].parents[0] for holder in workers)

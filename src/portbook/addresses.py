@@ -134,14 +134,21 @@ def reach_of(address: str) -> Reach:
     """From where a local address (canonical text) can be reached.
 
     Loopback is 127.0.0.0/8 (RFC 1122 section 3.2.1.3), ::1 (RFC 4291 section 2.5.3) and
-    IPv4-mapped loopback (RFC 4291 section 2.5.5.2).
+    IPv4-mapped loopback (RFC 4291 section 2.5.5.2). Multicast is 224.0.0.0/4 (RFC 5771 section 3) and ff00::/8
+    (RFC 4291 section 2.7); 255.255.255.255 is every host of the network (RFC 919 section 7).
     """
     text = address.removeprefix(MAPPED_PREFIX)
     if text in ("0.0.0.0", "::"):  # noqa: S104  compared, not bound
         return "any"
     if text == "::1" or (text.startswith("127.") and ":" not in text):
         return "loopback"
-    return "address"
+    if text == "255.255.255.255":
+        return "broadcast"
+    if ":" in text:
+        first_group = text.partition(":")[0]  # without leading zeros: RFC 5952 section 4.1
+        return "multicast" if len(first_group) == 4 and first_group.startswith("ff") else "address"
+    first = number_or_none(text.partition(".")[0], 255)
+    return "multicast" if first is not None and 224 <= first <= 239 else "address"
 
 
 # --- zones ---------------------------------------------------------------------------------------------------------
@@ -321,6 +328,21 @@ def _encode_idna(text: str) -> str:
 
 
 # --- with a port ---------------------------------------------------------------------------------------------------
+
+
+def is_own(address: str, zone: str | None = None) -> bool:
+    """Whether this machine has the address; True if the system does not say."""
+    if reach_of(address) != "address":
+        return True
+    try:
+        sock = _socket.socket(family_of(address), _socket.SOCK_DGRAM)
+        try:
+            sock.bind(socket_address(address, 0, zone))
+        finally:
+            sock.close()
+    except OSError as error:
+        return error.errno not in (errno.EADDRNOTAVAIL, errno.ENODEV, getattr(errno, "WSAEADDRNOTAVAIL", None))
+    return True
 
 
 def socket_address(address: str, port: int, zone: str | None = None) -> SocketAddress:

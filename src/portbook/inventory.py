@@ -14,14 +14,18 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from portbook import query, sources
-from portbook.enrich import owners
+from portbook.enrich import owners, reach
 from portbook.errors import SourceError
+from portbook.ports import parse_several
 from portbook.query import Query
 from portbook.records import FAMILIES, PROTOCOLS, SCHEMA, Gap, Listing, Socket
 from portbook.sources.base import Capability, OtherNamespaces, Reading, Source, Wanted
 
+NAMED = frozenset(("user", "container", "netns"))  # fields whose values are names that exist or do not
+
 if TYPE_CHECKING:
     from portbook.enrich.descriptors import Search
+    from portbook.ports import PortsLike
 
 
 class Selection(Struct, frozen=True):
@@ -38,18 +42,33 @@ class Selection(Struct, frozen=True):
         return capability in sources.load(self.source).capabilities
 
 
-def take(wanted: Query | str = "", *, source: str | None = None) -> Listing:
+def take(wanted: Query | PortsLike = "", *, source: str | None = None) -> Listing:
     """Return the sockets of this machine that a query selects, with their owners.
 
     On Linux these are the sockets of the caller's network namespace, unless the query has a ``netns:`` term.
 
-    :param wanted: a query or its text, such as ``"state:listening port:8000-8100"``; empty selects every socket
+    :param wanted: a query or its text, such as ``"state:listening port:8000-8100"``, or ports; empty selects every
+        socket
     :param source: the source to read, one of ``portbook.sources.SOURCES``; None reads the best one that works
-    :raises UsageError: the query or the name of the source is not valid
+    :raises UsageError: the query or the name of the source is not valid, or there is no user, container or network
+        namespace of a name in it
     :raises SourceError: the source, or every source, failed to read this machine
     """
-    request = query.parse(wanted) if isinstance(wanted, str) else wanted
-    return read_listing(request, source=source, all_namespaces=request.all_namespaces())
+    request = _as_query(wanted)
+    listing = read_listing(request, source=source, all_namespaces=request.all_namespaces())
+    if any(term.field in NAMED for term in request.terms):
+        from portbook.enrich import existence
+
+        existence.check(request, listing.sockets)
+    return listing
+
+
+def _as_query(wanted: Query | PortsLike) -> Query:
+    if isinstance(wanted, Query):
+        return wanted
+    if isinstance(wanted, str):
+        return query.parse(wanted)
+    return Query((query.term("port", map(str, parse_several(wanted))),))
 
 
 def listeners(*, source: str | None = None) -> Listing:
@@ -132,6 +151,7 @@ def _select(
     sockets = selection.sockets
     if not selection.has("holders"):
         sockets = _distinct(sockets)
+    sockets = reach.complete(sockets)
     return replace(selection, sockets=_keep(sockets, request.socket_test()))
 
 

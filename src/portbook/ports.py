@@ -104,18 +104,51 @@ def parse_several(values: PortsLike) -> list[Ports]:
 
 def words(values: PortsLike) -> Iterator[PortLike]:
     """Yield each value; text split at commas and blanks."""
-    for item in _items(values):
+    for item in items(values):
         if isinstance(item, str):
             yield from (word for part in item.split() for word in part.split(","))
         else:
             yield item
 
 
-def _items(values: PortsLike) -> Iterable[PortLike]:
+def items(values: PortsLike) -> Iterable[PortLike]:
+    """The values, if they are several; else the value alone, text unsplit."""
     is_single = isinstance(values, str | bytes | bytearray | Ports) or not hasattr(values, "__iter__")
     if is_single or (isinstance(values, tuple) and _is_socket_address(values)):
         return (values,)  # type: ignore[return-value]  # bytes: refused by parse
     return values  # type: ignore[return-value]  # checked above
+
+
+class PortSet(Struct, frozen=True):
+    """Ports that are treated alike: what to choose among, or what to probe."""
+
+    numbers: tuple[int, ...]  # ascending, each once
+    protocol: Protocol | None = None
+    host: NamedHost | None = None
+
+
+def parse_set(values: PortsLike) -> PortSet:
+    """Read ports that have one protocol and one host, or none; raise UsageError."""
+    ports = parse_several(values)
+    protocols = list(dict.fromkeys(each.protocol for each in ports))
+    hosts = list(dict.fromkeys(each.host for each in ports))
+    if len(protocols) > 1:
+        raise UsageError("these ports are of different protocols", "name the ports of one protocol at a time")
+    if len(hosts) > 1:
+        raise UsageError("these ports are of different hosts", "name the ports of one host at a time")
+    numbers = sorted({number for each in ports for number in each.numbers})
+    return PortSet(tuple(numbers), protocols[0], hosts[0])
+
+
+def with_protocol(ports: Ports, protocol: Protocol | None) -> Ports:
+    """The ports with a protocol that is given beside them; raise UsageError if both are given and differ."""
+    if protocol is None:
+        return ports
+    if protocol not in PROTOCOLS:
+        raise UsageError(f"unknown protocol {protocol!r:.80}", f"valid values are {', '.join(PROTOCOLS)}")
+    if ports.protocol not in (None, protocol):
+        raise UsageError(f"{ports} is not a port of {protocol}", f"write {ports.first}")
+    return Ports(ports.first, ports.last, protocol, ports.host)
 
 
 def singles(ports: Iterable[Ports], most: int = MOST_PORTS) -> list[Ports]:
@@ -356,7 +389,7 @@ def _host_alone(value: PortLike) -> NamedHost:
     return host
 
 
-def local_address(ports: Ports) -> str | None:
+def local_address(ports: Ports | PortSet) -> str | None:
     """The address of this machine that is written before a port, as ``address=`` of functions takes it.
 
     :returns: ``127.0.0.1``, ``fe80::1%eth0``, ``localhost`` for both loopback addresses; None: no host is written
@@ -369,6 +402,8 @@ def local_address(ports: Ports) -> str | None:
         return "localhost"
     if host.is_address:
         return f"{host.name}%{host.zone}" if host.zone else host.name
-    number = str(Ports(ports.first, ports.last, ports.protocol))
-    hint = f"write {number}, or to reach that host: portbook dial {ports}"
+    hint = "omit it"
+    if isinstance(ports, Ports):
+        number = str(Ports(ports.first, ports.last, ports.protocol))
+        hint = f"write {number}, or to reach that host: portbook dial {ports}"
     raise UsageError(f"{host} is not an address of this machine", hint)

@@ -149,6 +149,17 @@ def term(field: str, values: Iterable[str], negated: bool = False) -> Term:
     return Term(field, tuple(FIELDS[field].parse(field, v) for v in values), negated)
 
 
+def is_term(word: str) -> bool:
+    """Whether a word without a field means more than part of the name of a process, or almost does."""
+    from portbook.names import port_of
+
+    try:
+        fields = set(map(_field_of, word.split(",")))
+    except UsageError:
+        return True  # "127.1", "80/sctp": parse says what is wrong with it
+    return fields != {"word"} or any(map(port_of, word.split(",")))
+
+
 def parse_port_ranges(text: str) -> tuple[tuple[int, int], ...]:
     """Parse ``80,8000-8100``, and names of services; raise UsageError, also for a protocol or a host."""
     ranges: list[tuple[int, int]] = []
@@ -622,7 +633,7 @@ FIELDS: dict[str, Field] = {
     "remote-address": Field(
         _address, _in_networks(lambda s: s.remote_address), "address or network of the peer", narrow=True
     ),
-    "reach": Field(_choice(REACHES), _equals(lambda s: s.reach), "loopback, address, any"),
+    "reach": Field(_choice(REACHES), _equals(lambda s: s.reach), ", ".join(REACHES)),
     "inode": Field(_number, _in_ranges(lambda s: s.inode), "inode of the socket (Linux)", narrow=True),
     "netns": Field(_pattern, _netns_test, "network namespace: its name, its inode, or all (Linux)", needs_owner=True),
     "pid": Field(_number, _pid_test, "process id of an owner", needs_owner=True, narrow=True),

@@ -17,12 +17,16 @@ SCHEMA = 1
 
 Protocol = Literal["tcp", "udp"]
 Family = Literal["ipv4", "ipv6"]
-Reach = Literal["loopback", "address", "any"]
+# From where a socket can be reached. none: it is bound and does not listen, or no interface has its address. multicast,
+# broadcast: it gets what is sent to a group, or to every host of a network.
+Reach = Literal["loopback", "address", "any", "none", "multicast", "broadcast"]
 Confidence = Literal["certain", "likely"]
 Platform = Literal["linux", "windows", "macos"]
 # How the pid of an owner was found: in the descriptors of the process, in a thread's own descriptor table, or by a
 # source that reports pids. Empty for a process that no socket led to: a parent, a process given by its pid.
 FoundBy = Literal["fd", "task-fd", "iphlpapi", "psutil", "netstat", "lsof", ""]
+# What a process does at the moment, of the letters in /proc/PID/stat (proc_pid_stat(5)): R, S and I; T; t; D; Z.
+ProcessState = Literal["running", "suspended", "traced", "uninterruptible", "zombie"]
 PortRange = tuple[int, int]  # first and last
 # What a gap is about.
 GapSubject = Literal[
@@ -81,6 +85,13 @@ class Owner(Struct, frozen=True, gc=False):
     ppid: int | None = None
     cgroup: str | None = None  # Linux: path of the process in the cgroup hierarchy
     service_tag: int | None = None  # Windows: the row's tag of a service inside a shared svchost
+    state: ProcessState | None = None  # Linux
+    # Read by ``who``, and by ``list`` with --wide:
+    script: str | None = None  # what an interpreter runs: "server.py", "-m http.server", "uvicorn shop:app"
+    directory: str | None = None  # working directory
+    project: str | None = None  # Linux: the nearest directory, from there upwards, with .git, package.json or the like
+    orphaned: bool | None = None  # Linux: the terminal that it was started from has been closed
+    tracer: int | None = None  # Linux: pid of the process that traces it
 
 
 class Socket(Struct, frozen=True, gc=False):
@@ -150,7 +161,8 @@ class Holder(Struct, frozen=True):
     age_s: float | None  # seconds since it started
     parents: tuple[Owner, ...]  # nearest first
     sockets: tuple[Socket, ...]  # on the port
-    other_ports: tuple[str, ...]  # other ports that it waits on: "8443/tcp"
+    other_ports: tuple[str, ...]  # what else it waits on: "8443/tcp", and "53/udp" when 53/tcp was asked for
+    forwards_to: str | None = None  # a relay: what is behind the port, "container 172.17.0.2:80 (docker:web)"
 
 
 class Holding(Struct, frozen=True):

@@ -91,16 +91,32 @@ def of_the_zoo(rows, animals):
 # --- mistakes ------------------------------------------------------------------------------------------------------
 
 MISTAKES = [
-    ("--nonesuch", "--nonesuch", "--port"),
-    ("list --nonesuch", "--nonesuch", "--port"),
-    ("who 80 --nonesuch", "--nonesuch", "--json"),
-    ("-x", "-x", "--port"),
+    ("--nonesuch", "--nonesuch", "see portbook list --help"),
+    ("list --nonesuch", "--nonesuch", "see portbook list --help"),
+    ("who 80 --nonesuch", "--nonesuch", "see portbook who --help"),
+    ("-x", "-x", "see portbook list --help"),
+    ("--jsn", "--jsn", "did you mean --json?; see portbook list --help"),
+    ("-tulpn", "-l", "listening ports are what is listed without options"),
+    ("-ano", "-n", "numbers and owners are always shown"),
+    ("who 53 -u", "-u", "write the protocol after the port: 8080/udp"),
+    ("stop -9 80", "-9", "portbook stop PORT --force"),
+    ("who -p", "requires an argument", "see portbook who --help"),
     ("--por 80", "--por", "--port"),
-    ("nonesuch", "nonesuch", "list, who"),
+    ("nonesuch", "nonesuch", "did you mean portbook list nonesuch?; see portbook --help"),
+    ("kill 8080", "'kill'", "did you mean portbook stop 8080?; see portbook --help"),
+    ("stpo 8080 --yes", "'stpo'", "did you mean portbook stop 8080 --yes?"),
+    ("netstat -an", "'netstat'", "did you mean portbook list -an?"),
+    ("version", "'version'", "did you mean portbook --version?"),
+    ("/?", "'/?'", "did you mean portbook help?"),
+    ("help kill", "'kill'", "did you mean portbook help stop?; see portbook --help"),
+    ("help nonesuch", "'nonesuch'", "valid commands are list, who"),
+    ("127.1", "'127.1'", "write 127.0.0.1"),
+    ("010.91.0.254:80", "read as 10.91.0.254 or as 8.91.0.254", "write the one that is meant"),
+    ("example.org:443", "not an address of this machine", "portbook dial example.org:443"),
     ("-p 0", "port '0'", "1 to 65535"),
     ("--port 65536", "port '65536'", "1 to 65535"),
     ("--port 80-70", "port '80-70'", "70-80"),
-    ("--port abc", "port 'abc'", "1 to 65535"),
+    ("--port abc", "port 'abc'", "write 8080"),
     ("--port 80,", "port ''", "1 to 65535"),
     ("--remote-port 0", "remote-port '0'", "1 to 65535"),
     ("--port", "--port", "requires an argument"),
@@ -126,14 +142,14 @@ MISTAKES = [
     ("who 0", "port '0'", "1 to 65535"),
     ("who 65536", "port '65536'", "1 to 65535"),
     ("who 80-70", "port '80-70'", "70-80"),
-    ("who abc", "port 'abc'", "1 to 65535"),
+    ("who abc", "port 'abc'", "write 8080, or abc:8080"),
     ("who -- -80", "port '-80'", "1 to 65535"),
-    ("who 80 abc", "port 'abc'", "1 to 65535"),
-    ("who 80-90", "80-90", "each port"),
-    ("who 80,443", "80,443", "each port"),
+    ("who 80 abc", "port 'abc'", "write 8080, or abc:8080"),
+    ("who example.org:443", "not an address of this machine", "portbook dial example.org:443"),
+    ("who 192.0.2.1:443", "not an address of this machine", "portbook dial 192.0.2.1:443"),
     ("who 80/sctp", "'sctp'", "tcp, udp"),
     ("who 80/", "''", "tcp, udp"),
-    ("who /tcp", "port ''", "1 to 65535"),
+    ("who /tcp", "'/tcp' has no port", "write 8080"),
     ("sources extra", "extra", "--help"),
     ("man extra", "extra", "--help"),
 ]
@@ -301,7 +317,8 @@ SOCKET = {
         "LAST_ACK", "CLOSING", "BOUND", "UNKNOWN", None,
     },
     "uid": (NUMBER, NULL), "inode": (NUMBER, NULL), "owners": list, "zone": (TEXT, NULL),
-    "reach": {"loopback", "address", "any"}, "netns": (NUMBER, NULL), "netns_name": (TEXT, NULL),
+    "reach": {"loopback", "address", "any", "none", "multicast", "broadcast"},
+    "netns": (NUMBER, NULL), "netns_name": (TEXT, NULL),
 }  # fmt: skip
 OWNER = {
     "pid": NUMBER, "name": (TEXT, NULL), "exe": (TEXT, NULL), "user": (TEXT, NULL), "started": (MOMENT, NULL),
@@ -477,7 +494,7 @@ def filters(animals):
         ("--address *", "address:*", lambda row: row["local_address"] in ("::", "0.0.0.0")),
         ("--remote-address ::1", "raddr:::1", lambda row: row["remote_address"] == "::1"),
         ("--reach any", "reach:any", lambda row: row["reach"] == "any"),
-        ("--reach loopback", "-reach:any,address", lambda row: row["reach"] == "loopback"),
+        ("--reach loopback", "-reach:any,address,none", lambda row: row["reach"] == "loopback"),
         (f"--pid {other}", f"pid:{other}", lambda row: other in pids(row)),
         ("--process python", "python", lambda row: any("python" in f"{o['name']} {o['exe']}" for o in row["owners"])),
         (f"--user {me}", f"user:{me}", lambda row: me in users(row)),
@@ -919,49 +936,6 @@ def test_the_completion_script_of_a_shell(shell):
         subprocess.run([shell, "-n"], input=done.stdout, text=True, check=True, timeout=60)
 
 
-def completions(shell, words, number, incomplete):
-    variables = {
-        "bash": {"COMP_WORDS": " ".join(words), "COMP_CWORD": str(number)},
-        "zsh": {"COMP_WORDS": " ".join(words), "COMP_CWORD": str(number)},
-        "fish": {"COMP_WORDS": " ".join(words), "COMP_CWORD": incomplete},
-    }[shell]
-    done = subprocess.run(
-        [console_script()], env={**ENVIRONMENT, **variables, "_PORTBOOK_COMPLETE": f"{shell}_complete"},
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
-    return re.split(r"[\n,\t]", done.stdout)
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_offers_commands_and_options(shell):
-    offered = completions(shell, ["portbook", "wh"], 1, "wh")
-    assert "who" in offered
-    assert "list" not in offered
-    options = completions(shell, ["portbook", "list", "--st"], 2, "--st")
-    assert {"--state", "--strict"} <= set(options)
-    assert "--tcp" not in options
-
-
-@on_unix
-def test_completion_in_a_real_bash():
-    need(shutil.which("bash") is not None, "bash")
-    script = (
-        'eval "$(_PORTBOOK_COMPLETE=bash_source portbook)"; COMP_WORDS=(portbook who); COMP_CWORD=1; '
-        '_portbook_completion portbook 2>/dev/null; echo "${COMPREPLY[@]}"'
-    )
-    path = os.path.dirname(console_script()) + os.pathsep + ENVIRONMENT.get("PATH", "")
-    done = subprocess.run(
-        ["bash", "-c", script],
-        env={**ENVIRONMENT, "PATH": path},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.stdout.split() == ["who"], done.stderr
-
-
 # --- another user --------------------------------------------------------------------------------------------------
 
 
@@ -971,7 +945,7 @@ def test_an_ordinary_user_sees_sockets_and_what_is_missing(as_nobody, server):
     assert done.returncode == 0
     (_, row) = done.stdout.splitlines()
     assert row.split()[:3] == ["tcp", "127.0.0.1", str(port)]
-    assert "root" in row.split()
+    assert "(root)" in row.split()
     assert done.stderr == "portbook: owners of 1 socket are not visible to uid 65534; run with sudo\n"
 
 

@@ -112,5 +112,5 @@ def test_who_answers_for_here_and_tells_of_elsewhere(named):
 
 def test_a_namespace_that_is_not_there(named):
     run = portbook("--netns", "no-such-namespace")
-    assert (run.returncode, run.stdout) == (0, "")
-    assert "no socket matches" in run.stderr
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.startswith("portbook: unknown network namespace 'no-such-namespace'; ")

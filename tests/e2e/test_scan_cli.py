@@ -65,7 +65,7 @@ MISTAKES = [
     ("0.0.0.0/0", "4,294,967,296 addresses", "/8"),
     ("10.0.0.20-10.0.0.1", "runs backwards", "10.0.0.1-10.0.0.20"),
     ("10.0.0.300", "not an address", "10.0.0.0/24"),
-    ("127.0.0.1:80", "not an address", "-p"),
+    ("127.0.0.1:80 127.0.0.2:443", "the same ports for every target", "portbook scan 127.0.0.1 127.0.0.2 -p PORTS"),
     ("127.0.0.1/33", "not a network", "10.0.0.0/24"),
     ("fe80::1", "its interface", "fe80::1%eth0"),
     ("@/nonesuch", "'/nonesuch'", "No such file"),
@@ -74,7 +74,7 @@ MISTAKES = [
     ("127.0.0.1 -p 0", "port '0'", "1 to 65535"),
     ("127.0.0.1 -p 65536", "port '65536'", "1 to 65535"),
     ("127.0.0.1 -p 80-70", "port '80-70'", "70-80"),
-    ("127.0.0.1 -p http", "port 'http'", "80 or 8000-8100"),
+    ("127.0.0.1 -p nosuch", "port 'nosuch'", "write 8080"),
     ("127.0.0.1 -p @nonesuch", "'@nonesuch'", "@web, @db"),
     ("127.0.0.1 --udp -p @mail", "'@mail' over UDP", "@web"),
     ("127.0.0.1 --timeout 0", "timeout 0", "above 0"),
@@ -84,7 +84,7 @@ MISTAKES = [
     ("127.0.0.1 --retries -1", "retries -1", "0 or more"),
     ("127.0.0.1 --concurrency 0", "concurrency 0", "1 or more"),
     ("127.0.0.1 --json --nmap-xml -", "--json and --nmap-xml -", "file"),
-    ("127.0.0.1 --nonesuch", "--nonesuch", "--ports"),
+    ("127.0.0.1 --nonesuch", "--nonesuch", "see portbook scan --help"),
 ]
 
 
@@ -109,7 +109,7 @@ def test_people_get_a_table_and_a_summary(ports):
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0] == HOST
-    assert lines[1].split() == ["PORT", "PROTOCOL", "STATE", "SERVICE", "EVIDENCE", "RTT"]
+    assert lines[1].split() == ["PORT", "PROTOCOL", "STATE", "SERVICE", "EVIDENCE", "RTT", "PROCESS"]
     rows = [line.split() for line in lines[2:22]]
     assert [int(row[0]) for row in rows] == sorted(listening)
     assert {row[2] for row in rows} == {"open"}

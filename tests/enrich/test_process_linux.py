@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 
 import psutil
@@ -14,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from portbook.enrich import process
+from portbook.enrich.process.state import explain_state
 from portbook.records import Owner
 from portbook.testing import child
 from tests.components import need
@@ -222,6 +225,111 @@ def test_what_another_user_may_not_see_is_none(as_nobody):
     assert run.stdout.strip() == repr((me.name[:15], None, me.user, me.ppid, False))
 
 
+# --- what it does at the moment ------------------------------------------------------------------------------------
+
+
+def test_a_suspended_process():
+    with child(PLAIN) as one:
+        assert described(one.pid).state == "running"
+        os.kill(one.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, one.pid, os.WSTOPPED | os.WNOWAIT)
+        assert described(one.pid).state == "suspended"
+        assert explain_state(described(one.pid)) == (
+            "suspended (Ctrl-Z or SIGSTOP): it accepts and does not answer; "
+            f"kill -CONT {one.pid} lets it run again, as does fg in its shell"
+        )
+        os.kill(one.pid, signal.SIGCONT)
+        os.waitid(os.P_PID, one.pid, os.WCONTINUED | os.WNOWAIT)
+        assert described(one.pid).state == "running"
+
+
+ATTACH = """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+pid = int(sys.argv[1])
+assert libc.ptrace(16, pid, 0, 0) == 0, ctypes.get_errno()  # PTRACE_ATTACH
+os.waitpid(pid, 0x40000000)  # __WALL
+say()
+wait()
+"""
+
+
+def test_a_traced_process():
+    need(ROOT, "root, to trace a process that is not a child")
+    with child(PLAIN) as one, child(ATTACH, str(one.pid)) as tracer:
+        owner = process.add_origin(described(one.pid))
+        assert (owner.state, owner.tracer) == ("traced", tracer.pid)
+        assert f"stopped by pid {tracer.pid}" in explain_state(owner)
+
+
+def test_a_zombie():
+    ended = subprocess.Popen(["true"])
+    try:
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+        assert described(ended.pid).state == "zombie"
+    finally:
+        ended.wait()
+
+
+SPAWN = """
+import os, sys
+action = (os.POSIX_SPAWN_OPEN, 0, sys.argv[1], os.O_RDONLY, 0)
+os.posix_spawn("/bin/true", ["true"], {}, file_actions=[action])
+"""
+
+
+def _wait_for(is_reached):
+    last = time.monotonic() + 60
+    while not is_reached():
+        assert time.monotonic() < last
+        time.sleep(0.01)
+
+
+def test_an_uninterruptible_process(tmp_path):
+    """vfork(2) keeps the parent waiting, uninterruptibly, until its child has called execve(2).
+
+    The child of posix_spawn(3) blocks before that, in open(2) of a FIFO that nobody has opened for writing.
+    """
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    parent = subprocess.Popen([sys.executable, "-I", "-S", "-c", SPAWN, str(fifo)])
+    try:
+        _wait_for(lambda: described(parent.pid).state == "uninterruptible")
+        assert "no signal ends it" in explain_state(described(parent.pid))
+    finally:
+        with open(fifo, "wb"):
+            parent.wait(60)
+
+
+def test_a_moment_of_waiting_is_not_a_state(monkeypatch):
+    """A process that reads from a disk is seen in that state now and then. That cannot be ordered: hence prepared."""
+    lines = iter([b"9 (db) D " + b"0 " * 20, b"9 (db) D " + b"0 " * 20, b"9 (db) S " + b"0 " * 20])
+    monkeypatch.setattr(linux, "_read", lambda path: next(lines) if path.endswith("stat") else b"")
+    assert process.enrich([Owner(9)])[0][0].state == "running"
+
+
+@pytest.mark.parametrize("comm", ["MainThread", "node-MainThread"])
+def test_the_name_of_a_first_thread_is_not_that_of_the_process(comm):
+    """Node.js 24 calls its first thread MainThread: prctl(2), PR_SET_NAME."""
+    assert linux._full_name(comm, "/usr/bin/node", ("node", "app.js")) == "node"
+    assert linux._full_name(comm, None, ("/opt/node", "app.js")) == "node"
+    assert linux._full_name(comm, None, ()) == comm
+
+
+def test_a_process_whose_first_thread_is_called_main_thread():
+    script = "import ctypes\nctypes.CDLL(None).prctl(15, b'MainThread', 0, 0, 0)\nsay()\nwait()\n"
+    with child(script) as one:
+        assert described(one.pid).name == os.path.basename(os.path.realpath(sys.executable))
+
+
+def test_parents_are_read_once():
+    known = {}
+    with child(PLAIN) as one, child(PLAIN) as other:
+        first, second = process.parents(one.pid, known), process.parents(other.pid, known)
+    assert [owner.pid for owner in first] == [owner.pid for owner in second]
+    assert all(owner is again for owner, again in zip(first, second, strict=True))
+
+
 # --- the line ------------------------------------------------------------------------------------------------------
 
 FIELDS = b"S 123 9 9 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 98765 1000 10"
@@ -230,7 +338,7 @@ FIELDS = b"S 123 9 9 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 98765 1000 10"
 @given(st.binary(max_size=15).filter(lambda name: b"\0" not in name))
 def test_any_name_in_the_stat_line(name):
     """comm is at most fifteen bytes, any but NUL (proc_pid_stat(5)); what follows it has no parenthesis."""
-    assert linux._stat(b"42 (" + name + b") " + FIELDS) == (name.decode("utf-8", "replace"), 123, 98765)
+    assert linux._stat(b"42 (" + name + b") " + FIELDS) == (name.decode("utf-8", "replace"), 123, 98765, "running")
 
 
 def test_a_parent_that_started_after_its_child_is_another_process(monkeypatch):

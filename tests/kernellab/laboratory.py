@@ -21,14 +21,15 @@ import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.debian import STEP_LIMIT_S, make_root, run, source
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 DIRECTORY = Path(os.environ.get("PORTBOOK_KERNELLAB") or ROOT / ".kernellab")
 GUEST_PYTHON = "3.11"  # of Debian 12, which the root file system is made of
 GUEST_SUITE = "bookworm"
 PROGRAMS = ("mmdebstrap", "cpio", "depmod", "apt-get")
-KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
-STEP_LIMIT_S = 600
+GUEST_PACKAGES = ("python3", "iproute2", "util-linux", "busybox-static", "kmod")
 
 
 class Machine(NamedTuple):
@@ -96,7 +97,7 @@ def prepare(name: str, directory: Path = DIRECTORY) -> None:
     kernel = KERNELS[name]
     machine = MACHINES[kernel.architecture]
     directory.mkdir(parents=True, exist_ok=True)
-    make_root(directory / f"root-{kernel.architecture}", machine)
+    make_guest_root(directory / f"root-{kernel.architecture}", machine)
     make_dependencies(directory / f"packages-{kernel.architecture}", machine)
     if is_ready(name, directory):
         return
@@ -104,49 +105,13 @@ def prepare(name: str, directory: Path = DIRECTORY) -> None:
     (directory / name / "ready").touch()
 
 
-def run(*command: str | Path, cwd: Path | None = None, limit_s: float = STEP_LIMIT_S) -> str:
-    """Run a command to its end and return its output. Raises RuntimeError with the end of it when it fails."""
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=limit_s,
-        check=False,
-    )
-    output = done.stdout.decode("utf-8", "replace")
-    if done.returncode:
-        raise RuntimeError(f"{command[0]} ended with {done.returncode}: {output[-2000:]}")
-    return output
-
-
-def mirror() -> str:
-    """The archive of Debian that this machine uses."""
-    lines = run("apt-get", "indextargets", "--format", "$(REPO_URI)", "Label: Debian", "Component: main").split()
-    if not lines:
-        raise RuntimeError("apt knows no archive of Debian on this machine")
-    return lines[0]
-
-
-def make_root(root: Path, machine: Machine) -> None:
+def make_guest_root(root: Path, machine: Machine) -> None:
     """The guest's root file system: Python, ss and ip, busybox, modprobe."""
     if root.exists():
         return
-    unfinished = root.with_suffix(".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    run(
-        "mmdebstrap",
-        "--variant=extract",
-        "--include=python3,iproute2,util-linux,busybox-static,kmod",
-        f"--architectures={machine.debian}",
-        GUEST_SUITE,
-        unfinished,
-        f"deb [signed-by={KEYS}] {mirror()} {GUEST_SUITE} main",
-    )
+    make_root(root, GUEST_SUITE, GUEST_PACKAGES, variant="extract", architecture=machine.debian)
     for part in ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/cache", "var/lib/apt", "var/lib/dpkg"):
-        shutil.rmtree(unfinished / part, ignore_errors=True)
-    unfinished.rename(root)
+        shutil.rmtree(root / part, ignore_errors=True)
 
 
 def make_dependencies(packages: Path, machine: Machine) -> None:
@@ -170,8 +135,7 @@ def fetch_kernel(directory: Path, kernel: Kernel, machine: Machine) -> None:
     for part in ("lists/partial", "cache/archives/partial", "unpacked"):
         (directory / part).mkdir(parents=True)
     (directory / "status").touch()
-    source = f"deb [signed-by={KEYS}] {mirror()} {kernel.suite} main\n"
-    (directory / "sources.list").write_text(source)
+    (directory / "sources.list").write_text(source(kernel.suite) + "\n")
     settings = {
         "APT::Architecture": machine.debian,
         "APT::Architectures": machine.debian,

@@ -249,6 +249,7 @@ def test_a_unit_that_cannot_be_stopped_is_a_failure_with_its_words(lab):
 
 USER_MANAGER = """[Service]
 Delegate=yes
+Slice=user-0.slice
 Environment=XDG_RUNTIME_DIR=/run/user/0 HOME=/root
 ExecStart=/lib/systemd/systemd --user --unit=lab.target --log-target=null"""
 
@@ -274,3 +275,166 @@ def test_a_users_unit_is_stopped_by_the_users_service_manager(lab):
     code, answer = lab.stop(8007, "--yes", "--via-manager")
     assert (code, answer["result"]) == (0, "stopped")
     assert lab.run(*runtime, "is-active", "mine.service", check=False).stdout == "inactive\n"
+
+
+# --- what is in a unit, and not its service ------------------------------------------------------------------------
+
+LAUNCHER = """
+import os, subprocess, sys, time
+if len(sys.argv) > 2:
+    with open("/proc/self/comm", "w") as file:
+        file.write(sys.argv[2])
+server = "import http.server as h; h.HTTPServer(('127.0.0.1', PORT), h.BaseHTTPRequestHandler).serve_forever()"
+server = server.replace("PORT", sys.argv[1])
+subprocess.Popen([sys.executable, "-I", "-S", "-c", server], start_new_session=True)
+time.sleep(600)
+"""
+
+
+def launcher(lab: Lab, unit: str, port: int, more: str = "", name: str = "") -> int:
+    """A service whose main process starts a server and does something else; the main pid."""
+    script = f"/run/{unit}.py"
+    with open(f"/proc/{lab.pid}/root{script}", "w", encoding="utf-8") as file:
+        file.write(LAUNCHER)
+    lab.unit(unit, f"[Service]\n{more}\nExecStart={sys.executable} -I -S {script} {port} {name}")
+    lab.systemctl("start", unit)
+    wait_for(lab, port)
+    return lab.main_pid(unit)
+
+
+@pytest.mark.parametrize(
+    ("port", "unit", "more", "name"),
+    [
+        (8011, "agent.service", "KillMode=process\nRestart=always", "agent"),  # cron, CI agents
+        (8012, "tunnel.service", "", "sshd"),  # never the unit of a process that is protected
+        (8013, "ssh.service", "", "server"),  # as a name, where systemd is not asked
+    ],
+)
+def test_a_server_that_a_service_only_started_is_ended_and_the_service_stays(lab, port, unit, more, name):
+    main = launcher(lab, unit, port, more, name)
+    code, answer = lab.stop(port, "--yes", "--via-manager")
+    assert (code, answer["result"], answer["ended"][0]["by"]) == (0, "stopped", ["SIGTERM"])
+    assert lab.main_pid(unit) == main
+    assert lab.systemctl("is-active", unit) == "active"
+    lab.systemctl("stop", unit)
+
+
+def test_a_server_below_the_script_of_a_unit_is_the_service(lab):
+    """As npm, or a shell script without exec: systemd starts the script again, and stops both."""
+    launcher(lab, "script.service", 8014, "Restart=always")
+    code, answer = lab.stop(8014, "--yes")
+    assert (code, [r["code"] for r in answer["refusals"]]) == (1, ["managed"])
+    code, answer = lab.stop(8014, "--yes", "--via-manager")
+    assert (code, answer["result"], answer["ended"][0]["by"]) == (0, "stopped", ["systemctl stop script.service"])
+    assert lab.systemctl("is-active", "script.service", check=False) in ("inactive", "failed")
+
+
+ORPHAN = """
+import os, sys, time
+server = "import http.server as h; h.HTTPServer(('127.0.0.1', PORT), h.BaseHTTPRequestHandler).serve_forever()"
+server = server.replace("PORT", sys.argv[1])
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", server])
+    os._exit(0)
+os.wait()
+time.sleep(600)
+"""
+
+
+def test_a_server_that_left_its_parents_is_not_the_service(lab):
+    with open(f"/proc/{lab.pid}/root/run/orphan.py", "w", encoding="utf-8") as file:
+        file.write(ORPHAN)
+    lab.unit("orphan.service", f"[Service]\nRestart=always\nExecStart={sys.executable} -I -S /run/orphan.py 8015")
+    lab.systemctl("start", "orphan.service")
+    wait_for(lab, 8015)
+    main = lab.main_pid("orphan.service")
+    code, answer = lab.stop(8015, "--yes", "--via-manager")
+    assert (code, answer["result"], answer["ended"][0]["by"]) == (0, "stopped", ["SIGTERM"])
+    assert answer["targets"][0]["supervisor"]["why"].endswith(f"(pid {main})")
+    assert lab.main_pid("orphan.service") == main
+    lab.systemctl("stop", "orphan.service")
+
+
+NESTED = """
+import os, sys
+with open("/proc/self/cgroup") as file:
+    own = next(line for line in file if "name=systemd" in line or line.startswith("0::")).strip().rpartition(":")[2]
+root = "/sys/fs/cgroup/systemd" if os.path.isdir("/sys/fs/cgroup/systemd") else "/sys/fs/cgroup"
+inner = f"{root}{own}/victim.service"
+os.mkdir(inner)
+with open(f"{inner}/cgroup.procs", "w") as file:
+    file.write(str(os.getpid()))
+server = "import http.server as h; h.HTTPServer(('127.0.0.1', PORT), h.BaseHTTPRequestHandler).serve_forever()"
+server = server.replace("PORT", sys.argv[1])
+os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", server])
+"""
+
+
+def test_a_name_below_a_delegated_unit_is_no_unit(lab):
+    """Whoever the outer unit runs as chooses it: it could be that of any other service."""
+    lab.unit("victim.service", "[Service]\nExecStart=sleep 600")
+    lab.systemctl("start", "victim.service")
+    with open(f"/proc/{lab.pid}/root/run/nested.py", "w", encoding="utf-8") as file:
+        file.write(NESTED)
+    nested = f"[Service]\nDelegate=yes\nRestart=always\nExecStart={sys.executable} -I -S /run/nested.py 8016"
+    lab.unit("outer.service", nested)
+    lab.systemctl("start", "outer.service")
+    wait_for(lab, 8016)
+    with open(f"/proc/{lab.pid}/root/proc/{lab.main_pid('outer.service')}/cgroup", encoding="ascii") as file:
+        assert "outer.service/victim.service" in file.read()
+    code, answer = lab.stop(8016, "--yes", "--via-manager")
+    assert (code, answer["ended"][0]["by"]) == (0, ["systemctl stop outer.service"])
+    assert answer["targets"][0]["holder"]["owner"]["service"] == "outer.service"
+    assert lab.systemctl("is-active", "victim.service") == "active"
+    lab.systemctl("stop", "victim.service")
+
+
+# --- what is known beforehand --------------------------------------------------------------------------------------
+
+
+def test_a_unit_that_systemd_will_start_again_later_is_no_success(lab):
+    """As on a slow machine: when stop has looked long enough, the port is still free."""
+    lab.unit("later.service", service(8017, "Restart=always\nRestartSec=60"))
+    lab.systemctl("start", "later.service")
+    wait_for(lab, 8017)
+    code, answer = lab.stop(8017, "--yes")
+    assert "RestartSec=1min" in answer["refusals"][0]["why"]
+    code, answer = lab.stop(8017, "--yes", "--override")
+    assert (code, answer["result"]) == (1, "will-restart")
+    assert "systemctl stop later.service" in answer["note"]
+    lab.systemctl("stop", "later.service")
+
+
+STORING = """
+import array, os, socket, sys, time
+one = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as to:
+    to.connect(os.environ["NOTIFY_SOCKET"].replace("@", "\\0", 1))
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [one.fileno()]))]
+    to.sendmsg([b"FDSTORE=1\\nFDNAME=web\\nREADY=1"], rights)
+if sys.argv[2:] == ["close"]:
+    one.close()
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(("port", "how"), [(8018, "close"), (8019, "")])
+def test_a_socket_in_the_store_of_a_unit_is_freed_by_stopping_the_unit(lab, port, how):
+    """systemd.service(5), FileDescriptorStoreMax=; sd_notify(3), FDSTORE=1. The first process holds it, too."""
+    with open(f"/proc/{lab.pid}/root/run/store.py", "w", encoding="utf-8") as file:
+        file.write(STORING)
+    unit = f"store{port}.service"
+    text = "[Service]\nType=notify\nNotifyAccess=all\nFileDescriptorStoreMax=4\n"
+    lab.unit(unit, f"{text}ExecStart={sys.executable} -I -S /run/store.py {port} {how}")
+    lab.systemctl("start", unit)
+    wait_for(lab, port)
+    code, answer = lab.stop(port, "--yes", "--override")
+    assert (code, answer["result"]) == (1, "refused")
+    first = next(t for t in answer["targets"] if t["holder"]["owner"]["pid"] == 1)
+    assert first["refusals"][0]["hint"] == f"systemctl stop {unit}"
+    assert "file descriptor store" in first["supervisor"]["why"]
+    code, answer = lab.stop(port, "--yes", "--via-manager")
+    assert (code, answer["result"]) == (0, "stopped")
+    assert lab.systemctl("is-active", unit, check=False) in ("inactive", "failed")

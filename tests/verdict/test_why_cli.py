@@ -81,7 +81,7 @@ def test_what_cannot_be_determined_exits_with_5():
     [
         (["0"], "1 to 65535"),
         (["65536"], "1 to 65535"),
-        (["80-90"], "more than one"),
+        (["1-65535"], "at most 100"),
         (["80/sctp"], "tcp, udp"),
         (["80", "--address", "nowhere"], "not an"),
         (["80", "--address", "127.0.0.1", "--dual"], "dual"),

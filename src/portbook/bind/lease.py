@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import socket as net
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import product, repeat
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
@@ -27,18 +27,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
 from portbook.addresses import EVERYWHERE, Endpoint
 from portbook.bind import choice, endpoints, handover
 from portbook.bind.attempt import NO_FAMILY, BindError, Options, bind
-from portbook.bind.free import check_protocols
+from portbook.bind.free import request
 from portbook.errors import LeaseError, PortbookError, UsageError
 from portbook.netconfig import ephemeral
-from portbook.records import Protocol
+from portbook.netconfig.diversion import DivertedPorts, take_ports
+from portbook.netconfig.facts import Diversion
+from portbook.ports import parse_one
+from portbook.records import Gap, Protocol
 
 if TYPE_CHECKING:
     import subprocess
     from types import TracebackType
 
+    from portbook.ports import PortLike, PortsLike
+
 # How often the system chooses before we try its range ourselves: it may choose the same number again and again while
 # that is free on one family (Linux prefers every other number) and taken on the other.
 CHOICES = 16
+MOST_DIVERTED = 16  # numbers whose packets rules send elsewhere, before such a number is taken: a rule may concern all
 # Errors that another number need not meet. EACCES: a privileged port; on Windows an excluded range.
 TAKEN = frozenset(("EADDRINUSE", "EACCES"))
 
@@ -46,11 +52,14 @@ TAKEN = frozenset(("EADDRINUSE", "EACCES"))
 class Lease:
     """Bound sockets of one port. A context manager, also for ``async with``: at its end it closes what was not taken.
 
-    ``port`` is the number, ``sockets`` are the sockets: TCP before UDP, IPv4 before IPv6.
+    ``port`` is the number, ``sockets`` are the sockets: TCP before UDP, IPv4 before IPv6. ``diversions`` are what sends
+    packets to the port elsewhere (Linux: NAT rules), ``gaps`` say what of that could not be known.
     """
 
     def __init__(self, sockets: Sequence[net.socket]) -> None:
         self.sockets = tuple(sockets)
+        self.diversions: tuple[Diversion, ...] = ()
+        self.gaps: tuple[Gap, ...] = ()
         self.port: int = sockets[0].getsockname()[1]
         self._owned = True
 
@@ -134,35 +143,37 @@ class LeasePlan(NamedTuple):
 
 
 def lease(
-    port: int = 0,
+    port: PortLike = 0,
     *,
-    protocols: Sequence[Protocol] = ("tcp",),
+    protocols: Sequence[Protocol] | None = None,
     address: str | None = None,
     dual: bool = False,
-    ports: Iterable[int] | None = None,
+    ports: PortsLike | None = None,
     listens: bool = True,
 ) -> Lease:
     """Bind a port for every protocol, on every endpoint, and hold it.
 
-    :param port: 0 lets the system choose a number that is free for every socket
-    :param address: one address, or "localhost" for both loopback addresses; None is 0.0.0.0 and ::, without a family
-        that this machine lacks
+    :param port: a number, or text such as ``53/udp`` or ``127.0.0.1:8080``; 0 lets the system choose a number that is
+        free for every socket
+    :param protocols: None: that of the port, else "tcp"
+    :param address: one address, or "localhost" for both loopback addresses; None is that of the port, else 0.0.0.0 and
+        ::, without a family that this machine lacks
     :param dual: one IPv6 socket that takes IPv4 as well
-    :param ports: any of these, in random order, instead of the system's choice
+    :param ports: any of these, in random order, instead of the system's choice: numbers, or text such as ``8000-8100``
     :param listens: False: TCP sockets are bound and do not listen yet; nobody can connect, no other socket can bind
     :returns: the lease; close it, or use it as a context manager
     :raises LeaseError: the port, or each of the ports, cannot be bound
     :raises UsageError: an argument is not valid
     :raises PortbookError: this process has no descriptor left
     """
-    if not 0 <= port <= 65535:
-        raise UsageError(f"port {port} is out of range", "valid values are 1 to 65535, and 0 for any port")
-    if port and ports is not None:
+    is_named = port not in (0, "0")
+    if is_named and ports is not None:
         raise UsageError("a port and a range of ports exclude each other", "give one of them")
-    plan = LeasePlan(endpoints.parse(address, dual=dual), check_protocols(protocols), listens)
-    if port:
-        return _lease_named(port, plan)
-    numbers = _any_numbers() if ports is None else choice.shuffled(choice.pool(ports).numbers)
+    wanted = request(parse_one(port) if is_named else ports, protocols, address, dual=dual)
+    plan = LeasePlan(wanted.places, wanted.protocols, listens)
+    if is_named and wanted.numbers is not None:
+        return _lease_named(wanted.numbers[0], plan)
+    numbers = _any_numbers() if wanted.numbers is None else choice.shuffled(choice.pool(wanted.numbers).numbers)
     return _lease_one_of(numbers, plan)
 
 
@@ -175,27 +186,51 @@ def _any_numbers() -> Iterator[int]:
 
 def _lease_named(port: int, plan: LeasePlan) -> Lease:
     try:
-        return _bind_all(port, plan, chosen=False)
+        leased = _bind_all(port, plan, chosen=False)
     except BindError as error:
         raise _failure(f"port {port}", error, f"run {_why_command(port, error)} for the reason") from error
+    _look_at_rules(leased, take_ports(plan.places), plan)
+    return leased
 
 
 def _lease_one_of(numbers: Iterator[int], plan: LeasePlan) -> Lease:
     count = 0
     last: BindError | None = None
-    for number in numbers:
-        count += 1
-        try:
-            return _bind_all(number, plan, chosen=True)
-        except BindError as error:
-            last = error
-            if error.fault.posix not in TAKEN:
+    diverted: DivertedPorts | None = None
+    held: list[Lease] = []  # ports that rules take away: held, so that none of them is chosen again
+    with ExitStack() as open_leases:
+        for number in numbers:
+            count += 1
+            try:
+                leased = _bind_all(number, plan, chosen=True)
+            except BindError as error:
+                last = error
+                if error.fault.posix not in TAKEN:
+                    break
+                continue
+            held.append(open_leases.enter_context(leased))
+            diverted = diverted or take_ports(plan.places)
+            _look_at_rules(leased, diverted, plan)
+            if not leased.diversions or len(held) == MOST_DIVERTED:
                 break
+        if held:
+            best = held[0] if held[-1].diversions else held[-1]
+            open_leases.pop_all()
+            for other in held:
+                if other is not best:
+                    other.close()
+            return best
     assert last is not None  # noqa: S101  there is at least one number
     what = "a port"
     if count > 1:
         what = f"any of {count} ports"
     raise _failure(what, last, "choose among other ports") from last
+
+
+def _look_at_rules(leased: Lease, diverted: DivertedPorts, plan: LeasePlan) -> None:
+    """Note what sends packets to the port elsewhere."""
+    leased.diversions = diverted.of(leased.port, plan.protocols)
+    leased.gaps = diverted.gaps
 
 
 def _bind_all(port: int, plan: LeasePlan, *, chosen: bool) -> Lease:

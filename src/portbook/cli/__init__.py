@@ -30,6 +30,7 @@ COMMANDS = {
     "probe": "probe",
     "sources": "sources",
     "man": "man",
+    "help": "help",
 }
 DEFAULT = "list"
 
@@ -51,12 +52,14 @@ class Portbook(Group):
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put DEFAULT in front of what is not a command."""
+        """Put DEFAULT in front of an option or a term of a query; raise click.UsageError for other words."""
         if ctx.resilient_parsing and not args:
             return super().parse_args(ctx, args)  # completing the first word
         own = {name for parameter in self.get_params(ctx) for name in parameter.opts}
-        if not args or (args[0] not in own and _is_list_argument(args[0])):
-            args = [DEFAULT, *args]
+        if not args:
+            args = [DEFAULT]
+        elif args[0] not in own and args[0] not in COMMANDS:
+            args = [DEFAULT, *args] if ctx.resilient_parsing else _with_default(ctx, args)
         return super().parse_args(ctx, args)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
@@ -68,23 +71,37 @@ class Portbook(Group):
         return items
 
 
-def _is_list_argument(word: str) -> bool:
-    """An option or a term of a query; a bare word is more likely a command misspelt."""
-    return word[:1] in "-0123456789" or ":" in word
+def _with_default(ctx: click.Context, args: list[str]) -> list[str]:
+    """DEFAULT and its arguments. A word that only a process may be called is more likely a command misspelt."""
+    word = args[0]
+    if word[:1] in "-0123456789" or ":" in word:
+        return [DEFAULT, *args]
+    from portbook.cli import mistakes
+
+    if word.lower() not in mistakes.COMMAND_OF:
+        from portbook.query import is_term
+
+        if is_term(word):
+            return [DEFAULT, *args]
+    raise click.UsageError(mistakes.unknown_command(args, COMMANDS, DEFAULT), ctx)
 
 
 @click.group(cls=Portbook, context_settings=CONTEXT, params=[VERSION])
 def portbook() -> None:
     """The register of every TCP and UDP port of this machine.
 
-    Without a command, portbook lists the sockets that listen, are bound, or are unconnected, and their owners.
+    Without a command, portbook lists the sockets that listen, are bound, or are unconnected, and their owners. The
+    options and the query of list may then be given alone; portbook list --help shows them.
 
     \b
     Examples:
       portbook                          list the ports and who holds them
       portbook -p 8000-8100 --all       every socket with one of these ports
+      portbook 8080/tcp                 the sockets that wait on this port
+      portbook list --help              the options of list: filters, formats, order
       portbook who 8080                 show which processes hold this port
       portbook why 8080                 explain why it cannot be bound
+      portbook stop 8080                end the processes that hold it
 
     \b
     Exit codes:

@@ -12,7 +12,7 @@ from portbook.errors import PortbookError
 
 YES, NO, USAGE, GAPS, UNKNOWN = 0, 1, 2, 3, 5
 # Commands whose output alone is what they are for: a reader that goes away has seen enough of it (head(1), a pager).
-READINGS = frozenset(("list", "scan", "probe", "sources", "man", None))  # None: help
+READINGS = frozenset(("list", "scan", "probe", "sources", "man", "help", None))  # None: help
 COMPLETE = "_PORTBOOK_COMPLETE"  # set by the shell's completion script
 
 
@@ -23,9 +23,9 @@ def run(arguments: list[str]) -> int:
     """
     _escape_what_cannot_be_encoded()
     if instruction := os.environ.get(COMPLETE):
-        from click.shell_completion import shell_complete
+        from portbook.cli import completion
 
-        return shell_complete(portbook, {}, "portbook", COMPLETE, instruction)
+        return completion.run(portbook, "portbook", COMPLETE, instruction)
     running: str | None = None
     try:
         with portbook.make_context("portbook", arguments) as context:
@@ -42,32 +42,29 @@ def run(arguments: list[str]) -> int:
     except click.exceptions.Abort as interrupted:
         raise KeyboardInterrupt from interrupted
     except click.UsageError as error:
-        return _report(_describe(error), USAGE)
+        from portbook.cli import mistakes
+
+        return _report(mistakes.describe(error), USAGE)
     except click.ClickException as error:
         return _report(error.format_message(), UNKNOWN)
     except PortbookError as error:
-        return _report(str(error), error.exit_code)
+        return _report(_complete(error, running), error.exit_code)
+
+
+def _complete(error: PortbookError, running: str | None) -> str:
+    """The error; of a wrong usage without a remedy, where the right usage is shown."""
+    if error.exit_code != USAGE or error.hint:
+        return str(error)
+    from portbook.cli import mistakes
+
+    return f"{error}; {mistakes.see(f'portbook {running}' if running else 'portbook')}"
 
 
 def _report(message: str, code: int) -> int:
-    from portbook.render.text import safe
+    from portbook.render.text import note
 
-    sys.stderr.write(f"portbook: {safe(message)}\n")
+    sys.stderr.write(note(message))
     return code
-
-
-def _describe(error: click.UsageError) -> str:
-    """The error, then what is valid."""
-    message = error.format_message().strip().rstrip(".")
-    command = error.ctx.command if error.ctx else None
-    if isinstance(error, click.NoSuchOption) and command is not None and error.ctx is not None:
-        names = {name for parameter in command.get_params(error.ctx) for name in parameter.opts}
-        options = sorted(name for name in names if name.startswith("--"))
-        return f"no such option {error.option_name}; valid options are {', '.join(options)}"
-    message = message[0].lower() + message[1:]
-    if message.startswith("no such command") and isinstance(command, click.Group) and error.ctx is not None:
-        return f"{message}; valid commands are {', '.join(command.list_commands(error.ctx))}"
-    return f"{message}; see portbook --help"
 
 
 def _escape_what_cannot_be_encoded() -> None:

@@ -13,7 +13,8 @@ from portbook.records import PROTOCOLS, Protocol
 if TYPE_CHECKING:
     from portbook.bind.free import Free
 
-PROTOCOLS_OF: dict[str | None, tuple[Protocol, ...]] = {None: ("tcp",), "udp": ("udp",), "both": PROTOCOLS}
+# None: that of the ports, else TCP.
+PROTOCOLS_OF: dict[str | None, tuple[Protocol, ...] | None] = {None: None, "udp": ("udp",), "both": PROTOCOLS}
 udp_option = base.option("--udp", "which", flag_value="udp", default=None, help="UDP instead of TCP")
 both_option = base.option("--both", "which", flag_value="both", default=None, help="TCP and UDP of the same port")
 address_option = base.option(
@@ -22,8 +23,9 @@ address_option = base.option(
 
 
 @base.command("free")
+@click.argument("ports", nargs=-1, metavar="[PORTS]...")
+@base.option("-p", "--range", "--ports", "more", multiple=True, metavar="PORTS", help="the same as PORTS")
 @base.option("-n", "count", type=click.IntRange(1, 65535), default=1, metavar="N", help="how many (default: 1)")
-@base.option("--range", "among", metavar="A-B", help="choose among these ports")
 @udp_option
 @both_option
 @address_option
@@ -31,8 +33,9 @@ address_option = base.option(
 @base.option("-q", "--quiet", is_flag=True, help="omit the note that the ports are not reserved")
 @output.json_option
 def command(
+    ports: tuple[str, ...],
+    more: tuple[str, ...],
     count: int,
-    among: str | None,
     which: str | None,
     address: str | None,
     avoid_ephemeral: bool,
@@ -41,20 +44,21 @@ def command(
 ) -> int:
     """Print ports that can be bound now, one per line.
 
-    A number is not a reservation: another program may take the port before you do. portbook lease passes the
-    bound socket to a command instead. The exit code is 0, or 1 if fewer ports were found than requested.
+    Without PORTS, any port; with PORTS, one of these: numbers, ranges, 53/udp, 127.0.0.1:8000-8100. A number is not a
+    reservation: another program may take the port before you do. portbook lease passes the bound socket to a
+    command instead. The exit code is 0, or 1 if fewer ports were found than requested.
 
     \b
     Examples:
       portbook free
-      portbook free -n 3 --range 8000-8100 --both
+      portbook free 8000-8100 -n 3 --both
       portbook free --address 127.0.0.1 --avoid-ephemeral --json
     """
     from portbook.bind.free import free
     from portbook.render import free as render
 
-    ports = parse_port_list(among) if among is not None else None
-    answer = free(count, protocols=PROTOCOLS_OF[which], address=address, ports=ports, avoid_ephemeral=avoid_ephemeral)
+    among = [*ports, *more] or None
+    answer = free(count, protocols=PROTOCOLS_OF[which], address=address, ports=among, avoid_ephemeral=avoid_ephemeral)
     if as_json:
         output.write_bytes(render.json(answer))
     else:
@@ -62,24 +66,16 @@ def command(
     return exits.YES if answer.enough else exits.NO
 
 
-def parse_port_list(text: str) -> list[int]:
-    """Read ``8000-8100,9000``; raise UsageError."""
-    from portbook import query
-
-    ports: set[int] = set()
-    for low, high in query.parse_port_ranges(text):
-        ports.update(range(low, high + 1))
-    return sorted(ports)
-
-
 def _write_text(answer: Free, quiet: bool) -> None:
     from portbook.render import free as render
-    from portbook.render.text import safe
+    from portbook.render.text import note
 
     sys.stdout.write("".join(f"{port}\n" for port in answer.ports))
     sys.stdout.flush()
     if answer.ports and not quiet:
-        sys.stderr.write(safe(f"portbook: {render.caution(answer)}") + "\n")
+        sys.stderr.write(note(render.caution(answer)))
+    if answer.redirected:
+        sys.stderr.write(note(render.redirections(answer)))
     if not answer.enough:
-        sys.stderr.write(safe(f"portbook: {render.shortage(answer)}") + "\n")
+        sys.stderr.write(note(render.shortage(answer)))
     output.write_gaps(answer.gaps)

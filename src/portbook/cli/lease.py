@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from portbook.cli import base, exec_command
-from portbook.cli.free import PROTOCOLS_OF, address_option, both_option, parse_port_list, udp_option
+from portbook.cli import base, exec_command, output
+from portbook.cli.free import PROTOCOLS_OF, address_option, both_option, udp_option
 from portbook.errors import PortbookError, UsageError
 from portbook.records import Protocol
 
@@ -18,14 +18,15 @@ if TYPE_CHECKING:
     from subprocess import Popen
 
     from portbook.bind.lease import Lease
+    from portbook.ports import Ports
 
 PLACEHOLDER = "{port}"
 MOST_CANDIDATES = 8  # for --number-only
 
 
 @base.command("lease", cls=exec_command.CommandWithTail)
-@click.argument("port", type=click.IntRange(0, 65535), default=0, metavar="[PORT] -- COMMAND...")
-@base.option("--range", "among", metavar="A-B", help="choose among these ports")
+@click.argument("ports", nargs=-1, metavar="[PORT] -- COMMAND...")
+@base.option("-p", "--range", "--ports", "more", multiple=True, metavar="PORTS", help="choose among these ports")
 @udp_option
 @both_option
 @address_option
@@ -37,8 +38,8 @@ MOST_CANDIDATES = 8  # for --number-only
 @click.pass_context
 def command(
     ctx: click.Context,
-    port: int,
-    among: str | None,
+    ports: tuple[str, ...],
+    more: tuple[str, ...],
     which: str | None,
     address: str | None,
     dual: bool,
@@ -47,10 +48,10 @@ def command(
 ) -> int:
     """Bind a port, listen, and run a command that has the socket.
 
-    Without PORT, the system chooses one. The command gets the sockets as descriptors from 3 on, with LISTEN_FDS,
-    LISTEN_PID and LISTEN_FDNAMES as from systemd; on Windows as inherited handles, listed in PORTBOOK_HANDLES. {port}
-    in its arguments is replaced by the number, and the variable PORT is set to it. The exit code is that of the
-    command, or 1 if the port cannot be bound.
+    Without PORT, the system chooses one; of several ports or a range, one is taken. The command gets the sockets as
+    descriptors from 3 on, with LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES as from systemd; on Windows as inherited
+    handles, listed in PORTBOOK_HANDLES. {port} in its arguments is replaced by the number, and the variable PORT is set
+    to it. The exit code is that of the command, or 1 if the port cannot be bound.
 
     \b
     Examples:
@@ -65,24 +66,59 @@ def command(
         raise UsageError("no command to run", "write portbook lease [PORT] -- COMMAND...")
     path = exec_command.executable(given[0])  # before anything is bound
     protocols = PROTOCOLS_OF[which]
-    ports: Sequence[int] | None = parse_port_list(among) if among is not None else None
-    if number_only and not port and ports is None:
-        ports = _unwanted_ports(protocols, address)
-    leased = lease(port, protocols=protocols, address=address, dual=dual, ports=ports)
-    if not quiet and (port == 0 or number_only):
-        sys.stderr.write(f"portbook: {_announcement(leased, number_only)}\n")
+    port, among = _wanted(ports, more)
+    if number_only and port is None and among is None:
+        among = _unwanted_ports(protocols, address)
+    leased = lease(port or 0, protocols=protocols, address=address, dual=dual, ports=among)
+    if not quiet and (port is None or number_only):
+        from portbook.render.text import note
+
+        sys.stderr.write(note(_announcement(leased, number_only)))
+    _write_warnings(leased, quiet)
     arguments = [given[0], *(word.replace(PLACEHOLDER, str(leased.port)) for word in given[1:])]
     if number_only:
         return _run_with_number(path, arguments, leased)
     return _run_with_sockets(path, arguments, leased)
 
 
-def _unwanted_ports(protocols: Sequence[Protocol], address: str | None) -> Sequence[int] | None:
+def _wanted(ports: Sequence[str], more: Sequence[str]) -> tuple[Ports | None, list[Ports] | None]:
+    """The one port that is named, or those to choose among; None and None: any."""
+    from portbook.ports import parse_several
+
+    if list(ports) == ["0"] and not more:
+        return None, None
+    if not ports and not more:
+        return None, None
+    among = parse_several([*ports, *more])
+    if len(among) == 1 and among[0].first == among[0].last and not more:
+        return among[0], None
+    return None, among
+
+
+def _unwanted_ports(protocols: Sequence[Protocol] | None, address: str | None) -> list[Ports] | None:
     """Free ports that no connection gets and few servers want, so that the race is seldom lost."""
     from portbook.bind.free import free
+    from portbook.ports import Ports
 
     answer = free(MOST_CANDIDATES, protocols=protocols, address=address, avoid_ephemeral=True)
-    return answer.ports or None
+    return [Ports(port, port) for port in answer.ports] or None
+
+
+def _write_warnings(leased: Lease, quiet: bool) -> None:
+    """Say what sends packets to the port elsewhere."""
+    if not leased.diversions and (quiet or not leased.gaps):
+        return  # there may be no descriptor left to import a module
+    from msgspec.structs import replace
+
+    from portbook.render.text import note
+
+    if leased.diversions:
+        from portbook.netconfig.diversion import describe
+
+        for diversion in leased.diversions:
+            sys.stderr.write(note(f"{describe(diversion, leased.port)}; see portbook why {leased.port}"))
+    if not quiet:  # with sudo, the command would run as root too
+        output.write_gaps(replace(gap, hint=f"sudo portbook why {leased.port} shows it") for gap in leased.gaps)
 
 
 def _announcement(leased: Lease, number_only: bool) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +23,21 @@ FLAGS = {
     "--ipv4": ("family", "ipv4", "IPv4 only"),
     "--ipv6": ("family", "ipv6", "IPv6 only"),
 }
-SHORT = {"--tcp": "-t", "--udp": "-u", "--ipv4": "-4", "--ipv6": "-6", "--port": "-p", "--state": "-s"}
+SPELLINGS = {
+    "--tcp": ("-t",),
+    "--udp": ("-u",),
+    "--ipv4": ("-4",),
+    "--ipv6": ("-6",),
+    "--port": ("-p", "--port", "--ports"),
+    "--state": ("-s",),
+}
 FILTERS = {
-    "--port": ("port", "PORTS", "local port: 80, or 80,8000-8100"),
+    "--port": ("port", "PORTS", "local port: 80, 8000-8100, 53/udp, http"),
     "--state": ("state", "STATE", "listen, established, time_wait, …, or listening, connected, all"),
     "--remote-port": ("remote-port", "PORTS", "port of the peer"),
     "--address": ("address", "ADDRESS", "local address or network; * is every wildcard"),
     "--remote-address": ("remote-address", "ADDRESS", "address or network of the peer"),
-    "--reach": ("reach", "REACH", "from where the port can be reached: loopback, address, any"),
+    "--reach": ("reach", "REACH", "from where the port can be reached: loopback, address, any, none, …"),
     "--pid": ("pid", "PID", "process id of an owner"),
     "--process": ("process", "PATTERN", "part of a process name, or a pattern: 'node*'"),
     "--user": ("user", "USER", "user name or id"),
@@ -38,17 +46,17 @@ FILTERS = {
     "--netns": ("netns", "NAME", "network namespace by name, container or inode, or all (Linux, as root)"),
 }
 SORTS: dict[str, Callable[[Socket], Any]] = {
-    "port": lambda s: (s.local_port, s.protocol, s.local_address),
+    "port": lambda s: (s.local_port, s.protocol, s.family, s.local_address),
     "protocol": lambda s: s.protocol,
-    "address": lambda s: s.local_address,
+    "address": lambda s: (s.family, s.local_address),
     "remote-port": lambda s: s.remote_port or 0,
     "remote-address": lambda s: s.remote_address or "",
     "state": lambda s: s.state or "",
     "reach": lambda s: s.reach,
     "pid": lambda s: min((o.pid for o in s.owners), default=0),
     "process": lambda s: min((o.name or "" for o in s.owners), default=""),
-    "user": lambda s: min((o.user or "" for o in s.owners), default=""),
-    "service": lambda s: min((o.container or o.service or "" for o in s.owners), default=""),
+    "user": lambda s: min((o.user or "" for o in s.owners), default=s.user or ""),
+    "service": lambda s: min(o.container or o.service or "" for o in s.owners or (s,)),
     "inode": lambda s: s.inode or 0,
     "netns": lambda s: (s.netns_name or "", s.netns or 0),
 }
@@ -63,12 +71,11 @@ def _filters(command: Callable[..., int]) -> Callable[..., int]:
 
 
 def _spelling(option: str) -> list[str]:
-    if option in SHORT:
-        return [SHORT[option], option]
-    return [option]
+    return list(dict.fromkeys((*SPELLINGS.get(option, ()), option)))
 
 
-NEGATED_TERM = r"-[a-z-]+:"  # "-reach:loopback": a term of the query, although it begins like an option
+# "-reach:loopback", "-8080", "-53/udp": terms of the query, although they begin like options. -4 and -6 are options.
+NEGATED_TERM = r"-([a-z-]*:|(?![46]{1,2}$)\d)"
 
 
 class QueryCommand(base.Command):
@@ -110,10 +117,11 @@ def command(
     """List ports and the processes that hold them.
 
     Without --all, the list has the TCP sockets that listen or are bound, and the unconnected UDP sockets. QUERY
-    selects sockets as the options do, by terms of the form field:value. A value may be a range or a
-    comma-separated list, and the prefix - excludes what matches the term. A number alone is a port, a word alone is a
-    process. The column SERVICE shows a systemd unit, a Windows service or a container. The column REACH shows from
-    where the port can be reached: this machine, one address, or every network.
+    selects sockets as the options do, by terms of the form field:value. A value may be a range or a comma-separated
+    list, and the prefix - excludes what matches the term. Without a field, 8080, 53/udp or 127.0.0.1:8080 is a port,
+    tcp, ipv6 or established a protocol, family or state, and any other word the name of a process or service. The
+    column SERVICE shows a systemd unit, a Windows service or a container. The column REACH shows from where the port
+    can be reached: this machine, one address, or every network.
 
     \b
     Examples:
@@ -126,14 +134,31 @@ def command(
     selection = build_query(query, every, filters)
     key = _sort_key(sort)
     listing = take(selection, source=source)
+    if wide:
+        from msgspec.structs import replace
+
+        from portbook.enrich.owners import with_origins
+
+        listing = replace(listing, sockets=tuple(with_origins(listing.sockets)))
     if form is not None:
         output.write_machine(listing, form, key)
     else:
+        if not listing.sockets:
+            _explain_empty(query, every, filters, source)
         output.write_people(listing, wide, key or (SORTS["port"], False), selection.all_namespaces())
         output.write_elsewhere(listing)
     if strict and listing.gaps:
         return exits.GAPS
     return exits.YES
+
+
+def _explain_empty(texts: tuple[str, ...], every: bool, filters: dict[str, Any], source: str | None) -> None:
+    from portbook.cli import empty
+    from portbook.render.text import safe
+
+    written = build_query(texts, True, filters)
+    is_default_state = not every and written.with_default_state() != written
+    sys.stderr.write(f"portbook: {safe(empty.explain(written, is_default_state, source))}\n")
 
 
 def build_query(texts: tuple[str, ...], every: bool, filters: dict[str, Any]) -> Query:

@@ -52,35 +52,36 @@ def write_bytes(parts: Iterable[bytes]) -> None:
 
 def write_people(listing: Listing, wide: bool, key: SortKey, netns: bool = False) -> None:
     """Write a listing as columns to standard output, and its gaps to standard error."""
+    from portbook.enrich.relays import Relays
     from portbook.render import plain, text
 
     if listing.sockets:
-        lines = plain.lines(_sorted(listing.sockets, key), text.style_of(sys.stdout), wide, netns)
+        targets = Relays().short_targets(listing.sockets)
+        lines = plain.lines(_sorted(listing.sockets, key), text.style_of(sys.stdout), wide, netns, targets)
         sys.stdout.write("\n".join(lines) + "\n")
         sys.stdout.flush()
-    else:
-        sys.stderr.write("portbook: no socket matches\n")
     write_gaps(listing.gaps)
 
 
 def write_elsewhere(listing: Listing) -> None:
     """Write to standard error how many listeners other network namespaces have."""
     from portbook.numerals import counted
+    from portbook.render.text import note
 
     count, places = listing.listeners_elsewhere, listing.namespaces_elsewhere
     if count and places:
         where = "another network namespace" if places == 1 else counted(places, "other network namespace")
         verb = "is" if count == 1 else "are"
-        sys.stderr.write(f"portbook: {counted(count, 'more listener')} {verb} in {where}; --netns all shows them\n")
+        sys.stderr.write(note(f"{counted(count, 'more listener')} {verb} in {where}; --netns all shows them"))
 
 
 def write_gaps(gaps: Iterable[Gap]) -> None:
-    """Write each gap as one line to standard error."""
-    from portbook.render.text import safe
+    """Write each gap to standard error: as one line, which a terminal may have to break."""
+    from portbook.render.text import note
 
     for gap in gaps:
         hint = f"; {gap.hint}" if gap.hint else ""
-        sys.stderr.write(safe(f"portbook: {gap.why}{hint}") + "\n")
+        sys.stderr.write(note(f"{gap.why}{hint}"))
 
 
 def _sorted(sockets: Iterable[Socket], key: SortKey) -> list[Socket]:

@@ -23,10 +23,11 @@ NO_FORMAT = "nothing"  # write the XML alone
 
 @base.command("scan")
 @click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
-@base.option("-p", "--ports", default="@common", metavar="PORTS", help="22,8000-8100, or a group (default: @common)")
+@base.option("-p", "--ports", metavar="PORTS", help="22,8000-8100, http, or a group (default: @common)")
 @base.option("-u", "--udp", is_flag=True, help="UDP instead of TCP")
 @survey.only_open
 @survey.options
+@base.option("--banner", is_flag=True, help="read what each open TCP port says first; nothing is sent")
 @base.option("--no-breaker", is_flag=True, help="probe every TCP port of silent hosts too; slow")
 @base.option(
     "--nmap-xml",
@@ -37,7 +38,7 @@ NO_FORMAT = "nothing"  # write the XML alone
 @survey.allow_public
 def command(
     targets: tuple[str, ...],
-    ports: str,
+    ports: str | None,
     udp: bool,
     only_open: bool,
     timeout: float | None,
@@ -46,14 +47,16 @@ def command(
     concurrency: int | None,
     deadline: float | None,
     form: str | None,
+    banner: bool,
     no_breaker: bool,
     xml_path: str | None,
     allow_public: bool,
 ) -> int:
     """Find out which ports answer.
 
-    TARGET is a name, an address, 10.0.0.0/24, 10.0.0.1-20, fe80::1%eth0, or @FILE with one of these on each line.
-    PORTS are numbers, ranges and groups: @common, @web, @db, @mail, @remote, @windows, @queue. Every answer comes
+    TARGET is a name, an address, 10.0.0.0/24, 10.0.0.1-20, fe80::1%eth0, or @FILE with one of these on each line. It
+    may have ports: localhost:8000-8100; a number is a port of this machine. PORTS are numbers, ranges, names of
+    services and groups: @common, @web, @db, @mail, @remote, @windows, @queue. Every answer comes
     with its evidence; silence is never called closed. A scan of this machine checks itself, and reports what it missed.
     If there are several hosts, the silent ones are given up after some probes; --no-breaker probes all their ports.
     Ctrl-C shows what is known so far. The exit code is 0 if a port is open, and 1 if none is.
@@ -77,10 +80,11 @@ def command(
     running = scan(
         targets,
         ports,
-        udp=udp,
+        udp=udp or None,
         limits=limits,
         allow_public=allow_public,
         only_open=only_open,
+        banner=banner,
         on_event=meter.show_event,
     )
 

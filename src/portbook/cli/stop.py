@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from portbook.cli import base, exits, output
-from portbook.cli.who import read_port
 
 if TYPE_CHECKING:
+    from portbook.ports import Ports
     from portbook.records import Gap
     from portbook.stop.records import Override, StopPlan, StopReport
 
@@ -21,8 +21,9 @@ ANSWERED_NO = "the answer was no"
 
 
 @base.command("stop")
-@click.argument("ports", nargs=-1, required=True, metavar="PORT[/udp]...")
-@base.option("--force", is_flag=True, help="after the timeout, kill what still runs (SIGKILL, TerminateProcess)")
+@click.argument("ports", nargs=-1, metavar="PORT...")
+@base.port_option
+@base.option("-f", "--force", is_flag=True, help="after the timeout, kill what still runs (SIGKILL, TerminateProcess)")
 @base.option(
     "--timeout",
     type=click.FloatRange(0),
@@ -30,13 +31,16 @@ ANSWERED_NO = "the answer was no"
     metavar="SECONDS",
     help="how long the processes have to end (default: 10)",
 )
-@base.option("--yes", is_flag=True, help="do not ask for confirmation")
-@base.option("--dry-run", is_flag=True, help="show the processes that would be ended, and end nothing")
+@base.option("-y", "--yes", is_flag=True, help="do not ask for confirmation")
+@base.option("-n", "--dry-run", is_flag=True, help="show the processes that would be ended, and end nothing")
 @base.option("--via-manager", is_flag=True, help="let the service manager or container runtime stop it")
 @base.option("--override", is_flag=True, help="also end what a supervisor restarts, protected and parent processes")
 @output.json_option
+@click.pass_context
 def command(
+    ctx: click.Context,
     ports: tuple[str, ...],
+    more: tuple[str, ...],
     force: bool,
     timeout: float,
     yes: bool,
@@ -57,7 +61,7 @@ def command(
     Examples:
       portbook stop 8080
       portbook stop 8080 53/udp --dry-run
-      portbook stop 8080 --yes --force --timeout 3
+      portbook stop 8080 -y -f --timeout 3
       portbook stop 443 --via-manager
     """
     from portbook.stop.run import plan_stop
@@ -67,18 +71,43 @@ def command(
         overrides.append("via-manager")
     if override:
         overrides.append("override")
-    requested = dict.fromkeys(map(read_port, ports))
-    plans = [plan_stop(number, protocol or "tcp") for number, protocol in requested]
+    requested = _requested(base.given(ctx, ports, more))
+    plans = [plan_stop(each.port, each.protocol or "tcp") for each in requested]
     _show_plans(plans, overrides, as_json)
-    for (number, protocol), plan in zip(requested, plans, strict=True):
-        if protocol is None and not plan.held:
-            _mention_udp(number)
+    for each, plan in zip(requested, plans, strict=True):
+        if each.protocol is None and not plan.held:
+            _mention_udp(each.port)
     answers = _without_ending(plans, overrides, dry_run)
     if not answers and not yes:
         answers = _confirm(plans, overrides)
     if not answers:
         answers = _carry_out(plans, overrides, timeout, force)
     return _report(answers, as_json)
+
+
+def _requested(written: Sequence[str]) -> list[Ports]:
+    """Each port by itself; raise UsageError for an address where another address has the port too."""
+    from portbook.ports import local_address, parse_several, singles
+
+    requested = singles(parse_several(written))
+    for ports in requested:
+        if local_address(ports) is not None:
+            _refuse_other_addresses(ports)
+    return requested
+
+
+def _refuse_other_addresses(ports: Ports) -> None:
+    """A port is stopped at every address: refuse if that would end more than was asked for."""
+    from portbook import inventory, query
+    from portbook.addresses import format_endpoint
+    from portbook.errors import UsageError
+
+    terms = [query.term("port", [str(ports.port)]), query.term("protocol", [ports.protocol or "tcp"])]
+    _, sockets, _ = inventory.select(query.Query((*terms, query.term("state", ["listening"]))))
+    others = [s for s in sockets if ports.host is not None and not query.is_at(s, ports.host)]
+    if others:
+        found = ", ".join(dict.fromkeys(format_endpoint(s.local_address, s.local_port, s.zone) for s in others))
+        raise UsageError(f"{found} would be stopped too", f"write portbook stop {ports.port} to stop every address")
 
 
 def _show_plans(plans: Sequence[StopPlan], overrides: Collection[Override], as_json: bool) -> None:
@@ -104,7 +133,9 @@ def _mention_udp(port: int) -> None:
     terms = query.term("port", [str(port)]), query.term("protocol", ["udp"]), query.term("state", ["listening"])
     _, sockets, _ = inventory.select(query.Query(terms))
     if sockets:
-        sys.stderr.write(f"portbook: {port}/udp is held; to stop it: portbook stop {port}/udp\n")
+        from portbook.render.text import note
+
+        sys.stderr.write(note(f"{port}/udp is held; to stop it: portbook stop {port}/udp"))
 
 
 def _without_ending(plans: Sequence[StopPlan], overrides: Collection[Override], dry_run: bool) -> list[StopReport]:

@@ -90,9 +90,9 @@ def exit_code(report: Report, interrupted: bool) -> int:
 
 def write_notes(lines: Iterable[str]) -> None:
     """Write notes to stderr, whatever the format."""
-    from portbook.render.text import safe
+    from portbook.render.text import note
 
-    sys.stderr.write("".join(f"portbook: {safe(line)}\n" for line in lines))
+    sys.stderr.write("".join(map(note, lines)))
 
 
 # --- writing -------------------------------------------------------------------------------------------------------

@@ -47,7 +47,6 @@ def command(
       portbook wait --udp ns.example.org:53
       portbook wait --stable localhost:8080
     """
-    from portbook.render.text import safe
     from portbook.waiting import wait_until_ready
 
     arguments = exec_command.arguments(ctx)
@@ -57,8 +56,10 @@ def command(
         wanted, udp=udp, free=free, stable=stable, timeout_s=timeout, on_round=_progress(len(wanted))
     )
     if unready:
+        from portbook.render.text import note
+
         reasons = ", ".join(f"{each.target} ({each.reason})" for each in unready)
-        sys.stderr.write(f"portbook: after {timeout:g} s not {'free' if free else 'ready'}: {safe(reasons)}\n")
+        sys.stderr.write(note(f"after {timeout:g} s not {'free' if free else 'ready'}: {reasons}"))
         return exits.NO
     return exec_command.run(path, arguments) if path else exits.YES
 

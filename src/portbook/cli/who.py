@@ -8,62 +8,83 @@ from typing import TYPE_CHECKING
 import click
 
 from portbook.cli import base, exits, output
-from portbook.errors import UsageError
 
 if TYPE_CHECKING:
-    from portbook.records import Protocol
+    from portbook.ports import Ports
+    from portbook.records import Holding
 
 
 @base.command("who")
-@click.argument("ports", nargs=-1, required=True, metavar="PORT[/tcp|/udp]...")
+@click.argument("ports", nargs=-1, metavar="PORT...")
+@base.port_option
+@base.option("-w", "--wide", is_flag=True, help="show command lines whole")
 @output.json_option
 @base.option("--source", metavar="NAME", help="read this data source; see portbook sources")
 @output.strict_option
-def command(ports: tuple[str, ...], as_json: bool, source: str | None, strict: bool) -> int:
+@click.pass_context
+def command(
+    ctx: click.Context,
+    ports: tuple[str, ...],
+    more: tuple[str, ...],
+    wide: bool,
+    as_json: bool,
+    source: str | None,
+    strict: bool,
+) -> int:
     """Show which processes hold a port of this machine.
 
-    Only the local port counts: a client that is connected to this port of another machine does not hold it. The exit
-    code is 0 if every port is held, and 1 if one is not.
+    PORT is 8080, 53/udp, http, a range, an address and a port such as 127.0.0.1:8080 or [::1]:8080, or a URL. Only the
+    local port counts: a client that is connected to this port of another machine does not hold it. The exit code is 0
+    if every port is held (of a range, at least one), and 1 if one is not.
 
     \b
     Examples:
       portbook who 8080
-      portbook who 53/udp 443 --json
+      portbook who 53/udp https --json
+      portbook who 8000-8100
       portbook who 8080 >/dev/null || start-the-server
     """
-    from portbook.holding import who
     from portbook.render import holding as render
 
-    requests = [read_port(port) for port in ports]
-    answers = [who(port, protocol, source=source) for port, protocol in requests]
+    answers, all_held = _answers(base.given(ctx, ports, more), source)
     if as_json:
         output.write_bytes(render.json(answers))
     else:
         from portbook.render.text import style_of
 
-        sys.stdout.write("\n".join(render.lines(answers, style_of(sys.stdout))) + "\n")
+        sys.stdout.write("".join(line + "\n" for line in render.lines(answers, style_of(sys.stdout), wide)))
         sys.stdout.flush()
         output.write_gaps(dict.fromkeys(gap for answer in answers for gap in answer.gaps))
     if strict and any(answer.gaps for answer in answers):
         return exits.GAPS
-    if all(answer.held for answer in answers):
-        return exits.YES
-    return exits.NO
+    return exits.YES if all_held else exits.NO
 
 
-def read_port(text: str) -> tuple[int, Protocol | None]:
-    """Read ``80``, ``80/tcp`` or ``53/udp``; raise UsageError."""
-    from portbook.query import parse_port_ranges
-    from portbook.records import PROTOCOLS
+def _answers(written: list[str], source: str | None) -> tuple[list[Holding], bool]:
+    """The answer for each port, and whether all are held.
 
-    number, slash, word = text.partition("/")
-    ranges = parse_port_ranges(number)
-    low, high = ranges[0]
-    if len(ranges) > 1 or low != high:
-        raise UsageError(f"{text!r} is more than one port", "name each port: 80 443/tcp")
-    if not slash:
-        return low, None
-    for protocol in PROTOCOLS:
-        if protocol == word.lower():
-            return low, protocol
-    raise UsageError(f"unknown protocol {word!r} in {text!r}", f"valid values are {', '.join(PROTOCOLS)}")
+    Of a range, the answers are those for the ports that a socket has, and it is held if one of them is.
+    """
+    from portbook.holding import used_ports, who
+    from portbook.ports import Ports, parse_several
+
+    answers: list[Holding] = []
+    all_held = True
+    for ports in parse_several(written):
+        if ports.first == ports.last:
+            found = [who(ports, source=source)]
+        else:
+            numbers = used_ports(ports, source=source)
+            found = [who(Ports(n, n, ports.protocol, ports.host), source=source) for n in numbers]
+            _mention_others(ports, len(ports.numbers) - len(numbers))
+        answers += found
+        all_held = all_held and any(answer.held for answer in found)
+    return answers, all_held
+
+
+def _mention_others(ports: Ports, count: int) -> None:
+    from portbook.numerals import counted
+    from portbook.render.text import note
+
+    if count:
+        sys.stderr.write(note(f"no socket has the other {counted(count, 'port')} of {ports}"))

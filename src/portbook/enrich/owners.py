@@ -86,6 +86,24 @@ def _within(pid: int, ranges: PidRanges) -> bool:
     return any(first <= pid <= last for first, last in ranges)
 
 
+def with_origins(sockets: Iterable[Socket]) -> list[Socket]:
+    """The sockets, whose owners have what is read on request only: script, directory, project, terminal, tracer."""
+    from portbook.enrich import process
+
+    detailed: dict[int, Owner] = {}  # by pid
+    groups: dict[int, _Group] = {}  # by identity
+    completed: list[Socket] = []
+    for s in sockets:
+        key = id(s.owners)
+        if key not in groups:
+            for owner in s.owners:
+                if owner.pid not in detailed:
+                    detailed[owner.pid] = process.add_origin(owner)
+            groups[key] = tuple(detailed[owner.pid] for owner in s.owners)
+        completed.append(replace(s, owners=groups[key]))
+    return completed
+
+
 # --- steps ---------------------------------------------------------------------------------------------------------
 # There may be a hundred thousand sockets, and mostly few processes that own them: the owners of one process's sockets
 # are one object, looked up by identity (to hash a record is to hash all its fields).

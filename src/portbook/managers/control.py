@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from portbook.errors import SourceError
 from portbook.managers import container, supervisor
 from portbook.managers.supervisor import Supervisor, SupervisorKind
+from portbook.numerals import UINT32, number_or_none
 from portbook.records import Protocol
 from portbook.system import program
 
@@ -27,6 +28,7 @@ ROOT_VARIABLES = {"HOME": "/root", "XDG_RUNTIME_DIR": "/run/user/0"}
 WINDOWS_VARIABLES = ("SYSTEMROOT", "PATH", "TEMP")
 BOOTED = "/run/systemd/system"  # sd_booted(3)
 QUERY_LIMIT_S = 3.0
+MOST_UNITS = 5  # that are named
 
 
 class CommandResult(NamedTuple):
@@ -80,14 +82,25 @@ def _query_unit(known: Supervisor, _: int, __: Protocol) -> Supervisor:
     if known.command is None or not os.path.isdir(BOOTED):
         return known
     question = [supervisor.SYSTEMCTL, *_scope(known.command), "show"]
-    question += ["--property=LoadState,Restart,TriggeredBy", known.name]
+    question += [f"--property={UNIT_PROPERTIES}", known.name]
     unit = properties(run_command(question, QUERY_LIMIT_S).text)
     if unit.get("LoadState") != "loaded":
         return known
     restarts, why = restart_policy(unit)
     stop = known.command[: known.command.index("stop") + 1]
     socket_units = [name for name in triggering_sockets(unit) if supervisor.is_unit_name(name)]
-    return replace(known, restarts=restarts, why=why, command=(*stop, *socket_units, known.name))
+    return replace(
+        known,
+        restarts=restarts,
+        why=why,
+        command=(*stop, *socket_units, known.name),
+        main_pid=number_or_none(unit.get("MainPID", ""), UINT32),
+        control_pid=number_or_none(unit.get("ControlPID", ""), UINT32),
+        kill_mode=unit.get("KillMode") or None,
+    )
+
+
+UNIT_PROPERTIES = "LoadState,Restart,RestartUSec,TriggeredBy,MainPID,ControlPID,KillMode"
 
 
 def _scope(command: Sequence[str]) -> list[str]:
@@ -97,7 +110,7 @@ def _scope(command: Sequence[str]) -> list[str]:
 
 def _query_activation(known: Supervisor, port: int, protocol: Protocol) -> Supervisor:
     """For which socket unit systemd, that of the system or of a user, holds the port."""
-    user = int(known.name) if known.name else None
+    user = number_or_none(known.name, UINT32)
     uid = os.geteuid()
     example = supervisor.unit_supervisor("any.socket", user, uid)
     if example.command is None or not os.path.isdir(BOOTED):
@@ -106,13 +119,31 @@ def _query_activation(known: Supervisor, port: int, protocol: Protocol) -> Super
     question += ["--show-types", "--no-legend", "--full", "--no-pager"]
     units = listening_units(run_command(question, QUERY_LIMIT_S).text, port, protocol)
     if units is None:
-        return known
+        return _query_stores(known, user, uid, example.command)
     socket_unit, service = units
     if service:
         activated = supervisor.unit_supervisor(service, user, uid, socket_unit)
     else:
         activated = supervisor.unit_supervisor(socket_unit, user, uid)
     return replace(activated, name=socket_unit, restarts=True)
+
+
+def _query_stores(known: Supervisor, user: int | None, uid: int, command: Sequence[str]) -> Supervisor:
+    """Which unit has the socket in its file descriptor store: systemd.service(5), FileDescriptorStoreMax=.
+
+    systemd does not report whose store a socket is in; where several units have one, they are all named.
+    """
+    question = [supervisor.SYSTEMCTL, *_scope(command), "show", "--type=service", "--no-pager"]
+    question += ["--property=Id,NFileDescriptorStore", "*"]
+    units = storing_units(run_command(question, QUERY_LIMIT_S).text)
+    if not units:
+        return known
+    why = "systemd keeps the socket in the file descriptor store of the service"
+    if len(units) > 1:
+        advice = f"systemctl stop UNIT, one of {', '.join(units[:MOST_UNITS])}"
+        return replace(known, restarts=None, why=f"{why} UNIT", advice=advice)
+    stored = supervisor.unit_supervisor(units[0], user, uid)
+    return replace(stored, restarts=None, why=why)
 
 
 def _query_published(known: Supervisor, port: int, protocol: Protocol) -> Supervisor:
@@ -171,7 +202,11 @@ def restart_policy(unit: Mapping[str, str]) -> tuple[bool | None, str]:
     if socket_units:
         return True, f"{' '.join(socket_units)} starts it with the next connection"
     policy = unit.get("Restart", "")
-    return RESTART.get(policy), f"Restart={policy}"
+    why = f"Restart={policy}"
+    pause = unit.get("RestartUSec", "")
+    if pause and policy != "no":
+        why += f", RestartSec={pause}"
+    return RESTART.get(policy), why
 
 
 def triggering_sockets(unit: Mapping[str, str]) -> tuple[str, ...]:
@@ -192,6 +227,17 @@ def listening_units(text: str, port: int, protocol: Protocol) -> tuple[str, str]
             service = fields[3].rstrip(",") if len(fields) > 3 else ""
             return fields[2], service
     return None
+
+
+def storing_units(text: str) -> tuple[str, ...]:
+    """The services with something in their file descriptor store, from ``systemctl show``: blocks of Key=Value."""
+    units: list[str] = []
+    for block in text.split("\n\n"):
+        unit = properties(block)
+        name = unit.get("Id", "")
+        if unit.get("NFileDescriptorStore", "0") not in ("", "0") and supervisor.is_unit_name(name):
+            units.append(name)
+    return tuple(units)
 
 
 # --- commands ------------------------------------------------------------------------------------------------------

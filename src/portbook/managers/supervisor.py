@@ -41,7 +41,7 @@ NO_COMMAND: Mapping[Runtime, str] = {  # runtimes whose stop command depends on 
 # Programs that restart their children, and what stops a child. NAME and the like are known to the program only.
 SUPERVISORS: Mapping[str, str] = {
     # Tried with the real program: supervisor 4.3.0, runit 2.1.2, s6 2.11.3, monit 5.33.0, circus 0.19.0, PM2 7.0.4,
-    # nodemon 3.1.14, entr 5.3.
+    # nodemon 3.1.14, entr 5.3, autossh 1.4g.
     "supervisord": "supervisorctl stop NAME",
     "runsv": "sv stop NAME",
     "s6-supervise": "s6-svc -d SERVICE-DIRECTORY",
@@ -50,9 +50,30 @@ SUPERVISORS: Mapping[str, str] = {
     "PM2": "pm2 stop NAME",
     "nodemon": "end nodemon itself",
     "entr": "end entr itself",
+    "autossh": "end autossh itself",
     # From their documentation, not tried.
     "watchexec": "end watchexec itself",
     "nssm.exe": "nssm stop NAME",
+}
+# Units that start what others ask for, and their own programs. Their other processes are in the unit, and not its
+# service: a login without pam_systemd, a job of cron, a build of a CI agent.
+LAUNCHERS: Mapping[str, tuple[str, ...]] = {
+    "ssh.service": ("sshd",),
+    "sshd.service": ("sshd",),
+    "ssh@": ("sshd", "sshd-session"),
+    "sshd@": ("sshd", "sshd-session"),
+    "dropbear.service": ("dropbear",),
+    "cron.service": ("cron",),
+    "crond.service": ("crond",),
+    "cronie.service": ("crond",),
+    "anacron.service": ("anacron",),
+    "atd.service": ("atd",),
+    "getty@": ("agetty", "login"),
+    "serial-getty@": ("agetty", "login"),
+    "console-getty.service": ("agetty", "login"),
+    "gitlab-runner.service": ("gitlab-runner",),
+    "actions.runner.": ("Runner.Listener",),
+    "buildkite-agent.service": ("buildkite-agent",),
 }
 INTERPRETERS = ("node", "python")  # a script that one of these runs has the name of the interpreter
 AIRPLAY = "switch AirPlay Receiver off in System Settings, General, AirDrop & Handoff"
@@ -81,6 +102,10 @@ class Supervisor(Struct, frozen=True):
     restarts: bool | None = None  # whether it restarts the process; None: not known
     why: str | None = None  # the reason for ``restarts``: "Restart=always"
     advice: str | None = None  # what to do if there is no command
+    # systemd: the pids of the unit's processes (0: none) and which processes end with it, KillMode=; None: not known
+    main_pid: int | None = None
+    control_pid: int | None = None
+    kill_mode: str | None = None
 
 
 def is_unit_name(text: str) -> bool:
@@ -182,9 +207,10 @@ def _activator(owner: Owner, _: ParentChain, __: int) -> Supervisor | None:
     name = ""  # the service manager of the system
     if user is not None:
         name = str(user)
-    return Supervisor(ACTIVATION, name, restarts=True, why="systemd holds it for a socket unit")
+    return Supervisor(ACTIVATION, name, restarts=True, why=ACTIVATED)
 
 
+ACTIVATED = "systemd holds it for a socket unit, or in the file descriptor store of a service"
 ACTIVATION: SupervisorKind = "socket-activation"  # until systemd has named the unit
 
 
@@ -192,7 +218,17 @@ def _unit(owner: Owner, _: ParentChain, uid: int) -> Supervisor | None:
     place = container.locate(owner.cgroup or "")
     if place.unit is None or place.is_inside:
         return None  # inside: of a systemd in a container, which the systemd outside does not know
+    if _is_launched(owner, place.unit):
+        return None
     return unit_supervisor(place.unit, place.user, uid)
+
+
+def _is_launched(owner: Owner, unit: str) -> bool:
+    """Whether the process is in the unit of a launcher only because the launcher started it."""
+    for prefix, programs in LAUNCHERS.items():
+        if unit.startswith(prefix):
+            return (_base_name(owner.exe) or owner.name) not in programs
+    return False
 
 
 def unit_supervisor(unit: str, user: int | None, uid: int, *sockets: str) -> Supervisor:

@@ -131,8 +131,17 @@ class IpvsService(Struct, frozen=True):
     scheduler: str = ""
 
 
+class LookupChoice(Struct, frozen=True):
+    """What a BPF program of type sk_lookup does with a packet to an endpoint."""
+
+    endpoint: str
+    dropped: bool = False
+    cookie: int | None = None  # of the socket that it chooses; None: it leaves the choice to the kernel
+
+
 class SocketLookup(Struct, frozen=True):
     """A BPF program of type sk_lookup, which may choose the socket that a packet to any port reaches."""
 
     id: int
     name: str | None = None
+    choices: tuple[LookupChoice, ...] = ()  # for a packet from this machine; empty: the kernel did not run it

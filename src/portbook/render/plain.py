@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from portbook.records import Owner, Reach, Socket
-from portbook.render.text import REACH, Column, Style, fits, safe, safe_endpoint, table
+from portbook.render.text import REACH, Column, Style, room, safe, safe_endpoint, table, wrap
 
-SHORT_REACH: dict[Reach, str] = {"loopback": "machine", "address": "address", "any": "network"}
+if TYPE_CHECKING:
+    from portbook.enrich.relays import Served
+
+SHORT_REACH: dict[Reach, str] = REACH | {
+    "loopback": "machine",
+    "address": "address",
+    "any": "network",
+    "multicast": "multicast",
+}
 UNKNOWN = "?"  # the socket has an owner that is not visible
 NO_OWNER = "-"
 
@@ -88,13 +97,52 @@ def _service(s: Socket) -> str:
     return ",".join(dict.fromkeys(safe(name) for name in names if name))
 
 
+def _with_targets(targets: Mapping[Served, str]) -> SocketColumn:
+    """The column SERVICE, in which a relay has what is behind it: its own service is that of its runtime."""
+
+    def cell(s: Socket) -> str:
+        names: list[str | None] = []
+        for o in s.owners:
+            target = targets.get((o.pid, s.local_port, s.protocol))
+            names.append(f"to {target}" if target else o.container or o.service)
+        if not s.owners:
+            return _service(s)
+        return ",".join(dict.fromkeys(safe(name) for name in names if name))
+
+    return replace(SERVICE, cell=cell)
+
+
+_owner_name = _of_owners(attrgetter("name"))
+
+
+def _process(s: Socket) -> str:
+    """The names of the owners, and whether one does not run: it accepts and does not answer."""
+    text = _owner_name(s)
+    states = {o.state for o in s.owners} - {"running", None}
+    if states:
+        text += f" ({', '.join(sorted(map(str, states)))})"
+    return text
+
+
 _owner_user = _of_owners(attrgetter("user"))
 
 
 def _user(s: Socket) -> str:
+    """The users of the owners; in parentheses that of the socket, which made it and may be another."""
     if s.owners:
         return _owner_user(s)
-    return safe(s.user or "")
+    user = s.user or s.uid
+    if user is None:
+        return ""
+    return f"({safe(str(user))})"
+
+
+def _directories(s: Socket) -> str:
+    return ",".join(dict.fromkeys(safe(o.directory) for o in s.owners if o.directory))
+
+
+def _projects(s: Socket) -> str:
+    return ",".join(dict.fromkeys(safe(o.project.rpartition("/")[2]) for o in s.owners if o.project))
 
 
 def _netns(s: Socket) -> str:
@@ -130,13 +178,25 @@ def _command(owner: Owner) -> str | None:
     return " ".join(owner.command_line or ()) or None
 
 
+def _short_command(s: Socket) -> str:
+    """What the first owner runs: without the directory of its program, and without the settings of a Java machine."""
+    if not s.owners or not s.owners[0].command_line:
+        return ""
+    program, *arguments = s.owners[0].command_line
+    if not program.startswith("-") and " " not in program:
+        program = program.replace("\\", "/").rpartition("/")[2]
+    if program == "java":
+        arguments = [word for word in arguments if not word.startswith(("-D", "-X"))]
+    return safe(" ".join((program, *arguments))[:MOST_COMMAND])
+
+
 PROTOCOL = SocketColumn(Column("PROTO"), attrgetter("protocol"))
 ADDRESS = SocketColumn(Column("ADDRESS", 1, 15), _address)
 PORT = SocketColumn(Column("PORT"), _port)
 PEER = SocketColumn(Column("PEER", 2, 21), _peer)
 STATE = SocketColumn(Column("STATE"), _state)
 PID = SocketColumn(Column("PID"), _pid)
-PROCESS = SocketColumn(Column("PROCESS", 4), _of_owners(attrgetter("name")))
+PROCESS = SocketColumn(Column("PROCESS", 4), _process)
 USER = SocketColumn(Column("USER", 5), _user)
 SERVICE = SocketColumn(Column("SERVICE", 6), _service)
 NETNS = SocketColumn(Column("NETNS", 3), _netns)
@@ -146,34 +206,76 @@ SHORT = {
     PORT: SocketColumn(Column("PORT"), _short_port),
     REACHED: SocketColumn(Column("REACH"), _short_reach),
 }
+# What fills the rest of a wide terminal.
+COMMAND = SocketColumn(Column("COMMAND", 7), _short_command)
+LEAST_COMMAND = 20  # characters that are worth a column
+MOST_COMMAND = 1_000
 WIDE = (
     SocketColumn(Column("PIDS"), _pids),
     SocketColumn(Column("INODE"), lambda s: str(s.inode or "")),
     SocketColumn(Column("QUEUES"), _queues),
     SocketColumn(Column("CREATED"), _created),
     SocketColumn(Column("EXECUTABLE"), _of_owners(attrgetter("exe"))),
+    SocketColumn(Column("DIRECTORY"), _directories),
+    SocketColumn(Column("PROJECT"), _projects),
     SocketColumn(Column("COMMAND"), _of_owners(_command)),
 )
+INDENT = "    "
 
 
-def lines(sockets: Sequence[Socket], style: Style, wide: bool = False, netns: bool = False) -> list[str]:
+def lines(
+    sockets: Sequence[Socket],
+    style: Style,
+    wide: bool = False,
+    netns: bool = False,
+    targets: Mapping[Served, str] | None = None,
+) -> list[str]:
     """The table, without the columns that are empty in every row.
 
-    :param wide: add the columns of WIDE, and do not fit the table to the width of the output
+    :param wide: add the columns of WIDE; on a terminal that is too narrow for them, in lines below each socket
     :param netns: add the column of the network namespace
+    :param targets: what is behind the relays among the owners, as ``enrich.relays`` finds it
     """
-    selected = [PROTOCOL, ADDRESS, PORT, PEER, STATE, PID, PROCESS, USER, SERVICE, REACHED]
+    service = _with_targets(targets) if targets else SERVICE
+    selected = [PROTOCOL, ADDRESS, PORT, PEER, STATE, PID, PROCESS, USER, service, REACHED]
     if netns:
         selected.insert(0, NETNS)
+    warn = [s.reach == "any" for s in sockets]
     if wide:
-        selected = [column for column in selected if column is not PID] + list(WIDE)
-        style = replace(style, width=None)
-    columns, rows = _cells(selected, sockets)
-    if not fits(columns, rows, style):
-        columns, rows = _cells([SHORT.get(column, column) for column in selected], sockets)
-    if not fits(columns, rows, style):
-        style = replace(style, gap=" ")
-    return table(columns, rows, style, [s.reach == "any" for s in sockets])
+        columns, rows = _cells([column for column in selected if column is not PID] + list(WIDE), sockets)
+        if room(columns, rows, style) >= 0:
+            return table(columns, rows, style, warn)
+        title, *short = _fitted(selected, sockets, style, warn)
+        blocks = [title]
+        for line, s in zip(short, sockets, strict=True):
+            blocks += [line, *wrap(_rest(s, selected, line), style, INDENT, INDENT)]
+        return blocks
+    return _fitted([*selected, COMMAND], sockets, style, warn)
+
+
+def _fitted(
+    selected: Sequence[SocketColumn], sockets: Sequence[Socket], style: Style, warn: Sequence[bool]
+) -> list[str]:
+    """The table in the width of the output; the column COMMAND only if there is room for it."""
+    columns, rows = _cells([column for column in selected if column is not COMMAND], sockets)
+    left = room(columns, rows, style)
+    if left < 0:
+        columns, rows = _cells([SHORT.get(column, column) for column in selected if column is not COMMAND], sockets)
+        if room(columns, rows, style) < 0:
+            style = replace(style, gap=" ")
+    elif style.width is not None and COMMAND in selected and left >= LEAST_COMMAND:
+        columns, rows = _cells(selected, sockets)
+    return table(columns, rows, style, warn)
+
+
+def _rest(s: Socket, selected: Sequence[SocketColumn], line: str) -> str:
+    """What the columns of WIDE show, as text, and what was cut in the line: ``pids 812,813; inode 4711``."""
+    parts: list[str] = []
+    for shown in (*selected, *WIDE):
+        cell = SHORT.get(shown, shown).cell(s)
+        if cell and (shown in WIDE or cell not in line):
+            parts.append(f"{shown.column.title.lower()} {cell}")
+    return "; ".join(parts)
 
 
 def _cells(selected: Sequence[SocketColumn], sockets: Sequence[Socket]) -> tuple[list[Column], list[tuple[str, ...]]]:

@@ -18,7 +18,14 @@ from portbook.addresses import format_endpoint
 from portbook.numerals import UINT16, number_or_none
 from portbook.records import Reach
 
-REACH: dict[Reach, str] = {"loopback": "this machine", "address": "one address", "any": "every network"}
+REACH: dict[Reach, str] = {
+    "loopback": "this machine",
+    "address": "one address",
+    "any": "every network",
+    "none": "none",
+    "multicast": "a multicast group",
+    "broadcast": "broadcasts",
+}
 LEAST = 8  # characters that a shortened column keeps
 
 
@@ -125,12 +132,12 @@ def _field(column: Column, width: int) -> str:
     return f"{{:<{width}}}"
 
 
-def fits(columns: Sequence[Column], rows: Rows, style: Style) -> bool:
-    """Whether a table of these cells needs no shortening."""
+def room(columns: Sequence[Column], rows: Rows, style: Style) -> int:
+    """How many cells are left beside a table of these cells; negative: so many are missing."""
     if style.width is None:
-        return True
+        return 0
     widths = [max(map(cell_count, column)) for column in zip([c.title for c in columns], *rows, strict=True)]
-    return sum(widths) + len(style.gap) * (len(widths) - 1) <= style.width
+    return style.width - sum(widths) - len(style.gap) * (len(widths) - 1)
 
 
 def _coloured(title: list[str], lines: list[str], style: Style, warn: Sequence[bool]) -> list[str]:
@@ -166,6 +173,14 @@ def _fit(columns: Sequence[Column], widths: list[int], style: Style) -> list[int
     return fitted
 
 
+def shorten(text: str, most: int | None) -> str:
+    """The text; of one that is longer than ``most`` the beginning and the end, and how many characters are between."""
+    if most is None or len(text) <= most:
+        return text
+    end = most // 4
+    return f"{text[: most - end]} [... {len(text) - most:,} characters ...] {text[len(text) - end :]}"
+
+
 def _cut(cell: str, width: int, style: Style) -> str:
     if len(cell) <= width:
         return cell
@@ -193,6 +208,11 @@ def wrap(text: str, style: Style, start: str = "", indent: str = "") -> list[str
             lines.append(current)
             current = indent + word
     return [*lines, current]
+
+
+def note(message: str) -> str:
+    """A message for standard error: escaped, behind the name of the command, wrapped to the width of a terminal."""
+    return "\n".join(wrap(safe(message), style_of(sys.stderr), "portbook: ", "  ")) + "\n"
 
 
 # --- characters of more or less than one cell ---------------------------------------------------------------------

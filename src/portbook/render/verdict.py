@@ -6,13 +6,12 @@ from collections.abc import Iterator
 
 from portbook.bind.attempt import BindAttempt
 from portbook.render.machine import ENCODER
-from portbook.render.text import DIM, RED, YELLOW, Style, bold, paint, safe
+from portbook.render.text import DIM, RED, YELLOW, Style, bold, paint, safe, wrap
 from portbook.verdict.findings import Finding, Severity
 from portbook.verdict.judge import Verdict
 
 INDENT = 11  # the width of the column of severities
 COLOURS: dict[Severity, str] = {"blocks": RED, "shadows": YELLOW, "warns": DIM}
-LEAST_WIDTH = 40
 # What an error of a bind means, by its name; of any other the name is shown.
 MEANINGS = {
     "EADDRINUSE": "is in use",
@@ -77,13 +76,15 @@ def _format_place(attempt: BindAttempt, verdict: Verdict) -> str:
 
 
 def _finding(finding: Finding, style: Style) -> Iterator[str]:
-    word = paint(f"  {finding.severity:<{INDENT - 2}}", COLOURS[finding.severity], style)
+    word = f"  {finding.severity:<{INDENT - 2}}"
     title: str = finding.code
     if finding.endpoints:
         title += f" for {safe(' and '.join(finding.endpoints))}"
     if finding.confidence == "likely":
         title += ", likely"
-    yield word + title
+    first, *others = _wrapped(title, style)
+    yield paint(word, COLOURS[finding.severity], style) + first[INDENT:]
+    yield from others
     yield from _wrapped(safe(finding.text), style)
     if finding.remedy:
         yield from _wrapped(f"remedy: {safe(finding.remedy)}", style)
@@ -93,14 +94,7 @@ def _wrapped(text: str, style: Style, columns: int = INDENT) -> list[str]:
     """Indent and wrap a text, at spaces only: people copy commands, which may be longer than a line."""
     text = safe(text)
     indent = " " * columns
-    if style.width is None:
-        return [indent + text]
-    from textwrap import wrap
-
-    width = max(LEAST_WIDTH, style.width)
-    return wrap(
-        text, width, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
+    return wrap(text, style, indent, indent)
 
 
 def _attempts(verdict: Verdict, style: Style) -> Iterator[str]:

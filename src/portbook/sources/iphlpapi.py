@@ -367,7 +367,7 @@ def _sockets(
             remote_address=peer,
             remote_port=peer_port,
             state=state,
-            reach=reach,
+            reach="none" if state == "BOUND" else reach,
             zone=zone,
             owners=owners[pid, tag],
             created=creation_times[created],

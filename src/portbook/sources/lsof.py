@@ -191,7 +191,7 @@ def _socket(protocol: Protocol, family: Family, file: Fields) -> Socket | None:
         peer,
         peer_port,
         state,
-        reach_of(address),
+        "none" if state == "BOUND" else reach_of(address),
         zone,
         inode=inode,
         recv_queue=recv_queue,

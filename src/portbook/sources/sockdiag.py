@@ -67,6 +67,9 @@ REQUEST_TCP = struct.Struct("=4x48xI4x")  # inet_diag_req, the older one: no fam
 ROW = struct.Struct("=BBBx HH 16s16s I Q IIIII".replace(" ", ""))
 LEAST_ROW = HEADER.size + ROW.size
 INODE, INODE_AT = struct.Struct("=I"), LEAST_ROW - 4
+PORT, PORT_AT, STATE_AT = struct.Struct("=H"), HEADER.size + 4, HEADER.size + 1
+FEW = 8  # rows without attributes in succession, after which it is tried whether many follow
+MOST_ALIKE = 4096  # that are looked at together
 HEAD = struct.Struct("=IH")  # of a message: length, type
 INET_DIAG_REQ_BYTECODE = 1
 SKV6ONLY, CGROUP_ID = 11, 21
@@ -249,27 +252,90 @@ def parse(dump: SockdiagDump, known: Collection[int] = ()) -> Reading:
         try:
             sockets += _rows(table, dump.netns, dump.interfaces, known)
         except (struct.error, ValueError, KeyError, TypeError, OverflowError, netlink.GarbledAnswer) as error:
-            raise SourceGarbled(f"sock_diag: a {table.protocol} dump of {len(table.data)} bytes: {error}") from error
+            raise _garbled(table, error) from error
         if table.interrupted:
             gaps.append(Gap("socket", None, f"the {table.protocol} dump was interrupted {MOST_TRIES} times by changes"))
     return Reading(sockets, gaps)
 
 
+class Summary(Struct, frozen=True):
+    """What a table has, counted without making sockets of it."""
+
+    rows: int
+    syn_recv: int  # of them in SYN_RECV
+    with_inode: list[tuple[int, int]]  # port and inode of each to which a descriptor refers, or referred
+
+
+def summarize(table: SockdiagTable, known: Collection[int] = ()) -> Summary:
+    """Count a table, without the sockets whose inodes are ``known``; raise SourceGarbled."""
+    data = table.data
+    rows = syn_recv = 0
+    with_inode: list[tuple[int, int]] = []
+    try:
+        for at, length, count in _runs(data):
+            (inode,) = INODE.unpack_from(data, at + INODE_AT)
+            if inode:
+                if inode in known:
+                    continue
+                with_inode.append((ntohs(PORT.unpack_from(data, at + PORT_AT)[0]), inode))
+            rows += count
+            states = data[at + STATE_AT : at + length * count : length]
+            syn_recv += sum(states.count(number) for number in MASK_BITS["SYN_RECV"])
+    except (struct.error, ValueError) as error:
+        raise _garbled(table, error) from error
+    return Summary(rows, syn_recv, with_inode)
+
+
+def _garbled(table: SockdiagTable, error: Exception) -> SourceGarbled:
+    return SourceGarbled(f"sock_diag: a {table.protocol} dump of {len(table.data)} bytes: {error}")
+
+
 def _bounds(data: bytes) -> Iterator[tuple[int, int]]:
     """Where each row begins, header included, and ends; raise ValueError where the dump is not whole."""
+    for at, length, count in _runs(data):
+        if count == 1:
+            yield at, at + length
+        else:
+            for row in range(at, at + count * length, length):
+                yield row, row + length
+
+
+def _runs(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Rows that are alike: where the first begins, the length of each, how many; raise ValueError as ``_bounds``.
+
+    Thousands of connections in TIME_WAIT follow one another, all without attributes and inodes.
+    """
     at, end = 0, len(data)
     kind = None
+    bare = 0
     while at < end:
         length, kind = HEAD.unpack_from(data, at)
         if length < HEADER.size or at + length > end:
             raise ValueError(f"message of {length} bytes at {at}")
+        count = 1
         if kind in ROW_TYPES:
             if length < LEAST_ROW:
                 raise ValueError(f"row of {length} bytes at {at}")
-            yield at, at + length
-        at += (length + 3) & ~3
+            bare = bare + 1 if length == LEAST_ROW else 0
+            if bare > FEW:
+                count = _count_alike(data, at)
+                bare = 0
+            yield at, length, count
+        at += count * ((length + 3) & ~3)
     if kind != NLMSG_DONE:
         raise ValueError("it has no end")
+
+
+def _count_alike(data: bytes, at: int) -> int:
+    """How many rows from ``at`` on are like the first: without attributes, and all without an inode."""
+    rows = memoryview(data)[at : at + MOST_ALIKE * LEAST_ROW]
+    words = rows[: len(rows) // LEAST_ROW * LEAST_ROW].cast("I")
+    count = len(words) // (LEAST_ROW // 4)
+    for word, wanted in ((0, words[0]), (1, words[1]), (INODE_AT // 4, 0)):  # length; type; inode
+        column = words[word :: LEAST_ROW // 4].tolist()[:count]
+        if column != [wanted] * count:
+            count = next(i for i, number in enumerate(column) if number != wanted)
+    return max(count, 1)
 
 
 def _rows(
@@ -290,6 +356,8 @@ def _rows(
         local, reach = addresses[family][source]
         v6only, cgroup_id = attributes[data[at + LEAST_ROW : end]]
         state = states[state_number]
+        if state == "BOUND":
+            reach = "none"
 
         remote = None
         if remote_port and state != "LISTEN":

@@ -19,7 +19,7 @@ from portbook.managers.supervisor import Supervisor, stop_instruction
 from portbook.query import LISTENING, Query
 from portbook.records import PROTOCOLS, SCHEMA, Holder, Owner, Protocol, Socket
 from portbook.sources import PLATFORM
-from portbook.stop import handle, plan, result
+from portbook.stop import handle, plan, result, supervision
 from portbook.stop.bindable import Bindable, try_bind
 from portbook.stop.ending import Ending, Notify, OpenTarget, open_target
 from portbook.stop.records import (
@@ -38,6 +38,7 @@ from portbook.stop.result import Conclusion, has_inherited
 TIMEOUT_S = 10.0
 MANAGER_LIMIT_S = 100.0  # systemd gives a unit 90 s before it kills: DefaultTimeoutStopSec in systemd-system.conf(5)
 WATCH_S = 0.5  # how long a freed port is watched: systemd waits 0.1 s before it restarts a service, RestartSec
+KNOWN_RESTART_S = 2.0  # the same if a supervisor is known to start it again, and may be slow
 LEAST_WAIT_S = 0.5
 PAUSE_S = 0.05
 MOST_FORK_ROUNDS = 8  # of ending processes that were forked while their parents were being ended
@@ -77,6 +78,8 @@ def _context(holders: Sequence[Holder], port: int, protocol: Protocol) -> plan.S
         ancestors=frozenset(parent.pid for parent in process.parents(own_pid)),
         denied=frozenset(pid for pid in pids if pid != own_pid and not _may_end(pid)),
         supervisors=_supervisors(holders, port, protocol),
+        port=port,
+        protocol=protocol,
     )
 
 
@@ -84,14 +87,24 @@ def _supervisors(holders: Sequence[Holder], port: int, protocol: Protocol) -> di
     """The supervisors by pid of the holder; each is queried once, although it may supervise many of them."""
     supervisors: dict[int, Supervisor] = {}
     queried: dict[Supervisor, Supervisor] = {}
+    holding = {h.owner.pid for h in holders}
     for holder in holders:
         known = supervisor.find_supervisor(holder.owner, holder.parents, PLATFORM, effective_uid())
         if known is None:
             continue
         if known not in queried:
             queried[known] = control.query_manager(known, port, protocol)
-        supervisors[holder.owner.pid] = queried[known]
+        answered = queried[known]
+        supervisors[holder.owner.pid] = supervision.judge(answered, holder, holding, _main_process(answered))
     return supervisors
+
+
+def _main_process(known: Supervisor) -> Owner | None:
+    """The main process of a unit, with its name."""
+    if not known.main_pid:
+        return None
+    (main,), _ = process.enrich([Owner(known.main_pid)])
+    return main
 
 
 def effective_uid() -> int:
@@ -163,6 +176,8 @@ class _Stop:
             self.inodes |= {s.inode for s in plan.blocking_sockets(target.holder.sockets) if s.inode}
         self.ended: list[Ended] = []
         self.notes: list[str] = []
+        if planned.twin:
+            self.notes.append(f"{planned.twin} was held by the same process, too")
 
     def run(self) -> StopReport:
         """First what managers stop, then the other processes, then children that were forked meanwhile."""
@@ -282,9 +297,10 @@ class _Stop:
         bound = self._wait_until_free()
         if bound.note:
             self.notes.append(bound.note)
-        if bound.free and not self._is_taken_again():
+        will_restart = self._will_restart()
+        if bound.free and not self._is_taken_again(KNOWN_RESTART_S if will_restart else WATCH_S):
             self.notes += self._later_restarts()
-            return self._report(Conclusion("stopped"), ())
+            return self._report(Conclusion("will-restart" if will_restart else "stopped"), ())
         self.notes += self._orphans()
         holders = self._holders()
         return self._report(result.classify(holders, tuple(self.targets.values()), self.inodes), holders)
@@ -296,20 +312,31 @@ class _Stop:
             sleep(PAUSE_S)
         return bound
 
-    def _is_taken_again(self) -> bool:
+    def _is_taken_again(self, watch_s: float) -> bool:
         """Watch the freed port by reading the sockets: a bind of ours would block a restart."""
-        deadline = monotonic() + WATCH_S
+        deadline = monotonic() + watch_s
         while monotonic() < deadline:
             if self._has_listener():
                 return True
             sleep(PAUSE_S)
         return False
 
+    def _will_restart(self) -> bool:
+        """Whether a supervisor is known to start an ended process again: a slow machine has not done it yet."""
+        ended = {each.pid for each in self.ended if each.fate == "ended"}
+        for target in self.plan.targets:
+            known = target.supervisor
+            if known and known.restarts and not self._is_managed(target) and target.holder.owner.pid in ended:
+                return True
+        return False
+
     def _later_restarts(self) -> Iterator[str]:
         """Supervisors that may wait longer than the port is watched: RestartSec= in systemd.service(5)."""
         for known in dict.fromkeys(t.supervisor for t in self.plan.targets if not self._is_managed(t)):
             if known and known.restarts is not False:
-                yield f"{known.kind} {known.name} may restart it later; to stop it: {stop_instruction(known)}"
+                verb = "restarts it" if known.restarts else "may restart it later"
+                reason = f" ({known.why})" if known.why else ""
+                yield f"{known.kind} {known.name} {verb}{reason}; to stop it: {stop_instruction(known)}"
 
     def _orphans(self) -> list[str]:
         """Connections that the kernel keeps after their process: tcp(7), tcp_fin_timeout, tcp_orphan_retries."""

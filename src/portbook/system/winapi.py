@@ -40,6 +40,11 @@ def load_library(name: str) -> Any:
     return ctypes.WinDLL(name, use_last_error=True, winmode=LOAD_LIBRARY_SEARCH_SYSTEM32)
 
 
+def is_wine() -> bool:
+    """Whether this is Wine, which lacks some functions that it exports (winehq.org, Developer FAQ)."""
+    return sys.platform == "win32" and hasattr(load_library("ntdll"), "wine_get_version")
+
+
 def last_error() -> int:
     """The error number that the last function of this thread left behind (GetLastError)."""
     if sys.platform != "win32":

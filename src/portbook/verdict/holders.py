@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from portbook.enrich import process
 from portbook.errors import SourceError
 from portbook.managers.supervisor import Supervisor
-from portbook.records import Gap, Owner, Socket
+from portbook.records import Gap, Owner, Protocol, Socket
 from portbook.sources import PLATFORM
 from portbook.verdict.situation import BindRequest, Situation
 
@@ -17,7 +17,7 @@ MOST_OWNERS = 8  # whose parents are read
 
 def read(request: BindRequest) -> Situation:
     """Read the part of the situation that every system has; the platform's ``gather`` completes it."""
-    sockets, gaps = _sockets_on_port(request)
+    sockets, gaps = sockets_on_port(request.port, request.protocol)
     parents = _parents_of(sockets)
     return Situation(
         PLATFORM,
@@ -32,12 +32,12 @@ def read(request: BindRequest) -> Situation:
     )
 
 
-def _sockets_on_port(request: BindRequest) -> tuple[tuple[Socket, ...], list[Gap]]:
+def sockets_on_port(port: int, protocol: Protocol) -> tuple[tuple[Socket, ...], list[Gap]]:
     """The sockets on the port with their owners, listeners first; none and a gap when they cannot be read."""
     from portbook import inventory
     from portbook.query import Query, Term
 
-    terms = (Term("port", ((request.port, request.port),)), Term("protocol", (request.protocol,)))
+    terms = (Term("port", ((port, port),)), Term("protocol", (protocol,)))
     try:
         listing = inventory.take(Query(terms))
     except (SourceError, OSError) as error:  # OSError: no descriptor is left to open a table, or to import a module

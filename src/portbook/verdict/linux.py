@@ -8,10 +8,11 @@ from msgspec.structs import replace
 
 from portbook.addresses import Endpoint, unmapped
 from portbook.netconfig import ephemeral
-from portbook.netconfig.facts import Caller, Diversion, Link, LocalAddress, Publication
+from portbook.netconfig.facts import Caller, Diversion, IpvsService, Link, LocalAddress, Publication, SocketLookup
 from portbook.netconfig.linux import sysctl
 from portbook.records import Gap, Socket
 from portbook.verdict import holders
+from portbook.verdict.conflict import WAITING
 from portbook.verdict.situation import BindRequest, Situation
 
 WILDCARDS = frozenset(("0.0.0.0", "::"))  # noqa: S104  compared
@@ -26,7 +27,8 @@ def gather(request: BindRequest) -> Situation:
     settings = sysctl.parse(sysctl.read())
     automatic = ephemeral.take()
     specific = [endpoint for endpoint in request.endpoints if endpoint.address not in WILDCARDS]
-    addresses = _addresses(gaps) if sockets or specific else None
+    ipvs = _ipvs(request, gaps)
+    addresses = _addresses(gaps) if sockets or specific or ipvs else None
     foreign = tuple(_foreign(specific, addresses, gaps)) if specific else ()
     links = _links(request, sockets, gaps)
     nat, publications = _nat(request, caller, gaps)
@@ -46,6 +48,9 @@ def gather(request: BindRequest) -> Situation:
         links=links,
         publications=publications,
         nat=nat,
+        proxies_waiting=_proxies_waiting(request, nat),
+        ipvs=ipvs,
+        lookups=_lookups(request, caller, gaps),
         gaps=(*gaps, *automatic.gaps, *automatic.reserved_gaps),
     )
 
@@ -138,6 +143,43 @@ def _nat(
     if any(target.address for diversion in diversions for target in diversion.targets):
         return diversions, _publications(gaps)
     return diversions, ()
+
+
+def _proxies_waiting(request: BindRequest, nat: Iterable[Diversion]) -> frozenset[int]:
+    """The ports of transparent proxies on which a socket waits: without one the packets go on, or are dropped."""
+    ports = {
+        target.port or request.port for diversion in nat if diversion.kind == "tproxy" for target in diversion.targets
+    }
+    waiting: set[int] = set()
+    for port in ports:
+        sockets, _ = holders.sockets_on_port(port, request.protocol)
+        if any(s.state in WAITING for s in sockets):
+            waiting.add(port)
+    return frozenset(waiting)
+
+
+def _ipvs(request: BindRequest, gaps: list[Gap]) -> tuple[IpvsService, ...]:
+    from portbook.netconfig.linux import ipvs
+
+    try:
+        services = ipvs.parse(ipvs.read())
+    except OSError as error:
+        gaps.append(Gap("nat", None, f"whether IPVS takes packets is not known: {error}"))
+        return ()
+    return tuple(s for s in services if s.port == request.port and s.protocol == request.protocol)
+
+
+def _lookups(request: BindRequest, caller: Caller, gaps: list[Gap]) -> tuple[SocketLookup, ...]:
+    """BPF programs that choose sockets. The kernel lists them to CAP_NET_ADMIN only."""
+    if caller.may_read_nat is False:
+        return ()
+    from portbook.netconfig.linux import socket_lookup
+
+    try:
+        return socket_lookup.take(request.port, request.protocol, request.endpoints)
+    except OSError as error:
+        gaps.append(Gap("nat", None, f"whether BPF programs (sk_lookup) choose sockets is not known: {error}"))
+        return ()
 
 
 def _publications_of_proxies(sockets: Iterable[Socket], gaps: list[Gap]) -> tuple[Publication, ...]:

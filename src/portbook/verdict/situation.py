@@ -15,10 +15,12 @@ from portbook.netconfig.facts import (
     DynamicRange,
     ExcludedRange,
     HttpQueue,
+    IpvsService,
     Link,
     LocalAddress,
     PortProxy,
     Publication,
+    SocketLookup,
 )
 from portbook.records import Family, Gap, Owner, Platform, PortRange, Protocol, Socket
 
@@ -56,6 +58,9 @@ class Situation(Struct, frozen=True):
     links: tuple[Link, ...] = ()  # interfaces that sockets on the port are bound to
     publications: tuple[Publication, ...] = ()
     nat: tuple[Diversion, ...] = ()
+    proxies_waiting: frozenset[int] = frozenset()  # Linux: ports to which TPROXY rules lead and where a socket waits
+    ipvs: tuple[IpvsService, ...] = ()  # Linux: virtual services with the port
+    lookups: tuple[SocketLookup, ...] = ()  # Linux: BPF programs that choose sockets
     excluded: tuple[ExcludedRange, ...] = ()
     dynamic: tuple[DynamicRange, ...] = ()
     proxies: tuple[PortProxy, ...] = ()

@@ -120,7 +120,8 @@ def test_only_the_holder_of_a_multipath_socket_is_taken_from_its_file():
     above = replace(CONNECTED, local_port=9999, inode=7)
     (row,) = bpf.parse(with_dump(record(above, 5, 4), below)).sockets
     assert row == replace(below, owners=(Owner(5, how="fd"),))
-    assert fileless.summarize(record(above, 5, 4) + record(replace(LISTENER, inode=8), 5))[1:] == ({8}, {7})
+    files = fileless.summarize(record(above, 5, 4) + record(replace(LISTENER, inode=8), 5))
+    assert (files.inodes, files.mptcp_inodes) == ({8}, {7})
 
 
 def with_dump(records, *several):
@@ -139,7 +140,7 @@ def test_a_namespace_whose_dump_cannot_be_read_costs_no_other(data):
     garbled = sockdiag.SockdiagDump((sockdiag.SockdiagTable("tcp", data),), 99)
     dump = with_dump(record(LISTENER, 5), replace(LISTENER, inode=99, local_port=81, cookie=11))
     namespaces = {99: NamespaceDump([garbled], {}), **dump.namespaces}
-    assert fileless.have_files(namespaces)
+    assert fileless.unowned(namespaces) is None
     reading = bpf.parse(replace(dump, namespaces=namespaces))
     assert [s.local_port for s in reading.sockets] == [80, 81]
     (gap,) = reading.gaps
@@ -190,13 +191,16 @@ def test_any_bytes_are_sockets_or_garbled(data, more):
 @given(st.lists(held(), max_size=8).map(unique))
 def test_columns_count_what_the_kernel_counts(several):
     data = b"".join(record(s, pid) for s, pids in several for pid in pids)
-    seen, known, named = fileless.summarize(data)
-    assert named == frozenset()
-    assert known == {s.inode for s, _ in several}
+    files = fileless.summarize(data)
+    assert files.mptcp_inodes == frozenset()
+    assert files.inodes == {s.inode for s, _ in several}
+    assert files.with_interface == {s.netns for s, _ in several if s.zone or s.interface}
     for netns in (OWN, OTHER):
         mine = [s for s, _ in several if s.netns == netns]
         expected = Counter(s.protocol for s in mine if s.state != "BOUND")
-        assert {p: n for p, n in seen.get(netns, FileCounts(Counter(), 0)).hashed.items() if n} == dict(expected)
+        assert {p: n for p, n in files.counts.get(netns, FileCounts(Counter(), 0)).hashed.items() if n} == dict(
+            expected
+        )
 
 
 # --- what is asked of sock_diag ------------------------------------------------------------------------------------
@@ -639,7 +643,13 @@ def test_a_free_port_needs_no_further_query(own_network, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    monkeypatch.setattr(calls, "read_files", lambda *_: pytest.fail("files were read"))
+    read_files = calls.read_files
+
+    def read_one_process(program, function, pids=None):
+        assert pids == (os.getpid(),), "files of all processes were read"  # the census runs for one
+        return read_files(program, function, pids)
+
+    monkeypatch.setattr(calls, "read_files", read_one_process)
     assert not who(port, source="bpf").held
     listing = take(f"port:{port}", source="bpf")
     assert (listing.sockets, listing.listeners_elsewhere) == ((), None)
@@ -722,7 +732,7 @@ def test_a_kernel_without_the_iterator(monkeypatch, own_network):
 
 @pytest.mark.usefixtures("works")
 def test_a_refused_program_has_the_message_of_the_verifier(monkeypatch, own_network):
-    known = offsets.offsets(program.PATHS, (program.FUNCTION,))
+    known = offsets.offsets(program.PATHS, (program.FUNCTION, *program.COUNTING))
     wrong = {**known.places, "socket.sk": btf.Place(9000, 8)}
     monkeypatch.setattr(offsets, "offsets", lambda *_: replace(known, places=wrong))
     with pytest.raises(SourceMissing, match=r"does not load the program: .*access beyond struct socket.*\(Permission"):

@@ -36,13 +36,24 @@ def enrich(owners: list[Owner]) -> tuple[list[Owner], list[Gap]]:
     return completed, list(_gaps(ended, system.denied))
 
 
-def parents(pid: int) -> tuple[Owner, ...]:
+def parents(pid: int, known: dict[int, Owner] | None = None) -> tuple[Owner, ...]:
     """The chain above ``pid``, nearest first."""
     try:
         system = _System()
     except OSError:
         return ()
-    return tuple(system.complete(Owner(ancestor)) for ancestor in ancestry(pid, system.processes))
+    known = {} if known is None else known
+    chain: list[Owner] = []
+    for ancestor in ancestry(pid, system.processes):
+        if ancestor not in known:
+            known[ancestor] = system.complete(Owner(ancestor))
+        chain.append(known[ancestor])
+    return tuple(chain)
+
+
+def add_origin(owner: Owner) -> Owner:
+    """The owner: where a process was started is only in its own memory (PEB)."""
+    return owner
 
 
 def _gaps(ended: set[int], denied: set[int]) -> Iterator[Gap]:

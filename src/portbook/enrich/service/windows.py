@@ -15,7 +15,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from portbook.records import Gap, Owner
-from portbook.system.winapi import last_error, load_library
+from portbook.system.winapi import is_wine, last_error, load_library
 
 PVOID, DWORD, BOOL = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int
 SC_MANAGER_ENUMERATE_SERVICE = 4
@@ -110,8 +110,8 @@ def _enumerate_services(advapi32: Any, manager: int) -> dict[int, list[str]]:
 
 def _tagged_service(owner: Owner) -> str | None:
     """The service with the tag of the socket; None without a tag, or if Windows does not know it."""
-    if owner.service_tag is None:
-        return None
+    if owner.service_tag is None or is_wine():
+        return None  # Wine 10 exports the function and ends the process that calls it
     for library in TAG_LIBRARIES:
         try:
             query = load_library(library).I_QueryTagInformation

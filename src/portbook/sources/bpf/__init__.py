@@ -13,8 +13,7 @@ import os
 import struct
 from _socket import AF_INET, AF_INET6, ntohs
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -27,15 +26,29 @@ from portbook.query import LISTENING
 from portbook.records import Gap, Owner, Protocol, Socket, State
 from portbook.sources import sockdiag
 from portbook.sources.base import OtherNamespaces, Reading, Source, Wanted
-from portbook.sources.bpf.record import FORMAT, IPV6_ONLY, IS_MPTCP, OWN_TABLE, PROTOCOLS, TCP, UDP
+from portbook.sources.bpf.record import (
+    FORMAT,
+    IPV6_ONLY,
+    IS_COUNTED,
+    IS_MPTCP,
+    OWN_TABLE,
+    PLACES,
+    PROTOCOLS,
+    SIZE,
+    TCP,
+    UDP,
+)
 from portbook.sources.sockdiag import AF, FAMILY, TCP_STATES, UDP_STATES, Addresses
 
 if TYPE_CHECKING:  # the modules that read are imported once it is known that we may: this source is tried first
-    from portbook.sources.bpf.fileless import Answers, FileCounts, NamespaceDump
+    from portbook.sources.bpf.btf import Layout
+    from portbook.sources.bpf.elsewhere import MachineNamespaces
+    from portbook.sources.bpf.fileless import Answers, NamespaceDump, Unowned
     from portbook.sources.bpf.program import Choice
 
 CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 21, 38, 39
 MOST_RANGES = 100  # of ports that are compared in the kernel; a query with more is left to the pipeline
+MOST_PORTS = 16  # that are looked up one by one in the kernel's tables of ports
 MOST_PIDS = 16  # read one by one; for more processes, one pass over all of them is quicker
 NEGATIVE = 1 << 31  # of 32 bits: a queue length that TCP computes may be below zero while a FIN is in it
 
@@ -50,10 +63,6 @@ class BpfDump(Struct, frozen=True):
     gaps: tuple[Gap, ...] = ()
 
 
-# The records, a summary of them by namespace, and what sock_diag says.
-RecordsAndAnswers = tuple[bytes | None, "dict[int, FileCounts]", "Answers"]
-
-
 # --- whether it can ------------------------------------------------------------------------------------------------
 
 
@@ -62,29 +71,36 @@ def missing() -> str | None:
     from portbook.sources.bpf import calls
 
     try:
-        calls.try_to_load(*_program(Wanted()))
+        layout = _layout()
+        calls.try_to_load(*_program(layout, _choice(Wanted(), layout)))
     except SourceError as error:
         return str(error)
     return None
 
 
-def _program(wanted: Wanted) -> tuple[bytes, int]:
-    """The program and the number of the function it is attached to.
+def _layout() -> Layout:
+    """The places of the kernel's members.
 
     :raises SourceDenied: this process may not load programs
-    :raises SourceMissing: the kernel lacks something that the program needs
-    :raises SourceGarbled: the kernel's description of its structures cannot be read
+    :raises SourceMissing: the kernel does not describe its structures
+    :raises SourceGarbled: the description cannot be read
     """
     _check_privilege()
     _check_pid_namespace()
-    from portbook.sources.bpf import calls, offsets, program
+    from portbook.sources.bpf import offsets, program
 
-    layout = offsets.offsets(program.PATHS, (program.FUNCTION,))
+    return offsets.offsets((*program.PATHS, *program.PORT_TABLES), (program.FUNCTION, *program.COUNTING))
+
+
+def _program(layout: Layout, choice: Choice) -> tuple[bytes, int]:
+    """The program and the number of the function it is attached to; raise SourceMissing if the kernel lacks one."""
+    from portbook.sources.bpf import calls, program
+
     function = layout.functions[program.FUNCTION]
     lacking = program.FUNCTION if function is None else program.missing(layout.places)
     if lacking or function is None:
         raise SourceMissing(f"bpf: kernel {os.uname().release} has no {lacking}", calls.SINCE)
-    return program.build(layout.places, _choice(wanted)).assemble(), function
+    return program.build(layout.places, choice).assemble(), function
 
 
 def _check_privilege() -> None:
@@ -121,49 +137,143 @@ def read(wanted: Wanted) -> BpfDump:
     :raises SourceMissing: the kernel lacks something that the program needs
     :raises SourceGarbled: the kernel's description of its structures cannot be read
     """
-    program = _program(wanted)
-    from portbook.sources.bpf import calls, fileless
+    layout = _layout()
     from portbook.system import namespaces
 
-    run = partial(calls.read_files, *program)
-    own = namespaces.own() or 0
-    if wanted.pids is not None:  # these processes do not own what has no file
-        records = run(wanted.pids if len(wanted.pids) <= MOST_PIDS else None)
-        return BpfDump(records, own, wanted.all_namespaces, {own: fileless.nothing()})
-    read_both = _files_first if fileless.is_whole(wanted) else _tables_first
-    all_records, counts, answers = read_both(wanted, own, run)
-    dumps, gaps = fileless.sort_out(answers, counts if wanted.all_namespaces else ())
-    return BpfDump(all_records, own, wanted.all_namespaces, dumps, gaps)
+    return _Reading(wanted, layout, namespaces.own() or 0).read()
 
 
-def _files_first(wanted: Wanted, own: int, run: Callable[[], bytes]) -> RecordsAndAnswers:
-    """If everything is wanted, the kernel's count then shows whether the tables need to be read at all."""
-    from portbook.sources.bpf import fileless
+class _Reading(Struct, frozen=True):
+    """One reading: what is wanted, and of which kernel and namespace."""
 
-    records = run()
-    counts, inodes, mptcp_inodes = fileless.summarize(records)
-    answers = fileless.read_namespaces(wanted, own, counts, inodes)
-    if fileless.have_files(answers, inodes | mptcp_inodes):
-        # Opened behind the program, or passed to another process while it ran: a second pass finds who has it now.
-        records += run()
-    return records, counts, answers
+    wanted: Wanted
+    layout: Layout
+    own: int
+
+    def read(self) -> BpfDump:
+        from portbook.sources.bpf import fileless
+
+        if self.wanted.pids is not None:  # these processes do not own what has no file
+            pids = self.wanted.pids if len(self.wanted.pids) <= MOST_PIDS else None
+            records = self._run(_choice(self.wanted, self.layout), pids)
+            return self._dump(records, {self.own: fileless.nothing()})
+        found = self._look_up_ports()
+        if found is not None:
+            return self._read_found(found)
+        if self.wanted.all_namespaces or fileless.is_whole(self.wanted):
+            return self._read_files_first()
+        return self._read_tables_first()
+
+    def _run(self, choice: Choice, pids: tuple[int, ...] | None = None) -> bytes:
+        from portbook.sources.bpf import calls
+
+        return calls.read_files(*_program(self.layout, choice), pids)
+
+    def _dump(self, records: bytes | None, answers: Answers) -> BpfDump:
+        from portbook.sources.bpf import fileless
+
+        dumps, gaps = fileless.sort_out(answers)
+        return BpfDump(records, self.own, self.wanted.all_namespaces, dumps, gaps)
+
+    def _machine(self, own: int) -> MachineNamespaces:
+        """How other namespaces are found."""
+        from portbook.sources.bpf import census, program
+        from portbook.sources.bpf.elsewhere import MachineNamespaces
+        from portbook.system import namespaces
+
+        def namespaces_in_use() -> frozenset[int] | None:
+            """In a container, others' namespaces are none of those that it can see: their processes are hidden."""
+            return census.read(self.layout) if namespaces.sees_every_process() else None
+
+        def records() -> bytes:
+            return self._run(program.Choice())
+
+        return MachineNamespaces(own, namespaces_in_use, records)
+
+    def _look_up_ports(self) -> dict[int, frozenset[Protocol]] | None:
+        """The protocols that have the ports, by namespace; None where they are too many or cannot be looked up."""
+        ports = _few_ports(self.wanted)
+        if not ports:
+            return None
+        from portbook.sources.bpf import port_tables
+
+        found = port_tables.find(self.layout.places, ports, self.wanted.all_namespaces)
+        if found is None:
+            return None
+        protocols = frozenset(self.wanted.protocols)
+        return {netns: its & protocols for netns, its in found.items() if its & protocols}
+
+    def _read_found(self, found: Mapping[int, frozenset[Protocol]]) -> BpfDump:
+        """Where the ports are in use is known: for a free port nothing is read, whatever else there is."""
+        from portbook.sources.bpf import fileless
+
+        tables = fileless.read_found(self.wanted, self.own, self._machine, found)
+        shows_all = tables.is_whole and sockdiag.shows_bound()
+        if not found or (shows_all and fileless.unowned(tables.answers) == []):
+            return self._dump(None, tables.answers)  # none, or all without a file, as in TIME_WAIT
+        records = self._run(_choice(self.wanted, self.layout))
+        files = fileless.summarize(records)
+        if fileless.unowned(tables.answers, files.inodes | files.mptcp_inodes) != []:  # closed since, or nobody has it
+            tables = fileless.read_found(self.wanted, self.own, self._machine, found)
+        return self._dump(records, tables.answers)
+
+    def _read_files_first(self) -> BpfDump:
+        """If everything is wanted, the kernel's count then shows whether the tables need to be read at all."""
+        from portbook.sources.bpf import fileless
+
+        choice = _choice(self.wanted, self.layout)
+        if self.wanted.all_namespaces and not fileless.is_whole(self.wanted):
+            choice = replace(choice, families=tuple(AF.values()), counted_outside=self.own)
+        records = self._run(choice)
+        files = fileless.summarize(records)
+        answers = fileless.read_namespaces(self.wanted, self.own, self._machine, files).answers
+        unowned = fileless.unowned(answers, files.inodes | files.mptcp_inodes)
+        if unowned != []:
+            # Opened behind the program, or passed to another process while it ran: a second pass finds who has it now.
+            records += self._read_again(choice, unowned)
+        return self._dump(records, answers)
+
+    def _read_again(self, choice: Choice, unowned: list[Unowned] | None) -> bytes:
+        """The records of the sockets whose owner was not seen; of all where it is not known which they are."""
+        if unowned is None:
+            return self._run(choice)
+        from portbook.sources.bpf import port_tables
+
+        here = {socket.port for socket in unowned if socket.netns == self.own and socket.protocol == "udp"}
+        if 0 < len(here) <= MOST_PORTS:
+            kept = port_tables.kept_by_kernel(self.layout.places, here)
+            unowned = [socket for socket in unowned if socket.inode not in kept]
+        ports = {socket.port for socket in unowned}
+        if not ports:
+            return b""
+        if len(ports) <= MOST_RANGES:
+            choice = replace(choice, ports=tuple((port, port) for port in ports), counted_outside=None)
+        return self._run(choice)
+
+    def _read_tables_first(self) -> BpfDump:
+        """When a part of our namespace is wanted: the tables are small."""
+        from portbook.sources.bpf import fileless
+
+        answers = fileless.read_namespaces(self.wanted, self.own, self._machine).answers
+        if self.wanted.ports and sockdiag.shows_bound() and fileless.unowned(answers) == []:
+            return self._dump(None, answers)
+        records = self._run(_choice(self.wanted, self.layout))
+        files = fileless.summarize(records)
+        if fileless.unowned(answers, files.inodes | files.mptcp_inodes) != []:  # closed since, or no process has it
+            answers = fileless.read_namespaces(self.wanted, self.own, self._machine).answers
+        return self._dump(records, answers)
 
 
-def _tables_first(wanted: Wanted, own: int, run: Callable[[], bytes]) -> RecordsAndAnswers:
-    """When a part is wanted: the tables are small, and for a free port no file is read, however many are open."""
-    from portbook.sources.bpf import fileless
-
-    answers = fileless.read_namespaces(wanted, own)
-    if wanted.ports and sockdiag.shows_bound() and not fileless.have_files(answers):
-        return None, {}, answers
-    records = run()
-    counts, inodes, mptcp_inodes = fileless.summarize(records)
-    if fileless.have_files(answers, inodes | mptcp_inodes):  # closed since, or no process has it
-        answers = fileless.read_namespaces(wanted, own)
-    return records, counts, answers
+def _few_ports(wanted: Wanted) -> list[int]:
+    """The wanted ports, if they are few."""
+    ranges = wanted.ports or ()
+    if sum(last - first + 1 for first, last in ranges) > MOST_PORTS:
+        return []
+    return [port for first, last in ranges for port in range(first, last + 1)]
 
 
-def _choice(wanted: Wanted) -> Choice:
+def _choice(wanted: Wanted, layout: Layout) -> Choice:
+    from portbook.sources.bpf import memory
     from portbook.sources.bpf.program import Choice
     from portbook.system import namespaces
 
@@ -174,6 +284,7 @@ def _choice(wanted: Wanted) -> Choice:
         udp=_mask(wanted, UDP_STATES) if "udp" in wanted.protocols else 0,
         ports=ports if len(ports) <= MOST_RANGES else (),
         netns=None if wanted.all_namespaces else namespaces.own(),
+        pid_level=memory.pid_level(layout.places),
     )
 
 
@@ -234,10 +345,11 @@ def _once(rows: list[Socket], added: list[Socket]) -> list[Socket]:
     """
     from portbook.sources.bpf.fileless import PASSED
 
-    without_file = {_ends(s): s for s in added if not s.inode}
-    ports = {(s.local_port, s.remote_port) for s in without_file.values()}
-    if not ports:
+    ports = {(s.local_port, s.remote_port) for s in rows}
+    without_file = {_ends(s): s for s in added if not s.inode and (s.local_port, s.remote_port) in ports}
+    if not without_file:
         return rows + added
+    ports = {(s.local_port, s.remote_port) for s in without_file.values()}
     earlier: set[int] = set()  # by identity: to hash a record is to hash all its fields
     for s in rows:
         if (s.local_port, s.remote_port) not in ports:
@@ -294,9 +406,10 @@ def _rows(dump: BpfDump) -> _Rows:
     more_owners: dict[int, list[int]] = defaultdict(list)  # keys, of sockets that have several records
     other_netns: dict[int, int] = {}  # by inode, of sockets in namespaces that are not wanted
     own, all_namespaces = dump.netns, dump.all_namespaces
+    records = _wanted_records(dump.records or b"")
     # fmt: off
     for (inode, cookie, cgroup_id, source, destination, pid, _fd, netns, uid, received, sent, interface, _pending,
-         port, peer_port, family, protocol_number, state_number, flags) in FORMAT.iter_unpack(dump.records or b""):
+         port, peer_port, family, protocol_number, state_number, flags) in FORMAT.iter_unpack(records):
         # fmt: on
         owner = pid << 1 | (flags & OWN_TABLE) // OWN_TABLE
         if inode in rows:
@@ -311,6 +424,7 @@ def _rows(dump: BpfDump) -> _Rows:
         protocol, state, listens, waits = KINDS[protocol_number, state_number]
         addresses = addresses_of[family]
         local, reach = addresses[source]
+        reach = "none" if state == "BOUND" else reach
 
         remote = remote_port = None
         if peer_port and not listens:
@@ -364,6 +478,15 @@ def _rows(dump: BpfDump) -> _Rows:
     _add_owners(rows, more_owners, owners)
     mptcp = {inode: rows.pop(inode) for inode in mptcp_inodes}
     return _Rows(rows, mptcp, OtherNamespaces(len(other_netns), len(set(other_netns.values()))))
+
+
+def _wanted_records(records: bytes) -> bytes:
+    """Without those that are there to be counted only."""
+    flags = records[PLACES["flags"] :: SIZE]
+    if not flags or max(flags) < IS_COUNTED:
+        return records
+    wanted = [i for i, flag in enumerate(flags) if not flag & IS_COUNTED]
+    return b"".join([records[SIZE * i : SIZE * (i + 1)] for i in wanted])
 
 
 def _zone_or_device(dump: BpfDump, netns: int, interface: int, address: str) -> tuple[str | None, str | None]:

@@ -39,6 +39,7 @@ LOAD, STORE_VALUE, STORE = 0x61, 0x62, 0x63  # LDX, ST, STX, in mode MEM
 ARITHMETIC, JUMP = 0x07, 0x05  # 64 bits
 FROM_REGISTER = 0x08  # the second operand is a register
 MOVE, CALL, EXIT, ALWAYS = 0xB0, 0x80, 0x90, 0x00
+KERNEL_FUNCTION = R2  # in a call, instead of a source: BPF_PSEUDO_KFUNC_CALL in include/uapi/linux/bpf.h
 OPERATIONS = {"+": 0x00, "-": 0x10, "*": 0x20, "|": 0x40, "&": 0x50, "<<": 0x60, ">>": 0x70}
 COMPARISONS = {
     "==": 0x10,
@@ -81,7 +82,8 @@ class Instruction(Struct, frozen=True):
         if kind == ARITHMETIC:
             return f"{self.to} {OPERATION_NAMES[operation]}= {operand}"
         if operation == CALL:
-            return f"call {self.value}"
+            kind_of_function = "kernel " if self.source == KERNEL_FUNCTION else ""
+            return f"call {kind_of_function}{self.value}"
         if operation == EXIT:
             return "exit"
         if operation == ALWAYS:
@@ -143,6 +145,10 @@ class Code:
     def call(self, function: int, why: str) -> None:
         """Call one of the kernel's helpers: arguments in R1 to R5, the result in R0."""
         self.instructions.append(Instruction(JUMP | CALL, value=function, why=why))
+
+    def call_kernel(self, function: int, why: str) -> None:
+        """Call a function of the kernel that is no helper, by its type number (kfunc; RFC 9669 section 4.3.1)."""
+        self.instructions.append(Instruction(JUMP | CALL, source=KERNEL_FUNCTION, value=function, why=why))
 
     def leave(self) -> None:
         """End the program; R0 is its answer."""

@@ -12,13 +12,13 @@ import sys
 from collections.abc import Callable, Iterable
 
 from portbook.errors import SourceDenied, SourceError, SourceMissing
+from portbook.system.bpf import SYS_BPF
 
 Call = Callable[[int, bytes], int]
 
-# arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h and others; the C library has no wrapper.
-SYS_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "loongarch64": 280, "s390x": 351, "ppc64le": 361}
-PROG_LOAD, LINK_CREATE, ITER_CREATE = 5, 28, 33
-PROG_TYPE_TRACING, TRACE_ITER = 26, 28
+PROG_LOAD, PROG_TEST_RUN, LINK_CREATE, ITER_CREATE = 5, 10, 28, 33
+PROG_TYPE_TRACING, PROG_TYPE_SYSCALL, TRACE_ITER = 26, 31, 28
+F_SLEEPABLE = 16
 # prog_type, insn_cnt, insns, license, log_level, log_size, log_buf, kern_version, prog_flags, prog_name, prog_ifindex,
 # expected_attach_type, prog_btf_fd, func_info_rec_size, func_info, func_info_cnt, line_info_rec_size, line_info,
 # line_info_cnt, attach_btf_id, attach_prog_fd
@@ -26,6 +26,9 @@ LOAD = struct.Struct("=IIQQIIQII16sIIIIQIIQIII")
 LINK = struct.Struct("=IIIIQI")  # prog_fd, target_fd, attach_type, flags, iter_info, iter_info_len
 TASK = struct.Struct("=III")  # bpf_iter_link_info.task: tid, pid, pid_fd
 ITER = struct.Struct("=II")  # link_fd, flags
+# prog_fd, retval, data_size_in, data_size_out, data_in, data_out, repeat, duration, ctx_size_in, ctx_size_out, ctx_in,
+# ctx_out, flags, cpu, batch_size
+TEST_RUN = struct.Struct("=IIIIQQIIIIQQIII")
 NAME = b"portbook"  # bpftool(8) shows it
 # Some of the helpers may be called only by programs with a licence that is compatible with the GPL:
 # license_is_gpl_compatible() in include/linux/license.h. This concerns the few hundred bytes that go into the kernel,
@@ -88,6 +91,30 @@ def try_to_load(program: bytes, function: int) -> None:
     os.close(_load(_caller(), program, function))
 
 
+def load_callable(program: bytes) -> int:
+    """Load a program that is run by a call, and return its descriptor; raise what ``read_files`` raises."""
+    return _load_as(_caller(), program, PROG_TYPE_SYSCALL, F_SLEEPABLE, 0, 0)
+
+
+def runner(program: int, size: int) -> Callable[[bytes], bytes]:
+    """A function that runs a loaded program with ``size`` bytes, and returns what it made of them.
+
+    The function raises SourceMissing if the kernel does not run the program.
+    """
+    import ctypes
+
+    call = _caller()
+    buffer = ctypes.create_string_buffer(size)
+    request = TEST_RUN.pack(program, 0, 0, 0, 0, 0, 0, 0, size, 0, ctypes.addressof(buffer), 0, 0, 0, 0)
+
+    def run(given: bytes) -> bytes:
+        buffer.raw = given
+        _checked(call(PROG_TEST_RUN, request), "run")
+        return buffer.raw
+
+    return run
+
+
 def _read_all(file: int) -> bytes:
     parts: list[bytes] = []
     for _ in range(MOST_TRIES):
@@ -140,6 +167,10 @@ def _refused(code: int, what: str) -> SourceError:
 
 
 def _load(call: Call, program: bytes, function: int) -> int:
+    return _load_as(call, program, PROG_TYPE_TRACING, 0, TRACE_ITER, function)
+
+
+def _load_as(call: Call, program: bytes, kind: int, flags: int, attach_type: int, function: int) -> int:
     """Load the program; where that fails, load it again with a log, which costs time."""
     import ctypes
 
@@ -148,8 +179,8 @@ def _load(call: Call, program: bytes, function: int) -> int:
         licence = ctypes.cast(ctypes.c_char_p(LICENSE), ctypes.c_void_p).value
         count = len(program) // INSTRUCTION_SIZE
         log_level = 1 if log else 0
-        before_name = (PROG_TYPE_TRACING, count, instructions, licence, log_level, log_size, log, 0, 0)
-        after_name = (0, TRACE_ITER, 0, 0, 0, 0, 0, 0, 0, function, 0)
+        before_name = (kind, count, instructions, licence, log_level, log_size, log, 0, flags)
+        after_name = (0, attach_type, 0, 0, 0, 0, 0, 0, 0, function, 0)
         return LOAD.pack(*before_name, NAME, *after_name)
 
     answer = call(PROG_LOAD, attributes())

@@ -11,8 +11,9 @@ Facts: net/ipv4/proc.c, sockstat_seq_show(); "inuse" counts what is hashed, whic
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -25,7 +26,9 @@ from portbook.sources import sockdiag
 from portbook.sources.base import Wanted
 from portbook.sources.bpf import record
 from portbook.sources.bpf.record import IS_MPTCP, PLACES, SIZE, TCP
-from portbook.system import namespaces
+
+if TYPE_CHECKING:
+    from portbook.sources.bpf.elsewhere import MachineNamespaces
 
 # States in which TCP keeps a connection after its process has closed it, and these with SYN_RECV, before one has it.
 PASSED: frozenset[State | None] = frozenset(("TIME_WAIT", "FIN_WAIT1", "FIN_WAIT2", "CLOSING", "LAST_ACK"))
@@ -42,7 +45,16 @@ class FileCounts(Struct, frozen=True):
     pending: int  # handshakes that listeners have begun
 
 
-NO_FILES = FileCounts(Counter(), 0)
+NOTHING_COUNTED = FileCounts(Counter(), 0)
+
+
+class Files(Struct, frozen=True):
+    """What the files of all namespaces showed."""
+
+    counts: dict[int, FileCounts]  # by namespace
+    inodes: frozenset[int]
+    mptcp_inodes: frozenset[int]  # apart: sockets that only show who owns the TCP sockets below them
+    with_interface: frozenset[int]  # namespaces with a socket that has an interface, by number
 
 
 class KernelCounts(Struct, frozen=True):
@@ -63,6 +75,13 @@ class NamespaceDump(Struct, frozen=True):
 Answers = Mapping[int, NamespaceDump | SourceError | OSError]  # by namespace
 
 
+class Tables(Struct, frozen=True):
+    """What was read in the namespaces that are wanted."""
+
+    answers: Answers
+    is_whole: bool  # whether none of these namespaces is missing
+
+
 def is_whole(wanted: Wanted) -> bool:
     """Whether nothing is left out, so that numbers can be compared."""
     every_protocol = len(wanted.protocols) == len(PROTOCOLS)
@@ -73,7 +92,7 @@ def is_whole(wanted: Wanted) -> bool:
 # --- sockets that have files ----------------------------------------------------------------------------------------
 
 
-def summarize(records: bytes) -> tuple[dict[int, FileCounts], frozenset[int], frozenset[int]]:
+def summarize(records: bytes) -> Files:
     """Count the sockets of each namespace; collect the inodes, and apart from them those of MPTCP sockets.
 
     An MPTCP socket shows only who owns the TCP sockets below it, which have no file and are still to be read.
@@ -106,30 +125,58 @@ def summarize(records: bytes) -> tuple[dict[int, FileCounts], frozenset[int], fr
         if count:
             pending[number] += count
     counts = {number: FileCounts(counter, pending[number]) for number, counter in hashed.items()}
-    return counts, tcp_udp_inodes, mptcp_inodes
+    interfaces = words[PLACES["interface"] // 4 :: SIZE // 4].tolist()
+    with_interface: frozenset[int] = frozenset()
+    if any(interfaces):
+        with_interface = frozenset(number for number, interface in zip(netns, interfaces, strict=True) if interface)
+    return Files(counts, tcp_udp_inodes, mptcp_inodes, with_interface)
 
 
 # --- namespace by namespace ----------------------------------------------------------------------------------------
 
 
 def read_namespaces(
-    wanted: Wanted, own: int, counts: Mapping[int, FileCounts] | None = None, known: Collection[int] = ()
-) -> Answers:
+    wanted: Wanted, own: int, machine: Callable[[int], MachineNamespaces], files: Files | None = None
+) -> Tables:
     """Read what may have no file: in our namespace, and in every other one when these are wanted.
 
-    :param counts: what the files showed by namespace, when they were read already
-    :param known: inodes of the sockets that have files
+    :param machine: how other namespaces are found
+    :param files: what the files showed, when they were read already; of other namespaces they have to show all
     :returns: by namespace what was read, or the error of another namespace than ours
     :raises SourceError: our own namespace could not be read
     """
-    read_one = partial(_read_namespace, wanted, counts or {}, known)
+    read_one = partial(_read_namespace, wanted, own, files)
     answers: dict[int, NamespaceDump | SourceError | OSError] = {own: read_one(own, None)}
-    if wanted.all_namespaces:
-        paths = namespaces.inhabited()
-        paths.pop(own, None)
-        if paths:
-            answers.update(namespaces.visit(paths, partial(read_one, limit_s=VISIT_LIMIT_S)))
-    return answers
+    if not wanted.all_namespaces:
+        return Tables(answers, is_whole=True)
+    from portbook.sources.bpf import elsewhere
+
+    seen = () if files is None else files.counts
+    others = elsewhere.read(machine(own), partial(read_one, limit_s=VISIT_LIMIT_S), seen)
+    answers.update(others.answers)
+    return Tables(answers, others.is_whole)
+
+
+def read_found(
+    wanted: Wanted, own: int, machine: Callable[[int], MachineNamespaces], found: Mapping[int, frozenset[Protocol]]
+) -> Tables:
+    """Read the namespaces and protocols in which something was found; otherwise as ``read_namespaces``."""
+
+    def read_one(netns: int, limit_s: float | None = VISIT_LIMIT_S) -> NamespaceDump:
+        protocols = tuple(protocol for protocol in wanted.protocols if protocol in found[netns])
+        return _dumped([sockdiag.read(replace(wanted, protocols=protocols), limit_s)])
+
+    answers: dict[int, NamespaceDump | SourceError | OSError] = {own: nothing()}
+    if own in found:
+        answers[own] = read_one(own, None)
+    wanted_others = found.keys() - {own}
+    if not wanted_others:
+        return Tables(answers, is_whole=True)
+    from portbook.sources.bpf import elsewhere
+
+    others = elsewhere.read(machine(own), read_one, wanted_others, wanted_others)
+    answers.update(others.answers)
+    return Tables(answers, others.is_whole)
 
 
 def nothing() -> NamespaceDump:
@@ -137,26 +184,35 @@ def nothing() -> NamespaceDump:
     return NamespaceDump([], interface_names())
 
 
-def have_files(answers: Answers, known: Collection[int] = ()) -> bool:
-    """Whether any socket has, or had, a file that is not among the known ones; True where a dump cannot be parsed."""
-    for answer in answers.values():
-        if isinstance(answer, NamespaceDump) and any(_has_file(dump, known) for dump in answer.dumps):
-            return True
-    return False
+class Unowned(Struct, frozen=True):
+    """A socket that has, or had, a file, which is not among the known ones."""
+
+    netns: int
+    protocol: Protocol
+    port: int
+    inode: int
 
 
-def _has_file(dump: sockdiag.SockdiagDump, known: Collection[int]) -> bool:
-    try:
-        return any(s.inode for s in sockdiag.parse(dump, known).sockets)
-    except SourceGarbled:
-        return True  # whoever parses it for its sockets reports that
+def unowned(answers: Answers, known: Collection[int] = ()) -> list[Unowned] | None:
+    """The sockets that have a file that is not among the known ones; None where a dump cannot be parsed.
 
-
-def sort_out(answers: Answers, seen: Collection[int]) -> tuple[dict[int, NamespaceDump], tuple[Gap, ...]]:
-    """The dumps by namespace, and a gap for the namespaces that could not be read.
-
-    :param seen: namespaces of which there has to be a dump
+    Whoever parses that dump for its sockets reports it.
     """
+    found: list[Unowned] = []
+    for netns, answer in answers.items():
+        if not isinstance(answer, NamespaceDump):
+            continue
+        for table in (table for dump in answer.dumps for table in dump.tables):
+            try:
+                summary = sockdiag.summarize(table, known)
+            except SourceGarbled:
+                return None
+            found += [Unowned(netns, table.protocol, port, inode) for port, inode in summary.with_inode]
+    return found
+
+
+def sort_out(answers: Answers) -> tuple[dict[int, NamespaceDump], tuple[Gap, ...]]:
+    """The dumps by namespace, and a gap for the namespaces that could not be read."""
     dumps: dict[int, NamespaceDump] = {}
     failures: list[Exception] = []
     for netns, answer in answers.items():
@@ -164,16 +220,21 @@ def sort_out(answers: Answers, seen: Collection[int]) -> tuple[dict[int, Namespa
             dumps[netns] = answer
         else:
             failures.append(answer)
-    failures += [OSError("no visible process is in it") for netns in seen if netns not in answers]
     return dumps, tuple(_unread_namespaces(failures))
 
 
-def _read_namespace(
-    wanted: Wanted, counts: Mapping[int, FileCounts], known: Collection[int], netns: int, limit_s: float | None
-) -> NamespaceDump:
+def _read_namespace(wanted: Wanted, own: int, files: Files | None, netns: int, limit_s: float | None) -> NamespaceDump:
     """Read the namespace of the calling thread, which is ``netns``."""
-    dumps = read(wanted, counts.get(netns, NO_FILES), known, limit_s)
-    # The gap of an older kernel's dump, bound sockets, is none here: the program has seen them.
+    if files is None:
+        return _dumped([sockdiag.read(wanted, limit_s)])
+    dumps = read(wanted, files.counts.get(netns, NOTHING_COUNTED), files.inodes, limit_s, is_counted=netns != own)
+    if dumps or netns == own or netns in files.with_interface:
+        return _dumped(dumps)
+    return NamespaceDump([], {})
+
+
+def _dumped(dumps: list[sockdiag.SockdiagDump]) -> NamespaceDump:
+    """Without the gap of an older kernel's dump, bound sockets, which the program has shown."""
     return NamespaceDump([replace(dump, gaps=()) for dump in dumps], interface_names())
 
 
@@ -191,16 +252,37 @@ def _unread_namespaces(failures: list[Exception]) -> Iterator[Gap]:
 
 
 def read(
-    wanted: Wanted, files: FileCounts, known: Collection[int], limit_s: float | None = None
+    wanted: Wanted,
+    files: FileCounts,
+    known: Collection[int],
+    limit_s: float | None = None,
+    is_counted: bool = False,
 ) -> list[sockdiag.SockdiagDump]:
-    """Dump what may have no file in the namespace of the calling thread; ``known`` inodes have one."""
-    if not is_whole(wanted):
+    """Dump what may have no file in the namespace of the calling thread; ``known`` inodes have one.
+
+    :param files: what the files of this namespace showed
+    :param is_counted: they were all counted, although a part is wanted; if everything is wanted, they were
+    """
+    everything = is_whole(wanted)
+    if not (everything or is_counted):
         return [sockdiag.read(wanted, limit_s)]
     try:
         kernel = counts()
     except OSError:
         return [sockdiag.read(wanted, limit_s)]  # without the numbers everything has to be read
-    return list(_read_missing(wanted, files, known, kernel, limit_s))
+    if everything:
+        return list(_read_missing(wanted, files, known, kernel, limit_s))
+    protocols = tuple(protocol for protocol in wanted.protocols if _lacks(protocol, wanted, files, kernel))
+    return [sockdiag.read(replace(wanted, protocols=protocols), limit_s)] if protocols else []
+
+
+def _lacks(protocol: Protocol, wanted: Wanted, files: FileCounts, kernel: KernelCounts) -> bool:
+    """Whether the files of a namespace cannot show everything that is wanted."""
+    if protocol == "udp":
+        return kernel.udp != files.hashed["udp"]
+    if kernel.tcp != files.hashed["tcp"]:
+        return True
+    return bool((kernel.waiting and wanted.states & PASSED) or (files.pending and "SYN_RECV" in wanted.states))
 
 
 def _read_missing(
@@ -210,8 +292,10 @@ def _read_missing(
     missing = kernel.tcp - files.hashed["tcp"]
     if missing or kernel.waiting or files.pending:
         transient = sockdiag.read(replace(wanted, protocols=("tcp",), states=TRANSIENT), limit_s)
-        states = [s.state for s in sockdiag.parse(transient, known).sockets]
-        missing -= len(states) - states.count("SYN_RECV") - kernel.waiting
+        for table in transient.tables:
+            summary = sockdiag.summarize(table, known)
+            missing -= summary.rows - summary.syn_recv
+        missing += kernel.waiting
         yield sockdiag.read(replace(wanted, protocols=("tcp",)), limit_s) if missing else transient
     if kernel.udp != files.hashed["udp"]:
         yield sockdiag.read(replace(wanted, protocols=("udp",)), limit_s)

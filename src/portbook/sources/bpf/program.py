@@ -18,7 +18,7 @@ from msgspec import Struct
 from portbook.records import PortRange
 from portbook.sources.bpf.assembler import R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, Code, Register
 from portbook.sources.bpf.btf import Place
-from portbook.sources.bpf.record import IPV6_ONLY, IS_MPTCP, OWN_TABLE, PLACES, RECORD, SIZE
+from portbook.sources.bpf.record import IPV6_ONLY, IS_COUNTED, IS_MPTCP, OWN_TABLE, PLACES, RECORD, SIZE
 
 FUNCTION = "bpf_iter_task_file"  # the program is attached to it
 WORD, PAIR = 4, 8  # bytes that are copied at once
@@ -42,7 +42,23 @@ REQUIRED = (
 # These do not exist without CONFIG_IPV6 and without cgroups.
 V6 = (COMMON + "skc_v6_rcv_saddr", COMMON + "skc_v6_daddr", COMMON + "skc_ipv6only")
 CGROUP = ("sock.sk_cgrp_data.cgroup", "cgroup.kn", "kernfs_node.id")
-PATHS = (*REQUIRED, *V6, *CGROUP)
+# For census.py: the list of network namespaces, and how many refer to one, by the name before and since Linux 6.18.
+NAMESPACES = (
+    "bpf_iter__task_file.meta", "bpf_iter_meta.seq", "bpf_iter_meta.seq_num", "task_struct.nsproxy", "nsproxy.net_ns",
+    "net.list", "net.ns.inum", "net.ns.ops",
+)  # fmt: skip
+COUNTERS = ("net.ns.__ns_ref", "net.ns.count")
+COUNTING = ("bpf_iter_num_new", "bpf_iter_num_next", "bpf_iter_num_destroy")  # functions, of Linux 6.4
+PATHS = (*REQUIRED, *V6, *CGROUP, *NAMESPACES, *COUNTERS)
+# These are for port_tables.py. One file keeps the places of all (offsets.py).
+PORT_TABLES = (
+    "task_struct.nsproxy", "nsproxy.net_ns", "net.list", "net.ns.inum", "net.ns.ops", "net.hash_mix",
+    "net.ipv4.tcp_death_row.hashinfo", "inet_hashinfo.bhash", "inet_hashinfo.bhash_size",
+    "inet_bind_hashbucket.chain", "inet_bind_bucket.ib_net.net", "inet_bind_bucket.port", "inet_bind_bucket.node",
+    "net.ipv4.udp_table", "udp_table.hash", "udp_table.mask", "udp_hslot.head", "udp_hslot.lock",
+    COMMON + "skc_net.net", COMMON + "skc_num", COMMON + "skc_node",
+    "sock.sk_socket", "socket.file", "socket_alloc.socket", "socket_alloc.vfs_inode", "inode.i_ino",
+)  # fmt: skip
 
 # --- numbers -------------------------------------------------------------------------------------------------------
 
@@ -67,6 +83,8 @@ class Choice(Struct, frozen=True):
     udp: int = 0xFFFF
     ports: tuple[PortRange, ...] = ()  # empty: every port
     netns: int | None = None  # outside this namespace only sockets that wait on a port; None: all namespaces alike
+    counted_outside: int | None = None  # outside this namespace also what is not wanted, marked, so that it is counted
+    pid_level: int | None = None  # how deep the reader's pid namespace is nested; None: the program looks
 
 
 def missing(places: Mapping[str, Place | None]) -> str | None:
@@ -80,9 +98,9 @@ def build(places: Mapping[str, Place | None], choice: Choice) -> Code:
     known = _Kernel(code, {path: place for path, place in places.items() if place is not None})
     _find_socket(code, known)
     _select_kind(code, known, choice)
-    _select_port(code, known, choice.ports)
+    _select_port(code, known, choice)
     _select_state(code, known, choice)
-    _write_identity(code, known)
+    _write_identity(code, known, choice.pid_level)
     _write_addresses(code, known)
     _write_queues(code, known)
     _write_cookie(code)
@@ -151,39 +169,56 @@ def _select_kind(code: Code, known: _Kernel, choice: Choice) -> None:
     code.store(R10, BELOW["flags"], 1, R5, "flags")
 
 
-def _select_port(code: Code, known: _Kernel, ports: tuple[PortRange, ...]) -> None:
-    known.load(R1, R9, COMMON + "skc_num", "local port, in this machine's byte order")
-    code.jump_if(R1, "==", 0, "out", "it has none")
-    if ports:
-        code.jump_if(R5, "!=", 0, "port", "MPTCP, whatever its port")
-    for i, (low, high) in enumerate(ports):
-        code.jump_if(R1, "<", low, f"above {i}", "below this range")
-        code.jump_if(R1, "<=", high, "port", "inside this range")
-        code.label(f"above {i}")
-    if ports:
-        code.jump("out", "in none of the ranges")
-    code.label("port")
-    code.store(R10, BELOW["port"], 2, R1, "local port")
-
-
-def _select_state(code: Code, known: _Kernel, choice: Choice) -> None:
+def _select_port(code: Code, known: _Kernel, choice: Choice) -> None:
     known.load(R2, R9, COMMON + "skc_net.net", "network namespace")
     known.load(R2, R2, "net.ns.inum", "its inode")
     code.store(R10, BELOW["netns"], 4, R2, "network namespace")
+    known.load(R1, R9, COMMON + "skc_num", "local port, in this machine's byte order")
+    code.jump_if(R1, "==", 0, "out", "it has none")
+    code.store(R10, BELOW["port"], 2, R1, "local port")
+    if choice.ports:
+        code.jump_if(R5, "!=", 0, "port", "MPTCP, whatever its port")
+    for i, (low, high) in enumerate(choice.ports):
+        code.jump_if(R1, "<", low, f"above {i}", "below this range")
+        code.jump_if(R1, "<=", high, "port", "inside this range")
+        code.label(f"above {i}")
+    if choice.ports:
+        code.jump(_refusal(choice), "in none of the ranges")
+    code.label("port")
+
+
+def _select_state(code: Code, known: _Kernel, choice: Choice) -> None:
     if choice.netns is not None:
-        code.move(R1, _signed(choice.netns), "the namespace whose sockets are wanted")
-        code.change(R1, "<<", 32, "clear the upper half, which was filled with the sign")
-        code.change(R1, ">>", 32, "and shift back, with zeros")
+        _load_number(code, choice.netns, "the namespace whose sockets are wanted")
         code.jump_if(R1, "==", R2, "namespace", "it is the wanted one")
         code.change(R4, "&", WAITING, "of another one only sockets that wait")
         code.label("namespace")
-    known.load(R2, R9, COMMON + "skc_state", "state")
+    known.load(R3, R9, COMMON + "skc_state", "state")
     code.move(R1, 1, "as a bit")
-    code.change(R1, "<<", R2, "the bit of this state")
+    code.change(R1, "<<", R3, "the bit of this state")
     code.jump_if(R1, "&", R4, "state", "wanted")
-    code.jump("out", "not in such a state")
+    if choice.counted_outside is None:
+        code.jump("out", "not in such a state")
+    else:
+        code.label("refused")
+        _load_number(code, choice.counted_outside, "the namespace whose sockets are not counted")
+        code.jump_if(R1, "==", R2, "out", "it is that one")
+        _mark(code, IS_COUNTED)
+        known.load(R3, R9, COMMON + "skc_state", "state")
     code.label("state")
-    code.store(R10, BELOW["state"], 1, R2, "state")
+    code.store(R10, BELOW["state"], 1, R3, "state")
+
+
+def _refusal(choice: Choice) -> str:
+    """Where the program goes on with a socket that is not wanted."""
+    return "out" if choice.counted_outside is None else "refused"
+
+
+def _load_number(code: Code, number: int, why: str) -> None:
+    """Put a number of 32 bits into R1: immediate values are signed."""
+    code.move(R1, _signed(number), why)
+    code.change(R1, "<<", 32, "clear the upper half, which was filled with the sign")
+    code.change(R1, ">>", 32, "and shift back, with zeros")
 
 
 def _signed(number: int) -> int:
@@ -194,7 +229,7 @@ def _signed(number: int) -> int:
 # --- the record ----------------------------------------------------------------------------------------------------
 
 
-def _write_identity(code: Code, known: _Kernel) -> None:
+def _write_identity(code: Code, known: _Kernel, pid_level: int | None) -> None:
     known.load(R1, R6, "bpf_iter__task_file.fd", "descriptor")
     code.store(R10, BELOW["fd"], 4, R1, "descriptor")
     known.load(R1, R7, "file.f_inode", "inode of the file")
@@ -205,7 +240,7 @@ def _write_identity(code: Code, known: _Kernel) -> None:
     known.load(R1, R9, COMMON + "skc_bound_dev_if", "interface")
     code.store(R10, BELOW["interface"], 4, R1, "interface")
     _write_cgroup(code, known)
-    _write_pid(code, known)
+    _write_pid(code, known, pid_level)
     _write_thread(code, known)
 
 
@@ -218,15 +253,20 @@ def _write_cgroup(code: Code, known: _Kernel) -> None:
     code.store(R10, BELOW["cgroup"], 8, R1, "cgroup")
 
 
-def _write_pid(code: Code, known: _Kernel) -> None:
-    """The number that the reader's pid namespace gives the process. The reader is the current task.
+def _write_pid(code: Code, known: _Kernel, level: int | None) -> None:
+    """The number that the reader's pid namespace gives the process.
 
-    Pid namespaces are nested, and ``numbers`` has one for each, from the outermost in.
+    Pid namespaces are nested, and ``numbers`` has one for each, from the outermost in. The reader is the current task;
+    to read its level here would cost more than all the rest when the program is verified, because the verifier looks
+    through all types of the kernel for a pointer from the current task (type_is_rcu() in kernel/bpf/verifier.c).
     """
-    code.call(GET_CURRENT_TASK_BTF, "the reader")
-    known.load(R1, R0, "task_struct.thread_pid", "its pid")
-    known.load(R3, R1, "pid.level", "how deep its namespace is nested")
-    code.change(R3, "*", UPID_SIZE, "in bytes")
+    if level is None:
+        code.call(GET_CURRENT_TASK_BTF, "the reader")
+        known.load(R1, R0, "task_struct.thread_pid", "its pid")
+        known.load(R3, R1, "pid.level", "how deep its namespace is nested")
+        code.change(R3, "*", UPID_SIZE, "in bytes")
+    else:
+        code.move(R3, level * UPID_SIZE, "how deep its namespace is nested, in bytes")
     known.load(R1, R8, "task_struct.signal", "what the threads of a process share")
     known.load(R1, R1, "signal_struct.pids", "the pid of the process", POINTER, PIDTYPE_TGID * POINTER)
     code.change(R3, "+", R1, "from its beginning")

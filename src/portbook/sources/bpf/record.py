@@ -36,5 +36,6 @@ TCP, UDP = 6, 17
 PROTOCOLS: dict[int, Protocol] = {TCP: "tcp", UDP: "udp"}
 # Flags. IPV6_ONLY: the socket takes no IPv4. OWN_TABLE: it was found in the descriptor table of a thread, which is not
 # that of the thread's leader. IS_MPTCP: the file is that of an MPTCP socket (RFC 8684), below which there are TCP
-# sockets that have the same inode and no file of their own.
-IPV6_ONLY, OWN_TABLE, IS_MPTCP = 1, 2, 4
+# sockets that have the same inode and no file of their own. IS_COUNTED: the socket is not wanted, and is there because
+# the sockets of its namespace are counted.
+IPV6_ONLY, OWN_TABLE, IS_MPTCP, IS_COUNTED = 1, 2, 4, 8

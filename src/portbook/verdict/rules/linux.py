@@ -10,11 +10,10 @@ from collections.abc import Iterator
 
 from portbook.addresses import format_endpoint
 from portbook.managers.supervisor import container_stop_command
-from portbook.netconfig.facts import Diversion, NatRule, NatTarget, Publication
+from portbook.netconfig.facts import Diversion, LookupChoice, NatRule, NatTarget, Publication
 from portbook.records import Confidence
 from portbook.verdict import description
 from portbook.verdict.conflict import blocked, in_another_vrf
-from portbook.verdict.description import join_words
 from portbook.verdict.findings import Finding, Severity
 from portbook.verdict.situation import Situation
 
@@ -124,9 +123,7 @@ def vrfs(situation: Situation) -> Iterator[Finding]:
         yield Finding("vrf", severity, text, remedy, evidence)
 
 
-# --- NAT -----------------------------------------------------------------------------------------------------------
-
-PACKETS = {"output": "packets from this machine", "prerouting": "packets from other machines"}  # by hook
+# --- what takes packets before a socket does --------------------------------------------------------------------------
 
 
 def nat(situation: Situation) -> Iterator[Finding]:
@@ -137,17 +134,79 @@ def nat(situation: Situation) -> Iterator[Finding]:
 
 
 def _diverted(situation: Situation, diversion: Diversion) -> Finding:
+    from portbook.netconfig.diversion import describe
+
     publication = _publication(situation, diversion)
-    targets = join_words([_format_target(target, situation.port) for target in diversion.targets], "or")
-    if publication:
-        targets += f" (container {publication.container})"
-    text = f"NAT redirects {_packets(diversion)} for port {situation.port}{_limits(diversion)} to {targets}; "
-    text += f"rule: {_rule_place(diversion)}"
+    note = f" (container {publication.container})" if publication else ""
+    text = f"{describe(diversion, situation.port, note)}; rule: {_rule_place(diversion)}"
     evidence = _evidence(diversion)
     if publication:
         evidence["container"] = publication.container
     confidence: Confidence = "certain" if diversion.certain else "likely"
     return Finding("nat-rule", "shadows", text, _nat_remedy(publication), evidence, confidence=confidence)
+
+
+def transparent_proxies(situation: Situation) -> Iterator[Finding]:
+    """TPROXY: a proxy gets connections to the port, also if a server listens on it."""
+    for diversion in situation.nat:
+        if diversion.kind == "tproxy":
+            yield _proxied(situation, diversion)
+
+
+def _proxied(situation: Situation, diversion: Diversion) -> Finding:
+    from portbook.netconfig.diversion import describe
+
+    ports = {target.port or situation.port for target in diversion.targets}
+    text = f"{describe(diversion, situation.port)}; rule: {_rule_place(diversion)}"
+    severity: Severity = "shadows"
+    confidence: Confidence = "certain" if diversion.certain else "likely"
+    if not ports & situation.proxies_waiting:
+        confidence = "likely"
+        text += "; no socket waits there now"
+        if diversion.rules[0].tool == "nft":  # that of iptables drops the packets then
+            severity = "warns"
+            text += ", so the packets pass"
+    remedy = "use another port, or remove the rule with the tool that made it: service mesh, proxy or firewall"
+    return Finding("tproxy", severity, text, remedy, _evidence(diversion), confidence=confidence)
+
+
+def load_balancers(situation: Situation) -> Iterator[Finding]:
+    """IPVS forwards packets to its virtual services before a socket receives them."""
+    wildcards = {endpoint.address for endpoint in situation.endpoints} & {"0.0.0.0", "::"}  # noqa: S104  compared
+    requested = {endpoint.address for endpoint in situation.endpoints}
+    own = {local.address for local in situation.addresses or ()}
+    for service in situation.ipvs:
+        of_family = ("::" if ":" in service.address else "0.0.0.0") in wildcards  # noqa: S104  compared
+        if service.address in requested or (of_family and (not own or service.address in own)):
+            where = format_endpoint(service.address, service.port)
+            text = (
+                f"IPVS forwards packets to {where}/{service.protocol} to other servers (scheduler {service.scheduler})"
+            )
+            remedy = f"use another port or address; ipvsadm -L -n -t {where} shows the servers"
+            if service.protocol == "udp":
+                remedy = remedy.replace(" -t ", " -u ")
+            evidence = {"address": service.address, "port": service.port, "scheduler": service.scheduler}
+            yield Finding("ipvs", "shadows", text, remedy, evidence)
+
+
+def socket_lookups(situation: Situation) -> Iterator[Finding]:
+    """A BPF program of type sk_lookup decides about every port, also where no finding shows it."""
+    own = {s.cookie for s in situation.sockets}
+    for lookup in situation.lookups:
+        program = f"a BPF program (sk_lookup {lookup.name or 'without a name'}, id {lookup.id})"
+        taken = [choice for choice in lookup.choices if choice.dropped or choice.cookie not in (None, *own)]
+        names = tuple(choice.endpoint for choice in taken)
+        evidence = {"id": lookup.id, "name": lookup.name, "choices": [_as_dict(choice) for choice in lookup.choices]}
+        remedy = f"bpftool prog show id {lookup.id} shows the program, bpftool link who attached it"
+        if taken:
+            does = "drops packets" if all(choice.dropped for choice in taken) else "gives packets to another socket"
+            text = f"{program} {does} for port {situation.port}, as tried with a packet from this machine"
+            yield Finding("sk-lookup", "shadows", text, remedy, evidence, names)
+        elif not lookup.choices or all(choice.cookie is None for choice in lookup.choices):
+            text = f"{program} may choose another socket for packets to any port"
+            if lookup.choices:
+                text += f"; a packet from this machine to port {situation.port} it leaves alone"
+            yield Finding("sk-lookup", "warns", text, remedy, evidence, confidence="likely")
 
 
 def _evidence(diversion: Diversion) -> dict[str, object]:
@@ -161,7 +220,7 @@ def _evidence(diversion: Diversion) -> dict[str, object]:
     }
 
 
-def _as_dict(record: NatRule | NatTarget) -> dict[str, object]:
+def _as_dict(record: NatRule | NatTarget | LookupChoice) -> dict[str, object]:
     from msgspec import to_builtins
 
     fields: dict[str, object] = to_builtins(record)
@@ -171,41 +230,6 @@ def _as_dict(record: NatRule | NatTarget) -> dict[str, object]:
 def _rule_place(diversion: Diversion) -> str:
     rule = diversion.rules[0]
     return f"{rule.tool}, chain {rule.chain}"
-
-
-def _format_target(target: NatTarget, port: int) -> str:
-    """``10.0.0.2:80``, ``port 82 of this machine``, ``one of the ports 6000 to 6010 of this machine``."""
-    first = target.port or port
-    if target.computed:
-        return "an address that the rule computes"
-    if target.last_port is not None:
-        of = target.address or "this machine"
-        return f"one of the ports {first} to {target.last_port} of {of}"
-    if target.address is None:
-        return f"port {first} of this machine"
-    return format_endpoint(target.address, first)
-
-
-def _packets(diversion: Diversion) -> str:
-    hooks = {rule.hook for rule in diversion.rules}
-    packets = "packets from this and other machines"
-    if len(hooks) == 1:
-        packets = PACKETS.get(hooks.pop(), packets)
-    if not diversion.certain:
-        return f"some {packets}"
-    return packets
-
-
-def _limits(diversion: Diversion) -> str:
-    """Which packets, if not those to every address and through every interface."""
-    addresses = list(dict.fromkeys(rule.destination for rule in diversion.rules))
-    interfaces = list(dict.fromkeys(rule.interface for rule in diversion.rules if rule.hook == "prerouting"))
-    text = ""
-    if None not in addresses:
-        text += f" of {join_words([address for address in addresses if address])}"
-    if interfaces and None not in interfaces:
-        text += f" that come in through {join_words([name for name in interfaces if name])}"
-    return text
 
 
 def _publication(situation: Situation, diversion: Diversion) -> Publication | None:
