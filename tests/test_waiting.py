@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from portbook import UsageError, dialing, waiting
 from portbook.probe.resolve import ResolvedAddress
 from tests.components import need
-from tests.listeners import deaf, listening, peer_may_vanish, portbook, refusing
+from tests.listeners import COMMAND, deaf, listening, peer_may_vanish, portbook, refusing
 from tests.windows.conftest import WINE, lacks
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has a listener that does not answer")
@@ -108,6 +109,37 @@ def test_a_name_that_gets_its_address_later(monkeypatch):
 
         monkeypatch.setattr("portbook.probe.resolve.look_up", look_up)
         assert waiting.wait_for(f"late.test:{port}", timeout_s=60) == []
+
+
+@LINUX
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_dial_of_several_silent_ports_can_be_interrupted(name):
+    with deaf() as (_, one), deaf() as (_, other):
+        words = [f"127.0.0.1:{one}", f"127.0.0.1:{other}", "--timeout", "60"]
+        with subprocess.Popen([*COMMAND, "dial", *words]) as process:
+            time.sleep(1)  # then it is on its way; before that it would end all the same
+            with takes_at_most(1):
+                process.send_signal(getattr(signal, name))
+                assert process.wait(30) == {"SIGINT": 130, "SIGTERM": -signal.SIGTERM}[name]
+
+
+@LINUX
+def test_several_targets_are_dialed_at_the_same_time():
+    with contextlib.ExitStack() as stack:
+        ports = [stack.enter_context(deaf())[1] for _ in range(20)]
+        with listening("127.0.0.1") as ((_, port),), takes_at_most(1):
+            done = portbook("dial", *ports, port, "--timeout", "0.5")
+    headings = [line for line in done.stdout.splitlines() if not line.startswith(" ")]
+    assert [line.split()[0] for line in headings] == [f"localhost:{each}" for each in (*ports, port)]
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0])
+def test_a_limit_that_is_none_is_a_mistake(seconds):
+    with pytest.raises(UsageError, match="time limit"):
+        waiting.wait_for(80, timeout_s=seconds)
+    with pytest.raises(UsageError, match="time limit"):
+        dialing.dial(80, timeout_s=seconds)
 
 
 # --- reasons -------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from portbook.cli import base, exits, output
 
 if TYPE_CHECKING:
     from portbook.dialing import Dial
+    from portbook.ports import Ports
 
 NOT_FOUND_OUT = ("error", "lookup-failed")
 
@@ -77,11 +78,15 @@ def command(
     wanted = parse_targets(targets, ports)
     for target in wanted:
         dialing.parse_destination(target)  # report an invalid target before anything is dialed
-    code = exits.YES
-    for target in wanted:
-        result = dialing.dial(
+
+    def dial(target: Ports) -> Dial:
+        return dialing.dial(
             target, timeout_s=timeout, retries=retries, times=times, tls=tls, server_name=server_name
         )  # fmt: skip
+
+    code = exits.YES
+    # One after the other if times are compared: they would disturb each other.
+    for result in map(dial, wanted) if times > 1 else dialing.in_threads(dial, wanted):
         failures = list(render.failures(result, verify=verify, expires_within=expires_within))
         if as_json:
             output.write_bytes(render.json([result]))
