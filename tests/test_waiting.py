@@ -267,6 +267,26 @@ def test_a_real_proxy_in_front_of_nothing():
         proxy.wait(10)
 
 
+def test_a_real_load_balancer_in_front_of_nothing(tmp_path):
+    need(shutil.which("haproxy") is not None, "haproxy")
+    with refusing() as (_, backend), refusing() as (_, port):
+        pass  # the port is free again
+    settings = (
+        "defaults\n mode tcp\n timeout connect 1s\n timeout client 9s\n timeout server 9s\n retries 0\n"
+        f"listen it\n bind 127.0.0.1:{port}\n server one 127.0.0.1:{backend}\n"
+    )
+    (tmp_path / "haproxy.cfg").write_text(settings)
+    proxy = subprocess.Popen(["haproxy", "-db", "-f", tmp_path / "haproxy.cfg"], stderr=subprocess.DEVNULL)
+    try:
+        assert waiting.wait_for(f"127.0.0.1:{port}", timeout_s=20) == []
+        assert reasons(f"127.0.0.1:{port}", stable=True, timeout_s=0.4) == {f"127.0.0.1:{port}": DROPPED}
+        with socket.create_server(("127.0.0.1", backend)):
+            assert waiting.wait_for(f"127.0.0.1:{port}", stable=True, timeout_s=30) == []
+    finally:
+        proxy.kill()
+        proxy.wait(10)
+
+
 @pytest.mark.parametrize("options", [{"free": True}, {"udp": True}])
 def test_only_tcp_connections_can_last(options):
     with pytest.raises(UsageError, match="stable"):

@@ -72,7 +72,7 @@ def command(
     from portbook import dialing
     from portbook.ports import parse_targets
     from portbook.render import dial as render
-    from portbook.render.text import safe, style_of
+    from portbook.render.text import note, style_of
 
     tls = tls or verify or expires_within is not None or server_name is not None
     wanted = parse_targets(targets, ports)
@@ -93,7 +93,7 @@ def command(
         else:
             sys.stdout.write("\n".join(render.lines(result, style_of(sys.stdout))) + "\n")
             sys.stdout.flush()
-        sys.stderr.write("".join(f"portbook: {safe(line)}\n" for line in failures))
+        sys.stderr.write("".join(map(note, failures)))
         code = _worse(code, exits.NO if failures else _exit_code(result))
     return code
 
