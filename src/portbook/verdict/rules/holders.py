@@ -127,6 +127,8 @@ def _socket_activation(situation: Situation, group: list[Socket], manager: Owner
     """Ending the service does not free the port: the manager keeps the socket and starts the service again."""
     unit = next((situation.activated[s.inode] for s in group if s.inode in situation.activated), None)
     text = f"{manager.name} (pid {manager.pid}) holds {format_local(group[0])} for {unit or 'a service'}"
+    if unit and unit.endswith(".service"):
+        text += ", in its file descriptor store"
     services = [f"{o.name or '?'} (pid {o.pid})" for o in description.owners_of(group) if o.pid != manager.pid]
     if services:
         text += f" and has passed it to {join_words(services)}"
@@ -140,7 +142,10 @@ def _deactivation(manager: Owner, unit: str | None) -> str:
         return "launchctl print system shows the job that owns the port; launchctl bootout stops it"
     user = "" if manager.pid == 1 else " --user"
     if unit is None:
-        return f"systemctl{user} list-sockets shows the socket unit: stop that unit, not the service"
+        shown = f"systemctl{user} list-sockets shows the socket unit: stop that unit, not the service"
+        return f"{shown}; if it shows none, a service keeps the socket in its store: stop that service"
+    if unit.endswith(".service"):  # systemd.service(5), FileDescriptorStoreMax=
+        return f"systemctl{user} stop {unit} frees the port"
     return f"systemctl{user} stop {unit}; stopping only the service does not free the port"
 
 
