@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from portbook import take
+from portbook.errors import SourceError
 from portbook.sources.bpf import btf, offsets
 from portbook.sources.bpf.btf import Layout, Place
 from tests.components import need
@@ -104,6 +106,18 @@ def test_a_file_that_is_whole_and_makes_no_sense_is_refused(parts):
 def test_numbers_that_no_structure_has_are_refused(place):
     with pytest.raises(ValueError, match=r"impossible place|damaged"):
         offsets.parse(written(KERNEL, Layout({"sock.x": place}, {})), KERNEL)
+
+
+def test_what_this_kernel_has_is_kept_and_read_again():
+    """Whatever the programs look for: otherwise each start reads BTF, which takes as long as all the rest."""
+    try:
+        take("port:1", source="bpf")
+    except SourceError as error:
+        pytest.skip(str(error))
+    layouts = list(offsets._known.values())
+    assert layouts
+    for layout in layouts:
+        assert offsets.parse(written(KERNEL, layout), KERNEL) == layout
 
 
 def spoil_with_a_link(cache):
