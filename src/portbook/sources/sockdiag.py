@@ -68,7 +68,7 @@ ROW = struct.Struct("=BBBx HH 16s16s I Q IIIII".replace(" ", ""))
 LEAST_ROW = HEADER.size + ROW.size
 INODE, INODE_AT = struct.Struct("=I"), LEAST_ROW - 4
 PORT, PORT_AT, STATE_AT = struct.Struct("=H"), HEADER.size + 4, HEADER.size + 1
-FEW = 8  # rows without attributes in succession, after which it is tried whether many follow
+FEW = 8  # rows of one length in succession, after which it is tried whether many follow
 MOST_ALIKE = 4096  # that are looked at together
 HEAD = struct.Struct("=IH")  # of a message: length, type
 INET_DIAG_REQ_BYTECODE = 1
@@ -303,11 +303,11 @@ def _bounds(data: bytes) -> Iterator[tuple[int, int]]:
 def _runs(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Rows that are alike: where the first begins, the length of each, how many; raise ValueError as ``_bounds``.
 
-    Thousands of connections in TIME_WAIT follow one another, all without attributes and inodes.
+    Thousands of connections in TIME_WAIT follow one another, all of one length and without an inode.
     """
     at, end = 0, len(data)
     kind = None
-    bare = 0
+    previous = alike = 0
     while at < end:
         length, kind = HEAD.unpack_from(data, at)
         if length < HEADER.size or at + length > end:
@@ -316,26 +316,29 @@ def _runs(data: bytes) -> Iterator[tuple[int, int, int]]:
         if kind in ROW_TYPES:
             if length < LEAST_ROW:
                 raise ValueError(f"row of {length} bytes at {at}")
-            bare = bare + 1 if length == LEAST_ROW else 0
-            if bare > FEW:
-                count = _count_alike(data, at)
-                bare = 0
+            alike = alike + 1 if length == previous else 0
+            previous = length
+            if alike > FEW:
+                count = _count_alike(data, at, length)
+                alike = 0
             yield at, length, count
         at += count * ((length + 3) & ~3)
     if kind != NLMSG_DONE:
         raise ValueError("it has no end")
 
 
-def _count_alike(data: bytes, at: int) -> int:
-    """How many rows from ``at`` on are like the first: without attributes, and all without an inode."""
-    rows = memoryview(data)[at : at + MOST_ALIKE * LEAST_ROW]
-    words = rows[: len(rows) // LEAST_ROW * LEAST_ROW].cast("I")
-    count = len(words) // (LEAST_ROW // 4)
+def _count_alike(data: bytes, at: int, length: int) -> int:
+    """How many rows from ``at`` on are like the first: of this length, and all without an inode."""
+    if length % 4 or INODE.unpack_from(data, at + INODE_AT)[0]:
+        return 1
+    rows = memoryview(data)[at : at + MOST_ALIKE * length]
+    words = rows[: len(rows) // length * length].cast("I")
+    count = len(words) * 4 // length
     for word, wanted in ((0, words[0]), (1, words[1]), (INODE_AT // 4, 0)):  # length; type; inode
-        column = words[word :: LEAST_ROW // 4].tolist()[:count]
+        column = words[word :: length // 4].tolist()[:count]
         if column != [wanted] * count:
             count = next(i for i, number in enumerate(column) if number != wanted)
-    return max(count, 1)
+    return count
 
 
 def _rows(
