@@ -54,6 +54,26 @@ def test_each_field_may_be_refused_by_itself(monkeypatch, error, field):
     assert [name for name, value in values.items() if value is None] == [name for name in values if name == field]
 
 
+REFUSED_START = """
+import os, psutil
+from psutil import _psplatform
+from portbook.enrich.process import portable
+from portbook.records import Owner
+def fail(self, *_, **__):
+    raise OSError(87, "The parameter is incorrect")
+_psplatform.Process.create_time = fail
+(owner,), gaps = portable.enrich([Owner(os.getpid())])
+print(bool(owner.name and owner.exe and owner.user and owner.command_line and owner.ppid), owner.started, gaps)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="replaces a method of the platform's own class")
+def test_a_start_time_that_the_system_refuses_costs_only_the_start_time():
+    """In every version of psutil the constructor reads it."""
+    run = subprocess.run([sys.executable, "-c", REFUSED_START], capture_output=True, text=True, timeout=60, check=False)
+    assert run.stdout == "True None []\n", run.stderr
+
+
 def test_without_a_name_the_executable_is_the_name(monkeypatch):
     monkeypatch.setattr(psutil.Process, "name", lambda self: "")
     monkeypatch.setattr(psutil.Process, "exe", lambda self: "C:\\Program Files\\acme.exe")

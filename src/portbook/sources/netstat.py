@@ -34,10 +34,11 @@ class NetstatOutput(NamedTuple):
 # --- words ---------------------------------------------------------------------------------------------------------
 
 # Chinese, French, Italian, Japanese, Korean, Portuguese, Russian and Spanish Windows translate the headings and print
-# the English states; German Windows translates the states too. A word that is not listed is kept: see _socket.
+# the English states; German Windows translates the states too. The Portuguese and Spanish words are from the tests of
+# other programs. A word that is not listed is kept: see _socket.
 WORDS: dict[State, str] = {
     "LISTEN": "LISTENING LISTEN ABHÖREN",
-    "ESTABLISHED": "ESTABLISHED HERGESTELLT",
+    "ESTABLISHED": "ESTABLISHED HERGESTELLT ESTABELECIDA ESTABLECIDO",
     "SYN_SENT": "SYN_SENT SYN_SEND SYN_GESENDET",  # SYN_SEND, TIMED_WAIT: as the page of netstat spells them
     "SYN_RECV": "SYN_RECEIVED SYN_RCVD SYN_EMPFANGEN",
     "FIN_WAIT1": "FIN_WAIT_1 FIN_WARTEN_1",
@@ -111,7 +112,7 @@ def _parse_row(fields: list[str], names: dict[int, str]) -> Socket:
 
 
 def _socket(protocol: Protocol, fields: list[str], names: dict[int, str]) -> Socket:
-    _, local_column, foreign_column, *words, pid = fields
+    _, local_column, foreign_column, *words, pid = _until_pid(fields)
     if protocol == "tcp" and not words:
         raise ValueError("no state or no pid")
     local = _address_column(local_column)
@@ -131,6 +132,14 @@ def _socket(protocol: Protocol, fields: list[str], names: dict[int, str]) -> Soc
         owners=_owners(parse_number(pid, UINT32), names),
         state_text=word if state == "UNKNOWN" else None,
     )
+
+
+def _until_pid(fields: list[str]) -> list[str]:
+    """The fields up to the last number: ``-t`` adds a column behind the pid, the offload state."""
+    end = len(fields)
+    while end > 4 and number_or_none(fields[end - 1]) is None:
+        end -= 1
+    return fields[:end]
 
 
 def _remote(column: str) -> AddressColumn | None:

@@ -38,7 +38,15 @@ def system_directory(kernel32: Any) -> str:
 
 
 def decode(data: bytes, codec: str) -> str:
-    """The output of a command as text. If Python lacks the code page, only ASCII is decoded: rows consist of it."""
+    """The output of a command as text.
+
+    A system that is set to UTF-8 prints that, whatever its OEM code page was before. If Python lacks the code page,
+    only ASCII is decoded: rows consist of it.
+    """
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        pass
     try:
         return data.decode(codec, "replace")
     except (LookupError, ValueError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
@@ -80,7 +80,7 @@ def _complete(owner: Owner) -> Owner | None:
     import psutil
 
     try:
-        process = psutil.Process(owner.pid)
+        process = _process_class()(owner.pid)
     except psutil.NoSuchProcess:
         return None
     except (psutil.Error, OSError, ValueError, OverflowError):
@@ -99,6 +99,30 @@ def _complete(owner: Owner) -> Owner | None:
         command_line=None if command_line is None else tuple(command_line),
         ppid=_read(process.ppid),
     )
+
+
+def _process_class() -> Any:
+    """The class of psutil, whose constructor also reads the start time, and fails if that is refused with an OSError.
+
+    It goes on when that is refused with AccessDenied, in all versions that we allow (6.1 to 7.2): then the other fields
+    can be read. Before it returns a parent it compares start times, to notice a pid that was reused.
+    """
+    import psutil
+
+    class Process(psutil.Process):
+        def _get_ident(self) -> Any:
+            try:
+                return super()._get_ident()  # type: ignore[misc]
+            except OSError as error:
+                raise psutil.AccessDenied(self.pid) from error
+
+        def is_running(self) -> bool:
+            try:
+                return super().is_running()
+            except OSError:
+                return True
+
+    return Process
 
 
 def _read(field: Callable[[], Value]) -> Value | None:

@@ -180,11 +180,8 @@ def parse_dynamic(output: NetshOutput, family: Family, protocol: Protocol) -> tu
 
 
 def decode(output: NetshOutput) -> str:
-    """The text of an output. A system that is set to UTF-8 prints that, whatever its OEM code page was before."""
-    try:
-        return output.data.decode("utf-8")
-    except UnicodeDecodeError:
-        return console.decode(output.data, output.codec)
+    """The text of an output."""
+    return console.decode(output.data, output.codec)
 
 
 def split_label(line: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from msgspec.structs import replace
 
 from portbook.managers.supervisor import is_service_manager
-from portbook.numerals import counted
+from portbook.numerals import counted, join_words
 from portbook.records import Owner, Socket
 from portbook.verdict import description
 from portbook.verdict.conflict import (
@@ -129,7 +129,7 @@ def _socket_activation(situation: Situation, group: list[Socket], manager: Owner
     text = f"{manager.name} (pid {manager.pid}) holds {format_local(group[0])} for {unit or 'a service'}"
     services = [f"{o.name or '?'} (pid {o.pid})" for o in description.owners_of(group) if o.pid != manager.pid]
     if services:
-        text += f" and has passed it to {description.join_words(services)}"
+        text += f" and has passed it to {join_words(services)}"
     evidence = {**description.as_dict(situation, group), "unit": unit, "manager": manager.pid}
     remedy = _deactivation(manager, unit)
     return _blocks("socket-activation", text, remedy, evidence, blocked(situation, group))
