@@ -49,9 +49,10 @@ TCP_STATES: dict[int, State] = {
     11: "CLOSING",
     12: "SYN_RECV",
 }
+SYN_RECV, NEW_SYN_RECV = 3, 12
 MASK_BITS: dict[State | None, tuple[int, ...]] = {
     **{state: (number,) for number, state in TCP_STATES.items() if number != 7},
-    "SYN_RECV": (3, 12),
+    "SYN_RECV": (SYN_RECV, NEW_SYN_RECV),
     "BOUND": (13,),  # TCP_BOUND_INACTIVE, Linux 6.8
     "CLOSE": (7,),
     None: (7,),
@@ -280,7 +281,7 @@ def summarize(table: SockdiagTable, known: Collection[int] = ()) -> Summary:
                 with_inode.append((ntohs(PORT.unpack_from(data, at + PORT_AT)[0]), inode))
             rows += count
             states = data[at + STATE_AT : at + length * count : length]
-            syn_recv += sum(states.count(number) for number in MASK_BITS["SYN_RECV"])
+            syn_recv += states.count(SYN_RECV) + states.count(NEW_SYN_RECV)
     except (struct.error, ValueError) as error:
         raise _garbled(table, error) from error
     return Summary(rows, syn_recv, with_inode)
@@ -290,14 +291,17 @@ def _garbled(table: SockdiagTable, error: Exception) -> SourceGarbled:
     return SourceGarbled(f"sock_diag: a {table.protocol} dump of {len(table.data)} bytes: {error}")
 
 
-def _bounds(data: bytes) -> Iterator[tuple[int, int]]:
-    """Where each row begins, header included, and ends; raise ValueError where the dump is not whole."""
+def _bounds(data: bytes, known: Collection[int]) -> Iterator[tuple[int, int]]:
+    """Where each row begins, header included, and ends, without those whose inodes are ``known``.
+
+    :raises ValueError: the dump is not whole
+    """
     for at, length, count in _runs(data):
-        if count == 1:
-            yield at, at + length
-        else:
+        if count > 1:  # they have no inode
             for row in range(at, at + count * length, length):
                 yield row, row + length
+        elif not known or INODE.unpack_from(data, at + INODE_AT)[0] not in known:
+            yield at, at + length
 
 
 def _runs(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -349,9 +353,7 @@ def _rows(
     states = TCP_STATES if protocol == "tcp" else UDP_STATES
     addresses = {AF[family]: Addresses(SIZES[family]) for family in AF}
     attributes = _Attributes()
-    for at, end in _bounds(data):
-        if known and INODE.unpack_from(data, at + INODE_AT)[0] in known:
-            continue
+    for at, end in _bounds(data, known):
         # fmt: off
         (family, state_number, timer, port, remote_port, source, destination, interface, cookie,
          expires, received, sent, uid, inode) = ROW.unpack_from(data, at + HEADER.size)
