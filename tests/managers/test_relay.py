@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portbook.managers import relay
+from portbook.managers import publications, relay
 from portbook.managers.relay import MOST_LENGTH, Relay, behind
 from portbook.netconfig.facts import Publication
 from portbook.records import Owner
@@ -203,6 +205,12 @@ def test_qemu(line, to):
     ("line", "exe", "to"),
     [
         ("lxd forkproxy -- 9 3 tcp:0.0.0.0:8080 8 4 tcp:127.0.0.1:80 log", "lxd", "tcp:127.0.0.1:80 of a container"),
+        (
+            f"slirp4netns -c --api-socket /run/user/1/libpod/tmp/{'0af1' * 16}.net tap0",
+            "slirp4netns",
+            "container 0af10af10af1",
+        ),
+        ("slirp4netns --api-socket /tmp/rootlesskit1/.s4nn.sock 7 tap0", "slirp4netns", "a rootless container"),
         ("lxd --group lxd", "lxd", None),
         ("rootlesskit --publish=0.0.0.0:8080:80/tcp dockerd", "rootlesskit", "port 80 of its network namespace"),
         ("rootlesskit dockerd", "rootlesskit", "a container of rootless docker"),
@@ -223,6 +231,11 @@ def test_other_programs(line, exe, to):
         assert found is None
     else:
         assert found.to.startswith(to)
+
+
+def test_where_daemons_have_no_unix_sockets_nothing_is_published(monkeypatch):
+    monkeypatch.delattr(os, "geteuid", raising=False)
+    assert publications.take() == ((), [])
 
 
 def test_a_name_that_a_process_chose_does_not_count_beside_its_executable():

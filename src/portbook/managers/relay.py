@@ -62,14 +62,13 @@ INETD = "remove its line from the configuration, then send it SIGHUP"
 PROGRAMS: Mapping[str, Program] = {
     "docker-proxy": Program("container", "a container of docker", DOCKER, "20.10.24", forwarding.docker_proxy),
     "conmon": Program("container", "a container of podman", PODMAN, "2.1.6", forwarding.conmon, True),
-    "rootlessport": Program("container", "a container of rootless podman", PODMAN, None, None, True),
+    "rootlessport": Program("container", "a container of rootless podman", PODMAN, "4.3.1", None, True),
     "rootlessport-child": Program("container", "a container of rootless podman", PODMAN, None, None, True),
     "rootlesskit": Program(
         "container", "a container of rootless docker", DOCKER, "1.1.0", forwarding.rootlesskit, True
     ),
     "slirp4netns": Program(
-        "container", "a rootless container", ROOTLESS, "1.2.0",
-        per_user=True,
+        "container", "a rootless container", ROOTLESS, "1.2.0", forwarding.slirp4netns, True
     ),
     "passt": Program(
         "container",
@@ -122,14 +121,14 @@ PROGRAMS: Mapping[str, Program] = {
     "systemd-socket-proxyd": Program(
         "tunnel", "another socket", "systemctl stop its socket unit and its service", "252", forwarding.socket_proxyd
     ),
-    "inetd": Program("super-server", "a program of its configuration", INETD, "0.20221205 (OpenBSD)",
+    "inetd": Program("super-server", "a program of its configuration", INETD, "0.20221205 (OpenBSD), busybox 1.35.0",
                      forwarding.inetd("/etc/inetd.conf")),
     "inetutils-inetd": Program("super-server", "a program of its configuration", INETD, "2.4",
                                forwarding.inetd("/etc/inetd.conf")),
     "xinetd": Program("super-server", "a program of its configuration", INETD, "2.3.15.3",
                       forwarding.inetd("/etc/xinetd.conf", "-f")),
-    "tcpsvd": Program("tunnel", "a program that it starts for each connection", "end this tcpsvd", "1.0.0",
-                      forwarding.tcpsvd),
+    "tcpsvd": Program("tunnel", "a program that it starts for each connection", "end this tcpsvd",
+                      "1.0.0, busybox 1.35.0", forwarding.tcpsvd),
     "udpsvd": Program("tunnel", "a program that it starts for each packet", "end this udpsvd", "1.0.0",
                       forwarding.tcpsvd),
     "tcpserver": Program("tunnel", "a program that it starts for each connection", "end this tcpserver", "0.88",
