@@ -221,6 +221,17 @@ def test_btf_is_read_once_and_then_not_again(cache, monkeypatch):
     assert offsets.offsets(paths, ["bpf_iter_task_file"]) == first  # the file does
 
 
+def test_everything_that_the_programs_ask_for_is_kept(cache, monkeypatch):
+    """A member that the file cannot have would mean that BTF is read each time: a tenth of a second."""
+    need(ROOT and os.path.exists(btf.PATH), "root, and a kernel with BTF")
+    from portbook.sources import bpf
+
+    first = bpf._layout()
+    monkeypatch.setattr(offsets, "_known", {})
+    monkeypatch.setattr(btf, "read", lambda: pytest.fail("BTF was read again"))
+    assert bpf._layout() == first
+
+
 def test_a_member_that_was_not_kept_is_looked_up(cache):
     need(os.path.exists(btf.PATH), "a kernel with BTF")
     offsets.offsets(["sock.sk_type"], [])
