@@ -84,6 +84,11 @@ class Destination(NamedTuple):
         return f"{self.host}:{self.port}"
 
     @property
+    def lookup_name(self) -> str:
+        """What a resolver gets. Not every one knows that names below localhost are loopback (RFC 6761 section 6.3)."""
+        return "localhost" if self.host.is_local_name else self.host.lookup_name
+
+    @property
     def address(self) -> ResolvedAddress | None:
         """The address, if the host is one: then there is nothing to look up."""
         if not self.host.is_address:
@@ -208,7 +213,7 @@ def _look_up(target: Destination, limit_s: float) -> _Lookup:
     if target.address is not None:
         return _Lookup((target.address,), None, 0.0)
     began = monotonic()
-    (resolved,) = resolve([target.host.lookup_name], limit_s)
+    (resolved,) = resolve([target.lookup_name], limit_s)
     return _Lookup(resolved.addresses, resolved.failure, monotonic() - began)
 
 

@@ -157,7 +157,7 @@ def _watch(port: Ports, protocol: Protocol) -> AwaitedPort | _UdpTarget:
     destination = Destination(port.host or ports.LOCALHOST, port.first)
     if protocol == "udp":
         return _UdpTarget(destination)
-    return AwaitedPort(destination.address or destination.host.lookup_name, destination.port)
+    return AwaitedPort(destination.address or destination.lookup_name, destination.port)
 
 
 class _UdpTarget:
@@ -201,7 +201,7 @@ def _udp_rounds(destination: Destination, until: float) -> Iterator[str | None]:
 
     pauses = waits(FIRST_PAUSE_S, LONGEST_PAUSE_S)
     round_s = FIRST_UDP_S
-    host, port = destination.host.lookup_name, destination.port
+    host, port = destination.lookup_name, destination.port
     while (left_s := until - monotonic()) > 0:
         resolved = Resolved(host, (destination.address,)) if destination.address else resolve_one(host)
         results: list[tuple[Outcome, Evidence]] = []
@@ -265,7 +265,7 @@ def _local_ports(port: Ports, protocol: Protocol, until: float) -> LocalPorts:
 def _addresses(destination: Destination, until: float) -> tuple[ResolvedAddress, ...]:
     if destination.address is not None:
         return (destination.address,)
-    (resolved,) = resolve([destination.host.lookup_name], until - monotonic())
+    (resolved,) = resolve([destination.lookup_name], until - monotonic())
     return resolved.addresses
 
 
