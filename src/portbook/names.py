@@ -58,9 +58,14 @@ _ports: dict[str, tuple[int, Protocol | None]] = {}
 
 def service_name(port: int, protocol: Protocol) -> str | None:
     """The name registered for a port, such as ``https`` for 443; None if it has none."""
+    return service_names().get((port, protocol))
+
+
+def service_names() -> Names:
+    """All registered names, by port and protocol."""
     if not _names:
         _names.update(load())
-    return _names.get((port, protocol))
+    return _names
 
 
 def port_of(name: str) -> tuple[int, Protocol | None] | None:

@@ -413,20 +413,34 @@ service echoer
 """
 
 
+def assert_freed_by_sighup(process: subprocess.Popen[bytes]) -> None:
+    """The remedy that is given: the line is gone from the configuration, which is read again."""
+    os.kill(process.pid, signal.SIGHUP)
+    for _ in range(LIMIT_S * 50):
+        if not who(8080, "tcp").held:
+            break
+        time.sleep(0.02)
+    assert (who(8080, "tcp").held, process.poll()) == (False, None)
+
+
 @pytest.mark.parametrize("program", ["inetd", "inetutils-inetd"])
 def test_inetd(run, tmp_path, program):
     """Debian: openbsd-inetd and inetutils-inetd."""
     path = tmp_path / "inetd.conf"
     path.write_text("127.0.0.1:8080 stream tcp nowait root /bin/cat cat\n")
-    run(program, "-d", str(path))
+    process = run(program, "-d", str(path))
     found = relay_of(8080)
     assert (found.kind, found.to) == ("super-server", f"the program that {path} names for 8080/tcp")
-    assert "kill -HUP" in found.remedy
+    assert found.remedy.endswith(f"kill -HUP {process.pid}")
+    path.write_text("")
+    assert_freed_by_sighup(process)
 
 
 def test_xinetd(run, tmp_path):
     path = tmp_path / "xinetd.conf"
     path.write_text(XINETD)
-    run("xinetd", "-dontfork", "-f", str(path))
+    process = run("xinetd", "-dontfork", "-f", str(path))
     found = relay_of(8080)
     assert (found.kind, found.to) == ("super-server", f"the program that {path} names for 8080/tcp")
+    path.write_text(XINETD.replace("8080", "8081"))  # without any service it would end
+    assert_freed_by_sighup(process)

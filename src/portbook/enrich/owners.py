@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from portbook.enrich import enrichers, namespaces
-from portbook.names import service_name
+from portbook.names import service_names
 from portbook.numerals import counted
 from portbook.records import FoundBy, Gap, Owner, Socket
 from portbook.system.users import user_name
@@ -149,22 +149,23 @@ def _complete_groups(groups: list[_Group]) -> tuple[list[_Group], Iterable[Owner
 
 
 def _complete_sockets(sockets: list[Socket], groups: list[_Group]) -> list[Socket]:
-    """The sockets with their owners, and with the names of port, user and network namespace."""
+    """The sockets with their owners, and with the names of port, user and network namespace.
+
+    One for which nothing is known, as thousands in TIME_WAIT on ephemeral ports, stays as it is.
+    """
+    name_of = service_names().get
     netns_names = namespaces.names(sockets, groups)
     completed: list[Socket] = []
     for s, group in zip(sockets, groups, strict=True):
+        name = name_of((s.local_port, s.protocol))
         user = None
         if s.uid is not None and s.inode != 0:  # of a socket without a descriptor the kernel does not keep the user
             user = user_name(s.uid)
-        completed.append(
-            replace(
-                s,
-                owners=group,
-                service_name=service_name(s.local_port, s.protocol),
-                user=user,
-                netns_name=netns_names.get(s.netns),
-            )
-        )
+        if netns_names:
+            s = replace(s, netns_name=netns_names.get(s.netns))  # noqa: PLW2901
+        if name or user or group:
+            s = replace(s, owners=group, service_name=name, user=user)  # noqa: PLW2901
+        completed.append(s)
     return completed
 
 

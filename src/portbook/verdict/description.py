@@ -81,11 +81,13 @@ def _unknown_holder(situation: Situation, s: Socket) -> str:
     """No owner is visible; the uid and the creator's cgroup are."""
     creator = s.container or s.service
     created_in = f" in {creator}" if creator else ""
-    if situation.caller.uid == 0:  # root sees every process of its PID namespace
+    if situation.caller.uid == 0 and not situation.caller.in_user_namespace:  # it sees all of its PID namespace
         return f"the kernel or a process of another PID namespace{created_in}"
     if situation.platform == "windows":  # every user sees the pid of a creator, but it may have ended
         return "an unknown process"
     user = f" of user {s.user or s.uid}" if s.uid is not None else ""
+    if situation.caller.in_user_namespace:
+        return f"an unknown process{user}{created_in}, outside this user namespace"
     return f"an unknown process{user}{created_in} (needs root)"
 
 
@@ -150,6 +152,13 @@ def release_remedy(situation: Situation, sockets: Sequence[Socket]) -> str | Non
     if situation.protocol == "udp":
         port += "/udp"
     return f"end the holder: portbook stop {port}; {OTHER_PORT}"
+
+
+def setting_remedy(situation: Situation, setting: str) -> str:
+    """How to change a setting of the network, such as ``net.ipv4.ip_nonlocal_bind=1``, where it can be changed."""
+    if situation.caller.settings == "outside":
+        return f"{setting} set from outside this container (docker and podman run --sysctl {setting})"
+    return f"sysctl {setting}"
 
 
 def _visibility_remedy(situation: Situation) -> str:
