@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from portbook import UsageError, dialing, waiting
 from portbook.probe.resolve import ResolvedAddress
 from tests.components import need
-from tests.listeners import deaf, listening, peer_may_vanish, portbook, refusing
+from tests.listeners import COMMAND, deaf, listening, peer_may_vanish, portbook, refusing
 from tests.windows.conftest import WINE, lacks
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has a listener that does not answer")
@@ -108,6 +109,37 @@ def test_a_name_that_gets_its_address_later(monkeypatch):
 
         monkeypatch.setattr("portbook.probe.resolve.look_up", look_up)
         assert waiting.wait_for(f"late.test:{port}", timeout_s=60) == []
+
+
+@LINUX
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_dial_of_several_silent_ports_can_be_interrupted(name):
+    with deaf() as (_, one), deaf() as (_, other):
+        words = [f"127.0.0.1:{one}", f"127.0.0.1:{other}", "--timeout", "60"]
+        with subprocess.Popen([*COMMAND, "dial", *words]) as process:
+            time.sleep(1)  # then it is on its way; before that it would end all the same
+            with takes_at_most(1):
+                process.send_signal(getattr(signal, name))
+                assert process.wait(30) == {"SIGINT": 130, "SIGTERM": -signal.SIGTERM}[name]
+
+
+@LINUX
+def test_several_targets_are_dialed_at_the_same_time():
+    with contextlib.ExitStack() as stack:
+        ports = [stack.enter_context(deaf())[1] for _ in range(20)]
+        with listening("127.0.0.1") as ((_, port),), takes_at_most(1):
+            done = portbook("dial", *ports, port, "--timeout", "0.5")
+    headings = [line for line in done.stdout.splitlines() if not line.startswith(" ")]
+    assert [line.split()[0] for line in headings] == [f"localhost:{each}" for each in (*ports, port)]
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0])
+def test_a_limit_that_is_none_is_a_mistake(seconds):
+    with pytest.raises(UsageError, match="time limit"):
+        waiting.wait_for(80, timeout_s=seconds)
+    with pytest.raises(UsageError, match="time limit"):
+        dialing.dial(80, timeout_s=seconds)
 
 
 # --- reasons -------------------------------------------------------------------------------------------------------
@@ -225,6 +257,26 @@ def test_a_real_proxy_in_front_of_nothing():
         ["socat", f"TCP-LISTEN:{port},bind=127.0.0.1,fork,reuseaddr", f"TCP:127.0.0.1:{backend}"],
         stderr=subprocess.DEVNULL,
     )
+    try:
+        assert waiting.wait_for(f"127.0.0.1:{port}", timeout_s=20) == []
+        assert reasons(f"127.0.0.1:{port}", stable=True, timeout_s=0.4) == {f"127.0.0.1:{port}": DROPPED}
+        with socket.create_server(("127.0.0.1", backend)):
+            assert waiting.wait_for(f"127.0.0.1:{port}", stable=True, timeout_s=30) == []
+    finally:
+        proxy.kill()
+        proxy.wait(10)
+
+
+def test_a_real_load_balancer_in_front_of_nothing(tmp_path):
+    need(shutil.which("haproxy") is not None, "haproxy")
+    with refusing() as (_, backend), refusing() as (_, port):
+        pass  # the port is free again
+    settings = (
+        "defaults\n mode tcp\n timeout connect 1s\n timeout client 9s\n timeout server 9s\n retries 0\n"
+        f"listen it\n bind 127.0.0.1:{port}\n server one 127.0.0.1:{backend}\n"
+    )
+    (tmp_path / "haproxy.cfg").write_text(settings)
+    proxy = subprocess.Popen(["haproxy", "-db", "-f", tmp_path / "haproxy.cfg"], stderr=subprocess.DEVNULL)
     try:
         assert waiting.wait_for(f"127.0.0.1:{port}", timeout_s=20) == []
         assert reasons(f"127.0.0.1:{port}", stable=True, timeout_s=0.4) == {f"127.0.0.1:{port}": DROPPED}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from msgspec import Struct
 
 from portbook import ports, query
-from portbook.dialing import Destination
+from portbook.dialing import Destination, check_seconds
 from portbook.errors import UsageError
 from portbook.ports import Ports
 from portbook.probe.outcome import Evidence, Outcome, describe_reason
@@ -87,6 +87,8 @@ def wait_until_ready(
     on_round: OnRound | None = None,
 ) -> list[Unready]:
     """As ``wait_for``, with the reason for each target that is not ready."""
+    check_seconds(timeout_s)
+    timeout_s = max(timeout_s, FIRST_PAUSE_S)  # one round, whatever the limit
     if free:
         if stable:
             raise UsageError("a free port has no connection that could last", "use stable without free")

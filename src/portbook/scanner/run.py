@@ -211,7 +211,7 @@ class Scan:
 
     def _resolved(self) -> tuple[list[Span], list[Answer]]:
         """Return the spans of all targets, and one answer for each name that has no address."""
-        names = [item.target for item in self._targets if isinstance(item, Name)]
+        names = [item for item in self._targets if isinstance(item, Name)]
         spans_by_name, failures = self._looked_up(list(dict.fromkeys(names)))
         spans: list[Span] = []
         for item in self._targets:
@@ -223,7 +223,7 @@ class Scan:
         self.total = self._addresses * len(self.ports) + len(failures)
         return spans, failures
 
-    def _looked_up(self, names: list[str]) -> tuple[dict[str, list[Span]], list[Answer]]:
+    def _looked_up(self, names: list[Name]) -> tuple[dict[str, list[Span]], list[Answer]]:
         """Return the spans of each name, and one answer for each that has none."""
         if not names:
             return {}, []
@@ -232,7 +232,8 @@ class Scan:
         spans: dict[str, list[Span]] = {}
         failures: list[Answer] = []
         deadline_s = self._limits.deadline_s or inf
-        for name, addresses, failure in resolve(names, min(LIMIT_S, deadline_s), total_s=deadline_s):
+        resolved = resolve([name.lookup for name in names], min(LIMIT_S, deadline_s), total_s=deadline_s)
+        for name, (_, addresses, failure) in zip((name.target for name in names), resolved, strict=True):
             spans[name] = [span_of(name, *address) for address in addresses]
             if failure is not None:
                 outcome = lookup_outcome(failure)
