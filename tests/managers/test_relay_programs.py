@@ -322,12 +322,14 @@ def test_ssh_that_was_asked_through_its_control_socket(run, box, tmp_path):
         subprocess.run(["ssh", *options, "-O", "exit", "box"], check=False, capture_output=True, timeout=LIMIT_S)
 
 
-def test_autossh_starts_its_ssh_again(run, box):
-    run("autossh", "-M", "0", "-F", box("LocalForward 127.0.0.1:8080 127.0.0.1:80"), "-N", "box")
+def test_autossh_ends_with_its_ssh(run, box):
+    """After SIGTERM it does not start ssh again, autossh(1): it needs no row in the table of supervisors."""
+    process = run("autossh", "-M", "0", "-F", box("LocalForward 127.0.0.1:8080 127.0.0.1:80"), "-N", "box")
     assert relay_of(8080).program == "ssh"
     (holder,) = who(8080, "tcp").holders
-    found = find_supervisor(holder.owner, holder.parents, "linux", 0)
-    assert (found.kind, found.name, found.advice) == ("supervisor", "autossh", "end autossh itself")
+    assert find_supervisor(holder.owner, holder.parents, "linux", 0) is None
+    os.kill(holder.owner.pid, signal.SIGTERM)
+    assert process.wait(LIMIT_S) is not None
 
 
 def test_a_session_of_sshd_holds_what_its_client_asked_for(run, box):
