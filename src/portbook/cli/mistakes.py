@@ -35,12 +35,15 @@ OPTIONS = {
     **dict.fromkeys(("-9", "-KILL", "-k", "--kill", "--signal"), "portbook stop PORT --force kills"),
     **dict.fromkeys(("-?", "--usage"), "did you mean --help?"),
 }
+COMPLETION = 'write eval "$(_PORTBOOK_COMPLETE=bash_source portbook)", or zsh_source, or fish_source'
 MOST_WORDS, MOST_CHARACTERS = 6, 160  # of a command line that is repeated
 
 
 def unknown_command(arguments: Sequence[str], commands: Iterable[str], default: str) -> str:
     """Say that a word is no command, with the command line that was probably meant."""
     word = arguments[0]
+    if word.lower() in ("completion", "completions"):
+        return f"no such command {word!r}; {COMPLETION}"
     meant = COMMAND_OF.get(word.lower()) or nearest(word.lower(), commands)
     words = [default, word] if meant is None else [meant]
     suggestion = _command_line([*words, *arguments[1:]])
