@@ -105,7 +105,7 @@ def given(ctx: click.Context, words: Sequence[str], more: Sequence[str]) -> list
     if not ports:
         raise click.UsageError("missing argument PORT", ctx)
     for word in ports:
-        if word.replace("-", "").replace("_", "").isalnum() and not word[:1].isdigit():
+        if word.replace("-", "").replace("_", "").isalnum() and word[:1].isalpha():
             _check_service(word)
     return ports
 

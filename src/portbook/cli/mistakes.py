@@ -69,13 +69,18 @@ def _command_line(words: Sequence[str]) -> str:
     return text
 
 
-def describe(error: click.UsageError) -> str:
+def describe(error: click.UsageError, arguments: Sequence[str]) -> str:
     """What is wrong, what was probably meant, and where the right usage is."""
+    from portbook.cli import COMMANDS, DEFAULT
+
+    path = f"portbook {next((word for word in arguments[:1] if word in COMMANDS), DEFAULT)}"
+    if error.ctx is not None:
+        path = error.ctx.command_path
     message = error.format_message().strip().rstrip(".")
     message = message[:1].lower() + message[1:]
     if isinstance(error, click.NoSuchOption):
         message = _unknown_option(error)
-    return f"{message}; {see(error.ctx.command_path if error.ctx else 'portbook')}"
+    return f"{message}; {see(path)}"
 
 
 def see(command_path: str) -> str:
