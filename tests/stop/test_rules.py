@@ -372,3 +372,29 @@ def test_the_result_of_a_bind_decides(names, free, noted):
     bindable = combine(BindAttempt(HERE, 80, name and 1, name, name and "bind") for name in names)
     assert (bindable.free, bindable.note is not None) == (free, noted)
     assert noted or bindable == Bindable(free)
+
+
+@pytest.mark.parametrize(
+    ("creator", "user", "parents", "beside", "expected"),
+    [
+        ("root", "www-data", [], [], None),  # a server that gives up root
+        ("me", "me", [], [], None),
+        (None, "root", [], [], None),  # a source that cannot tell
+        ("me", None, [], [], None),
+        ("me", "root", [], [], "me"),
+        ("me", "postgres", [], [], "me"),
+        ("me", "root", [], [("me", 300)], "me"),
+        ("me", "root", [300], [("me", 300)], None),  # as sudo, below a process that has the socket
+        ("100000", "100033", [], [], None),  # a container without privilege
+        ("100000", "root", [], [], "100000"),
+    ],
+)
+def test_a_socket_that_another_user_made_was_handed_over_unless_it_was_inherited(
+    creator, user, parents, beside, expected
+):
+    def having(one, *above):
+        return holder(one, *above, sockets=[listening(one, user=creator, inode=7)])
+
+    one = having(owner(user=user), *[owner(pid) for pid in parents])
+    others = [having(owner(pid, user=name)) for name, pid in beside]
+    assert plan.handed_over_by(one, [one, *others]) == expected
