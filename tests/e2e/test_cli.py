@@ -148,7 +148,7 @@ MISTAKES = [
     ("who -- -80", "port '-80'", "1 to 65535"),
     ("who 80 abc", "port 'abc'", "portbook list abc"),
     ("who example.org:443", "not an address of this machine", "portbook dial example.org:443"),
-    ("who 192.0.2.1:443", "not an address of this machine", "portbook dial 192.0.2.1:443"),
+    ("who 203.0.113.77:443", "not an address of this machine", "portbook dial 203.0.113.77:443"),
     ("who 80/sctp", "'sctp'", "tcp, udp"),
     ("who 80/", "''", "tcp, udp"),
     ("who /tcp", "'/tcp' has no port", "write 8080"),
