@@ -48,7 +48,7 @@ class Pool(NamedTuple):
             return "ephemeral"
         if self.reserved and self.reserved.reserves(port):
             return "reserved"
-        if self.registered and any(names.service_name(port, protocol) for protocol in PROTOCOLS):
+        if self.registered and any(names.is_registered(port, protocol) for protocol in PROTOCOLS):
             return "registered"
         return None
 
