@@ -38,7 +38,7 @@ LOCAL = frozenset(
 )
 DELETED = " (deleted)"
 TERMINALS = ("/dev/pts/", "/dev/tty")
-SESSION, GROUP = 3, 2  # fields of /proc/PID/stat behind the name
+SESSION, GROUP, TERMINAL = 3, 2, 4  # fields of /proc/PID/stat behind the name
 
 Mounts = dict[int, tuple[bytes, bytes]]  # by number: where, and the kind of file system
 
@@ -165,6 +165,14 @@ def is_orphaned(pid: int) -> bool | None:
     if not session:
         return None  # it was made in another PID namespace
     return group != session and _has_ended(session)
+
+
+def terminal_of(pid: int) -> int | None:
+    """The number of the controlling terminal of a process; 0 for none, None if the process is not visible."""
+    try:
+        return parse_number(_fields(pid)[TERMINAL])
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def _standard_streams(pid: int) -> Iterator[str]:
