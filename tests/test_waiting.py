@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from portbook import UsageError, dialing, waiting
+from portbook import RemoteError, UsageError, dialing, waiting
 from portbook.probe.resolve import ResolvedAddress
 from tests.components import need
 from tests.listeners import COMMAND, deaf, listening, peer_may_vanish, portbook, refusing
@@ -51,9 +51,11 @@ def test_a_resolver_that_hangs_does_not_delay_the_others(monkeypatch):
     released = threading.Event()
     monkeypatch.setattr("portbook.probe.resolve.look_up", lambda name: released.wait(60) and [])
     with listening("127.0.0.1") as ((_, port),), takes_at_most(0.4):
-        found = reasons(["slow.test:80", f"127.0.0.1:{port}"], timeout_s=0.4)
+        found = reasons(["slow.test:80", "slow.test:53/udp", f"127.0.0.1:{port}"], timeout_s=0.4)
     released.set()
-    assert found == {"slow.test:80": "name lookup failed: no answer from the resolver"}
+    assert found == dict.fromkeys(
+        ("slow.test:80", "slow.test:53/udp"), "name lookup failed: no answer from the resolver"
+    )
 
 
 def test_dial_counts_the_name_lookup(monkeypatch):
@@ -316,6 +318,15 @@ def test_a_foreign_host_has_no_free_ports(host):
 def test_a_name_of_another_machine_has_no_free_ports(monkeypatch):
     monkeypatch.setattr("portbook.probe.resolve.look_up", lambda _: [ResolvedAddress("192.0.2.7")])
     with pytest.raises(UsageError, match=r"^db\.test \(192\.0\.2\.7\) is no address of this machine"):
+        waiting.wait_for("db.test:80", free=True, timeout_s=5)
+
+
+def test_a_resolver_that_fails_is_no_wrong_usage(monkeypatch):
+    def look_up(name):
+        raise OSError(socket.EAI_AGAIN, "no server")
+
+    monkeypatch.setattr("portbook.probe.resolve.look_up", look_up)
+    with pytest.raises(RemoteError, match=r"^db\.test could not be looked up: EAI_AGAIN: no server"):
         waiting.wait_for("db.test:80", free=True, timeout_s=5)
 
 
