@@ -177,6 +177,23 @@ def check_filter(source, terms, netns, ours):
     assert told(s for s in take(wanted, source=source).sockets if s.netns in ours) == told(expected)
 
 
+@pytest.mark.parametrize("kind", ["process", "sockets", "mount"])
+@pytest.mark.parametrize("source", SEES_OTHERS)
+def test_what_has_no_file_is_seen_in_every_kind_of_namespace(source, kind, park):
+    """The connection that nobody has accepted, and the one in TIME_WAIT: the namespace has to be entered.
+
+    First of all tests, because TIME_WAIT lasts a minute.
+    """
+    port = park.ports[kind][0]
+    rows = [
+        s
+        for s in take(f"netns:{park.netns[kind]} -state:listen", source=source).sockets
+        if port in (s.local_port, s.remote_port)
+    ]
+    without = sorted((s.state, s.local_port == port) for s in rows if s.inode == 0)
+    assert without == [("ESTABLISHED", True), ("TIME_WAIT", False)]
+
+
 @pytest.mark.parametrize("source", WORKING)
 def test_own_namespace(source, pool, own):
     @settings(max_examples=12 if source in ("lsof", "psutil") else 40)
@@ -212,20 +229,6 @@ def test_who_and_a_port_show_what_the_whole_shows(source, kind, park):
         expected = told(s for s in whole if s.local_port == port)
         assert told(s for s in take(f"netns:all port:{port}", source=source).sockets if s.netns == netns) == expected
         assert told(s for s in who(port, source=source).sockets_elsewhere if s.netns == netns) == expected
-
-
-@pytest.mark.parametrize("kind", ["process", "sockets", "mount"])
-@pytest.mark.parametrize("source", SEES_OTHERS)
-def test_what_has_no_file_is_seen_in_every_kind_of_namespace(source, kind, park):
-    """The connection that nobody has accepted, and the one in TIME_WAIT: the namespace has to be entered."""
-    port = park.ports[kind][0]
-    rows = [
-        s
-        for s in take(f"netns:{park.netns[kind]} -state:listen", source=source).sockets
-        if port in (s.local_port, s.remote_port)
-    ]
-    without = sorted((s.state, s.local_port == port) for s in rows if s.inode == 0)
-    assert without == [("ESTABLISHED", True), ("TIME_WAIT", False)]
 
 
 def test_the_command_shows_it_too(park):
