@@ -17,7 +17,7 @@ from portbook.records import SCHEMA, Holder, Holding, Owner, Protocol, Socket
 from portbook.system import namespaces
 
 if TYPE_CHECKING:
-    from portbook.netconfig.facts import Publication
+    from portbook.enrich.relays import Relays
     from portbook.ports import PortLike
 
 _Sockets = tuple[Socket, ...]
@@ -93,13 +93,13 @@ def _holders(sockets: _Sockets, source: str, port: int, protocol: Protocol | Non
     by_pid = {owner.pid: owner for s in sockets for owner in s.owners}
     waiting = _waiting_ports(tuple(by_pid), source) if by_pid else {}
     parents = _Parents(by_pid)
-    relays = _Relays(port, protocol)
+    targets = _Targets()
     holders: list[Holder] = []
     for pid, owner in by_pid.items():
         asked = (f"{port}/{protocol}",) if protocol else (f"{port}/tcp", f"{port}/udp")
         others = dict.fromkeys(text for text in waiting[pid] if text not in asked)
         held = tuple(s for s in sockets if owner in s.owners)
-        target = relays.target_of(owner, held)
+        target = targets.of(owner, held)
         holders.append(Holder(owner, _age(owner, now), parents.of(pid), held, tuple(others), target))
     return sorted(holders, key=_by_importance)
 
@@ -120,36 +120,21 @@ class _Parents:
         return tuple(chain)
 
 
-class _Relays:
-    """What is behind the holders that only pass connections on; the published ports of containers are read once."""
+class _Targets:
+    """What is behind the holders that are relays."""
 
-    def __init__(self, port: int, protocol: Protocol | None) -> None:
-        self._port = port
-        self._protocol = protocol
-        self._publications: tuple[Publication, ...] | None = None
+    def __init__(self) -> None:
+        self._relays: Relays | None = None
 
-    def target_of(self, owner: Owner, sockets: _Sockets) -> str | None:
-        protocols = [s.protocol for s in sockets if s.state in LISTENING]
-        if owner.script is not None or not protocols:  # what an interpreter runs is none of the known relays
+    def of(self, owner: Owner, sockets: _Sockets) -> str | None:
+        waiting = [s for s in sockets if s.state in LISTENING]
+        if owner.script is not None or not waiting:  # no known relay is run by an interpreter
             return None
-        from portbook.managers import relay
+        if self._relays is None:
+            from portbook.enrich.relays import Relays
 
-        publications: tuple[Publication, ...] = ()
-        if relay.has_unnamed_container(owner):
-            publications = self._read_publications()
-        found = relay.behind(owner, self._port, self._protocol or protocols[0], publications)
-        if found is None:
-            return None
-        if found.container and found.container.partition(":")[2] not in found.to:
-            return f"{found.to} ({found.container})"
-        return found.to
-
-    def _read_publications(self) -> tuple[Publication, ...]:
-        if self._publications is None:
-            from portbook.managers import publications
-
-            self._publications, _ = publications.take()
-        return self._publications
+            self._relays = Relays()
+        return self._relays.target_of(owner, waiting[0].local_port, waiting[0].protocol)
 
 
 def _by_importance(holder: Holder) -> tuple[bool, int]:

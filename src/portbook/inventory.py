@@ -14,7 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from portbook import query, sources
-from portbook.enrich import owners
+from portbook.enrich import owners, reach
 from portbook.errors import SourceError
 from portbook.ports import parse_several
 from portbook.query import Query
@@ -151,6 +151,7 @@ def _select(
     sockets = selection.sockets
     if not selection.has("holders"):
         sockets = _distinct(sockets)
+    sockets = reach.complete(sockets)
     return replace(selection, sockets=_keep(sockets, request.socket_test()))
 
 

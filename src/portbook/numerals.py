@@ -6,9 +6,14 @@ megabyte of digits takes it seconds where sys.set_int_max_str_digits() is raised
 
 from __future__ import annotations
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 UINT16, UINT32, UINT64 = 2**16 - 1, 2**32 - 1, 2**64 - 1
 MOST_DIGITS = 20  # of UINT64
 MOST_HEX_DIGITS = 16  # of UINT64
+MOST_NAMED = 4  # owners, addresses and the like in words: a server may have forked a hundred workers
 
 
 def parse_number(text: str | bytes, most: int = UINT64, least: int = 0) -> int:
@@ -53,3 +58,12 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
     if number == 1:
         return f"1 {noun}"
     return f"{number:,} {plural or noun + 's'}"
+
+
+def join_words(words: Sequence[str], conjunction: str = "and") -> str:
+    """``a``, ``a and b``, ``a, b and c``; of many, the first four and how many more."""
+    if len(words) > MOST_NAMED:
+        return f"{', '.join(words[:MOST_NAMED])} and {len(words) - MOST_NAMED} more"
+    if len(words) < 2:
+        return "".join(words)
+    return f"{', '.join(words[:-1])} {conjunction} {words[-1]}"

@@ -233,6 +233,7 @@ def test_json(own_network):
         "refused": {"EADDRINUSE": 1},
         "passed_over": {},
         "gaps": [],
+        "redirected": [],
     }
 
 

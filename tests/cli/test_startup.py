@@ -21,7 +21,7 @@ sys.argv[1:] = {arguments!r}
 code = main()
 """
 LIST = ["list", "--port", "1", "--json", *(["--source", "procfs"] if sys.platform == "linux" else [])]
-COMPLETE = {"_PORTBOOK_COMPLETE": "bash_complete", "COMP_WORDS": "portbook --al", "COMP_CWORD": "1"}
+COMPLETE = {"_PORTBOOK_COMPLETE": "bash_complete", "COMP_LINE": "portbook --al"}
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

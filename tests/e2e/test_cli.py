@@ -936,49 +936,6 @@ def test_the_completion_script_of_a_shell(shell):
         subprocess.run([shell, "-n"], input=done.stdout, text=True, check=True, timeout=60)
 
 
-def completions(shell, words, number, incomplete):
-    variables = {
-        "bash": {"COMP_WORDS": " ".join(words), "COMP_CWORD": str(number)},
-        "zsh": {"COMP_WORDS": " ".join(words), "COMP_CWORD": str(number)},
-        "fish": {"COMP_WORDS": " ".join(words), "COMP_CWORD": incomplete},
-    }[shell]
-    done = subprocess.run(
-        [console_script()], env={**ENVIRONMENT, **variables, "_PORTBOOK_COMPLETE": f"{shell}_complete"},
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
-    return re.split(r"[\n,\t]", done.stdout)
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_offers_commands_and_options(shell):
-    offered = completions(shell, ["portbook", "wh"], 1, "wh")
-    assert "who" in offered
-    assert "list" not in offered
-    options = completions(shell, ["portbook", "list", "--st"], 2, "--st")
-    assert {"--state", "--strict"} <= set(options)
-    assert "--tcp" not in options
-
-
-@on_unix
-def test_completion_in_a_real_bash():
-    need(shutil.which("bash") is not None, "bash")
-    script = (
-        'eval "$(_PORTBOOK_COMPLETE=bash_source portbook)"; COMP_WORDS=(portbook who); COMP_CWORD=1; '
-        '_portbook_completion portbook 2>/dev/null; echo "${COMPREPLY[@]}"'
-    )
-    path = os.path.dirname(console_script()) + os.pathsep + ENVIRONMENT.get("PATH", "")
-    done = subprocess.run(
-        ["bash", "-c", script],
-        env={**ENVIRONMENT, "PATH": path},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.stdout.split() == ["who"], done.stderr
-
-
 # --- another user --------------------------------------------------------------------------------------------------
 
 

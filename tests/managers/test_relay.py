@@ -203,6 +203,12 @@ def test_qemu(line, to):
     ("line", "exe", "to"),
     [
         ("lxd forkproxy -- 9 3 tcp:0.0.0.0:8080 8 4 tcp:127.0.0.1:80 log", "lxd", "tcp:127.0.0.1:80 of a container"),
+        (
+            f"slirp4netns -c --api-socket /run/user/1/libpod/tmp/{'0af1' * 16}.net tap0",
+            "slirp4netns",
+            "container 0af10af10af1",
+        ),
+        ("slirp4netns --api-socket /tmp/rootlesskit1/.s4nn.sock 7 tap0", "slirp4netns", "a rootless container"),
         ("lxd --group lxd", "lxd", None),
         ("rootlesskit --publish=0.0.0.0:8080:80/tcp dockerd", "rootlesskit", "port 80 of its network namespace"),
         ("rootlesskit dockerd", "rootlesskit", "a container of rootless docker"),

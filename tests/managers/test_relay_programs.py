@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ import pytest
 
 from portbook.holding import who
 from portbook.managers.relay import Relay, behind
+from portbook.managers.supervisor import find_supervisor
 from tests.components import need
 from tests.conftest import NOBODY, ROOT
 
@@ -226,6 +228,51 @@ def test_rootlesskit(run, tmp_path):
     assert found.remedy.startswith("as nobody: docker ps")
 
 
+PODMAN = """
+set -e
+mount --bind $1/subuid /etc/subuid
+mount --bind $1/subuid /etc/subgid
+mount -t tmpfs tmpfs /run
+mkdir -p $1/home /run/user/65534
+chown 65534:65534 $1/home /run/user/65534
+export HOME=$1/home XDG_RUNTIME_DIR=/run/user/65534
+cd /
+podman() {
+    setpriv --reuid=65534 --regid=65534 --clear-groups podman --runtime runc --cgroup-manager cgroupfs \
+        --events-backend file "$@"
+}
+podman import $1/image.tar image
+podman run --detach --name web --ulimit nofile=1024:1024 --ulimit nproc=1000:1000 --network $2 \
+    --publish 127.0.0.1:8080:80 image /bin/busybox httpd -f -p 80 > $1/id
+read -r line
+podman rm --force --time 0 web
+"""
+
+
+@pytest.mark.parametrize(
+    ("network", "program"),
+    [("slirp4netns", "rootlessport"), ("slirp4netns:port_handler=slirp4netns", "slirp4netns")],
+)
+def test_rootless_podman(run, tmp_path, network, program):
+    for needed in ("podman", "runc", "slirp4netns", "newuidmap", "busybox"):
+        need(shutil.which(needed) is not None, needed)
+    (tmp_path / "subuid").write_text("nobody:100000:65536\n")
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        os.chmod(path, 0o755)
+    with tarfile.open(tmp_path / "image.tar", "w") as archive:
+        archive.add(os.path.realpath(shutil.which("busybox")), "bin/busybox")
+    command = ("unshare", "--mount", "--propagation", "private", "sh", "-c", PODMAN, "sh", str(tmp_path), network)
+    process = run(*command, stdin=subprocess.PIPE)
+    try:
+        found = relay_of(8080)
+        assert (found.program, found.kind) == (program, "container")
+        assert found.remedy.startswith("as nobody: podman ")
+    finally:
+        process.communicate(b"\n", timeout=30)
+    if program == "slirp4netns":
+        assert found.container == f"podman:{(tmp_path / 'id').read_text()[:12]}"
+
+
 # --- ssh -----------------------------------------------------------------------------------------------------------
 
 
@@ -273,6 +320,14 @@ def test_ssh_that_was_asked_through_its_control_socket(run, box, tmp_path):
         assert f"ssh -S {path} -O cancel" in found.remedy
     finally:
         subprocess.run(["ssh", *options, "-O", "exit", "box"], check=False, capture_output=True, timeout=LIMIT_S)
+
+
+def test_autossh_starts_its_ssh_again(run, box):
+    run("autossh", "-M", "0", "-F", box("LocalForward 127.0.0.1:8080 127.0.0.1:80"), "-N", "box")
+    assert relay_of(8080).program == "ssh"
+    (holder,) = who(8080, "tcp").holders
+    found = find_supervisor(holder.owner, holder.parents, "linux", 0)
+    assert (found.kind, found.name, found.advice) == ("supervisor", "autossh", "end autossh itself")
 
 
 def test_a_session_of_sshd_holds_what_its_client_asked_for(run, box):

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from portbook.bind.free import Free
-from portbook.dialing import Dial
+from portbook.dialing import Dial, DialedAddress
 from portbook.probe.outcome import Answer
 from portbook.records import Holding, Listing, Socket
 from portbook.render import (
@@ -52,6 +52,12 @@ def answers(random: Random):
             yield answer
 
 
+def dialed(random: Random) -> Dial:
+    """A name without an address has one entry too."""
+    addresses = (hostile.record(random, DialedAddress), *many(random, DialedAddress))
+    return hostile.record(random, Dial, addresses=addresses)
+
+
 def summary(random: Random, style: Style) -> list[str]:
     report = hostile.record(random, Report, outcomes={"open": 5})
     return [*scan_report.summary(report), *map(safe, scan_report.notes(report))]  # the command escapes notes
@@ -66,7 +72,7 @@ LINES = {
     "why": lambda random, style: verdict.lines(hostile.record(random, Verdict), style),
     "stop-plan": lambda random, style: stop.plan_lines(hostile.record(random, StopPlan), (), style),
     "stop": lambda random, style: stop.lines(many(random, StopReport), style),
-    "dial": lambda random, style: dial.lines(hostile.record(random, Dial), style),
+    "dial": lambda random, style: dial.lines(dialed(random), style),
     "scan": lambda random, style: [line for part in scan.people(answers(random), style) for line in part],
     "scan-report": summary,
     "table": lambda random, style: table([Column("A", 1), Column("B")], [[hostile.text(random)] * 2], style),

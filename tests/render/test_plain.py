@@ -102,3 +102,16 @@ def test_wide_fits_the_terminal_and_cuts_nothing(width):
     text = " ".join(line.strip() for line in lines)
     assert "pids 812; inode 7; queues 1/128; executable /usr/bin/node; directory /srv/shop; project shop" in text
     assert text.count("--option") == 500
+
+
+# --- relays --------------------------------------------------------------------------------------------------------
+
+
+def test_a_relay_has_what_is_behind_it_as_its_service():
+    proxy = Owner(9, "docker-proxy", service="docker.service")
+    relayed = replace(WEB, owners=(proxy, NODE))
+    title, line = plain.lines([relayed], Style(), targets={(9, 80, "tcp"): "docker:web\x1b"})
+    assert line[title.index("SERVICE") :].startswith(r"to docker:web\x1b ")
+    assert "docker.service" not in line
+    title, line = plain.lines([relayed], Style(), targets={(9, 81, "tcp"): "docker:web"})
+    assert line[title.index("SERVICE") :].startswith("docker.service ")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 
@@ -350,6 +351,24 @@ def test_a_resolver_that_hangs_is_given_up():
     assert slow.addresses == ()
     assert slow.failure is not None
     assert "no answer from the resolver within 0.3 s" in str(slow.failure.text)
+
+
+def test_all_names_have_one_time_limit():
+    """Each name alone is answered in time; the threads begin no further one after the end."""
+    begun = []
+
+    def look_up(name):
+        begun.append(name)
+        time.sleep(0.05)
+        return [ResolvedAddress("203.0.113.1")]
+
+    names = [f"host{n}" for n in range(5000)]
+    resolved = resolve.resolve(names, 10, look_up, total_s=0.3)
+    assert [r.name for r in resolved] == names
+    done = sum(bool(r.addresses) for r in resolved)
+    assert 0 < done <= len(begun) < 3000
+    time.sleep(0.2)
+    assert len(begun) <= done + 3 * resolve.MOST_THREADS
 
 
 def test_more_names_than_threads_are_all_looked_up():

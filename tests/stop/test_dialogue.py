@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
+from portbook.render.text import cell_count
 from tests.stop.conftest import COMMAND, answers, portbook, until
 from tests.stop.test_stop import LISTEN
 
@@ -93,8 +94,7 @@ def test_ctrl_c_leaves_it_and_is_130(start):
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_ctrl_c_while_it_waits_is_130(start):
     """Who was asked by then has been asked; nothing more is done."""
-    server = start(LISTEN)
-    os.kill(server.pid, signal.SIGSTOP)
+    server = start("signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n" + LISTEN)
     command = [*COMMAND, "stop", str(server.said), "--yes", "--force", "--timeout", "60"]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         while b"listens on" not in process.stdout.readline():
@@ -107,7 +107,7 @@ def test_ctrl_c_while_it_waits_is_130(start):
 
 
 def is_pending(pid: int) -> bool:
-    """Stopped, it has to leave the signal pending: proc_pid_status(5), ShdPnd."""
+    """Blocked, the signal stays pending: proc_pid_status(5), ShdPnd."""
     with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
         pending = next(line for line in file if line.startswith("ShdPnd:"))
     return bool(int(pending.split()[1], 16) & 1 << (signal.SIGTERM - 1))
@@ -136,6 +136,54 @@ def test_the_question_shows_the_command_of_the_manager(start):
     plan = replace(plan, targets=(managed,))
     assert question([plan], ["via-manager"]) == "Run systemctl stop a.service? [y/N] "
     assert question([plan], []).startswith("End ")
+
+
+# 64 KiB are all that is read of a command line.
+FLOODS = ["x" * 65_536, "日本語" * 20_000, "\n" * 40_000, "a b " * 16_000, "\u0301" * 30_000]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/PID/cmdline")
+@pytest.mark.parametrize("flood", FLOODS)
+def test_a_long_command_line_leaves_the_question_on_the_screen(start, flood):
+    """What is shown of a process stays near the question, whatever the process has chosen."""
+    words = [flood[at : at + 30_000] for at in range(0, len(flood), 30_000)]
+    server = start(LISTEN.replace("*sys.argv[1:]", ""), *words)
+    said = dialogue(server.said, answer=b"n\n")
+    assert (said.code, server.alive) == (1, True)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", said.text).replace("\r", "").partition("[y/N]")[0].split("\n")
+    rows = sum(-(-max(cell_count(line), 1) // 80) for line in lines)
+    assert rows <= 40, rows
+    assert "listens on" in said.text
+    assert f"(pid {server.pid})" in said.text.rpartition("End ")[2]
+
+
+def test_any_number_of_addresses_and_processes_leaves_the_question_on_the_screen(start):
+    script = """
+first = listen()
+port = port_of(first)
+kept = [listen(port, f"127.0.0.{n}") for n in range(2, 60)]
+for n in range(8):
+    if os.fork() == 0:
+        os.setsid()
+        break
+say(port)
+sleep()
+"""
+    server = start(script.replace("os.setsid()", "sleep()"))
+    said = dialogue(server.said, answer=b"n\n")
+    assert said.code == 1
+    assert len(said.text.partition("[y/N]")[0].split("\n")) <= 40
+    assert "56 more" in said.text
+
+
+def test_short_options(start):
+    server = start(LISTEN)
+    assert portbook(server.said, "-n").returncode == 0
+    assert server.alive
+    stubborn = start("signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + LISTEN)
+    done = portbook(server.said, stubborn.said, "-y", "-f", "--timeout", 0.2)
+    assert done.returncode == 0
+    assert (server.process.wait(5), stubborn.process.wait(5)) == (-signal.SIGTERM, -signal.SIGKILL)
 
 
 HOSTILE = """

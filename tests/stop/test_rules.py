@@ -164,6 +164,31 @@ def test_what_holds_a_container_s_port_is_not_ended_for_it(name):
     assert refused(one, found=found) == [("managed", ("override",))]
 
 
+@pytest.mark.parametrize(
+    ("exe", "line", "expected"),
+    [
+        ("/usr/sbin/inetd", "inetd", [("managed", KNOW)]),
+        ("/usr/sbin/xinetd", "xinetd -dontfork", [("managed", KNOW)]),
+        ("/usr/bin/passt.avx2", "pasta -t 8080:80 x", [("managed", KNOW)]),
+        ("/usr/bin/qemu-system-x86_64", "qemu -netdev user,id=n,hostfwd=tcp::8080-:22", [("managed", KNOW)]),
+        ("/usr/bin/qemu-system-x86_64", "qemu -vnc :2180", []),
+        ("/usr/bin/socat", "socat TCP-LISTEN:8080 TCP:db:80", []),
+        ("/usr/bin/ssh", "ssh -L 8080:db:80 box", []),
+        ("/usr/bin/busybox", "busybox tcpsvd 0 8080 cat", []),
+        ("/usr/sbin/haproxy", "haproxy -f /etc/haproxy.cfg", []),
+    ],
+)
+def test_a_relay_that_others_need_is_refused_and_a_tunnel_ended(exe, line, expected):
+    one = owner(name=exe.rpartition("/")[2], exe=exe, command_line=tuple(line.split()))
+    assert refused(one, found=looked_after(holder(one), "linux", 0), port=8080) == expected
+
+
+def test_a_session_of_sshd_is_not_called_the_server():
+    session = owner(name="sshd", exe="/usr/sbin/sshd", command_line=("sshd: me@notty",))
+    assert "session" in protected.reason(session, "linux")
+    assert "reachable" in protected.reason(owner(name="sshd", command_line=("sshd", "-D")), "linux")
+
+
 def test_what_may_not_be_signalled_may_still_be_stopped_by_its_manager():
     denied = frozenset((100,))
     assert refused(owner(), denied=denied) == [("not-permitted", ())]

@@ -81,6 +81,36 @@ def test_a_port_held_over_the_other_protocol_is_free_and_mentioned(start):
     assert f"{server.said}/udp" in done.stderr
 
 
+BOTH = """
+one = listen()
+two = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+two.bind(("127.0.0.1", port_of(one)))
+say(port_of(one))
+sleep()
+"""
+
+
+def test_the_same_number_over_the_other_protocol_is_said_before_and_after(start):
+    """As a DNS server, which has 53/tcp and 53/udp: a port is a number and a protocol."""
+    server = start(BOTH)
+    port = server.said
+    done = portbook(port, "--dry-run")
+    assert f"also ends   {port}/udp, which the same process holds" in done.stdout
+    (answer,) = answers(portbook(port, "--yes", "--json"))
+    assert (answer["result"], answer["note"]) == ("stopped", f"{port}/udp was held by the same process, too")
+    assert can_be_bound(port, kind=socket.SOCK_DGRAM)
+
+
+def test_the_question_names_the_other_protocol_unless_it_was_asked_for(start):
+    from portbook.render.stop import question
+
+    server = start(BOTH)
+    tcp, udp = plan_stop(server.said), plan_stop(server.said, "udp")
+    assert question([tcp], []).endswith(f"(pid {server.pid}), with {server.said}/udp? [y/N] ")
+    assert question([udp], []).endswith(f"(pid {server.pid}), with {server.said}/tcp? [y/N] ")
+    assert question([tcp, udp], []).endswith(f"(pid {server.pid})? [y/N] ")
+
+
 # --- who is left alone ---------------------------------------------------------------------------------------------
 
 SERVE = """
@@ -202,6 +232,19 @@ def test_a_stubborn_process_is_left_running_without_force_and_ended_with_it(star
     assert answer["ended"][0]["by"] == ["SIGTERM", "SIGKILL"]
     assert server.process.wait(5) == -signal.SIGKILL
     assert can_be_bound(server.said)
+
+
+@on_linux
+@pytest.mark.parametrize("portable", [False, True])
+def test_a_suspended_process_can_end(start, monkeypatch, portable):
+    """Ctrl-Z: it acts on SIGTERM only after SIGCONT, signal(7)."""
+    if portable:
+        monkeypatch.setattr(handle, "MODULES", {})
+    server = start(LISTEN)
+    os.kill(server.pid, signal.SIGSTOP)
+    answer = carry_out(plan_stop(server.said))
+    assert (answer.result, answer.ended[0].by) == ("stopped", ("SIGTERM",))
+    assert server.process.wait(5) == -signal.SIGTERM
 
 
 def test_a_process_that_closes_the_port_and_works_on_is_not_killed(start):

@@ -17,7 +17,7 @@ from portbook.records import PROTOCOLS, Gap
 
 # Below are the system ports of RFC 6335 section 6, which Unix keeps for root.
 ANY = range(1024, 65536)
-SkipReason = Literal["registered", "reserved", "ephemeral"]
+SkipReason = Literal["registered", "reserved", "ephemeral", "redirected"]
 
 
 class Pool(NamedTuple):

@@ -4,7 +4,8 @@ Nothing reserves a number after this has returned; ``lease`` holds the sockets i
 
 A number counts as free if any program could bind it: it is bound without SO_REUSEADDR, so a socket that is bound and
 does not listen yet, and connections in TIME_WAIT, block it, though a server might bind in spite of them (socket(7)).
-The sockets do not listen, so no client is accepted and then disconnected.
+The sockets do not listen, so no client is accepted and then disconnected. Ports whose packets rules of this machine
+send elsewhere are handed out only if there are no others.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from portbook.addresses import Endpoint
 from portbook.bind import choice, endpoints
 from portbook.bind.attempt import BindAttempt, Options, attempt
 from portbook.errors import PortbookError, UsageError
+from portbook.netconfig.diversion import take_ports
 from portbook.ports import local_address, parse_set
 from portbook.records import PROTOCOLS, SCHEMA, Gap, Protocol
 from portbook.resilience import SCARCE
@@ -41,8 +43,9 @@ class Free(Struct, frozen=True):
     reserved: bool  # False: another program may have taken a port by now
     tried: int  # numbers that were bound or refused
     refused: dict[str, int]  # how many numbers met an error, by the system's name of the error
-    passed_over: dict[str, int]  # how many numbers were skipped: registered, reserved, ephemeral
+    passed_over: dict[str, int]  # how many numbers were skipped: registered, reserved, ephemeral, redirected
     gaps: tuple[Gap, ...] = ()
+    redirected: tuple[int, ...] = ()  # of the ports: NAT rules send packets to them elsewhere; there were no others
 
     @property
     def enough(self) -> bool:
@@ -120,13 +123,23 @@ def check_protocols(protocols: Iterable[Protocol]) -> tuple[Protocol, ...]:
 
 def _search(count: int, protocols: tuple[Protocol, ...], places: tuple[Endpoint, ...], pool: choice.Pool) -> Free:
     tally = _Tally()
+    diverted = take_ports(places)
+    redirected: list[int] = []  # handed out if there are no others: a rule for every port leaves none
     for port, skip_reason in pool.shuffled():
         if skip_reason:
             tally.skipped[skip_reason] += 1
-            continue
-        another_may_succeed = tally.add(port, _bind_all(port, places, protocols))
-        if not another_may_succeed or len(tally.ports) == count:
+        elif diverted.of(port, protocols):
+            redirected.append(port)
+        elif not tally.add(port, _bind_all(port, places, protocols)) or len(tally.ports) == count:
             break
+    handed_out: list[int] = []
+    for port in redirected:
+        if len(tally.ports) == count or not tally.add(port, _bind_all(port, places, protocols)):
+            break
+        if port in tally.ports:
+            handed_out.append(port)
+    if len(redirected) > len(handed_out):
+        tally.skipped["redirected"] = len(redirected) - len(handed_out)
     return Free(
         SCHEMA,
         count,
@@ -137,7 +150,8 @@ def _search(count: int, protocols: tuple[Protocol, ...], places: tuple[Endpoint,
         tried=len(tally.ports) + tally.refused.total(),
         refused=dict(tally.refused),
         passed_over=dict(tally.skipped),
-        gaps=pool.gaps,
+        gaps=(*pool.gaps, *diverted.gaps),
+        redirected=tuple(sorted(handed_out)),
     )
 
 

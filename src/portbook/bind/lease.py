@@ -30,8 +30,10 @@ from portbook.bind.attempt import NO_FAMILY, BindError, Options, bind
 from portbook.bind.free import request
 from portbook.errors import LeaseError, PortbookError, UsageError
 from portbook.netconfig import ephemeral
+from portbook.netconfig.diversion import DivertedPorts, take_ports
+from portbook.netconfig.facts import Diversion
 from portbook.ports import parse_one
-from portbook.records import Protocol
+from portbook.records import Gap, Protocol
 
 if TYPE_CHECKING:
     import subprocess
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 # How often the system chooses before we try its range ourselves: it may choose the same number again and again while
 # that is free on one family (Linux prefers every other number) and taken on the other.
 CHOICES = 16
+MOST_DIVERTED = 16  # numbers whose packets rules send elsewhere, before such a number is taken: a rule may concern all
 # Errors that another number need not meet. EACCES: a privileged port; on Windows an excluded range.
 TAKEN = frozenset(("EADDRINUSE", "EACCES"))
 
@@ -49,11 +52,14 @@ TAKEN = frozenset(("EADDRINUSE", "EACCES"))
 class Lease:
     """Bound sockets of one port. A context manager, also for ``async with``: at its end it closes what was not taken.
 
-    ``port`` is the number, ``sockets`` are the sockets: TCP before UDP, IPv4 before IPv6.
+    ``port`` is the number, ``sockets`` are the sockets: TCP before UDP, IPv4 before IPv6. ``diversions`` are what sends
+    packets to the port elsewhere (Linux: NAT rules), ``gaps`` say what of that could not be known.
     """
 
     def __init__(self, sockets: Sequence[net.socket]) -> None:
         self.sockets = tuple(sockets)
+        self.diversions: tuple[Diversion, ...] = ()
+        self.gaps: tuple[Gap, ...] = ()
         self.port: int = sockets[0].getsockname()[1]
         self._owned = True
 
@@ -180,27 +186,51 @@ def _any_numbers() -> Iterator[int]:
 
 def _lease_named(port: int, plan: LeasePlan) -> Lease:
     try:
-        return _bind_all(port, plan, chosen=False)
+        leased = _bind_all(port, plan, chosen=False)
     except BindError as error:
         raise _failure(f"port {port}", error, f"run {_why_command(port, error)} for the reason") from error
+    _look_at_rules(leased, take_ports(plan.places), plan)
+    return leased
 
 
 def _lease_one_of(numbers: Iterator[int], plan: LeasePlan) -> Lease:
     count = 0
     last: BindError | None = None
-    for number in numbers:
-        count += 1
-        try:
-            return _bind_all(number, plan, chosen=True)
-        except BindError as error:
-            last = error
-            if error.fault.posix not in TAKEN:
+    diverted: DivertedPorts | None = None
+    held: list[Lease] = []  # ports that rules take away: held, so that none of them is chosen again
+    with ExitStack() as open_leases:
+        for number in numbers:
+            count += 1
+            try:
+                leased = _bind_all(number, plan, chosen=True)
+            except BindError as error:
+                last = error
+                if error.fault.posix not in TAKEN:
+                    break
+                continue
+            held.append(open_leases.enter_context(leased))
+            diverted = diverted or take_ports(plan.places)
+            _look_at_rules(leased, diverted, plan)
+            if not leased.diversions or len(held) == MOST_DIVERTED:
                 break
+        if held:
+            best = held[0] if held[-1].diversions else held[-1]
+            open_leases.pop_all()
+            for other in held:
+                if other is not best:
+                    other.close()
+            return best
     assert last is not None  # noqa: S101  there is at least one number
     what = "a port"
     if count > 1:
         what = f"any of {count} ports"
     raise _failure(what, last, "choose among other ports") from last
+
+
+def _look_at_rules(leased: Lease, diverted: DivertedPorts, plan: LeasePlan) -> None:
+    """Note what sends packets to the port elsewhere."""
+    leased.diversions = diverted.of(leased.port, plan.protocols)
+    leased.gaps = diverted.gaps
 
 
 def _bind_all(port: int, plan: LeasePlan, *, chosen: bool) -> Lease:

@@ -58,8 +58,8 @@ class Portbook(Group):
         own = {name for parameter in self.get_params(ctx) for name in parameter.opts}
         if not args:
             args = [DEFAULT]
-        elif args[0] not in own and args[0] not in COMMANDS and not ctx.resilient_parsing:
-            args = _with_default(ctx, args)
+        elif args[0] not in own and args[0] not in COMMANDS:
+            args = [DEFAULT, *args] if ctx.resilient_parsing else _with_default(ctx, args)
         return super().parse_args(ctx, args)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:

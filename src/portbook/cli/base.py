@@ -13,6 +13,8 @@ import click
 
 from portbook import __version__
 
+MOST = 1e6  # seconds are more than a week, and within what every timer of a system takes; packets a second are any
+MOST_SHOWN = 40  # characters of a value that are quoted
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
@@ -24,8 +26,28 @@ class Option(click.Option):
         self.help = help
 
 
+class Finite(click.types.FloatParamType):
+    """A number that can be counted with: float() also reads "nan", which no comparison refuses, and "inf"."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Convert as click does, within MOST."""
+        number = super().convert(value, param, ctx)
+        if not abs(number) <= MOST:
+            self.fail(f"{str(value)[:MOST_SHOWN]!r} is not a number up to {MOST:,.0f}.", param, ctx)
+        return number
+
+
+class FiniteRange(Finite, click.FloatRange):
+    """Such a number within limits."""
+
+
 def option(*declarations: str, **attributes: Any) -> Callable[[Decorated], Decorated]:
-    """As ``click.option``."""
+    """As ``click.option``; every floating-point number is finite."""
+    kind = attributes.get("type")
+    if kind is float:
+        attributes["type"] = Finite()
+    elif isinstance(kind, click.FloatRange):
+        attributes["type"] = FiniteRange(kind.min, kind.max, kind.min_open, kind.max_open, kind.clamp)
     return click.option(*declarations, cls=Option, **attributes)
 
 
@@ -52,6 +74,10 @@ VERSION = _first(_show_version, "-V", "--version", text="show the version and ex
 
 class Command(click.Command):
     """A command with ``HELP`` as its help option."""
+
+    def get_short_help_str(self, limit: int = 200) -> str:
+        """The first sentence of the help text; click's own limit would cut it in completions."""
+        return super().get_short_help_str(limit)
 
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
         """The one help option of all commands."""

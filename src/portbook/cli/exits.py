@@ -23,9 +23,9 @@ def run(arguments: list[str]) -> int:
     """
     _escape_what_cannot_be_encoded()
     if instruction := os.environ.get(COMPLETE):
-        from click.shell_completion import shell_complete
+        from portbook.cli import completion
 
-        return shell_complete(portbook, {}, "portbook", COMPLETE, instruction)
+        return completion.run(portbook, "portbook", COMPLETE, instruction)
     running: str | None = None
     try:
         with portbook.make_context("portbook", arguments) as context:

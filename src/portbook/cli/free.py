@@ -74,6 +74,8 @@ def _write_text(answer: Free, quiet: bool) -> None:
     sys.stdout.flush()
     if answer.ports and not quiet:
         sys.stderr.write(note(render.caution(answer)))
+    if answer.redirected:
+        sys.stderr.write(note(render.redirections(answer)))
     if not answer.enough:
         sys.stderr.write(note(render.shortage(answer)))
     output.write_gaps(answer.gaps)

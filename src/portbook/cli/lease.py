@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from portbook.cli import base, exec_command
+from portbook.cli import base, exec_command, output
 from portbook.cli.free import PROTOCOLS_OF, address_option, both_option, udp_option
 from portbook.errors import PortbookError, UsageError
 from portbook.records import Protocol
@@ -74,6 +74,7 @@ def command(
         from portbook.render.text import note
 
         sys.stderr.write(note(_announcement(leased, number_only)))
+    _write_warnings(leased, quiet)
     arguments = [given[0], *(word.replace(PLACEHOLDER, str(leased.port)) for word in given[1:])]
     if number_only:
         return _run_with_number(path, arguments, leased)
@@ -101,6 +102,23 @@ def _unwanted_ports(protocols: Sequence[Protocol] | None, address: str | None) -
 
     answer = free(MOST_CANDIDATES, protocols=protocols, address=address, avoid_ephemeral=True)
     return [Ports(port, port) for port in answer.ports] or None
+
+
+def _write_warnings(leased: Lease, quiet: bool) -> None:
+    """Say what sends packets to the port elsewhere."""
+    if not leased.diversions and (quiet or not leased.gaps):
+        return  # there may be no descriptor left to import a module
+    from msgspec.structs import replace
+
+    from portbook.render.text import note
+
+    if leased.diversions:
+        from portbook.netconfig.diversion import describe
+
+        for diversion in leased.diversions:
+            sys.stderr.write(note(f"{describe(diversion, leased.port)}; see portbook why {leased.port}"))
+    if not quiet:  # with sudo, the command would run as root too
+        output.write_gaps(replace(gap, hint=f"sudo portbook why {leased.port} shows it") for gap in leased.gaps)
 
 
 def _announcement(leased: Lease, number_only: bool) -> str:

@@ -23,7 +23,7 @@ ANSWERED_NO = "the answer was no"
 @base.command("stop")
 @click.argument("ports", nargs=-1, metavar="PORT...")
 @base.port_option
-@base.option("--force", is_flag=True, help="after the timeout, kill what still runs (SIGKILL, TerminateProcess)")
+@base.option("-f", "--force", is_flag=True, help="after the timeout, kill what still runs (SIGKILL, TerminateProcess)")
 @base.option(
     "--timeout",
     type=click.FloatRange(0),
@@ -31,8 +31,8 @@ ANSWERED_NO = "the answer was no"
     metavar="SECONDS",
     help="how long the processes have to end (default: 10)",
 )
-@base.option("--yes", is_flag=True, help="do not ask for confirmation")
-@base.option("--dry-run", is_flag=True, help="show the processes that would be ended, and end nothing")
+@base.option("-y", "--yes", is_flag=True, help="do not ask for confirmation")
+@base.option("-n", "--dry-run", is_flag=True, help="show the processes that would be ended, and end nothing")
 @base.option("--via-manager", is_flag=True, help="let the service manager or container runtime stop it")
 @base.option("--override", is_flag=True, help="also end what a supervisor restarts, protected and parent processes")
 @output.json_option
@@ -61,7 +61,7 @@ def command(
     Examples:
       portbook stop 8080
       portbook stop 8080 53/udp --dry-run
-      portbook stop 8080 --yes --force --timeout 3
+      portbook stop 8080 -y -f --timeout 3
       portbook stop 443 --via-manager
     """
     from portbook.stop.run import plan_stop

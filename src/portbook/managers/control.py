@@ -110,7 +110,7 @@ def _scope(command: Sequence[str]) -> list[str]:
 
 def _query_activation(known: Supervisor, port: int, protocol: Protocol) -> Supervisor:
     """For which socket unit systemd, that of the system or of a user, holds the port."""
-    user = int(known.name) if known.name else None
+    user = number_or_none(known.name, UINT32)
     uid = os.geteuid()
     example = supervisor.unit_supervisor("any.socket", user, uid)
     if example.command is None or not os.path.isdir(BOOTED):

@@ -156,6 +156,16 @@ def rootlesskit(arguments: Arguments, port: int, protocol: Protocol) -> Target |
     return None
 
 
+def slirp4netns(arguments: Arguments, _: int, __: Protocol) -> Target | None:
+    """slirp4netns, whose control socket podman names after the container: ``--api-socket …/libpod/tmp/ID.net``."""
+    name = (option(arguments, "-a", "--api-socket") or "").rpartition("/")[2]
+    number, dot, kind = name.partition(".")
+    if not dot or kind != "net" or len(number) != 64 or number.strip(HEX):
+        return None
+    short = number[:SHORT]
+    return Target(f"container {short}", f"podman stop {short}", container=f"podman:{short}")
+
+
 def forkproxy(arguments: Arguments, port: int, protocol: Protocol) -> Target | None:
     """LXD and Incus: ``lxd forkproxy -- PID FD tcp:0.0.0.0:8080 PID FD tcp:127.0.0.1:80 …``."""
     if "forkproxy" not in arguments[:2]:

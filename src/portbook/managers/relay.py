@@ -62,14 +62,13 @@ INETD = "remove its line from the configuration, then send it SIGHUP"
 PROGRAMS: Mapping[str, Program] = {
     "docker-proxy": Program("container", "a container of docker", DOCKER, "20.10.24", forwarding.docker_proxy),
     "conmon": Program("container", "a container of podman", PODMAN, "2.1.6", forwarding.conmon, True),
-    "rootlessport": Program("container", "a container of rootless podman", PODMAN, None, None, True),
+    "rootlessport": Program("container", "a container of rootless podman", PODMAN, "4.3.1", None, True),
     "rootlessport-child": Program("container", "a container of rootless podman", PODMAN, None, None, True),
     "rootlesskit": Program(
         "container", "a container of rootless docker", DOCKER, "1.1.0", forwarding.rootlesskit, True
     ),
     "slirp4netns": Program(
-        "container", "a rootless container", ROOTLESS, "1.2.0",
-        per_user=True,
+        "container", "a rootless container", ROOTLESS, "1.2.0", forwarding.slirp4netns, True
     ),
     "passt": Program(
         "container",

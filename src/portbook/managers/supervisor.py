@@ -41,7 +41,7 @@ NO_COMMAND: Mapping[Runtime, str] = {  # runtimes whose stop command depends on 
 # Programs that restart their children, and what stops a child. NAME and the like are known to the program only.
 SUPERVISORS: Mapping[str, str] = {
     # Tried with the real program: supervisor 4.3.0, runit 2.1.2, s6 2.11.3, monit 5.33.0, circus 0.19.0, PM2 7.0.4,
-    # nodemon 3.1.14, entr 5.3.
+    # nodemon 3.1.14, entr 5.3, autossh 1.4g.
     "supervisord": "supervisorctl stop NAME",
     "runsv": "sv stop NAME",
     "s6-supervise": "s6-svc -d SERVICE-DIRECTORY",
@@ -50,6 +50,7 @@ SUPERVISORS: Mapping[str, str] = {
     "PM2": "pm2 stop NAME",
     "nodemon": "end nodemon itself",
     "entr": "end entr itself",
+    "autossh": "end autossh itself",
     # From their documentation, not tried.
     "watchexec": "end watchexec itself",
     "nssm.exe": "nssm stop NAME",

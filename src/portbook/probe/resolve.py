@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from math import inf
 from queue import Empty, SimpleQueue
 from threading import Thread
 from time import monotonic
@@ -50,11 +52,14 @@ def lookup_outcome(failure: Evidence) -> Outcome:
 Lookup = Callable[[str], Sequence[ResolvedAddress]]
 
 
-def resolve(names: Sequence[str], limit_s: float = LIMIT_S, lookup: Lookup | None = None) -> list[Resolved]:
+def resolve(
+    names: Sequence[str], limit_s: float = LIMIT_S, lookup: Lookup | None = None, total_s: float = inf
+) -> list[Resolved]:
     """Look up all names at the same time.
 
     :param limit_s: seconds; a name without an answer by then has failed. It begins anew with each answer
     :param lookup: looks up one name; None: ``look_up``
+    :param total_s: seconds for all names together
     :returns: one result for each name, in order
     """
     waiting = SimpleQueue[str]()
@@ -63,7 +68,10 @@ def resolve(names: Sequence[str], limit_s: float = LIMIT_S, lookup: Lookup | Non
         waiting.put(name)
     for _ in range(min(len(names), MOST_THREADS)):
         Thread(target=_serve, args=(waiting, done, lookup or look_up), daemon=True).start()
-    by_name = {resolved.name: resolved for resolved in _collect(done, len(names), limit_s)}
+    by_name = {resolved.name: resolved for resolved in _collect(done, len(names), limit_s, total_s)}
+    with suppress(Empty):
+        while True:
+            waiting.get_nowait()  # no thread is to begin with another one
     silent = Evidence("resolver", text=f"no answer from the resolver within {limit_s:g} s")
     return [by_name.get(name) or Resolved(name, failure=silent) for name in names]
 
@@ -111,11 +119,12 @@ def _eai(number: int | None) -> str | None:
     return None
 
 
-def _collect(done: SimpleQueue[Resolved], count: int, limit_s: float) -> list[Resolved]:
+def _collect(done: SimpleQueue[Resolved], count: int, limit_s: float, total_s: float) -> list[Resolved]:
     """Collect results as they come; the limit begins anew with each, as names may have to wait for a thread."""
     results: list[Resolved] = []
+    last_at = monotonic() + total_s
     until = monotonic() + limit_s
-    while len(results) < count and monotonic() < until:
+    while len(results) < count and monotonic() < min(until, last_at):
         try:
             results.append(done.get(timeout=min(POLL_S, max(0.0, until - monotonic()))))
             until = monotonic() + limit_s

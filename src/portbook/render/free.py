@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from portbook.addresses import format_endpoint
 from portbook.bind.free import Free
+from portbook.numerals import join_words
 from portbook.render.machine import ENCODER
 
 # What a bind error means for the ports that met it, by its POSIX name; any other error is shown by its name.
@@ -19,6 +20,7 @@ SKIPPED = {
     "registered": "they have a service name",
     "reserved": "the administrator reserved them",
     "ephemeral": "outgoing connections may get them",
+    "redirected": "NAT rules send their packets elsewhere",
 }
 
 
@@ -32,6 +34,14 @@ def caution(answer: Free) -> str:
     addresses = " and ".join(map(format_endpoint, answer.addresses))
     protocols = " and ".join(answer.protocols)
     return f"free a moment ago ({protocols} on {addresses}), but not reserved: use portbook lease to hold a port"
+
+
+def redirections(answer: Free) -> str:
+    """That packets to some of the ports go elsewhere; empty if they do not."""
+    if not answer.redirected:
+        return ""
+    ports = join_words([str(port) for port in answer.redirected])
+    return f"NAT rules send packets to {ports} elsewhere: portbook why {answer.redirected[0]} shows where"
 
 
 def shortage(answer: Free) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from portbook.records import Owner, Reach, Socket
 from portbook.render.text import REACH, Column, Style, room, safe, safe_endpoint, table, wrap
+
+if TYPE_CHECKING:
+    from portbook.enrich.relays import Served
 
 SHORT_REACH: dict[Reach, str] = REACH | {
     "loopback": "machine",
@@ -91,6 +95,21 @@ def _of_owners(get: Callable[[Owner], str | None]) -> Callable[[Socket], str]:
 def _service(s: Socket) -> str:
     names = [o.container or o.service for o in s.owners] or [s.container or s.service]
     return ",".join(dict.fromkeys(safe(name) for name in names if name))
+
+
+def _with_targets(targets: Mapping[Served, str]) -> SocketColumn:
+    """The column SERVICE, in which a relay has what is behind it: its own service is that of its runtime."""
+
+    def cell(s: Socket) -> str:
+        names: list[str | None] = []
+        for o in s.owners:
+            target = targets.get((o.pid, s.local_port, s.protocol))
+            names.append(f"to {target}" if target else o.container or o.service)
+        if not s.owners:
+            return _service(s)
+        return ",".join(dict.fromkeys(safe(name) for name in names if name))
+
+    return replace(SERVICE, cell=cell)
 
 
 _owner_name = _of_owners(attrgetter("name"))
@@ -204,13 +223,21 @@ WIDE = (
 INDENT = "    "
 
 
-def lines(sockets: Sequence[Socket], style: Style, wide: bool = False, netns: bool = False) -> list[str]:
+def lines(
+    sockets: Sequence[Socket],
+    style: Style,
+    wide: bool = False,
+    netns: bool = False,
+    targets: Mapping[Served, str] | None = None,
+) -> list[str]:
     """The table, without the columns that are empty in every row.
 
     :param wide: add the columns of WIDE; on a terminal that is too narrow for them, in lines below each socket
     :param netns: add the column of the network namespace
+    :param targets: what is behind the relays among the owners, as ``enrich.relays`` finds it
     """
-    selected = [PROTOCOL, ADDRESS, PORT, PEER, STATE, PID, PROCESS, USER, SERVICE, REACHED]
+    service = _with_targets(targets) if targets else SERVICE
+    selected = [PROTOCOL, ADDRESS, PORT, PEER, STATE, PID, PROCESS, USER, service, REACHED]
     if netns:
         selected.insert(0, NETNS)
     warn = [s.reach == "any" for s in sockets]

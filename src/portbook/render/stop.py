@@ -17,7 +17,7 @@ from portbook.render.holding import (
     row_lines,
 )
 from portbook.render.machine import ENCODER
-from portbook.render.text import Style, safe, wrap
+from portbook.render.text import Style, cell_count, safe, wrap
 from portbook.stop.records import Ended, Fate, Override, Refusal, StopPlan, StopReport, StopResult, StopTarget
 
 FATES: Mapping[Fate, str] = {
@@ -44,6 +44,12 @@ SENTENCES: Mapping[StopResult, str] = {
     "will-restart": "{port} is free for the moment, but what held it is started again",
     "taken": "{port} was free and is now held{by}",
 }
+# What is shown before the question, which has to stay on the screen together with what it is about.
+MOST_TARGETS = 4  # processes with all that is known of them
+MOST_REFUSALS = 8
+MOST_ALIKE = 3  # rows with the same title: a process may listen at any number of addresses
+MOST_COMMANDS = 4
+MOST_CELLS = 300  # of a row, such as a command line
 FORCED = ("SIGKILL", "TerminateProcess")
 
 
@@ -61,21 +67,53 @@ def plan_lines(plan: StopPlan, overrides: Collection[Override], style: Style) ->
         return []
     holders = describe_owners([t.holder.owner for t in plan.targets]) or describe_unknown(plan.gaps)
     text = heading_lines(f"port {plan.port}/{plan.protocol} is held by {holders}", style)
-    for target in plan.targets:
-        if target.wave == 0:
-            text += ["", *row_lines(_target_rows(target, plan.targets), style)]
+    first = [target for target in plan.targets if target.wave == 0]
+    for target in first[:MOST_TARGETS]:
+        text += ["", *row_lines(_short_rows(_target_rows(target, plan)), style)]
+    if len(first) > MOST_TARGETS:
+        others = ", ".join(describe_owner(target.holder.owner) for target in first[MOST_TARGETS:])
+        text += ["", *row_lines([("and", _cut(others))], style)]
+    if plan.twin:
+        same = "the same process holds" if len(plan.targets) == 1 else "the same processes hold"
+        text += ["", *row_lines([("also ends", f"{plan.twin}, which {same}")], style)]
     refusals = dict.fromkeys(plan.forbidden(overrides))  # each once: all workers of a server have the same
     if refusals:
         text.append("")
-    for refusal in refusals:
-        text += row_lines(_refusal_rows(refusal, plan), style)
+    for refusal in list(refusals)[:MOST_REFUSALS]:
+        text += row_lines(_short_rows(_refusal_rows(refusal, plan)), style)
+    if len(refusals) > MOST_REFUSALS:
+        text += row_lines([("refused", f"{len(refusals) - MOST_REFUSALS} more; --json has all of them")], style)
     return text
 
 
-def _target_rows(target: StopTarget, targets: Sequence[StopTarget]) -> Iterator[Row]:
+def _short_rows(rows: Iterable[Row]) -> Iterator[Row]:
+    """What a process chooses must not push anything else off the screen: no long text, and no title again and again."""
+    counts: dict[str, int] = {}
+    for title, text in rows:
+        counts[title] = counts.get(title, 0) + 1
+        if counts[title] <= MOST_ALIKE:
+            yield title, _cut(text)
+    for title, count in counts.items():
+        if count > MOST_ALIKE:
+            yield title, f"{count - MOST_ALIKE} more; --json has all of them"
+
+
+def _cut(text: str) -> str:
+    """The text in so many cells of a terminal that it takes a few lines."""
+    if text.isascii() and len(text) <= MOST_CELLS:
+        return text
+    cells = 0
+    for end, c in enumerate(text):
+        cells += max(cell_count(c), 1)  # a combining mark takes no cell, and there may be any number of them
+        if cells > MOST_CELLS:
+            return f"{text[:end]}… ({len(text)} characters)"
+    return text
+
+
+def _target_rows(target: StopTarget, plan: StopPlan) -> Iterator[Row]:
     pid = target.holder.owner.pid
     yield from holder_rows(target.holder)
-    forked = [t.holder.owner for t in targets if t.wave and _is_above(pid, t)]
+    forked = [t.holder.owner for t in plan.targets if t.wave and _is_above(pid, t)]
     yield "shared with", ", ".join(map(describe_owner, forked))
     yield "supervisor", _supervisor(target.supervisor)
 
@@ -120,11 +158,28 @@ def question(plans: Sequence[StopPlan], overrides: Collection[Override]) -> str:
             direct[target.holder.owner.pid] = target.holder.owner
     actions = []
     if commands:
-        actions.append(f"run {', '.join(commands)}")
+        actions.append(f"run {_some(list(commands))}")
     if direct:
         actions.append(f"end {describe_owners(list(direct.values()))}")
-    text = " and ".join(actions)
+    text = _cut(" and ".join(actions))
+    if twins := _twins(plans):
+        text += f", with {' and '.join(twins)}"
     return f"{text[0].upper()}{text[1:]}? [y/N] "
+
+
+def _twins(plans: Sequence[StopPlan]) -> list[str]:
+    """The same numbers over the other protocol, which nobody asked for and which the same processes hold."""
+    requested = {f"{plan.port}/{plan.protocol}" for plan in plans}
+    twins = [plan.twin for plan in plans if plan.twin and plan.twin not in requested]
+    return list(dict.fromkeys(twins))
+
+
+def _some(commands: Sequence[str]) -> str:
+    """The first commands, and how many more."""
+    text = ", ".join(commands[:MOST_COMMANDS])
+    if len(commands) > MOST_COMMANDS:
+        text += f" and {len(commands) - MOST_COMMANDS} more commands"
+    return text
 
 
 # --- after ---------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from importlib import import_module
-from math import isfinite
+from math import inf, isfinite
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, NoReturn
@@ -217,8 +217,8 @@ class Scan:
 
         spans: dict[str, list[Span]] = {}
         failures: list[Answer] = []
-        limit_s = min(LIMIT_S, self._limits.deadline_s or LIMIT_S)
-        for name, addresses, failure in resolve(names, limit_s):
+        deadline_s = self._limits.deadline_s or inf
+        for name, addresses, failure in resolve(names, min(LIMIT_S, deadline_s), total_s=deadline_s):
             spans[name] = [span_of(name, *address) for address in addresses]
             if failure is not None:
                 outcome = lookup_outcome(failure)

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network, summarize_address_range
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from itertools import count, islice
 from math import gcd
+from socket import AF_INET, inet_ntop, inet_pton
 from typing import NamedTuple
 
 from portbook.errors import UsageError
 from portbook.numerals import is_number, number_or_none
 from portbook.probe.request import Probe
+from portbook.scanner.special import is_public
 
 VALID = "valid values are 10.0.0.1, 10.0.0.0/24, 10.0.0.1-20, 10.0.0.1-10.0.1.9, fe80::1%eth0, a name, @file"
 MOST_ADDRESSES = 2**24  # of one target: 10.0.0.0/8, the largest private network there is (RFC 1918 section 3)
@@ -88,6 +90,9 @@ def read_file(path: str) -> str:
 
 def parse_target(text: str) -> Span | Name:
     """Parse one target; raise UsageError."""
+    number = _dotted_quad(text)  # first: a file may have a million lines, and most are such addresses
+    if number is not None:
+        return Span(text, 4, number, number)
     inner = text[1:-1] if text[:1] == "[" and text[-1:] == "]" else text
     body, zone = _split_zone(inner)
     if "/" in body:
@@ -123,6 +128,16 @@ def _split_zone(text: str) -> tuple[str, str | None]:
     if not zone:
         raise UsageError(f"target {text!r} has no interface after %", "write fe80::1%eth0")
     return address + slash + prefix, zone
+
+
+def _dotted_quad(text: str) -> int | None:
+    try:
+        packed = inet_pton(AF_INET, text)
+    except (OSError, ValueError):
+        return None
+    if inet_ntop(AF_INET, packed) != text:  # leading zeros, which some systems accept
+        return None
+    return int.from_bytes(packed, "big")
 
 
 def _address(text: str) -> Address | None:
@@ -202,7 +217,7 @@ def _unmapped(version: int, first: int, last: int) -> tuple[int, int, int]:
 def refuse_public(spans: Iterable[Span]) -> None:
     """Raise UsageError when a span has a globally routable address."""
     for span in spans:
-        if _is_public(span):
+        if is_public(span.version, span.first, span.last):
             address = next(span.addresses())
             name = span.target
             if span.size == 1 and span.target != address:
@@ -213,11 +228,6 @@ def refuse_public(spans: Iterable[Span]) -> None:
             )
 
 
-def _is_public(span: Span) -> bool:
-    make = ADDRESS_TYPES[span.version]
-    return any(network.is_global for network in summarize_address_range(make(span.first), make(span.last)))
-
-
 # --- no address twice ----------------------------------------------------------------------------------------------
 
 
@@ -226,6 +236,11 @@ def disjoint(spans: Iterable[Span]) -> Iterator[Span]:
     taken: dict[tuple[int, str | None], tuple[list[int], list[int]]] = {}  # firsts and lasts, sorted, disjoint
     for span in spans:
         firsts, lasts = taken.setdefault((span.version, span.zone), ([], []))
+        if not lasts or span.first > lasts[-1]:  # a list is mostly in order: a file may have a million lines
+            firsts.append(span.first)
+            lasts.append(span.last)
+            yield span
+            continue
         low = bisect_left(lasts, span.first)  # the taken spans that overlap this one are low to high - 1
         high = bisect_right(firsts, span.last)
         at = span.first

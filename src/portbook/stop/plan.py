@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 from portbook.addresses import EVERYWHERE, Endpoint
 from portbook.holding import PASSED
-from portbook.managers.supervisor import Supervisor, is_relay, is_service_manager, stop_instruction
+from portbook.managers import relay
+from portbook.managers.relay import Relay, RelayKind
+from portbook.managers.supervisor import Supervisor, is_service_manager, stop_instruction
 from portbook.query import LISTENING
 from portbook.records import Gap, Holder, Holding, Platform, Protocol, Socket
 from portbook.stop import protected
@@ -37,6 +39,8 @@ class StopContext(NamedTuple):
     ancestors: frozenset[int]  # of this process
     denied: frozenset[int] = frozenset()  # pids of processes that this user may not end
     supervisors: Mapping[int, Supervisor] = {}  # by pid
+    port: int = 0
+    protocol: Protocol = "tcp"
 
 
 def blocking_sockets(sockets: Sequence[Socket]) -> tuple[Socket, ...]:
@@ -154,8 +158,12 @@ def _refusals_of_signal(holder: Holder, supervisor: Supervisor | None, context: 
         yield Refusal("ancestor", ANCESTOR, None, ("override",))
     if why := protected.reason(owner, context.platform):
         yield Refusal("protected", why, None, ("override",))
-    if supervisor and is_relay(owner):
-        yield Refusal("managed", _relayed(supervisor), stop_instruction(supervisor), (*by_manager, "override"))
+    forwarding = relay.behind(owner, context.port, context.protocol)
+    if forwarding is not None and forwarding.kind in KEPT:
+        hint = forwarding.remedy
+        if by_manager and supervisor:
+            hint = stop_instruction(supervisor)
+        yield Refusal("managed", _relayed(forwarding, supervisor), hint, (*by_manager, "override"))
     elif supervisor and supervisor.restarts is not False:
         yield Refusal("managed", _restarted(supervisor), stop_instruction(supervisor), (*by_manager, "override"))
     if owner.pid in context.denied:
@@ -165,9 +173,19 @@ def _refusals_of_signal(holder: Holder, supervisor: Supervisor | None, context: 
         yield Refusal("unknown", NO_START, None, by_manager)
 
 
-def _relayed(supervisor: Supervisor) -> str:
-    container = f"container {supervisor.name}" if supervisor.name else "a container"
-    return f"it holds the port for {container}, which would keep running without the port"
+# Relays that are not ended for the port, and what would happen: by kind.
+KEPT: Mapping[RelayKind, str] = {
+    "container": "it holds the port for {}, which would keep running without the port",
+    "machine": "it holds the port for {}, which would lose the port, or end",
+    "super-server": "it holds the port for {}, and the ports of all other lines of its configuration",
+}
+
+
+def _relayed(forwarding: Relay, supervisor: Supervisor | None) -> str:
+    to = forwarding.to
+    if supervisor and supervisor.name and forwarding.kind == "container":
+        to = f"container {supervisor.name}"
+    return KEPT[forwarding.kind].format(to)
 
 
 def _restarted(supervisor: Supervisor) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from portbook.managers.forwarding import ssh_session
 from portbook.records import Owner
 
 # Pids of the kernel, which no process can end.
@@ -25,6 +26,7 @@ INIT: Mapping[str, str] = {
 }
 
 SESSION = "sessions of this machine end when it ends"
+SSH_SESSION = "it is an SSH session: the shell and the forwards of its client end with it"
 LOGS = "it writes the system log"
 NETWORK = "it configures the network of this machine"
 BUS = "it is a message bus: programs that use it, often the whole desktop, end when it ends"
@@ -52,6 +54,7 @@ UNIX: Mapping[str, str] = {
     "wpa_supplicant": NETWORK,
     "dhclient": NETWORK,
     "sshd": "this machine may not be reachable over the network without it",
+    "sshd-session": SSH_SESSION,
     "login": SESSION,
     "agetty": LOGIN,
     "polkitd": "programs cannot obtain privileges without it",
@@ -116,6 +119,8 @@ def kernel(owner: Owner, platform: str) -> str | None:
 
 def reason(owner: Owner, platform: str) -> str | None:
     """Why this process should not be ended; None if no reason is known."""
+    if ssh_session(owner.command_line or ()) is not None:
+        return SSH_SESSION
     if owner.pid == 1 and platform in INIT:
         return INIT[platform]
     if platform == "windows":

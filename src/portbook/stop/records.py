@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from portbook.addresses import Endpoint
 from portbook.managers.supervisor import Supervisor
-from portbook.records import Gap, Holder, Owner, Protocol
+from portbook.records import PROTOCOLS, Gap, Holder, Owner, Protocol
 
 # What became of a port. free: nobody held it; would-stop: a dry run, nothing was refused.
 # will-restart: the port is free now, and a supervisor is known to start what held it again.
@@ -75,6 +75,15 @@ class StopPlan(Struct, frozen=True):
     def forbidden(self, overrides: Collection[Override] = ()) -> tuple[Refusal, ...]:
         """The refusals of the port and of its targets that none of these options overrides."""
         return forbidden(self._refusals(), overrides)
+
+    @property
+    def twin(self) -> str | None:
+        """The same number over the other protocol, "53/udp", if a target holds it too and would lose it."""
+        for protocol in PROTOCOLS:
+            text = f"{self.port}/{protocol}"
+            if protocol != self.protocol and any(text in target.holder.other_ports for target in self.targets):
+                return text
+        return None
 
     def covers(self, gap: Gap) -> bool:
         """Whether a refusal already has the text of the gap."""

@@ -78,6 +78,8 @@ def _context(holders: Sequence[Holder], port: int, protocol: Protocol) -> plan.S
         ancestors=frozenset(parent.pid for parent in process.parents(own_pid)),
         denied=frozenset(pid for pid in pids if pid != own_pid and not _may_end(pid)),
         supervisors=_supervisors(holders, port, protocol),
+        port=port,
+        protocol=protocol,
     )
 
 
@@ -174,6 +176,8 @@ class _Stop:
             self.inodes |= {s.inode for s in plan.blocking_sockets(target.holder.sockets) if s.inode}
         self.ended: list[Ended] = []
         self.notes: list[str] = []
+        if planned.twin:
+            self.notes.append(f"{planned.twin} was held by the same process, too")
 
     def run(self) -> StopReport:
         """First what managers stop, then the other processes, then children that were forked meanwhile."""

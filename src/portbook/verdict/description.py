@@ -7,10 +7,10 @@ from typing import Any
 
 from portbook.addresses import format_endpoint
 from portbook.managers.supervisor import stop_instruction
+from portbook.numerals import join_words
 from portbook.records import Owner, Socket
 from portbook.verdict.situation import Situation
 
-MOST_NAMED = 4  # owners and addresses in words: a server may have forked a hundred workers
 MOST_AS_DATA = 16  # sockets and owners as data
 MOST_PARENTS = 3  # in words
 MOST_COMMAND = 80  # characters of a command line, in words
@@ -35,15 +35,6 @@ def format_local(s: Socket) -> str:
 def locals_of(sockets: Iterable[Socket]) -> list[str]:
     """The distinct local addresses with port, in the order of the sockets."""
     return list(dict.fromkeys(map(format_local, sockets)))
-
-
-def join_words(words: Sequence[str], conjunction: str = "and") -> str:
-    """``a``, ``a and b``, ``a, b and c``; of many, the first four and how many more."""
-    if len(words) > MOST_NAMED:
-        return f"{', '.join(words[:MOST_NAMED])} and {len(words) - MOST_NAMED} more"
-    if len(words) < 2:
-        return "".join(words)
-    return f"{', '.join(words[:-1])} {conjunction} {words[-1]}"
 
 
 def format_locals(sockets: Iterable[Socket]) -> str:

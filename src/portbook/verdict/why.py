@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from portbook.addresses import Endpoint
+from portbook.addresses import Endpoint, zone_name
 from portbook.bind import endpoints
 from portbook.bind.attempt import Options, attempt
 from portbook.errors import UsageError
-from portbook.numerals import is_number
+from portbook.numerals import UINT32, number_or_none
 from portbook.ports import local_address, parse_one, with_protocol
 from portbook.records import Protocol
 from portbook.sources import PLATFORM
@@ -67,12 +67,10 @@ def why(
 
 def _with_named_zone(endpoint: Endpoint) -> Endpoint:
     """Write the zone as sockets are listed: on Linux ``fe80::1%2`` becomes ``fe80::1%eth0``."""
-    if endpoint.zone is None or not is_number(endpoint.zone) or PLATFORM != "linux":
+    number = number_or_none(endpoint.zone or "", UINT32)
+    if number is None or PLATFORM != "linux":
         return endpoint
-    try:
-        return replace(endpoint, zone=_socket.if_indextoname(int(endpoint.zone)))
-    except (OSError, OverflowError):
-        return endpoint  # no such interface: the bind reports it
+    return replace(endpoint, zone=zone_name(number))  # of no interface: the bind reports it
 
 
 def examine(request: BindRequest, gather: Gather) -> Verdict:

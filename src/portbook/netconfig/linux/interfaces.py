@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import errno
 import struct
+from _socket import AF_INET, AF_INET6, AF_UNSPEC, inet_pton  # the C module below socket, which is slow to import
 from collections.abc import Callable, Iterable, Iterator
-from socket import AF_INET, AF_INET6, AF_UNSPEC, inet_pton
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from portbook.addresses import address_text, interface_names
 from portbook.netconfig.facts import Link, LocalAddress
@@ -30,8 +31,8 @@ IFA_F_TENTATIVE, IFA_F_OPTIMISTIC = 0x40, 0x04
 IFLA_IFNAME, IFLA_MASTER, IFLA_LINKINFO, IFLA_INFO_KIND, IFLA_INFO_SLAVE_KIND = 3, 10, 18, 1, 4
 IFF_LOOPBACK = 0x8
 RTA_DST = 1
-# RTN_LOCAL, RTN_BROADCAST, RTN_MULTICAST: what inet_bind() accepts
-BINDABLE = frozenset((2, 3, 5))
+LOCAL, BROADCAST, MULTICAST = 2, 3, 5  # RTN_LOCAL, RTN_BROADCAST, RTN_MULTICAST
+BINDABLE = frozenset((LOCAL, BROADCAST, MULTICAST))  # what inet_bind() accepts
 # No route at all, or one of type unreachable, prohibit or blackhole: fib_props in net/ipv4/fib_semantics.c
 NO_ROUTE = frozenset((errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL))
 SIZES = {int(AF_INET): 4, int(AF_INET6): 16}
@@ -116,7 +117,7 @@ def read_links(names: Iterable[str]) -> tuple[Link, ...]:
     return tuple(parse_links(netlink.dump(netlink.ROUTE, RTM_GETLINK, body), wanted))
 
 
-class _Row(NamedTuple):
+class _Row(Struct, frozen=True):
     """The attributes of an interface in RTM_NEWLINK."""
 
     name: str
@@ -165,17 +166,24 @@ def _number(value: bytes | None) -> int:
 
 def is_local(address: str) -> bool:
     """Whether an IPv4 address can be bound here, by the routing table; raises OSError if it cannot be queried."""
-    packed = inet_pton(AF_INET, address)
-    body = RTMSG.pack(AF_INET, 32, 0, 0, 0, 0, 0, 0, 0) + netlink.attribute(RTA_DST, packed)
+    return route_type(address) in BINDABLE
+
+
+def route_type(address: str) -> int | None:
+    """The type of the route to an address, ``LOCAL``, ``BROADCAST`` or another; None if there is none.
+
+    Raises OSError if the routing table cannot be queried.
+    """
+    family = AF_INET6 if ":" in address else AF_INET
+    packed = inet_pton(family, address)
+    body = RTMSG.pack(family, len(packed) * 8, 0, 0, 0, 0, 0, 0, 0) + netlink.attribute(RTA_DST, packed)
     try:
         answers = netlink.request(netlink.ROUTE, RTM_GETROUTE, body)
     except OSError as error:
         if error.errno in NO_ROUTE:
-            return False
+            return None
         raise
     for kind, answer in answers:
         if kind == RTM_NEWROUTE and len(answer) >= RTMSG.size:
-            route_type = RTMSG.unpack_from(answer)[7]
-            if route_type in BINDABLE:
-                return True
-    return False
+            return int(RTMSG.unpack_from(answer)[7])
+    return None

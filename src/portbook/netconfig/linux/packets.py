@@ -284,6 +284,7 @@ class _Walk:
                 continue
             if base.kind == "nat" and self.tracked:
                 flow = _add(flow, *self.tracked)
+                self.arrives = True  # what is not tracked
             flow = self._base(base, flow)
         return flow
 

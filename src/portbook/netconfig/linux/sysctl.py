@@ -41,16 +41,12 @@ def read() -> SysctlTexts:
 
 
 def _file(path: str, size: int) -> bytes | None:
+    """The beginning of a file; None if it cannot be read. An object owns the descriptor, whatever interrupts this."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with open(path, "rb", buffering=0) as file:
+            return file.read(size)
     except OSError:
         return None
-    try:
-        return os.read(file, size)
-    except OSError:
-        return None
-    finally:
-        os.close(file)
 
 
 def parse(texts: SysctlTexts) -> Settings:

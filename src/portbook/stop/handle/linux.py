@@ -10,6 +10,7 @@ import errno
 import os
 import select
 import signal
+from contextlib import suppress
 from datetime import datetime
 
 from portbook.enrich import process
@@ -49,8 +50,11 @@ class PidfdHandle:
         return None if self.ended() else owner.started
 
     def request_end(self) -> str | None:
-        """SIGTERM."""
-        return self._send(signal.SIGTERM)
+        """SIGTERM, then SIGCONT, as systemd.kill(5) has it: a stopped process acts on no other signal but SIGKILL."""
+        action = self._send(signal.SIGTERM)
+        with suppress(ProcessLookupError):
+            self._send(signal.SIGCONT)
+        return action
 
     def force_end(self) -> str:
         """SIGKILL."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from datetime import datetime
 
 from portbook.enrich import process
@@ -39,8 +40,12 @@ class PidHandle:
         return _started(self.pid)
 
     def request_end(self) -> str | None:
-        """SIGTERM."""
-        return self._send(signal.SIGTERM)
+        """SIGTERM, then SIGCONT: a stopped process acts on no other signal but SIGKILL."""
+        action = self._send(signal.SIGTERM)
+        if sys.platform != "win32":
+            with suppress(ProcessLookupError):
+                self._send(signal.SIGCONT)
+        return action
 
     def force_end(self) -> str:
         """SIGKILL."""

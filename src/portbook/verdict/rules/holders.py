@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from msgspec.structs import replace
 
 from portbook.managers.supervisor import is_service_manager
-from portbook.numerals import counted
+from portbook.numerals import counted, join_words
 from portbook.records import Owner, Socket
 from portbook.verdict import description
 from portbook.verdict.conflict import (
@@ -127,9 +127,11 @@ def _socket_activation(situation: Situation, group: list[Socket], manager: Owner
     """Ending the service does not free the port: the manager keeps the socket and starts the service again."""
     unit = next((situation.activated[s.inode] for s in group if s.inode in situation.activated), None)
     text = f"{manager.name} (pid {manager.pid}) holds {format_local(group[0])} for {unit or 'a service'}"
+    if unit and unit.endswith(".service"):
+        text += ", in its file descriptor store"
     services = [f"{o.name or '?'} (pid {o.pid})" for o in description.owners_of(group) if o.pid != manager.pid]
     if services:
-        text += f" and has passed it to {description.join_words(services)}"
+        text += f" and has passed it to {join_words(services)}"
     evidence = {**description.as_dict(situation, group), "unit": unit, "manager": manager.pid}
     remedy = _deactivation(manager, unit)
     return _blocks("socket-activation", text, remedy, evidence, blocked(situation, group))
@@ -140,7 +142,10 @@ def _deactivation(manager: Owner, unit: str | None) -> str:
         return "launchctl print system shows the job that owns the port; launchctl bootout stops it"
     user = "" if manager.pid == 1 else " --user"
     if unit is None:
-        return f"systemctl{user} list-sockets shows the socket unit: stop that unit, not the service"
+        shown = f"systemctl{user} list-sockets shows the socket unit: stop that unit, not the service"
+        return f"{shown}; if it shows none, a service keeps the socket in its store: stop that service"
+    if unit.endswith(".service"):  # systemd.service(5), FileDescriptorStoreMax=
+        return f"systemctl{user} stop {unit} frees the port"
     return f"systemctl{user} stop {unit}; stopping only the service does not free the port"
 
 

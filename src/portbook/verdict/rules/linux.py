@@ -14,7 +14,6 @@ from portbook.netconfig.facts import Diversion, LookupChoice, NatRule, NatTarget
 from portbook.records import Confidence
 from portbook.verdict import description
 from portbook.verdict.conflict import blocked, in_another_vrf
-from portbook.verdict.description import join_words
 from portbook.verdict.findings import Finding, Severity
 from portbook.verdict.situation import Situation
 
@@ -126,8 +125,6 @@ def vrfs(situation: Situation) -> Iterator[Finding]:
 
 # --- what takes packets before a socket does --------------------------------------------------------------------------
 
-PACKETS = {"output": "packets from this machine", "prerouting": "packets from other machines"}  # by hook
-
 
 def nat(situation: Situation) -> Iterator[Finding]:
     """Published container ports without a process: packets are redirected, and a server here receives none."""
@@ -137,12 +134,11 @@ def nat(situation: Situation) -> Iterator[Finding]:
 
 
 def _diverted(situation: Situation, diversion: Diversion) -> Finding:
+    from portbook.netconfig.diversion import describe
+
     publication = _publication(situation, diversion)
-    targets = join_words([_format_target(target, situation.port) for target in diversion.targets], "or")
-    if publication:
-        targets += f" (container {publication.container})"
-    text = f"NAT redirects {_packets(diversion)} for port {situation.port}{_limits(diversion)} to {targets}; "
-    text += f"rule: {_rule_place(diversion)}"
+    note = f" (container {publication.container})" if publication else ""
+    text = f"{describe(diversion, situation.port, note)}; rule: {_rule_place(diversion)}"
     evidence = _evidence(diversion)
     if publication:
         evidence["container"] = publication.container
@@ -158,10 +154,10 @@ def transparent_proxies(situation: Situation) -> Iterator[Finding]:
 
 
 def _proxied(situation: Situation, diversion: Diversion) -> Finding:
+    from portbook.netconfig.diversion import describe
+
     ports = {target.port or situation.port for target in diversion.targets}
-    targets = join_words([f"port {port}" for port in sorted(ports)], "or")
-    text = f"TPROXY hands {_packets(diversion)} for port {situation.port}{_limits(diversion)} to the proxy on {targets}"
-    text += f"; rule: {_rule_place(diversion)}"
+    text = f"{describe(diversion, situation.port)}; rule: {_rule_place(diversion)}"
     severity: Severity = "shadows"
     confidence: Confidence = "certain" if diversion.certain else "likely"
     if not ports & situation.proxies_waiting:
@@ -234,41 +230,6 @@ def _as_dict(record: NatRule | NatTarget | LookupChoice) -> dict[str, object]:
 def _rule_place(diversion: Diversion) -> str:
     rule = diversion.rules[0]
     return f"{rule.tool}, chain {rule.chain}"
-
-
-def _format_target(target: NatTarget, port: int) -> str:
-    """``10.0.0.2:80``, ``port 82 of this machine``, ``one of the ports 6000 to 6010 of this machine``."""
-    first = target.port or port
-    if target.computed:
-        return "an address that the rule computes"
-    if target.last_port is not None:
-        of = target.address or "this machine"
-        return f"one of the ports {first} to {target.last_port} of {of}"
-    if target.address is None:
-        return f"port {first} of this machine"
-    return format_endpoint(target.address, first)
-
-
-def _packets(diversion: Diversion) -> str:
-    hooks = {rule.hook for rule in diversion.rules}
-    packets = "packets from this and other machines"
-    if len(hooks) == 1:
-        packets = PACKETS.get(hooks.pop(), packets)
-    if not diversion.certain:
-        return f"some {packets}"
-    return packets
-
-
-def _limits(diversion: Diversion) -> str:
-    """Which packets, if not those to every address and through every interface."""
-    addresses = list(dict.fromkeys(rule.destination for rule in diversion.rules))
-    interfaces = list(dict.fromkeys(rule.interface for rule in diversion.rules if rule.hook == "prerouting"))
-    text = ""
-    if None not in addresses:
-        text += f" of {join_words([address for address in addresses if address])}"
-    if interfaces and None not in interfaces:
-        text += f" that come in through {join_words([name for name in interfaces if name])}"
-    return text
 
 
 def _publication(situation: Situation, diversion: Diversion) -> Publication | None:

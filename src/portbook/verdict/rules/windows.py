@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from portbook.addresses import Endpoint
 from portbook.netconfig.facts import SYSTEM_PID, DynamicRange, ExcludedRange, HttpQueue
+from portbook.numerals import join_words
 from portbook.records import Confidence, Owner
 from portbook.verdict import description
 from portbook.verdict.findings import Finding
@@ -144,7 +145,7 @@ def http(situation: Situation) -> Iterator[Finding]:
 def _request_queue(situation: Situation, queue: HttpQueue, urls: tuple[str, ...], names: tuple[str, ...]) -> Finding:
     owners = [situation.queue_owners.get(pid, Owner(pid)) for pid in queue.pids]
     servers = [f"{owner.name or 'process'} (pid {owner.pid})" for owner in owners]
-    who = description.join_words(servers) or "an unknown process"
+    who = join_words(servers) or "an unknown process"
     text = f"http.sys (pid {SYSTEM_PID}) listens for {who} on {', '.join(urls[:MOST_URLS])}"
     if queue.name:
         text += f" (request queue {queue.name})"
