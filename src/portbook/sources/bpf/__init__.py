@@ -114,8 +114,10 @@ def _check_privilege() -> None:
     capabilities = parse_hex(line.split()[1])
     may_load = capabilities >> CAP_BPF & 1 and capabilities >> CAP_PERFMON & 1
     if not (may_load or capabilities >> CAP_SYS_ADMIN & 1):
+        from portbook.system import privilege
+
         why = f"bpf: uid {os.geteuid()} may not load programs into the kernel"
-        raise SourceDenied(why, "run with sudo, or with CAP_BPF and CAP_PERFMON")
+        raise SourceDenied(why, privilege.remedy_for_programs())
 
 
 def _check_pid_namespace() -> None:
