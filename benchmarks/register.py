@@ -33,7 +33,7 @@ JSON, JSONL = "portbook list --all --json", "portbook list --all --jsonl"
 WHY, WHO = f"portbook why {population.FREE}", f"portbook who {population.HELD}"
 COMPLETE = "completion of portbook --al"
 # What a shell's completion script runs: click, "Shell Completion".
-COMPLETION_VARIABLES = ["_PORTBOOK_COMPLETE=bash_complete", "COMP_WORDS=portbook --al", "COMP_CWORD=1"]
+COMPLETION_VARIABLES = ["_PORTBOOK_COMPLETE=bash_complete", "COMP_LINE=portbook --al"]
 # name: arguments. The first word is looked up in the virtual environment, then in PATH.
 COMMANDS: dict[str, list[str]] = {
     BARE: ["python", "-c", "pass"],

@@ -143,7 +143,9 @@ class Namespace:
     def add(self, address: str, device: str = "link0") -> None:
         """Give a device one more address, in the network of its first."""
         length = "64" if ":" in address else "24"
-        options = ["nodad"] if ":" in address else []
+        # With a broadcast address, as every network has one: without it getifaddrs(3) gives a host its own address as
+        # that, and libcoap 4.3.4 takes each datagram for a multicast one, to which it does not answer.
+        options = ["nodad"] if ":" in address else ["broadcast", "+"]
         self.run("ip", "address", "add", f"{address}/{length}", "dev", device, *options)
 
     def wait_for(self, port: int, protocol: str = "tcp") -> None:

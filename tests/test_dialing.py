@@ -61,12 +61,9 @@ def test_silence_is_filtered_as_in_a_scan_and_repeated():
 def test_a_name_without_an_address():
     found = dialing.dial("nosuch.invalid:80")  # RFC 6761 section 6.4: never resolves
     (answer,) = found.addresses
-    assert (found.open, answer.address, answer.outcome, answer.evidence.kind) == (
-        False,
-        None,
-        "name-not-found",
-        "resolver",
-    )
+    assert (found.open, answer.address, answer.evidence.kind) == (False, None, "resolver")
+    without_a_resolver = answer.evidence.error == "EAI_AGAIN"
+    assert answer.outcome == ("lookup-failed" if without_a_resolver else "name-not-found")
 
 
 def test_every_address_of_a_name_is_tried(monkeypatch):
@@ -378,8 +375,8 @@ def test_udp_sends_a_request_that_a_dns_server_understands():
 
 def test_udp_silence_is_no_answer():
     with datagrams(lambda data: None) as silent, datagrams(lambda data: b"here") as port:
-        done = portbook("wait", "--udp", f"127.0.0.1:{silent}", f"127.0.0.1:{port}", "--timeout", "1.5")
-    assert (done.returncode, done.stderr) == (1, f"portbook: after 1.5 s not ready: 127.0.0.1:{silent} (silent)\n")
+        ports = [f"127.0.0.1:{silent}", f"127.0.0.1:{port}"]
+        assert waiting.wait_until_ready(ports, udp=True, timeout_s=1) == [waiting.Unready(ports[0], "silent")]
 
 
 def test_udp_refused_is_no_answer():

@@ -5,12 +5,16 @@ Every address of a name is tried, and each answer carries its evidence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from importlib import import_module
 from itertools import count
-from math import ceil
+from math import ceil, isfinite
+from queue import Empty, SimpleQueue
 from socket import socket
+from threading import Thread
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 from msgspec import Struct
 
@@ -19,7 +23,7 @@ from portbook.addresses import NamedHost, parse_host, socket_address
 from portbook.errors import UsageError
 from portbook.probe import tcp
 from portbook.probe.outcome import Evidence, Outcome
-from portbook.probe.resolve import LIMIT_S, ResolvedAddress, lookup_outcome, resolve
+from portbook.probe.resolve import LIMIT_S, POLL_S, ResolvedAddress, lookup_outcome, resolve
 from portbook.probe.tls.records import Tls
 from portbook.records import SCHEMA
 from portbook.resilience import classify, waits
@@ -84,6 +88,11 @@ class Destination(NamedTuple):
         return f"{self.host}:{self.port}"
 
     @property
+    def lookup_name(self) -> str:
+        """What a resolver gets. Not every one knows that names below localhost are loopback (RFC 6761 section 6.3)."""
+        return "localhost" if self.host.is_local_name else self.host.lookup_name
+
+    @property
     def address(self) -> ResolvedAddress | None:
         """The address, if the host is one: then there is nothing to look up."""
         if not self.host.is_address:
@@ -117,9 +126,17 @@ class Limit(NamedTuple):
 
 def limit_of(timeout_s: float | None, lookup_s: float | None = None) -> Limit:
     """The limits of a dial: one for all of it, or the defaults."""
+    for seconds in (timeout_s, lookup_s):
+        check_seconds(seconds)
     if timeout_s is None:
         return Limit(lookup_s or LIMIT_S, TIMEOUT_S, shared=False)
     return Limit(lookup_s or timeout_s, timeout_s, shared=True)
+
+
+def check_seconds(seconds: float | None) -> None:
+    """Raise UsageError if a time limit is none."""
+    if seconds is not None and not (isfinite(seconds) and seconds >= 0):
+        raise UsageError(f"a time limit of {seconds} s is invalid", "give 0 or more seconds")
 
 
 class Plan(NamedTuple):
@@ -185,6 +202,8 @@ def _plan(target: PortLike, retries: int, tls: bool, server_name: str | None) ->
     """TLS requests and verifies the host, without a trailing dot (RFC 6066 section 3) and without a zone."""
     destination = parse_destination(target)
     host = destination.host if server_name is None else parse_host(server_name)
+    if tls:
+        import_module("portbook.probe.tls.handshake")  # before the clock runs: ssl takes a while
     return Plan(destination, retries, tls, host.name)
 
 
@@ -208,7 +227,7 @@ def _look_up(target: Destination, limit_s: float) -> _Lookup:
     if target.address is not None:
         return _Lookup((target.address,), None, 0.0)
     began = monotonic()
-    (resolved,) = resolve([target.host.lookup_name], limit_s)
+    (resolved,) = resolve([target.lookup_name], limit_s)
     return _Lookup(resolved.addresses, resolved.failure, monotonic() - began)
 
 
@@ -218,12 +237,46 @@ B = TypeVar("B")
 
 def map_in_threads(call: Callable[[A], B], items: Sequence[A]) -> list[B]:
     """Call with each item; return the results, in order. Several items are handled at the same time."""
-    if len(items) <= 1:
-        return [call(item) for item in items]
-    from concurrent.futures import ThreadPoolExecutor
+    return list(in_threads(call, items))
 
-    with ThreadPoolExecutor(min(len(items), MOST_THREADS)) as pool:
-        return list(pool.map(call, items))
+
+def in_threads(call: Callable[[A], B], items: Sequence[A]) -> Iterator[B]:
+    """Yield the result for each item, in order. Several items are handled at the same time.
+
+    The threads are daemons, and left alone when the caller is interrupted: a connection may take an hour to fail.
+    """
+    if len(items) <= 1:
+        yield from map(call, items)
+        return
+    waiting = SimpleQueue[tuple[int, A]]()
+    done = SimpleQueue[tuple[int, B | None, BaseException | None]]()
+    for numbered in enumerate(items):
+        waiting.put(numbered)
+    for _ in range(min(len(items), MOST_THREADS)):
+        Thread(target=_serve, args=(call, waiting, done), daemon=True).start()
+    results: dict[int, B | None] = {}
+    for index in range(len(items)):
+        while index not in results:
+            with suppress(Empty):
+                number, result, error = done.get(timeout=POLL_S)
+                if error is not None:
+                    raise error
+                results[number] = result
+        yield cast("B", results.pop(index))
+
+
+def _serve(
+    call: Callable[[A], B],
+    waiting: SimpleQueue[tuple[int, A]],
+    done: SimpleQueue[tuple[int, B | None, BaseException | None]],
+) -> None:
+    with suppress(Empty):
+        while True:
+            index, item = waiting.get_nowait()
+            try:
+                done.put((index, call(item), None))
+            except BaseException as error:  # noqa: BLE001  raised again by the caller
+                done.put((index, None, error))
 
 
 def _ms(seconds: float) -> float:

@@ -17,6 +17,7 @@ from portbook.records import Protocol
 Names = dict[tuple[int, str], str]
 
 OURS = os.path.join(os.path.dirname(__file__), "services.txt")
+UNUSED = os.path.join(os.path.dirname(__file__), "unused_services.txt")  # names that mislead
 MOST_BYTES = 4 << 20  # the longest file known, macOS's, is 0.7 MB
 
 # What people call services that are registered under another name, and the schemes of URLs.
@@ -26,6 +27,7 @@ CUSTOMARY = {
     "elasticsearch": 9200,
     "etcd": 2379,
     "kafka": 9092,
+    "kubernetes-api": 6443,
     "mariadb": 3306,
     "memcached": 11211,
     "mongo": 27017,
@@ -56,9 +58,14 @@ _ports: dict[str, tuple[int, Protocol | None]] = {}
 
 def service_name(port: int, protocol: Protocol) -> str | None:
     """The name registered for a port, such as ``https`` for 443; None if it has none."""
+    return service_names().get((port, protocol))
+
+
+def service_names() -> Names:
+    """All registered names, by port and protocol."""
     if not _names:
         _names.update(load())
-    return _names.get((port, protocol))
+    return _names
 
 
 def port_of(name: str) -> tuple[int, Protocol | None] | None:
@@ -80,8 +87,13 @@ def _load_ports() -> dict[str, tuple[int, Protocol | None]]:
 
 
 def load() -> Names:
-    """Our table, overridden by the machine's: the administrator's own names count."""
-    return {**parse(_read(OURS)), **parse(_read(_machine_file()))}
+    """Our table, overridden by the machine's: the administrator's own names count. Without names that mislead."""
+    every = {**parse(_read(OURS)), **parse(_read(_machine_file()))}
+    unused = frozenset(_read(UNUSED).split("\n"))
+    names = {port: name for port, name in every.items() if name not in unused}
+    for name, number in CUSTOMARY.items():
+        names.setdefault((number, "tcp"), name)
+    return names
 
 
 def parse(text: str) -> Names:

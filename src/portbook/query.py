@@ -139,6 +139,8 @@ class Field(Struct, frozen=True):
 
 def parse(text: str) -> Query:
     """Parse a query; raise UsageError that names the wrong term and the valid values."""
+    if not isinstance(text, str):
+        raise UsageError(f"a query cannot be of the type {type(text).__name__}", "write text such as 'port:8080'")
     return Query(_merge(_term(token) for token in _tokens(text)))
 
 

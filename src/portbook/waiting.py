@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from msgspec import Struct
 
 from portbook import ports, query
-from portbook.dialing import Destination
+from portbook.dialing import Destination, check_seconds
 from portbook.errors import UsageError
 from portbook.ports import Ports
 from portbook.probe.outcome import Evidence, Outcome, describe_reason
@@ -87,6 +87,8 @@ def wait_until_ready(
     on_round: OnRound | None = None,
 ) -> list[Unready]:
     """As ``wait_for``, with the reason for each target that is not ready."""
+    check_seconds(timeout_s)
+    timeout_s = max(timeout_s, FIRST_PAUSE_S)  # one round, whatever the limit
     if free:
         if stable:
             raise UsageError("a free port has no connection that could last", "use stable without free")
@@ -157,7 +159,7 @@ def _watch(port: Ports, protocol: Protocol) -> AwaitedPort | _UdpTarget:
     destination = Destination(port.host or ports.LOCALHOST, port.first)
     if protocol == "udp":
         return _UdpTarget(destination)
-    return AwaitedPort(destination.address or destination.host.lookup_name, destination.port)
+    return AwaitedPort(destination.address or destination.lookup_name, destination.port)
 
 
 class _UdpTarget:
@@ -201,7 +203,7 @@ def _udp_rounds(destination: Destination, until: float) -> Iterator[str | None]:
 
     pauses = waits(FIRST_PAUSE_S, LONGEST_PAUSE_S)
     round_s = FIRST_UDP_S
-    host, port = destination.host.lookup_name, destination.port
+    host, port = destination.lookup_name, destination.port
     while (left_s := until - monotonic()) > 0:
         resolved = Resolved(host, (destination.address,)) if destination.address else resolve_one(host)
         results: list[tuple[Outcome, Evidence]] = []
@@ -265,7 +267,7 @@ def _local_ports(port: Ports, protocol: Protocol, until: float) -> LocalPorts:
 def _addresses(destination: Destination, until: float) -> tuple[ResolvedAddress, ...]:
     if destination.address is not None:
         return (destination.address,)
-    (resolved,) = resolve([destination.host.lookup_name], until - monotonic())
+    (resolved,) = resolve([destination.lookup_name], until - monotonic())
     return resolved.addresses
 
 

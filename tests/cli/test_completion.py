@@ -252,6 +252,12 @@ def test_every_parameter_in_the_tables_exists():
         assert (command, name) in known or (command == "" and any(name == n for _, n in known)), (command, name)
 
 
+def test_the_summaries_are_those_of_the_commands():
+    context = click.Context(cli.portbook)
+    summaries = {name: cli.portbook.get_command(context, name).get_short_help_str() for name in cli.COMMANDS}
+    assert summaries == completion.SUMMARIES
+
+
 @pytest.mark.parametrize("value", ["$(id)", "`id`", "a b", "a;b", "a'b", "-\x1b[2J", "a\nb", "ü"])
 def test_a_value_that_a_shell_may_act_upon_is_not_offered(value):
     assert list(completion._items([(value, ""), ("fine", "a\x1b[2Jb\n")], "", "")) != []

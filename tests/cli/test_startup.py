@@ -21,7 +21,7 @@ sys.argv[1:] = {arguments!r}
 code = main()
 """
 LIST = ["list", "--port", "1", "--json", *(["--source", "procfs"] if sys.platform == "linux" else [])]
-COMPLETE = {"_PORTBOOK_COMPLETE": "bash_complete", "COMP_LINE": "portbook --al"}
+COMPLETE = {"_PORTBOOK_COMPLETE": "bash_complete"}
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -44,11 +44,12 @@ def test_a_listing_does_not_load(module):
     assert done.stderr == "None"
 
 
-@pytest.mark.parametrize("module", ["msgspec", "socket", "inspect", "portbook.inventory"])
-def test_completion_does_not_load(module):
+@pytest.mark.parametrize("module", ["msgspec", "socket", "inspect", "portbook.inventory", "portbook.cli.scan"])
+@pytest.mark.parametrize(("line", "offered"), [("portbook --al", "plain,--all"), ("portbook sto", "plain,stop")])
+def test_completion_does_not_load(module, line, offered):
     looking = f"found = sys.modules.get({module!r}); sys.stderr.write(str(getattr(found, '__file__', None)))"
-    done = python(RUN.format(arguments=[]) + looking, **COMPLETE)
-    assert done.stdout.split() == ["plain,--all"]
+    done = python(RUN.format(arguments=[]) + looking, **COMPLETE, COMP_LINE=line)
+    assert done.stdout.split() == [offered]
     assert done.stderr == "None"
 
 

@@ -109,7 +109,7 @@ def test_people_get_a_table_and_a_summary(ports):
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0] == HOST
-    assert lines[1].split() == ["PORT", "PROTOCOL", "STATE", "SERVICE", "EVIDENCE", "RTT"]
+    assert lines[1].split() == ["PORT", "PROTOCOL", "STATE", "SERVICE", "EVIDENCE", "RTT", "PROCESS"]
     rows = [line.split() for line in lines[2:22]]
     assert [int(row[0]) for row in rows] == sorted(listening)
     assert {row[2] for row in rows} == {"open"}

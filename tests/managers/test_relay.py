@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portbook.managers import relay
+from portbook.managers import publications, relay
 from portbook.managers.relay import MOST_LENGTH, Relay, behind
 from portbook.netconfig.facts import Publication
 from portbook.records import Owner
@@ -229,6 +231,11 @@ def test_other_programs(line, exe, to):
         assert found is None
     else:
         assert found.to.startswith(to)
+
+
+def test_where_daemons_have_no_unix_sockets_nothing_is_published(monkeypatch):
+    monkeypatch.delattr(os, "geteuid", raising=False)
+    assert publications.take() == ((), [])
 
 
 def test_a_name_that_a_process_chose_does_not_count_beside_its_executable():

@@ -322,12 +322,14 @@ def test_ssh_that_was_asked_through_its_control_socket(run, box, tmp_path):
         subprocess.run(["ssh", *options, "-O", "exit", "box"], check=False, capture_output=True, timeout=LIMIT_S)
 
 
-def test_autossh_starts_its_ssh_again(run, box):
-    run("autossh", "-M", "0", "-F", box("LocalForward 127.0.0.1:8080 127.0.0.1:80"), "-N", "box")
+def test_autossh_ends_with_its_ssh(run, box):
+    """After SIGTERM it does not start ssh again, autossh(1): it needs no row in the table of supervisors."""
+    process = run("autossh", "-M", "0", "-F", box("LocalForward 127.0.0.1:8080 127.0.0.1:80"), "-N", "box")
     assert relay_of(8080).program == "ssh"
     (holder,) = who(8080, "tcp").holders
-    found = find_supervisor(holder.owner, holder.parents, "linux", 0)
-    assert (found.kind, found.name, found.advice) == ("supervisor", "autossh", "end autossh itself")
+    assert find_supervisor(holder.owner, holder.parents, "linux", 0) is None
+    os.kill(holder.owner.pid, signal.SIGTERM)
+    assert process.wait(LIMIT_S) is not None
 
 
 def test_a_session_of_sshd_holds_what_its_client_asked_for(run, box):
@@ -413,20 +415,34 @@ service echoer
 """
 
 
+def assert_freed_by_sighup(process: subprocess.Popen[bytes]) -> None:
+    """The remedy that is given: the line is gone from the configuration, which is read again."""
+    os.kill(process.pid, signal.SIGHUP)
+    for _ in range(LIMIT_S * 50):
+        if not who(8080, "tcp").held:
+            break
+        time.sleep(0.02)
+    assert (who(8080, "tcp").held, process.poll()) == (False, None)
+
+
 @pytest.mark.parametrize("program", ["inetd", "inetutils-inetd"])
 def test_inetd(run, tmp_path, program):
     """Debian: openbsd-inetd and inetutils-inetd."""
     path = tmp_path / "inetd.conf"
     path.write_text("127.0.0.1:8080 stream tcp nowait root /bin/cat cat\n")
-    run(program, "-d", str(path))
+    process = run(program, "-d", str(path))
     found = relay_of(8080)
     assert (found.kind, found.to) == ("super-server", f"the program that {path} names for 8080/tcp")
-    assert "kill -HUP" in found.remedy
+    assert found.remedy.endswith(f"kill -HUP {process.pid}")
+    path.write_text("")
+    assert_freed_by_sighup(process)
 
 
 def test_xinetd(run, tmp_path):
     path = tmp_path / "xinetd.conf"
     path.write_text(XINETD)
-    run("xinetd", "-dontfork", "-f", str(path))
+    process = run("xinetd", "-dontfork", "-f", str(path))
     found = relay_of(8080)
     assert (found.kind, found.to) == ("super-server", f"the program that {path} names for 8080/tcp")
+    path.write_text(XINETD.replace("8080", "8081"))  # without any service it would end
+    assert_freed_by_sighup(process)

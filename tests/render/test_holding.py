@@ -106,8 +106,8 @@ def test_what_everybody_may_know_of_an_invisible_holder():
     gap = Gap("owner", 1, "not visible", "run with sudo")
     text = "\n".join(holding.lines([answer(sockets=(s,), gaps=(gap,))], Style()))
     heading, _, *rows = text.splitlines()
-    assert heading == "port 80 is held by an unknown process (needs root), user root, created in ssh.service"
-    assert rows[0].endswith(", user root, created in ssh.service")
+    assert heading == "port 80 is held by an unknown process of user root in ssh.service (needs root)"
+    assert rows[0].endswith(", created by a process of user root in ssh.service")
     numbered = replace(s, user=None, uid=4711, service=None)
     assert "user 4711" in holding.lines([answer(sockets=(numbered,))], Style())[0]
 

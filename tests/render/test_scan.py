@@ -114,14 +114,15 @@ def test_addresses_that_gave_no_answer_are_counted():
     assert shown([*answers, answer(80, address="10.0.0.251")])[-2:] == ["250 addresses gave no answer at all", ""]
 
 
-def test_an_unreachable_address_is_one_line_with_the_reason():
+def test_addresses_that_no_host_has_are_one_kind_with_the_silent_ones():
     """As without an answer to ARP: some silence, then this kernel reports that the host is unreachable."""
     gone = Evidence("icmp", 113, "EHOSTUNREACH", 3, 1, "10.0.0.200")
     answers = [answer(p, "timeout", SILENCE, address=f"10.0.0.{n}") for n in (7, 8) for p in range(n)]
     answers += [answer(p, "unreachable", gone, address=f"10.0.0.{n}") for n in (7, 8) for p in range(20, 23)]
     assert shown([*answers, answer(1, "closed", address="10.0.0.9")]) == [
-        "10.0.0.7-10.0.0.8: unreachable (ICMP 3/1 from 10.0.0.200), no answer",
         "10.0.0.9: 1 closed (RST: ECONNREFUSED)",
+        "",
+        "2 addresses gave no answer at all, 2 of them host unreachable (ICMP 3/1 from 10.0.0.200)",
         "",
     ]
 
@@ -261,6 +262,7 @@ ANSWERS = [
     Answer("nonesuch", None, None, 0, "tcp", "name-not-found", Evidence("resolver"), attempts=0),
 ]
 FIELDS = ["target", "address", "zone", "port", "protocol", "outcome", "evidence", "rtt_ms", "attempts", "service"]
+FIELDS += ["service_origin", "pid", "process", "banner"]
 
 
 def written(form, answers=ANSWERS):
@@ -475,7 +477,12 @@ def test_reasons_are_words_that_nmap_uses(evidence, outcome, reason):
 
 def test_characters_that_xml_cannot_hold_are_replaced():
     text = xml(
-        [answer(53, evidence=Evidence("reply"), service="a\0\x1b<&>\"'\ud800\n", protocol="udp")], protocol="udp"
+        [
+            answer(
+                53, evidence=Evidence("reply"), service="a\0\x1b<&>\"'\ud800\n", service_origin="reply", protocol="udp"
+            )
+        ],
+        protocol="udp",
     )
     from xml.etree import ElementTree
 

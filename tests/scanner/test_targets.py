@@ -76,12 +76,12 @@ WRONG = [
     ("10.0.0.0/33", "not a network", "10.0.0.0/24"),
     ("host/24", "not a network", "10.0.0.0/24"),
     ("http://localhost", "not a network", "a name"),
-    ("10.0.0.256", "not an address", "10.0.0.1"),
+    ("10.0.0.256", "not an address", "four numbers from 0 to 255"),
     ("10.1", "not an address", "10.0.0.1"),
-    ("1", "not an address", "10.0.0.1"),
-    ("0x7f000001", "not an address", "10.0.0.1"),
-    ("host.0x7f", "not an address", "10.0.0.1"),
-    ("010.0.0.1", "not an address", "10.0.0.1"),
+    ("1", "not an address", "write 0.0.0.1"),
+    ("0x7f000001", "not an address", "write 127.0.0.1"),
+    ("host.0x7f", "not an address", "four numbers"),
+    ("010.0.0.1", "is read as 10.0.0.1 or as 8.0.0.1", "write the one that is meant"),
     ("10.0.0-5.1", "not an address", "10.0.0.1"),
     ("", "not an address", "a name"),
     ("[::1", "not an address", "a name"),
@@ -141,7 +141,7 @@ def test_a_file_has_targets_comments_and_a_byte_order_mark(tmp_path):
 def test_a_mistake_in_a_file_names_the_line(tmp_path):
     path = tmp_path / "hosts"
     path.write_text("10.0.0.1\n10.0.0.300\n")
-    with pytest.raises(UsageError, match=r"hosts line 2: target '10\.0\.0\.300' is not an address; valid values are"):
+    with pytest.raises(UsageError, match=r"hosts line 2: target '10\.0\.0\.300' is not an address; an IPv4 address"):
         list(parse_targets([f"@{path}"]))
 
 

@@ -72,7 +72,9 @@ def dump(protocol, data, interrupted=False):
 def reach(address):
     ip = ipaddress.ip_address(address)
     ip = getattr(ip, "ipv4_mapped", None) or ip
-    return "any" if ip.is_unspecified else "loopback" if ip.is_loopback else "address"
+    kinds = {"any": ip.is_unspecified, "loopback": ip.is_loopback, "multicast": ip.is_multicast}
+    kinds["broadcast"] = str(ip) == "255.255.255.255"
+    return next((kind for kind, is_it in kinds.items() if is_it), "address")
 
 
 NOTABLE = ["0.0.0.0", "127.0.0.1", "127.255.255.255", "128.0.0.1", "255.255.255.255"]
@@ -117,7 +119,7 @@ def rows(draw):
         remote_address=text() if peer else None,
         remote_port=draw(st.integers(1, 65535)) if peer else None,
         state=state,
-        reach=reach(local),
+        reach="none" if state == "BOUND" else reach(local),
         zone=scope if link_local else None,
         interface=None if link_local else scope,
         uid=uid if uid or inode else None,
@@ -388,7 +390,7 @@ def test_a_dump_without_its_end_is_garbled():
 
 @pytest.mark.parametrize(
     ("number", "expected"),
-    [(errno.EPROTONOSUPPORT, SourceMissing), (errno.EAFNOSUPPORT, SourceMissing), (errno.EACCES, SourceDenied)],
+    [(errno.EPROTONOSUPPORT, SourceMissing), (errno.EAFNOSUPPORT, SourceDenied), (errno.EACCES, SourceDenied)],
 )
 def test_a_system_without_netlink(monkeypatch, number, expected):
     def refused(*_):

@@ -5,16 +5,19 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from portbook.addresses import DUAL, EVERYWHERE, Endpoint
 from portbook.bind.attempt import BindAttempt
 from portbook.managers import control, relay, supervisor
 from portbook.managers.supervisor import Supervisor
 from portbook.records import SCHEMA, Gap, Holding, Socket
-from portbook.stop import plan, protected, result
+from portbook.stop import plan, protected, result, supervision
 from portbook.stop.bindable import Bindable, combine
 from portbook.stop.records import StopTarget
 from tests.managers.test_supervisor import ID, NOW, holder, looked_after, owner
+
+COMMAND = Supervisor("systemd", "a.service", ("systemctl", "stop", "a.service"))
 
 
 def listening(*owners, address="127.0.0.1", state="LISTEN", **more):
@@ -85,6 +88,66 @@ def test_docker_names_the_container_behind_its_proxy(monkeypatch):
     assert "docker ps" in found.advice
 
 
+def test_without_an_answer_of_systemd_no_unit_is_stopped(monkeypatch):
+    """Its main process may be one that the machine needs."""
+    monkeypatch.setattr(control, "BOOTED", "/")
+    for text in ("", "LoadState=not-found\nActiveState=inactive\n", "Failed to connect to bus"):
+        monkeypatch.setattr(control, "run_command", lambda _, __, text=text: control.CommandResult(1, text))
+        found = control.query_manager(COMMAND, 8080, "tcp")
+        assert (found.command, found.advice) == (None, "systemctl stop a.service")
+    removed = "LoadState=not-found\nActiveState=active\nMainPID=7\nKillMode=mixed\nRestart=no\n"
+    monkeypatch.setattr(control, "run_command", lambda _, __: control.CommandResult(0, removed))
+    found = control.query_manager(COMMAND, 8080, "tcp")
+    assert (found.command, found.main_pid, found.kill_mode) == (("systemctl", "stop", "a.service"), 7, "mixed")
+
+
+ASKED = replace(COMMAND, restarts=True, main_pid=70, control_pid=0, kill_mode="control-group")
+
+
+@pytest.mark.parametrize(
+    ("known", "parents", "holding", "main", "supervises"),
+    [
+        (replace(ASKED, main_pid=100), [], [], None, True),  # the service itself
+        (replace(ASKED, control_pid=100, kill_mode="process"), [], [], None, True),
+        (replace(ASKED, main_pid=0), [], [], None, True),  # all of the unit is the service
+        (replace(ASKED, main_pid=0, kill_mode="process"), [], [], None, False),
+        (ASKED, [70], [], "npm", True),  # a script that runs the server
+        (ASKED, [], [70], "nginx", True),  # workers of a server
+        (ASKED, [], [], "agent", False),  # it left its parents
+        (ASKED, [70], [], "sshd", False),
+        (ASKED, [70], [70], "dockerd", False),
+        (replace(ASKED, kill_mode="process"), [70], [], "cron", False),
+        (replace(ASKED, kill_mode="none"), [70], [70], "x", False),
+        (replace(ASKED, main_pid=None), [], [], None, True),  # no unit, or without an answer
+    ],
+)
+def test_what_systemd_supervises(known, parents, holding, main, supervises):
+    one = holder(owner(), *[owner(pid) for pid in parents])
+    process = owner(70, name=main, exe=None) if main else None
+    found = supervision.judge(known, one, holding, process)
+    assert (found == known) is supervises
+    if not supervises:
+        assert (found.command, found.restarts) == (None, False)
+        assert refused(one.owner, found=found) == []
+
+
+@pytest.mark.parametrize(
+    ("unit", "name", "is_supervised"),
+    [
+        ("ssh.service", "sshd", True),
+        ("ssh.service", "python3", False),
+        ("sshd@3-127.0.0.1:22.service", "node", False),
+        ("cron.service", "node", False),
+        ("getty@tty1.service", "node", False),
+        ("actions.runner.acme-web.box.service", "node", False),
+        ("sshguard.service", "node", True),
+    ],
+)
+def test_units_that_only_start_what_others_ask_for_are_known_by_name(unit, name, is_supervised):
+    one = owner(name=name, exe=f"/usr/bin/{name}", cgroup=f"/system.slice/{unit}")
+    assert (looked_after(holder(one), "linux", 0) is not None) is is_supervised
+
+
 # --- what is refused -----------------------------------------------------------------------------------------------
 
 
@@ -100,7 +163,6 @@ def refused(one, platform="linux", found=None, **situation):
 
 
 KNOW, VIA = ("override",), ("via-manager",)
-COMMAND = Supervisor("systemd", "a.service", ("systemctl", "stop", "a.service"))
 
 
 @pytest.mark.parametrize(
@@ -310,3 +372,29 @@ def test_the_result_of_a_bind_decides(names, free, noted):
     bindable = combine(BindAttempt(HERE, 80, name and 1, name, name and "bind") for name in names)
     assert (bindable.free, bindable.note is not None) == (free, noted)
     assert noted or bindable == Bindable(free)
+
+
+@pytest.mark.parametrize(
+    ("creator", "user", "parents", "beside", "expected"),
+    [
+        ("root", "www-data", [], [], None),  # a server that gives up root
+        ("me", "me", [], [], None),
+        (None, "root", [], [], None),  # a source that cannot tell
+        ("me", None, [], [], None),
+        ("me", "root", [], [], "me"),
+        ("me", "postgres", [], [], "me"),
+        ("me", "root", [], [("me", 300)], "me"),
+        ("me", "root", [300], [("me", 300)], None),  # as sudo, below a process that has the socket
+        ("100000", "100033", [], [], None),  # a container without privilege
+        ("100000", "root", [], [], "100000"),
+    ],
+)
+def test_a_socket_that_another_user_made_was_handed_over_unless_it_was_inherited(
+    creator, user, parents, beside, expected
+):
+    def having(one, *above):
+        return holder(one, *above, sockets=[listening(one, user=creator, inode=7)])
+
+    one = having(owner(user=user), *[owner(pid) for pid in parents])
+    others = [having(owner(pid, user=name)) for name, pid in beside]
+    assert plan.handed_over_by(one, [one, *others]) == expected

@@ -666,7 +666,7 @@ def test_a_machine_that_cannot_be_read_is_an_error():
     ("arguments", "valid"),
     [
         (["0"], "1 to 65535"),
-        (["80-90"], "each port"),
+        (["90-80"], "90-80"),
         (["80/sctp"], "tcp, udp"),
         ([], "--help"),
         (["80", "--timeout", "-1"], ""),

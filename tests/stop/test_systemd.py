@@ -391,6 +391,40 @@ def test_a_name_below_a_delegated_unit_is_no_unit(lab):
     lab.systemctl("stop", "victim.service")
 
 
+SSHD = """Port 2222
+ListenAddress 127.0.0.1
+HostKey {0}/host
+AuthorizedKeysFile {0}/id.pub
+StrictModes no
+UsePAM no
+PermitRootLogin yes
+PidFile none
+"""
+OVER_SSH = 'nohup {} -I -S -c "{}" >/dev/null 2>&1 </dev/null &'
+
+
+def test_a_server_that_was_started_over_ssh_is_ended_and_sshd_stays(lab, tmp_path):
+    """Without pam_systemd there is no session: it is in ssh.service, as Debian has that, and outlives its login."""
+    need(os.path.exists("/usr/sbin/sshd"), "sshd")
+    for name in ("host", "id"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)], check=True)
+    (tmp_path / "sshd_config").write_text(SSHD.format(tmp_path))
+    unit = "KillMode=process\nRestart=on-failure\nRuntimeDirectory=sshd\n"
+    lab.unit("ssh.service", f"[Service]\n{unit}ExecStart=/usr/sbin/sshd -D -f {tmp_path}/sshd_config")
+    lab.systemctl("start", "ssh.service")
+    wait_for(lab, 2222)
+    options = f"-F none -p 2222 -i {tmp_path}/id -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null".split()
+    server = OVER_SSH.format(sys.executable, SERVER.format(port=8020))
+    lab.run("ssh", *options, "root@127.0.0.1", server)
+    wait_for(lab, 8020)
+    main = lab.main_pid("ssh.service")
+    code, answer = lab.stop(8020, "--yes", "--via-manager")
+    assert answer["targets"][0]["holder"]["owner"]["service"] == "ssh.service"
+    assert (code, answer["result"], answer["ended"][0]["by"]) == (0, "stopped", ["SIGTERM"])
+    assert lab.main_pid("ssh.service") == main
+    lab.systemctl("stop", "ssh.service")
+
+
 # --- what is known beforehand --------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from contextlib import ExitStack
 
 import pytest
 
+import portbook
 from portbook import why
 from portbook.errors import SourceMissing
 from portbook.system import netlink
@@ -177,6 +178,80 @@ def test_a_udp_socket(network):
     assert found.evidence["owners"][0]["pid"] == os.getpid()
 
 
+@pytest.mark.parametrize("address", ["0.0.0.0", "127.0.0.1", "::"])
+def test_a_udp_socket_that_allows_sharing(network, address):
+    """mDNS: avahi, browsers and others have 5353 together; to end one of them is no remedy."""
+    with bound(address, 5353, kind=UDP, reuse=True) as holder:
+        verdict = why(5353, "udp")
+        holder.setblocking(False)
+        place = ("::1" if ":" in address else "127.0.0.1", 5353)
+        with socket.socket(holder.family, UDP) as client:
+            client.sendto(b"x", place)
+        assert holder.recv(1) == b"x"
+        assert not everywhere(5353, UDP)
+        assert bindable((address, 5353), kind=UDP) is False
+        with bound(address, 5353, kind=UDP, reuse=True):
+            pass  # the remedy
+    found = finding(verdict, "udp-socket")
+    assert (verdict.can_have, found.evidence["allows_sharing"]) == (False, True)
+    assert found.remedy.startswith("set SO_REUSEADDR and join the group, as every mDNS program does")
+    assert "stop" not in found.remedy
+
+
+def test_asking_a_udp_socket_whether_it_shares_takes_nothing_from_it(network):
+    """Of several sockets the last one gets the datagrams: none may be lost to the one that asks."""
+    end = threading.Event()
+    namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    sent = 0
+
+    def send():
+        nonlocal sent
+        assert ctypes.CDLL(None).setns(namespace, 0x40000000) == 0
+        with socket.socket(socket.AF_INET, UDP) as client:
+            while not end.is_set() and sent < 50_000:
+                sent += client.send(b"x") if sent else client.sendto(b"x", ("127.0.0.1", 5353))
+                if sent == 1:
+                    client.connect(("127.0.0.1", 5353))
+
+    with bound("0.0.0.0", 5353, kind=UDP, reuse=True) as holder:
+        holder.setsockopt(socket.SOL_SOCKET, 33, 1 << 28)  # SO_RCVBUFFORCE
+        thread = threading.Thread(target=send)
+        thread.start()
+        try:
+            for _ in range(10):
+                assert finding(why(5353, "udp"), "udp-socket").evidence["allows_sharing"]
+        finally:
+            end.set()
+            thread.join()
+            os.close(namespace)
+        holder.setblocking(False)
+        received = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                received += len(holder.recv(1))
+    assert received == sent > 0
+
+
+def test_a_real_avahi(network, tmp_path):
+    daemon = "/usr/sbin/avahi-daemon"
+    need(os.path.exists(daemon), "avahi-daemon")
+    configuration = tmp_path / "avahi.conf"
+    configuration.write_text("[server]\nenable-dbus=no\nuse-ipv6=no\n[publish]\n")
+    os.makedirs("/run/avahi-daemon", exist_ok=True)
+    network.start(daemon, "-f", str(configuration), "--no-drop-root", "--no-chroot", "--no-rlimits", "--no-proc-title")
+    network.wait_for(5353, "udp")
+    found = finding(why(5353, "udp"), "udp-socket")
+    assert "avahi-daemon" in found.text
+    assert found.remedy.startswith("set SO_REUSEADDR and join the group")
+
+
+def test_a_udp_port_of_another_kind_that_allows_sharing(network):
+    with bound("127.0.0.1", 8125, kind=UDP, reuse=True):
+        found = finding(why(8125, "udp"), "udp-socket")
+    assert found.remedy.startswith("set SO_REUSEADDR to share the port")
+    assert "else end the holder: portbook stop 8125/udp" in found.remedy
+
+
 def test_a_connection_whose_end_it_is(network):
     """A client may have any port by chance; here it bound it."""
     with socket.create_server(("127.0.0.1", 0)) as listener, bound("127.0.0.1", 8080) as client:
@@ -191,6 +266,30 @@ def test_a_connection_whose_end_it_is(network):
 
 def listener_port(found):
     return int(found.evidence["sockets"][0]["remote"].split()[1])
+
+
+def test_a_connection_that_its_process_does_not_close(network):
+    """CLOSE_WAIT has no limit of time: only the process can end it."""
+    with connected(bound(listens=True)) as (client, _accepted):
+        client.close()
+        wait_for_state(network, "close-wait")
+        verdict = why(8080)
+        assert not everywhere(8080)
+    found = finding(verdict, "connection")
+    assert found.evidence["sockets"][0]["state"] == "CLOSE_WAIT"
+    assert "in CLOSE_WAIT: its peer has closed, the process has not" in found.text
+    assert found.remedy.startswith("only the process can end it")
+    assert f"end pid {os.getpid()}" in found.remedy
+
+
+def test_a_connection_whose_process_has_shut_down_its_side(network):
+    with connected(bound(listens=True)) as (client, accepted):
+        accepted.shutdown(socket.SHUT_WR)
+        assert client.recv(1) == b""
+        wait_for_state(network, "fin-wait-2")
+        found = finding(why(8080), "connection")
+    assert "in FIN_WAIT2: the process has shut down its side, its peer has not closed" in found.text
+    assert found.remedy.startswith("wait")
 
 
 def test_connections_of_a_listener_are_not_reported_beside_it(network):
@@ -424,6 +523,41 @@ def test_an_address_that_ipv6_is_still_checking(network):
     assert found.evidence == {"address": "fd77::5", "interface": "link0"}
 
 
+@pytest.mark.parametrize(
+    ("address", "protocol", "severity", "kind"),
+    [
+        ("224.0.0.251", "tcp", "warns", "multicast"),
+        ("224.0.0.251", "udp", "warns", "multicast"),
+        ("10.77.0.255", "tcp", "warns", "broadcast"),
+        ("10.77.0.255", "udp", "warns", "broadcast"),
+        ("255.255.255.255", "udp", "warns", "broadcast"),
+        ("ff15::1", "tcp", "blocks", "multicast"),
+        ("ff15::1", "udp", "warns", "multicast"),
+    ],
+)
+def test_addresses_of_many(network, address, protocol, severity, kind):
+    verdict = why(8080, protocol, address=address)
+    found = finding(verdict, "not-unicast")
+    assert (found.severity, found.evidence["kind"]) == (severity, kind)
+    assert codes(verdict) == ["not-unicast"]
+    assert verdict.can_have is bindable((address, 8080), kind=UDP if protocol == "udp" else socket.SOCK_STREAM)
+    assert verdict.can_have is (severity == "warns")
+
+
+def test_multicast_of_a_link_needs_its_interface(network):
+    verdict = why(8080, "udp", address="ff02::fb")
+    assert (verdict.can_have, codes(verdict, "blocks")) == (False, ["address-not-local"])
+    assert "link-local multicast address and needs an interface" in finding(verdict, "address-not-local").text
+    assert why(8080, "udp", address="ff02::fb%link0").can_have
+
+
+def test_a_listener_whose_address_has_gone(network):
+    with bound("10.77.0.1", listens=True):
+        network.run("ip", "address", "del", "10.77.0.1/24", "dev", "link0")
+        found = finding(why(8080), "listener")
+    assert "no interface has 10.77.0.1 any longer" in found.text
+
+
 def test_ipv6_switched_off(network):
     network.sysctl("net.ipv6.conf.all.disable_ipv6", 1)
     verdict, loopback = why(8080), why(8080, address="::1")
@@ -468,6 +602,72 @@ def test_a_capability_of_another_user_namespace_does_not_count(network):
     assert (verdict.can_have, had, found.severity) == (False, False, "blocks")
     assert found.evidence["CAP_NET_BIND_SERVICE"] is True
     assert "user namespace" in found.text
+
+
+def test_in_a_user_namespace_only_what_works_there_is_a_remedy(network):
+    """As root of a rootless container that shares the host's network."""
+
+    def inside():
+        assert ctypes.CDLL(None, use_errno=True).unshare(0x10000000) == 0  # CLONE_NEWUSER
+        return finding(why(80), "privileged-port").remedy
+
+    remedy = as_user(inside)
+    assert "setcap" not in remedy
+    assert "AmbientCapabilities" not in remedy
+    assert "net.ipv4.ip_unprivileged_port_start=80 set from outside this container" in remedy
+
+
+def test_a_setting_that_can_be_changed_here_is_a_remedy_without_sudo(network):
+    """As root of a container with a network of its own and without capabilities to bind."""
+    bounding = "setpriv --bounding-set -net_bind_service --inh-caps -net_bind_service"
+    ask = f"{sys.executable} -m portbook why 80 --json"
+    script = f"{bounding} {ask}; sysctl -qw net.ipv4.ip_unprivileged_port_start=80; {bounding} {ask}"
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(portbook.__path__[0])}
+    done = subprocess.run(
+        ["unshare", "-r", "-n", "sh", "-c", f"ip link set lo up; {script}"],
+        env=environment, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    before, after = map(json.loads, done.stdout.splitlines())
+    (found,) = [f for f in before["findings"] if f["code"] == "privileged-port"]
+    assert (before["can_have"], after["can_have"]) == (False, True)
+    assert "for all users, sysctl net.ipv4.ip_unprivileged_port_start=80" in found["remedy"]
+    assert "setcap" not in found["remedy"]
+
+
+PR_CAPBSET_DROP, CAP_NET_BIND_SERVICE = 24, 10
+
+
+@pytest.mark.parametrize("option", [(38, 1), (PR_CAPBSET_DROP, CAP_NET_BIND_SERVICE)], ids=["no_new_privs", "bounding"])
+def test_setcap_is_no_remedy_where_it_has_no_effect(network, option):
+    """What a process gives up for good: prctl(2)."""
+
+    def inside():
+        assert ctypes.CDLL(None, use_errno=True).prctl(*option, 0, 0, 0) == 0
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        return finding(why(80), "privileged-port").remedy
+
+    remedy = netlab.call(inside)
+    assert "setcap" not in remedy
+    assert "AmbientCapabilities" in remedy
+    assert "setcap" in finding(as_user(why, 80), "privileged-port").remedy
+
+
+def test_in_a_container_without_capabilities(network):
+    """/proc/sys is read-only there, and no unit of systemd is of use."""
+
+    def inside():
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.unshare(0x00020000) == 0  # CLONE_NEWNS
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+        subprocess.run(["mount", "--bind", "/proc/sys", "/proc/sys"], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", "/proc/sys"], check=True)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        return finding(why(80), "privileged-port").remedy, finding(why(8080, address="192.0.2.1"), "address-not-local")
+
+    privileged, foreign = netlab.call(inside)
+    assert privileged.startswith("start the container with --cap-add NET_BIND_SERVICE; or, for all users, ")
+    assert "--sysctl net.ipv4.ip_unprivileged_port_start=80" in privileged
+    assert "net.ipv4.ip_nonlocal_bind=1 set from outside this container" in foreign.remedy
 
 
 def test_a_port_of_the_ephemeral_range(network):

@@ -24,10 +24,11 @@ def _wine_version() -> int | None:
 WINE = _wine_version()
 
 
-def lacks(what: str, *, until: int | None = None) -> pytest.MarkDecorator:
+def lacks(what: str, *, since: int = 0, until: int | None = None) -> pytest.MarkDecorator:
     """Expect a failure under Wine and a success on Windows: what the laboratory cannot show.
 
+    :param since: the first version of Wine that lacks it
     :param until: the first version of Wine that has it; None: no known version
     """
-    is_lacking = WINE is not None and (until is None or until > WINE)
+    is_lacking = WINE is not None and since <= WINE and (until is None or until > WINE)
     return pytest.mark.xfail(is_lacking, strict=True, reason=f"Wine {WINE} {what}")

@@ -109,6 +109,7 @@ def test_a_shared_console_is_not_touched(start):
     assert shell.poll() is None
 
 
+@lacks("ends a program that ignores Ctrl+C when its console is used", since=10)
 def test_a_stubborn_program_ends_by_force(start):
     child, _, port = start(STUBBORN, flags=NEW_CONSOLE)
     answer = carry_out(plan_stop(port), timeout_s=1, force=True)

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 # The parts that are the same on every system: what is parsed must not depend on the platform.
 EVERYWHERE = [f"tests/sources/test_{name}.py" for name in ("iphlpapi", "netstat", "psutil_")]
 EVERYWHERE += [f"tests/netconfig/windows/test_{name}.py" for name in ("netsh", "httpsys", "portproxy")]
-EVERYWHERE += ["tests/scanner/tcp/test_engine.py", "tests/test_dialing.py"]
+EVERYWHERE += ["tests/scanner/tcp/test_engine.py", "tests/test_dialing.py", "tests/test_waiting.py"]
 EVERYWHERE += ["tests/test_addresses.py", "tests/test_numerals.py"]
 EVERYWHERE += ["tests/bind/test_choice.py", "tests/bind/test_endpoints.py", "tests/managers/test_relay.py"]
 EVERYWHERE += [f"tests/system/test_{name}.py" for name in ("files", "program", "winapi")]

@@ -11,6 +11,7 @@ from portbook.cli import base, exits, output
 
 if TYPE_CHECKING:
     from portbook.dialing import Dial
+    from portbook.ports import Ports
 
 NOT_FOUND_OUT = ("error", "lookup-failed")
 
@@ -71,24 +72,28 @@ def command(
     from portbook import dialing
     from portbook.ports import parse_targets
     from portbook.render import dial as render
-    from portbook.render.text import safe, style_of
+    from portbook.render.text import note, style_of
 
     tls = tls or verify or expires_within is not None or server_name is not None
     wanted = parse_targets(targets, ports)
     for target in wanted:
         dialing.parse_destination(target)  # report an invalid target before anything is dialed
-    code = exits.YES
-    for target in wanted:
-        result = dialing.dial(
+
+    def dial(target: Ports) -> Dial:
+        return dialing.dial(
             target, timeout_s=timeout, retries=retries, times=times, tls=tls, server_name=server_name
         )  # fmt: skip
+
+    code = exits.YES
+    # One after the other if times are compared: they would disturb each other.
+    for result in map(dial, wanted) if times > 1 else dialing.in_threads(dial, wanted):
         failures = list(render.failures(result, verify=verify, expires_within=expires_within))
         if as_json:
             output.write_bytes(render.json([result]))
         else:
             sys.stdout.write("\n".join(render.lines(result, style_of(sys.stdout))) + "\n")
             sys.stdout.flush()
-        sys.stderr.write("".join(f"portbook: {safe(line)}\n" for line in failures))
+        sys.stderr.write("".join(map(note, failures)))
         code = _worse(code, exits.NO if failures else _exit_code(result))
     return code
 

@@ -27,6 +27,7 @@ NO_FORMAT = "nothing"  # write the XML alone
 @base.option("-u", "--udp", is_flag=True, help="UDP instead of TCP")
 @survey.only_open
 @survey.options
+@base.option("--banner", is_flag=True, help="read what each open TCP port says first; nothing is sent")
 @base.option("--no-breaker", is_flag=True, help="probe every TCP port of silent hosts too; slow")
 @base.option(
     "--nmap-xml",
@@ -46,6 +47,7 @@ def command(
     concurrency: int | None,
     deadline: float | None,
     form: str | None,
+    banner: bool,
     no_breaker: bool,
     xml_path: str | None,
     allow_public: bool,
@@ -82,6 +84,7 @@ def command(
         limits=limits,
         allow_public=allow_public,
         only_open=only_open,
+        banner=banner,
         on_event=meter.show_event,
     )
 

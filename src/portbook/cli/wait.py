@@ -52,9 +52,10 @@ def command(
     arguments = exec_command.arguments(ctx)
     path = exec_command.executable(arguments[0]) if arguments else None  # fail before the wait
     wanted = _wanted(targets, ports, free)
-    unready = wait_until_ready(
-        wanted, udp=udp, free=free, stable=stable, timeout_s=timeout, on_round=_progress(len(wanted))
-    )
+    show = _progress(len(wanted))
+    unready = wait_until_ready(wanted, udp=udp, free=free, stable=stable, timeout_s=timeout, on_round=show)
+    if show is not None:
+        show([])  # else what follows would be written behind it
     if unready:
         from portbook.render.text import note
 

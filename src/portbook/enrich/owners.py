@@ -11,7 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from portbook.enrich import enrichers, namespaces
-from portbook.names import service_name
+from portbook.names import service_names
 from portbook.numerals import counted
 from portbook.records import FoundBy, Gap, Owner, Socket
 from portbook.system.users import user_name
@@ -162,7 +162,12 @@ def _look_again(sockets: list[Socket], unowned: set[int], found: _Found, made: _
     unowned = unowned - look.kernel.keys() - look.gone
     for inode, pids in find_in_rings(unowned).items():
         found.by_inode[inode] = made[pids, "io-uring"]
-    found.unknown = len(unowned - found.by_inode.keys() - look.ending)
+    unowned = unowned - found.by_inode.keys() - look.ending
+    if unowned and not (found.denied or found.hidden):
+        gone = second_look.wait_for_end([s for s in sockets if s.inode in unowned and not s.owners])
+        found.gone |= gone
+        unowned -= gone
+    found.unknown = len(unowned)
 
 
 class _Groups(dict[tuple[tuple[int, ...], FoundBy], _Group]):
@@ -189,23 +194,25 @@ def _complete_groups(groups: list[_Group]) -> tuple[list[_Group], Iterable[Owner
 
 
 def _complete_sockets(sockets: list[Socket], groups: list[_Group], kernel: dict[int, str]) -> list[Socket]:
-    """The sockets with their owners, and with the names of port, user and network namespace."""
+    """The sockets with their owners, and with the names of port, user and network namespace.
+
+    One for which nothing is known, as thousands in TIME_WAIT on ephemeral ports, stays as it is.
+    """
+    name_of = service_names().get
     netns_names = namespaces.names(sockets, groups)
     completed: list[Socket] = []
     for s, group in zip(sockets, groups, strict=True):
+        name = name_of((s.local_port, s.protocol))
         user = None
         if s.uid is not None and s.inode != 0:  # of a socket without a descriptor the kernel does not keep the user
             user = user_name(s.uid)
-        completed.append(
-            replace(
-                s,
-                owners=group,
-                service_name=service_name(s.local_port, s.protocol),
-                user=user,
-                netns_name=netns_names.get(s.netns),
-                kernel=kernel.get(s.inode or 0),
-            )
-        )
+        if netns_names:
+            s = replace(s, netns_name=netns_names.get(s.netns))  # noqa: PLW2901
+        if name or user or group:
+            s = replace(s, owners=group, service_name=name, user=user)  # noqa: PLW2901
+        if s.inode in kernel:
+            s = replace(s, kernel=kernel[s.inode])  # noqa: PLW2901
+        completed.append(s)
     return completed
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Collection, Mapping
+from time import sleep
 
 from msgspec import Struct
 
@@ -17,6 +18,7 @@ from portbook.records import PROTOCOLS, Socket
 from portbook.sources.base import Wanted
 from portbook.system import namespaces
 
+PAUSES_S = (0.005, 0.03)
 MOST_PORTS = 100  # which sock_diag compares in the kernel
 
 
@@ -55,6 +57,22 @@ def look_again(sockets: Collection[Socket]) -> SecondLook:
             else:
                 kernel.update((inode, user.name) for user in look.users if _has(user, s))
     return SecondLook(kernel, frozenset(gone), frozenset(ending))
+
+
+def wait_for_end(sockets: list[Socket]) -> frozenset[int]:
+    """The inodes of those of the sockets that are gone a moment later.
+
+    The kernel closes the sockets of a process that has ended after it has taken it out of /proc: exit_files() in
+    kernel/exit.c, delayed_fput() in fs/file_table.c.
+    """
+    gone: set[int] = set()
+    for pause_s in PAUSES_S:
+        sleep(pause_s)
+        look = look_again([s for s in sockets if s.inode not in gone])
+        gone |= look.gone | look.ending
+        if len(gone) == len({s.inode for s in sockets}):
+            break
+    return frozenset(gone)
 
 
 def _has(user: KernelUser, s: Socket) -> bool:

@@ -79,13 +79,15 @@ def query_manager(known: Supervisor, port: int, protocol: Protocol) -> Superviso
 
 def _query_unit(known: Supervisor, _: int, __: Protocol) -> Supervisor:
     """Whether systemd restarts the unit, and which socket units start it."""
-    if known.command is None or not os.path.isdir(BOOTED):
+    if known.command is None:
         return known
+    if not os.path.isdir(BOOTED):
+        return _unanswered(known)
     question = [supervisor.SYSTEMCTL, *_scope(known.command), "show"]
     question += [f"--property={UNIT_PROPERTIES}", known.name]
     unit = properties(run_command(question, QUERY_LIMIT_S).text)
-    if unit.get("LoadState") != "loaded":
-        return known
+    if unit.get("LoadState") != "loaded" and unit.get("ActiveState") not in RUNNING:
+        return _unanswered(known)
     restarts, why = restart_policy(unit)
     stop = known.command[: known.command.index("stop") + 1]
     socket_units = [name for name in triggering_sockets(unit) if supervisor.is_unit_name(name)]
@@ -100,7 +102,13 @@ def _query_unit(known: Supervisor, _: int, __: Protocol) -> Supervisor:
     )
 
 
-UNIT_PROPERTIES = "LoadState,Restart,RestartUSec,TriggeredBy,MainPID,ControlPID,KillMode"
+def _unanswered(known: Supervisor) -> Supervisor:
+    """Without an answer it is not known what else would end with the unit: nothing is stopped, only advised."""
+    return replace(known, command=None, why="systemd did not answer", advice=supervisor.stop_instruction(known))
+
+
+RUNNING = ("active", "reloading", "activating", "deactivating")  # also of a unit whose file has been removed
+UNIT_PROPERTIES = "LoadState,ActiveState,Restart,RestartUSec,TriggeredBy,MainPID,ControlPID,KillMode"
 
 
 def _scope(command: Sequence[str]) -> list[str]:

@@ -121,14 +121,14 @@ PROGRAMS: Mapping[str, Program] = {
     "systemd-socket-proxyd": Program(
         "tunnel", "another socket", "systemctl stop its socket unit and its service", "252", forwarding.socket_proxyd
     ),
-    "inetd": Program("super-server", "a program of its configuration", INETD, "0.20221205 (OpenBSD)",
+    "inetd": Program("super-server", "a program of its configuration", INETD, "0.20221205 (OpenBSD), busybox 1.35.0",
                      forwarding.inetd("/etc/inetd.conf")),
     "inetutils-inetd": Program("super-server", "a program of its configuration", INETD, "2.4",
                                forwarding.inetd("/etc/inetd.conf")),
     "xinetd": Program("super-server", "a program of its configuration", INETD, "2.3.15.3",
                       forwarding.inetd("/etc/xinetd.conf", "-f")),
-    "tcpsvd": Program("tunnel", "a program that it starts for each connection", "end this tcpsvd", "1.0.0",
-                      forwarding.tcpsvd),
+    "tcpsvd": Program("tunnel", "a program that it starts for each connection", "end this tcpsvd",
+                      "1.0.0, busybox 1.35.0", forwarding.tcpsvd),
     "udpsvd": Program("tunnel", "a program that it starts for each packet", "end this udpsvd", "1.0.0",
                       forwarding.tcpsvd),
     "tcpserver": Program("tunnel", "a program that it starts for each connection", "end this tcpserver", "0.88",

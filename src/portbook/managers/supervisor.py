@@ -41,7 +41,7 @@ NO_COMMAND: Mapping[Runtime, str] = {  # runtimes whose stop command depends on 
 # Programs that restart their children, and what stops a child. NAME and the like are known to the program only.
 SUPERVISORS: Mapping[str, str] = {
     # Tried with the real program: supervisor 4.3.0, runit 2.1.2, s6 2.11.3, monit 5.33.0, circus 0.19.0, PM2 7.0.4,
-    # nodemon 3.1.14, entr 5.3, autossh 1.4g.
+    # nodemon 3.1.14, entr 5.3.
     "supervisord": "supervisorctl stop NAME",
     "runsv": "sv stop NAME",
     "s6-supervise": "s6-svc -d SERVICE-DIRECTORY",
@@ -50,11 +50,14 @@ SUPERVISORS: Mapping[str, str] = {
     "PM2": "pm2 stop NAME",
     "nodemon": "end nodemon itself",
     "entr": "end entr itself",
-    "autossh": "end autossh itself",
     # From their documentation, not tried.
     "watchexec": "end watchexec itself",
     "nssm.exe": "nssm stop NAME",
 }
+ALWAYS = (
+    "runsv",
+    "s6-supervise",
+)  # restart whatever ends, however it ends: runsv(8), s6-supervise's page on skarnet.org
 # Units that start what others ask for, and their own programs. Their other processes are in the unit, and not its
 # service: a login without pam_systemd, a job of cron, a build of a CI agent.
 LAUNCHERS: Mapping[str, tuple[str, ...]] = {
@@ -301,7 +304,9 @@ def _supervised(_: Owner, parents: ParentChain, __: int) -> Supervisor | None:
         return None
     for name in _program_names(parents[0]):
         if name in SUPERVISORS:
-            return Supervisor("supervisor", name, why=f"{name} is its parent", advice=SUPERVISORS[name])
+            restarts = True if name in ALWAYS else None
+            why = f"{name} is its parent"
+            return Supervisor("supervisor", name, restarts=restarts, why=why, advice=SUPERVISORS[name])
     return None
 
 

@@ -62,12 +62,19 @@ class HttpQueue(Struct, frozen=True):
     pids: tuple[int, ...]  # attached to it; if none is, the one that controls it; empty: not known
 
 
+# Who may change the settings net.*: this process; root, by sudo; nobody in this container or user namespace.
+SettingsAccess = Literal["here", "root", "outside"]
+
+
 class Caller(Struct, frozen=True):
     """The process that binds the port, or wants to."""
 
     uid: int | None = None  # effective; None on Windows
     may_bind_low: bool | None = None  # Linux: CAP_NET_BIND_SERVICE; None: not known
     may_read_nat: bool | None = None  # Linux: CAP_NET_ADMIN
+    in_user_namespace: bool = False  # Linux: not in the initial one: capabilities do not count for the whole machine
+    may_gain_low: bool = True  # Linux: CAP_NET_BIND_SERVICE can be had by a file's capabilities: setcap(8)
+    settings: SettingsAccess = "root"  # who may change net.* settings
 
 
 class LocalAddress(Struct, frozen=True):

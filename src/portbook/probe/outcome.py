@@ -24,6 +24,11 @@ Outcome = Literal[
 ]
 # Outcomes of a name, not of a port: it has no address that could be probed.
 WITHOUT_ADDRESS: frozenset[Outcome] = frozenset(("name-not-found", "lookup-failed"))
+ServiceOrigin = Literal[
+    "registered",  # the name registered for the port: a guess, another service may answer there
+    "reply",  # recognised in a UDP reply
+    "banner",  # recognised in what the service said first
+]
 EvidenceKind = Literal["syn-ack", "rst", "icmp", "reply", "silence", "resolver", "errno", "self-connect"]
 
 
@@ -51,7 +56,11 @@ class Answer(Struct, frozen=True, gc=False):
     evidence: Evidence
     rtt_ms: float | None = None  # round trip of the attempt that was answered
     attempts: int = 1
-    service: str | None = None  # registered for the port, or recognised in a UDP reply
+    service: str | None = None  # its name; ``service_origin`` says how far it can be trusted
+    service_origin: ServiceOrigin | None = None
+    pid: int | None = None  # of a process that holds the port, if the address is one of this machine
+    process: str | None = None  # its name
+    banner: str | None = None  # what the service said before it was asked, if that was requested
 
 
 SILENCE = Evidence("silence")

@@ -24,7 +24,7 @@ MOST_THREADS = 32
 POLL_S = 0.1  # on Windows, Ctrl-C does not interrupt a wait, only what runs between two waits
 # What a resolver reports about the name itself (getaddrinfo(3), RFC 3493 section 6.1). EAI_AGAIN, EAI_FAIL and all else
 # are about the resolver: another one, or the same one later, may know the name.
-ABOUT_THE_NAME = frozenset(("EAI_NONAME", "EAI_NODATA", "EAI_ADDRFAMILY", NOT_A_NAME))
+ABOUT_THE_NAME = frozenset(("EAI_NONAME", "EAI_NODATA", "EAI_ADDRFAMILY", "WSANO_DATA", NOT_A_NAME))
 
 
 class ResolvedAddress(NamedTuple):
@@ -112,7 +112,12 @@ def resolve_one(name: str, lookup: Lookup | None = None) -> Resolved:
         return Resolved(name, failure=Evidence("resolver", error=NOT_A_NAME, text=str(error)))
 
 
+WSANO_DATA = 11004  # winsock2.h: the name has no address of the kind; Python's socket has no name for it
+
+
 def _eai(number: int | None) -> str | None:
+    if number == WSANO_DATA:
+        return "WSANO_DATA"
     for name in dir(socket):
         if name.startswith("EAI_") and getattr(socket, name) == number:
             return name

@@ -11,13 +11,14 @@ from portbook.numerals import counted
 from portbook.probe.outcome import describe
 from portbook.probe.tls.records import Certificate, Tls
 from portbook.render.machine import ENCODER
-from portbook.render.text import Style, bold, safe, safe_endpoint
+from portbook.render.text import Style, bold, safe, safe_endpoint, wrap
 
 HEADINGS = {
     "name-not-found": "has no address",
     "lookup-failed": "could not be looked up",
     "error": "could not be dialed",
 }
+INDENT = " " * 16  # of the texts about TLS
 MOST_NAMES = 12  # of a certificate; --json has them all
 
 
@@ -33,8 +34,11 @@ def lines(dial: Dial, style: Style) -> list[str]:
         heading += f" (name looked up in {dial.lookup_ms:.1f} ms)"
     parts = bold([heading], style)
     for answer in dial.addresses:
-        parts.append("  " + ", ".join(part for part in _facts(answer) if part))
-        parts += [f"    {name:<12}{text}" for name, text in _tls(answer.tls, answer.tls_ms) if text]
+        facts = ", ".join(part for part in _facts(answer) if part)
+        parts += wrap(facts, style, "  ", INDENT)
+        for name, text in _tls(answer.tls, answer.tls_ms):
+            if text:
+                parts += wrap(text, style, f"    {name:<12}", INDENT)
     return [*parts, *_timing(dial.timing)]
 
 

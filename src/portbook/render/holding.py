@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from portbook.enrich.process.state import explain_state
+from portbook.holding import PASSED
 from portbook.numerals import counted
 from portbook.query import LISTENING
 from portbook.records import Gap, Holder, Holding, Owner, Socket
@@ -171,12 +172,14 @@ def describe_owners(owners: Sequence[Owner]) -> str:
     return ", ".join(names)
 
 
-def describe_unknown(gaps: Iterable[Gap]) -> str:
-    """A holder that is not visible, and the privilege that would show it, if a gap names one."""
-    for gap in gaps:
-        if gap.what == "owner" and gap.hint in NEEDS:
-            return f"an unknown process{NEEDS[gap.hint]}"
-    return "an unknown process"
+def describe_unknown(gaps: Iterable[Gap], creators: Iterable[str] = ()) -> str:
+    """A holder that is not visible, and the privilege that would show it, if a gap names one.
+
+    :param creators: what is known nevertheless: `` of user root in ssh.service``
+    """
+    needs = next((NEEDS[gap.hint] for gap in gaps if gap.what == "owner" and gap.hint in NEEDS), "")
+    names = [f"an unknown process{creator}" for creator in dict.fromkeys(creators)] or ["an unknown process"]
+    return f"{' and '.join(names)}{needs}"
 
 
 def holder_rows(holder: Holder, most: int | None = MOST_COMMAND) -> Iterator[Row]:
@@ -287,13 +290,12 @@ def _list_owners(owners: Sequence[Owner]) -> str:
 
 
 def _describe_ownerless(answer: Holding) -> str:
-    """A holder that is not visible, with what the kernel shows everybody: user, and the service of the creator."""
+    """A holder that is not visible, with what the kernel shows to every user: the uid, and the creator's cgroup."""
     parts_of_kernel = _kernel(s for s in answer.sockets if not s.owners)
     if parts_of_kernel:
         return parts_of_kernel
-    text = describe_unknown(answer.gaps)
-    described = dict.fromkeys(_creator(s) for s in answer.sockets if not s.owners and s.state in LISTENING)
-    return text + " and ".join(filter(None, described))
+    hidden = [s for s in answer.sockets if not s.owners and s.state not in PASSED]
+    return describe_unknown(answer.gaps, map(_creator, hidden))
 
 
 def _kernel(sockets: Iterable[Socket]) -> str:
@@ -303,23 +305,23 @@ def _kernel(sockets: Iterable[Socket]) -> str:
 
 
 def _creator(s: Socket) -> str:
-    """``, user root, in ssh.service``."""
     if s.kernel is not None:
         return ""
     text = ""
     user = s.user or s.uid
     if user is not None:
-        text += f", user {safe(str(user))}"
+        text += f" of user {safe(str(user))}"
     creator = s.container or s.service
     if creator:
-        text += f", created in {safe(creator)}"
+        text += f" in {safe(creator)}"
     return text
 
 
 def _ownerless_rows(answer: Holding) -> Iterator[Row]:
     for s in answer.sockets:
         if not s.owners and s.state in LISTENING:
-            yield _listener_title(s), _listener(s) + _creator(s)
+            creator = _creator(s)
+            yield _listener_title(s), _listener(s) + (f", created by a process{creator}" if creator else "")
 
 
 def _elsewhere_rows(answer: Holding) -> Iterator[Row]:

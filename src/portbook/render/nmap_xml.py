@@ -121,7 +121,7 @@ class _Host:
     def __init__(self) -> None:
         self.up: str | None = None  # the reason for "up"; None: down
         self.ports: dict[PortState, array[int]] = {}
-        self.services: dict[int, str] = {}  # recognised in UDP replies
+        self.services: dict[int, str] = {}  # recognised in what they sent
 
     def add(self, answer: Answer) -> None:
         state = _state(answer)
@@ -131,7 +131,7 @@ class _Host:
         ports.append(answer.port)
         if self.up is None and state[2] is None and answer.evidence.kind in ("syn-ack", "rst", "reply", "icmp"):
             self.up = state[1]
-        if answer.outcome == "open" and answer.evidence.kind == "reply" and answer.service:
+        if answer.outcome == "open" and answer.service and answer.service_origin in ("reply", "banner"):
             self.services[answer.port] = answer.service
 
     def xml(self, address: str, zone: str | None, target: str, protocol: str) -> Iterator[str]:

@@ -25,6 +25,9 @@ COLUMNS = (
     Column("EVIDENCE", shrinks=2),
     Column("RTT", right=True),
 )
+PROCESS = Column("PROCESS", shrinks=1)  # of this machine
+BANNER = Column("BANNER", shrinks=3)
+GUESS = "?"  # behind a service that is only registered for the port
 ORDER: dict[Outcome, int] = {
     "open": 0,
     "open|filtered": 1,
@@ -37,6 +40,7 @@ ORDER: dict[Outcome, int] = {
     "lookup-failed": 8,
 }
 ANSWERED = ("open", "closed")
+HOST_UNREACHABLE = ((3, 1), (1, 3))  # ICMP, ICMPv6
 FORBIDDEN = ("filtered", "icmp")
 VARIOUS = Evidence("errno", text="various reasons")
 
@@ -53,8 +57,10 @@ def people(answers: Iterable[Answer], style: Style) -> Iterator[list[str]]:
         elif complete := addresses.add(answer):
             yield _lines(complete, style)
     yield _lines(addresses.take_all(), style)
+    if addresses.has_guesses:
+        yield [f"{GUESS} the name registered for the port; the service was not asked", ""]
     if addresses.silent:
-        yield [f"{counted(addresses.silent, 'address', 'addresses')} gave no answer at all", ""]
+        yield [_silence(addresses), ""]
 
 
 def port_ranges(ports: Iterable[int]) -> str:
@@ -92,8 +98,14 @@ class AddressAnswers:
 
     @property
     def is_silent(self) -> bool:
-        """Whether no answer came at all, not even that the address cannot be reached."""
-        return not self.has_answered and all(evidence.kind == "silence" for _, evidence in self.counts)
+        """Whether no answer came at all, except that no host has the address."""
+        kinds = self.counts
+        return not self.has_answered and all(e.kind == "silence" or is_host_unreachable(e) for _, e in kinds)
+
+    @property
+    def unreachable(self) -> Evidence | None:
+        """Who reported that no host has the address."""
+        return next((evidence for _, evidence in self.counts if is_host_unreachable(evidence)), None)
 
     @property
     def heading(self) -> str:
@@ -131,12 +143,17 @@ class AddressBuffer:
 
     def __init__(self) -> None:
         self.silent = 0  # addresses without any answer
+        self.unreachable = 0  # of these, those that no host has, as a router or this machine reported
+        self.reported_by: Evidence | None = None  # the first such report
+        self.has_guesses = False  # whether a row has a service that is only registered
         self._addresses: dict[AddressKey, AddressAnswers] = {}
         self._rows = 0
 
     def add(self, answer: Answer) -> list[AddressAnswers]:
         """Add an answer; return addresses that have to be written to make room."""
         key = (answer.address or "", answer.zone)
+        if answer.outcome == "open" and answer.service_origin == "registered":
+            self.has_guesses = True
         address = self._addresses.get(key)
         if address is None:
             address = self._addresses[key] = AddressAnswers(answer.target, *key)
@@ -154,7 +171,29 @@ class AddressBuffer:
         self._rows -= sum(len(address.open) for address in addresses)
         not_silent = [address for address in addresses if not address.is_silent]
         self.silent += len(addresses) - len(not_silent)
+        for address in addresses:
+            if address.is_silent and address.unreachable is not None:
+                self.unreachable += 1
+                self.reported_by = self.reported_by or address.unreachable
         return sorted(not_silent, key=_order)
+
+
+def is_host_unreachable(evidence: Evidence) -> bool:
+    """Whether a router, or this machine for its own network, found no host at the address.
+
+    ICMP 3/1 (RFC 792, RFC 1812 section 5.2.7.1) and ICMPv6 1/3 (RFC 4443 section 3.1). Which of the silent addresses
+    of a network get such a report depends on timers of the neighbour cache, so they are one kind with the silent ones.
+    """
+    if evidence.kind == "icmp":
+        return (evidence.icmp_type, evidence.icmp_code) in HOST_UNREACHABLE
+    return evidence.kind == "errno" and evidence.error in ("EHOSTUNREACH", "WSAEHOSTUNREACH")
+
+
+def _silence(addresses: AddressBuffer) -> str:
+    text = f"{counted(addresses.silent, 'address', 'addresses')} gave no answer at all"
+    if addresses.reported_by is not None:
+        text += f", {addresses.unreachable:,} of them host unreachable{_in_parentheses(addresses.reported_by)}"
+    return text
 
 
 def _order(address: AddressAnswers) -> tuple[int, int, str]:
@@ -172,9 +211,9 @@ def _lines(addresses: list[AddressAnswers], style: Style) -> list[str]:
     lines: list[str] = []
     without_rows: dict[str, list[AddressAnswers]] = {}
     for address in addresses:
-        notes, rows = _notes(address), _rows(address)
-        if rows:
-            lines += [*bold([safe(address.heading)], style), *table(COLUMNS, rows, style), *notes, ""]
+        notes, answers = _notes(address), _answers(address)
+        if answers:
+            lines += [*bold([safe(address.heading)], style), *_table(answers, style), *notes, ""]
         else:
             without_rows.setdefault(", ".join(notes), []).append(address)
     for text, group in without_rows.items():
@@ -184,13 +223,27 @@ def _lines(addresses: list[AddressAnswers], style: Style) -> list[str]:
     return lines
 
 
-def _rows(address: AddressAnswers) -> list[list[str]]:
+def _answers(address: AddressAnswers) -> list[Answer]:
+    """The answers that have rows, in the order of their ports."""
     if not address.has_answered:
         return []
     answers = list(address.open)
     for others in address.others.values():
         answers += others
-    return [_row(answer) for answer in sorted(answers, key=attrgetter("port"))]
+    return sorted(answers, key=attrgetter("port"))
+
+
+def _table(answers: list[Answer], style: Style) -> list[str]:
+    columns, rows = list(COLUMNS), [_row(answer) for answer in answers]
+    if any(answer.process for answer in answers):
+        columns.append(PROCESS)
+        for answer, row in zip(answers, rows, strict=True):
+            row.append(_process(answer))
+    if any(answer.banner for answer in answers):
+        columns.append(BANNER)
+        for answer, row in zip(answers, rows, strict=True):
+            row.append(safe(answer.banner or ""))
+    return table(columns, rows, style)
 
 
 def _row(answer: Answer) -> list[str]:
@@ -199,10 +252,23 @@ def _row(answer: Answer) -> list[str]:
         str(answer.port),
         answer.protocol,
         answer.outcome,
-        safe(answer.service or ""),
+        _service(answer),
         evidence,
         _rtt(answer.rtt_ms),
     ]
+
+
+def _service(answer: Answer) -> str:
+    name = safe(answer.service or "")
+    if name and answer.service_origin == "registered":
+        name += GUESS
+    return name
+
+
+def _process(answer: Answer) -> str:
+    if answer.pid is None:
+        return ""
+    return f"{safe(answer.process or '?')} ({answer.pid})"
 
 
 def _rtt(rtt_ms: float | None) -> str:

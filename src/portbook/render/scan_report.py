@@ -7,6 +7,7 @@ from portbook.render.scan import ORDER
 from portbook.scanner.report import Report, SelfCheck
 
 MOST_EVENTS = 5  # in the notes
+MOST_HOSTS = 3  # that are named in one note
 WHY_PARTIAL = {"cancelled": "interrupted", "deadline": "the time was up"}
 
 
@@ -18,6 +19,8 @@ def summary(report: Report) -> list[str]:
     if report.rate and report.elapsed_s >= 0.001:
         rate = f" ({report.rate:,.0f} a second)"
     lines = [*partial(report), f"{counts or 'no answer'}: {scanned} in {_duration(report.elapsed_s)}{rate}"]
+    if report.addresses > 1:
+        lines.append(f"{report.hosts_answered:,} of {report.addresses:,} hosts answered")
     if report.silent or report.repeated:
         lines.append(f"{report.silent:,} silent, {counted(report.repeated, 'attempt')} repeated")
     if report.self_check is not None:
@@ -44,6 +47,7 @@ def notes(report: Report) -> list[str]:
     if report.self_check is not None and report.self_check.missed:
         lines.append(f"missed on this machine itself: {', '.join(report.self_check.missed)}")
     lines += _silent_hosts(report)
+    lines += _all_open(report)
     others = [event for event in report.events if event.kind != "breaker"]
     lines += map(str, others[:MOST_EVENTS])
     if len(others) > MOST_EVENTS:
@@ -61,6 +65,19 @@ def _silent_hosts(report: Report) -> list[str]:
     if report.skipped and report.partial is None:
         line += "; --no-breaker probes all their ports"
     return [line]
+
+
+def _all_open(report: Report) -> list[str]:
+    """A warning that open ports may say nothing about services."""
+    if not report.all_open:
+        return []
+    hosts = ", ".join(report.all_open[:MOST_HOSTS])
+    if len(report.all_open) > MOST_HOSTS:
+        hosts += f" and {len(report.all_open) - MOST_HOSTS} more"
+    return [
+        f"every port is open at {hosts}: a firewall or proxy in front may accept for the host (SYN cookies, SYN proxy);"
+        " --banner shows where a service answers"
+    ]
 
 
 def _self_check(check: SelfCheck) -> str:

@@ -123,7 +123,7 @@ def _is_above(pid: int, target: StopTarget) -> bool:
 
 
 def _supervisor(supervisor: Supervisor | None) -> str:
-    if supervisor is None:
+    if supervisor is None or supervisor.kind == "relay":  # what a relay holds the port for is in its own row
         return ""
     parts = (_label(supervisor), supervisor.why, stop_instruction(supervisor))
     return safe("; ".join(part for part in parts if part))

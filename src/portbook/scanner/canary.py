@@ -45,8 +45,8 @@ class SelfWatch:
         self.protocol = protocol
         self._scanned_ports = frozenset(ports)
         candidates = islice(_addresses(spans), MOST_CHECKED)
-        self._addresses = [address for address in candidates if is_local(address)]
-        self._listeners = dict(_open_canaries(protocol, self._addresses, self._scanned_ports))
+        self.addresses = [address for address in candidates if is_local(address)]
+        self._listeners = dict(_open_canaries(protocol, self.addresses, self._scanned_ports))
         self._canaries = {(probe.address, probe.port) for probe in self._listeners.values()}
         self._known = self._known_ports()
         self._outcomes: dict[AddressPort, Outcome] = {}
@@ -78,7 +78,7 @@ class SelfWatch:
 
         :param partial: the scan ended early: only ports that have an answer are judged
         """
-        if not self._addresses:
+        if not self.addresses:
             return None
         canaries, missed_canaries = self._missed(self._canaries, partial)
         throughout = self._listening_throughout()
@@ -86,7 +86,7 @@ class SelfWatch:
         names = [f"canary {format_endpoint(*address_port)}" for address_port in missed_canaries]
         names += [format_endpoint(*address_port) for address_port in missed_known]
         return SelfCheck(
-            addresses=len(self._addresses),
+            addresses=len(self.addresses),
             canaries=len(canaries),
             canaries_missed=len(missed_canaries),
             known=None if throughout is None else len(known),
@@ -108,13 +108,13 @@ class SelfWatch:
 
     def _known_ports(self) -> set[AddressPort] | None:
         """Return the scanned ports that the tables list as listening; None over UDP, or when they cannot be read."""
-        if self.protocol == "udp" or not self._addresses:
+        if self.protocol == "udp" or not self.addresses:
             return None
         listeners = _tcp_listeners()
         if listeners is None:
             return None
         canary_ports = {port for _, port in self._canaries}
-        return set(_covered(listeners, self._addresses, self._scanned_ports - canary_ports))
+        return set(_covered(listeners, self.addresses, self._scanned_ports - canary_ports))
 
 
 def is_local(address: ScannedAddress) -> bool:
@@ -224,11 +224,11 @@ def _covered(
         if listener.local_port not in ports or listener.interface is not None:
             continue
         for address in addresses:
-            if _reaches(address, listener):
+            if reaches(address, listener):
                 yield address.address, listener.local_port
 
 
-def _reaches(address: ScannedAddress, listener: Socket) -> bool:
+def reaches(address: ScannedAddress, listener: Socket) -> bool:
     """Whether a connect to an address of this machine reaches a listener on its port."""
     if listener.local_address == "::" and listener.v6only is False:
         return True

@@ -2,7 +2,7 @@
 
 The groups are portbook's choice from the IANA Service Name and Transport Protocol Port Number Registry (RFC 6335,
 https://www.iana.org/assignments/service-names-port-numbers) and of ports that are commonly used without being
-registered; ``services.txt`` has the name of each port. Tests compare the two.
+registered.
 """
 
 from __future__ import annotations
@@ -123,6 +123,9 @@ def _split_target(word: PortLike) -> tuple[str | None, list[Ports]]:
     if word.startswith("@"):
         return word, []
     body, protocol = _split_protocol(word)
+    if body.partition(":")[0].lower() in PROTOCOLS and ":" in body:
+        ports = parse(word)
+        return None if ports.host is None else str(ports.host), [Ports(ports.first, ports.last, ports.protocol)]
     if all(map(is_range, body.split(","))):
         return None, [parse(f"{part}{protocol}") for part in body.split(",")]
     if body.count(":") == 1 or "]:" in body or body.startswith(":::"):

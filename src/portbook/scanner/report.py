@@ -47,3 +47,5 @@ class Report(Struct, frozen=True):
     events: tuple[Event, ...] = ()
     events_dropped: int = 0  # events beyond those in ``events``
     self_check: SelfCheck | None = None  # None: no address of this machine was scanned
+    hosts_answered: int = 0  # addresses of which at least one port was open or closed
+    all_open: tuple[str, ...] = ()  # addresses of which every port was open, if there were many: the first of them

@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from importlib import import_module
+from itertools import islice
 from math import inf, isfinite
 from time import monotonic
 from types import TracebackType
@@ -20,6 +21,7 @@ from portbook.probe.outcome import WITHOUT_ADDRESS, Answer
 from portbook.probe.request import Event, EventCallback, Limits, Probe, Tally
 from portbook.records import Protocol
 from portbook.scanner.canary import SelfWatch
+from portbook.scanner.local import LocalHolders
 from portbook.scanner.ports import parse_survey
 from portbook.scanner.report import SCHEMA, Report
 from portbook.scanner.targets import (
@@ -44,6 +46,11 @@ ENGINES: dict[Protocol, tuple[str, str]] = {
 PROTOCOL: dict[bool, Protocol] = {False: "tcp", True: "udp"}
 MOST_EVENTS = 10_000  # in the report; a breaker has a few for each dead host
 ALWAYS_SHOWN = ("open", *WITHOUT_ADDRESS)  # also by a scan for open ports alone: a misspelt name must be seen
+FROM_THE_HOST = ("open", "closed")  # outcomes that only the host itself causes, or something in its place
+HELD = ("open", "open|filtered")  # outcomes of ports that a process may hold
+MOST_ADDRESSES = 1 << 20  # that are counted apart
+MANY_PORTS = 20  # of one address that are all open: hardly one of a thousand hosts has so many
+MOST_NAMED = 100  # addresses in the report
 NO_PORT = 0  # in the one answer for a name that has no address: RFC 6335 section 6 reserves it
 
 
@@ -68,6 +75,7 @@ def scan(
     limits: Limits | None = None,
     allow_public: bool = False,
     only_open: bool = False,
+    banner: bool = False,
     on_event: EventCallback | None = None,
 ) -> Scan:
     """Probe every port of every target; iterate over the answers as they come.
@@ -85,6 +93,7 @@ def scan(
     :param limits: how hard to try; None: the defaults of Limits
     :param allow_public: probe globally routable addresses too
     :param only_open: yield open ports alone, and names that have no address; the report counts all
+    :param banner: connect to open TCP ports once more and read what the service says first; nothing is sent
     :param on_event: called with each Event, from within the iteration
     :returns: an iterator of Answer, which is a context manager and has the report
     :raises UsageError: an argument is invalid, or a target is public and ``allow_public`` is not given; for the
@@ -98,7 +107,7 @@ def scan(
     _check(limits)
     if not allow_public:
         refuse_public(item for item in parsed if isinstance(item, Span))
-    return Scan(parsed, list(survey.ports), survey.protocol, limits, allow_public, only_open, on_event)
+    return Scan(parsed, list(survey.ports), survey.protocol, limits, allow_public, only_open, on_event, banner=banner)
 
 
 class Scan:
@@ -114,6 +123,7 @@ class Scan:
         only_open: bool = False,
         on_event: EventCallback | None = None,
         engine: Engine | None = None,
+        banner: bool = False,
     ) -> None:
         self.ports = ports
         self.protocol = protocol
@@ -128,9 +138,13 @@ class Scan:
         self._only_open = only_open
         self._on_event = on_event
         self._engine = engine
+        self._banner = banner and protocol == "tcp"
         self._addresses = 0
         self._outcomes: dict[str, int] = {}
         self._silent = 0
+        self._answered: set[str | None] = set()  # addresses; at most MOST_ADDRESSES
+        self._open_counts: dict[str | None, int] = {}  # open ports of an address; for as many
+        self._holders: LocalHolders | None = None
         self._events: list[Event] = []
         self._dropped = 0
         self._watch: SelfWatch | None = None
@@ -197,7 +211,7 @@ class Scan:
 
     def _resolved(self) -> tuple[list[Span], list[Answer]]:
         """Return the spans of all targets, and one answer for each name that has no address."""
-        names = [item.target for item in self._targets if isinstance(item, Name)]
+        names = [item for item in self._targets if isinstance(item, Name)]
         spans_by_name, failures = self._looked_up(list(dict.fromkeys(names)))
         spans: list[Span] = []
         for item in self._targets:
@@ -209,7 +223,7 @@ class Scan:
         self.total = self._addresses * len(self.ports) + len(failures)
         return spans, failures
 
-    def _looked_up(self, names: list[str]) -> tuple[dict[str, list[Span]], list[Answer]]:
+    def _looked_up(self, names: list[Name]) -> tuple[dict[str, list[Span]], list[Answer]]:
         """Return the spans of each name, and one answer for each that has none."""
         if not names:
             return {}, []
@@ -218,7 +232,8 @@ class Scan:
         spans: dict[str, list[Span]] = {}
         failures: list[Answer] = []
         deadline_s = self._limits.deadline_s or inf
-        for name, addresses, failure in resolve(names, min(LIMIT_S, deadline_s), total_s=deadline_s):
+        resolved = resolve([name.lookup for name in names], min(LIMIT_S, deadline_s), total_s=deadline_s)
+        for name, (_, addresses, failure) in zip((name.target for name in names), resolved, strict=True):
             spans[name] = [span_of(name, *address) for address in addresses]
             if failure is not None:
                 outcome = lookup_outcome(failure)
@@ -230,6 +245,7 @@ class Scan:
         with ExitStack() as stack:
             self._watch = watch = SelfWatch(self.protocol, spans, self.ports)
             stack.callback(watch.close)
+            self._holders = LocalHolders(self.protocol, watch.addresses) if watch.addresses else None
             extras = watch.extras()
             every = max(1, (self.total or 0) // (len(extras) + 1))
             stream = weave(probes_of(spans, self.ports), extras, every)
@@ -260,17 +276,55 @@ class Scan:
 
     def _counted(self, answers: Iterator[Answer]) -> Iterator[Answer]:
         """Yield answers and count them. Between the count and ``latest`` nothing is called: see ``latest``."""
-        outcomes, only_open, protocol = self._outcomes, self._only_open, self.protocol
-        for answer in answers:
+        outcomes, only_open = self._outcomes, self._only_open
+        for answer in self._completed(answers):
             outcome, silent = answer.outcome, answer.evidence.kind == "silence"
-            if answer.service is None and (name := service_name(answer.port, protocol)) is not None:
-                answer = replace(answer, service=name)  # noqa: PLW2901  the same answer with its service
             count = outcomes.get(outcome, 0)
             outcomes[outcome] = count + 1
             self._silent += silent
             if not only_open or outcome in ALWAYS_SHOWN:
                 self.latest = answer
                 yield answer
+
+    def _completed(self, answers: Iterator[Answer]) -> Iterator[Answer]:
+        """Yield the answers with banner, name of the service and process; count hosts."""
+        if self._banner:
+            from portbook.scanner.banner import with_banners
+
+            answers = with_banners(answers, self._limits.timeout_s)
+        protocol, answered = self.protocol, self._answered
+        for answer in answers:
+            outcome = answer.outcome
+            if outcome in FROM_THE_HOST and len(answered) < MOST_ADDRESSES:
+                answered.add(answer.address)
+            if outcome in HELD:
+                answer = self._described(answer)  # noqa: PLW2901  the same answer with more about it
+            elif answer.service is None and (name := service_name(answer.port, protocol)) is not None:
+                answer = replace(answer, service=name, service_origin="registered")  # noqa: PLW2901
+            yield answer
+
+    def _described(self, answer: Answer) -> Answer:
+        """An answer of a port that is or may be open, with its service and the process of this machine behind it."""
+        if answer.outcome == "open" and (
+            answer.address in self._open_counts or len(self._open_counts) < MOST_ADDRESSES
+        ):
+            self._open_counts[answer.address] = self._open_counts.get(answer.address, 0) + 1
+        if self._holders is not None:
+            answer = self._holders.named(answer)
+        if answer.service is None:
+            name = service_name(answer.port, self.protocol)
+            return answer if name is None else replace(answer, service=name, service_origin="registered")
+        if answer.service_origin is None:
+            return replace(answer, service_origin="reply")
+        return answer
+
+    def _all_open(self) -> tuple[str, ...]:
+        """Addresses that answered as if every port were open: something in front of the host may do that."""
+        if len(self.ports) < MANY_PORTS or self._watch is None:
+            return ()
+        ours = {address.address for address in self._watch.addresses}
+        full = [address for address, count in self._open_counts.items() if count >= len(self.ports)]
+        return tuple(islice((address for address in full if address and address not in ours), MOST_NAMED))
 
     def _keep(self, event: Event) -> None:
         if len(self._events) < MOST_EVENTS:
@@ -304,6 +358,8 @@ class Scan:
             events=tuple(self._events),
             events_dropped=self._dropped,
             self_check=self_check,
+            hosts_answered=len(self._answered),
+            all_open=self._all_open(),
         )
 
     @property

@@ -13,6 +13,7 @@ from math import gcd
 from socket import AF_INET, inet_ntop, inet_pton
 from typing import NamedTuple
 
+from portbook.addresses import parse_host
 from portbook.errors import UsageError
 from portbook.numerals import is_number, number_or_none
 from portbook.probe.request import Probe
@@ -50,6 +51,11 @@ class Name(NamedTuple):
     """A target that has to be looked up."""
 
     target: str
+
+    @property
+    def lookup(self) -> str:
+        """What a resolver gets: ASCII."""
+        return parse_host(self.target).lookup_name
 
 
 Address = IPv4Address | IPv6Address
@@ -182,14 +188,26 @@ def _name(text: str, inner: str) -> Name:
 
     RFC 1123 section 2.1: the last label of a name is not a number.
     """
-    last_label = inner.rstrip(".").rpartition(".")[2]
-    is_number = last_label.isdecimal() or last_label[:2].lower() == "0x" or not inner.strip("0123456789.-")
     has_invalid = any(c in "[]/%@,\\" or c.isspace() or not c.isprintable() for c in inner)
-    if not inner or is_number or has_invalid:
-        raise UsageError(f"target {text!r} is not an address", VALID)
+    if not inner or has_invalid or not inner.strip("0123456789.-"):
+        raise _not_an_address(text, inner)
     if ":" in inner:
         raise UsageError(f"target {text!r} is not an address", "ports are given with -p")
+    try:
+        parse_host(text)
+    except UsageError as error:
+        raise UsageError(f"target {error.args[0]}", error.hint) from error
     return Name(text)
+
+
+def _not_an_address(text: str, inner: str) -> UsageError:
+    """The error, with the address to write if the text is read as one by other programs."""
+    try:
+        parse_host(inner)
+    except UsageError as error:
+        if inner and not inner.strip("0123456789."):
+            return UsageError(f"target {error.args[0]}", error.hint)
+    return UsageError(f"target {text!r} is not an address", VALID)
 
 
 def _checked(text: str, first: Address, last: Address, zone: str | None) -> Span:

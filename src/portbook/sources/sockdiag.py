@@ -49,9 +49,10 @@ TCP_STATES: dict[int, State] = {
     11: "CLOSING",
     12: "SYN_RECV",
 }
+SYN_RECV, NEW_SYN_RECV = 3, 12
 MASK_BITS: dict[State | None, tuple[int, ...]] = {
     **{state: (number,) for number, state in TCP_STATES.items() if number != 7},
-    "SYN_RECV": (3, 12),
+    "SYN_RECV": (SYN_RECV, NEW_SYN_RECV),
     "BOUND": (13,),  # TCP_BOUND_INACTIVE, Linux 6.8
     "CLOSE": (7,),
     None: (7,),
@@ -68,7 +69,7 @@ ROW = struct.Struct("=BBBx HH 16s16s I Q IIIII".replace(" ", ""))
 LEAST_ROW = HEADER.size + ROW.size
 INODE, INODE_AT = struct.Struct("=I"), LEAST_ROW - 4
 PORT, PORT_AT, STATE_AT = struct.Struct("=H"), HEADER.size + 4, HEADER.size + 1
-FEW = 8  # rows without attributes in succession, after which it is tried whether many follow
+FEW = 8  # rows of one length in succession, after which it is tried whether many follow
 MOST_ALIKE = 4096  # that are looked at together
 HEAD = struct.Struct("=IH")  # of a message: length, type
 INET_DIAG_REQ_BYTECODE = 1
@@ -283,7 +284,7 @@ def summarize(table: SockdiagTable, known: Collection[int] = ()) -> Summary:
                 with_inode.append((ntohs(PORT.unpack_from(data, at + PORT_AT)[0]), inode))
             rows += count
             states = data[at + STATE_AT : at + length * count : length]
-            syn_recv += sum(states.count(number) for number in MASK_BITS["SYN_RECV"])
+            syn_recv += states.count(SYN_RECV) + states.count(NEW_SYN_RECV)
     except (struct.error, ValueError) as error:
         raise _garbled(table, error) from error
     return Summary(rows, syn_recv, with_inode)
@@ -293,24 +294,27 @@ def _garbled(table: SockdiagTable, error: Exception) -> SourceGarbled:
     return SourceGarbled(f"sock_diag: a {table.protocol} dump of {len(table.data)} bytes: {error}")
 
 
-def _bounds(data: bytes) -> Iterator[tuple[int, int]]:
-    """Where each row begins, header included, and ends; raise ValueError where the dump is not whole."""
+def _bounds(data: bytes, known: Collection[int]) -> Iterator[tuple[int, int]]:
+    """Where each row begins, header included, and ends, without those whose inodes are ``known``.
+
+    :raises ValueError: the dump is not whole
+    """
     for at, length, count in _runs(data):
-        if count == 1:
-            yield at, at + length
-        else:
+        if count > 1:  # they have no inode
             for row in range(at, at + count * length, length):
                 yield row, row + length
+        elif not known or INODE.unpack_from(data, at + INODE_AT)[0] not in known:
+            yield at, at + length
 
 
 def _runs(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Rows that are alike: where the first begins, the length of each, how many; raise ValueError as ``_bounds``.
 
-    Thousands of connections in TIME_WAIT follow one another, all without attributes and inodes.
+    Thousands of connections in TIME_WAIT follow one another, all of one length and without an inode.
     """
     at, end = 0, len(data)
     kind = None
-    bare = 0
+    previous = alike = 0
     while at < end:
         length, kind = HEAD.unpack_from(data, at)
         if length < HEADER.size or at + length > end:
@@ -319,26 +323,29 @@ def _runs(data: bytes) -> Iterator[tuple[int, int, int]]:
         if kind in ROW_TYPES:
             if length < LEAST_ROW:
                 raise ValueError(f"row of {length} bytes at {at}")
-            bare = bare + 1 if length == LEAST_ROW else 0
-            if bare > FEW:
-                count = _count_alike(data, at)
-                bare = 0
+            alike = alike + 1 if length == previous else 0
+            previous = length
+            if alike > FEW:
+                count = _count_alike(data, at, length)
+                alike = 0
             yield at, length, count
         at += count * ((length + 3) & ~3)
     if kind != NLMSG_DONE:
         raise ValueError("it has no end")
 
 
-def _count_alike(data: bytes, at: int) -> int:
-    """How many rows from ``at`` on are like the first: without attributes, and all without an inode."""
-    rows = memoryview(data)[at : at + MOST_ALIKE * LEAST_ROW]
-    words = rows[: len(rows) // LEAST_ROW * LEAST_ROW].cast("I")
-    count = len(words) // (LEAST_ROW // 4)
+def _count_alike(data: bytes, at: int, length: int) -> int:
+    """How many rows from ``at`` on are like the first: of this length, and all without an inode."""
+    if length % 4 or INODE.unpack_from(data, at + INODE_AT)[0]:
+        return 1
+    rows = memoryview(data)[at : at + MOST_ALIKE * length]
+    words = rows[: len(rows) // length * length].cast("I")
+    count = len(words) * 4 // length
     for word, wanted in ((0, words[0]), (1, words[1]), (INODE_AT // 4, 0)):  # length; type; inode
-        column = words[word :: LEAST_ROW // 4].tolist()[:count]
+        column = words[word :: length // 4].tolist()[:count]
         if column != [wanted] * count:
             count = next(i for i, number in enumerate(column) if number != wanted)
-    return max(count, 1)
+    return count
 
 
 def _rows(
@@ -349,9 +356,7 @@ def _rows(
     states = TCP_STATES if protocol == "tcp" else UDP_STATES
     addresses = {AF[family]: Addresses(SIZES[family]) for family in AF}
     attributes = _Attributes()
-    for at, end in _bounds(data):
-        if known and INODE.unpack_from(data, at + INODE_AT)[0] in known:
-            continue
+    for at, end in _bounds(data, known):
         # fmt: off
         (family, state_number, timer, port, remote_port, source, destination, interface, cookie,
          expires, received, sent, uid, inode) = ROW.unpack_from(data, at + HEADER.size)

@@ -15,6 +15,7 @@ from portbook.holding import PASSED
 from portbook.managers import relay
 from portbook.managers.relay import Relay, RelayKind
 from portbook.managers.supervisor import Supervisor, is_service_manager, stop_instruction
+from portbook.numerals import UINT32, number_or_none
 from portbook.query import LISTENING
 from portbook.records import Gap, Holder, Holding, Platform, Protocol, Socket
 from portbook.stop import protected
@@ -93,7 +94,8 @@ def handed_over_by(holder: Holder, holders: Sequence[Holder]) -> str | None:
     """The user who made the socket of this holder, if it probably handed it over: unix(7), SCM_RIGHTS.
 
     A daemon that makes its socket as root and then becomes another user is the ordinary case, and so is a process that
-    inherited its socket. A process of root with the socket of a user, or of a user beside that of another, is neither.
+    inherited its socket. The users of a container without privilege are neither root nor the host's: uids from 65536 on
+    (subuid(5)).
     """
     owner = holder.owner
     creators = {s.user for s in blocking_sockets(holder.sockets)}
@@ -102,13 +104,16 @@ def handed_over_by(holder: Holder, holders: Sequence[Holder]) -> str | None:
     (creator,) = creators
     if creator is None or creator in (owner.user, ROOT):
         return None
-    related = [other for other in holders if other is not holder and _is_related(holder, other)]
-    if related:
+    if _is_subordinate(creator) and _is_subordinate(owner.user):
         return None
-    is_beside_creator = any(other.owner.user == creator for other in holders)
-    if owner.user == ROOT or is_beside_creator:
-        return creator
-    return None
+    if any(other is not holder and _is_related(holder, other) for other in holders):
+        return None
+    return creator
+
+
+def _is_subordinate(user: str) -> bool:
+    """Whether it is the number of a user inside a user namespace."""
+    return (number_or_none(user, UINT32) or 0) >= 65_536
 
 
 def _is_related(one: Holder, other: Holder) -> bool:

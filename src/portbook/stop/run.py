@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from time import monotonic, sleep
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -16,8 +17,9 @@ from portbook.errors import UsageError
 from portbook.holding import who
 from portbook.managers import control, supervisor
 from portbook.managers.supervisor import Supervisor, stop_instruction
+from portbook.ports import parse_one, with_protocol
 from portbook.query import LISTENING, Query
-from portbook.records import PROTOCOLS, SCHEMA, Holder, Owner, Protocol, Socket
+from portbook.records import SCHEMA, Holder, Owner, Protocol, Socket
 from portbook.sources import PLATFORM
 from portbook.stop import handle, plan, result, supervision
 from portbook.stop.bindable import Bindable, try_bind
@@ -35,6 +37,9 @@ from portbook.stop.records import (
 )
 from portbook.stop.result import Conclusion, has_inherited
 
+if TYPE_CHECKING:
+    from portbook.ports import PortLike
+
 TIMEOUT_S = 10.0
 MANAGER_LIMIT_S = 100.0  # systemd gives a unit 90 s before it kills: DefaultTimeoutStopSec in systemd-system.conf(5)
 WATCH_S = 0.5  # how long a freed port is watched: systemd waits 0.1 s before it restarts a service, RestartSec
@@ -46,18 +51,20 @@ MOST_MANAGER_OUTPUT = 500  # characters
 UNSIGNALABLE = "the remaining processes cannot be asked to end; --force terminates them"
 
 
-def plan_stop(port: int, protocol: Protocol = "tcp") -> StopPlan:
+def plan_stop(port: PortLike, protocol: Protocol | None = None) -> StopPlan:
     """Find which processes have to end for a port to be free, and what forbids it. Ends nothing.
 
     Service managers and container runtimes that supervise a holder are queried, each for 3 seconds at most.
 
-    :param port: 1 to 65535
-    :param protocol: "tcp" or "udp"
+    :param port: 1 to 65535, or text such as ``53/udp``; without an address, because it is stopped at every address
+    :param protocol: None: that of the port, else "tcp"
     :raises UsageError: the port or the protocol is invalid
     :raises SourceError: the sockets of this machine could not be read
     """
-    if protocol not in PROTOCOLS:
-        raise UsageError(f"unknown protocol {protocol!r}", f"valid values are {', '.join(PROTOCOLS)}")
+    wanted = with_protocol(parse_one(port), protocol)
+    if wanted.host is not None:
+        raise UsageError(f"{wanted} has an address", f"write {wanted.port}: a port is stopped at every address")
+    port, protocol = wanted.port, wanted.protocol or "tcp"
     made_at = datetime.now(UTC)
     holding = who(port, protocol)
     held = any(s.state in LISTENING for s in holding.sockets)

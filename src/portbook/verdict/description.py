@@ -83,11 +83,13 @@ def _unknown_holder(situation: Situation, s: Socket) -> str:
         return f"the kernel ({s.kernel})"
     creator = s.container or s.service
     created_in = f" in {creator}" if creator else ""
-    if situation.caller.uid == 0:  # root sees every process of its PID namespace
+    if situation.caller.uid == 0 and not situation.caller.in_user_namespace:  # it sees all of its PID namespace
         return f"the kernel or a process of another PID namespace{created_in}"
     if situation.platform == "windows":  # every user sees the pid of a creator, but it may have ended
         return "an unknown process"
     user = f" of user {s.user or s.uid}" if s.uid is not None else ""
+    if situation.caller.in_user_namespace:
+        return f"an unknown process{user}{created_in}, outside this user namespace"
     return f"an unknown process{user}{created_in} (needs root)"
 
 
@@ -171,10 +173,18 @@ def kernel_remedy(kernel: str, port: int) -> str:
     """How to take a part of the kernel off its port: ``vxlan vx0`` is an interface that can be deleted."""
     kind, _, name = kernel.partition(" ")
     command = KERNEL_REMEDIES.get(kind)
-    is_plain = all(c.isalnum() or c in "-_." for c in name)  # the name of an interface is anybody's text
+    # The name of an interface is anybody's text.
+    is_plain = name.isascii() and not name.startswith("-") and all(c.isalnum() or c in "-_. " for c in name)
     if command is None or not is_plain:
         return "end it where it is configured"
     return f"end it where it is configured: {command.format(name)}".replace("PORT", str(port))
+
+
+def setting_remedy(situation: Situation, setting: str) -> str:
+    """How to change a setting of the network, such as ``net.ipv4.ip_nonlocal_bind=1``, where it can be changed."""
+    if situation.caller.settings == "outside":
+        return f"{setting} set from outside this container (docker and podman run --sysctl {setting})"
+    return f"sysctl {setting}"
 
 
 def _visibility_remedy(situation: Situation) -> str:

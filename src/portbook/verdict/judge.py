@@ -24,6 +24,7 @@ EXPLAINS: dict[FindingCode, frozenset[str]] = {
     "privileged-port": frozenset(("EACCES",)),
     "excluded-range": frozenset(("EACCES",)),
     "address-not-local": frozenset(("EADDRNOTAVAIL", "EINVAL")),  # EINVAL: link-local, and no interface
+    "not-unicast": frozenset(("EINVAL",)),
     "address-tentative": frozenset(("EADDRNOTAVAIL",)),
     "ipv6-disabled": frozenset(("EAFNOSUPPORT", "EADDRNOTAVAIL")),
 }
@@ -182,7 +183,7 @@ def _other_user_namespace(
     )
     may_bind_low = situation.caller.may_bind_low
     evidence = {"net.ipv4.ip_unprivileged_port_start": limit, "CAP_NET_BIND_SERVICE": may_bind_low}
-    yield Finding("privileged-port", "blocks", text, privilege_remedy(situation.port), evidence, denied)
+    yield Finding("privileged-port", "blocks", text, privilege_remedy(situation), evidence, denied)
 
 
 def _exclusive_holder(attempts: Sequence[BindAttempt], codes: set[FindingCode]) -> Iterator[Finding]:
@@ -209,17 +210,33 @@ def _no_address_family(attempts: Sequence[BindAttempt], codes: set[FindingCode])
 
 # --- where the bind and the findings do not agree ------------------------------------------------------------------
 
+# What to look at, by the POSIX name of the error; what is not the same everywhere, by system.
 HINTS = {
-    "EACCES": "check security modules: SELinux (semanage port -l), AppArmor, Landlock, seccomp, cgroup BPF programs",
-    "EPERM": "check security modules and BPF programs of the cgroup",
-    "EADDRINUSE": "the holder may have just ended, be a kernel service, or run in another PID namespace",
-    "EADDRNOTAVAIL": "ip address shows the addresses of this machine",
-    "EINVAL": "a link-local address needs its interface: fe80::1%eth0",
-    "ENODEV": "the interface does not exist: ip link lists the interfaces",
+    "EMFILE": "raise this process's limit on open files (ulimit -n), or close some",
+    "ENFILE": "this machine has no open file left: raise its limit, or end what holds many",
+    "ENOMEM": "this machine has no memory left for sockets",
+    "ENOBUFS": "this machine has no memory left for sockets",
 }
-WINDOWS_HINTS = {
-    "EACCES": "check excluded port ranges: netsh int ipv4 show excludedportrange protocol=tcp (also ipv6, udp)",
-    "EADDRINUSE": "as administrator: netstat -aon",
+HINTS_BY_SYSTEM: dict[Platform, dict[str, str]] = {
+    "linux": {
+        "EACCES": "check security modules: SELinux (semanage port -l), AppArmor, Landlock, seccomp, "
+        "cgroup BPF programs",
+        "EPERM": "check security modules and BPF programs of the cgroup",
+        "EADDRINUSE": "the holder may have just ended, be a kernel service, or run in another PID namespace",
+        "EADDRNOTAVAIL": "ip address shows the addresses of this machine",
+        "ENODEV": "the interface does not exist: ip link lists the interfaces",
+    },
+    "windows": {
+        "EACCES": "check excluded port ranges: netsh int ipv4 show excludedportrange protocol=tcp (also ipv6, udp)",
+        "EADDRINUSE": "as administrator: netstat -aon",
+        "EADDRNOTAVAIL": "ipconfig shows the addresses of this machine",
+    },
+    "macos": {
+        "EACCES": "a port below 1024 needs root on a single address",
+        "EADDRINUSE": "the holder may have just ended, or belong to another user: sudo portbook why shows it",
+        "EADDRNOTAVAIL": "ifconfig shows the addresses of this machine",
+        "ENXIO": "the interface does not exist: ifconfig lists the interfaces",
+    },
 }
 
 
@@ -237,9 +254,7 @@ def _unexplained_error(situation: Situation, attempt: BindAttempt) -> Finding:
     name = str(attempt.endpoint)
     text = f"{attempt.step}() on {name} failed with {attempt.error_name} ({attempt.error}), and no finding explains it"
     severity: Severity = "warns" if attempt.posix_error in SCARCE else "blocks"
-    hints = HINTS
-    if situation.platform == "windows":
-        hints = WINDOWS_HINTS
+    hints = HINTS_BY_SYSTEM[situation.platform] | HINTS
     evidence = {"error": attempt.error, "error_name": attempt.error_name, "step": attempt.step}
     return Finding("unexplained", severity, text, hints.get(attempt.posix_error), evidence, (name,))
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from msgspec.structs import replace
 
-from portbook.addresses import Endpoint, unmapped
+from portbook.addresses import Endpoint, reach_of, unmapped
 from portbook.netconfig import ephemeral
 from portbook.netconfig.facts import Caller, Diversion, IpvsService, Link, LocalAddress, Publication, SocketLookup
 from portbook.netconfig.linux import sysctl
@@ -29,7 +29,10 @@ def gather(request: BindRequest) -> Situation:
     specific = [endpoint for endpoint in request.endpoints if endpoint.address not in WILDCARDS]
     ipvs = _ipvs(request, gaps)
     addresses = _addresses(gaps) if sockets or specific or ipvs else None
-    foreign = tuple(_foreign(specific, addresses, gaps)) if specific else ()
+    foreign: list[str] = []
+    broadcast: list[str] = []
+    for endpoint in specific:
+        _sort_address(endpoint, addresses, foreign, broadcast, gaps)
     links = _links(request, sockets, gaps)
     nat, publications = _nat(request, caller, gaps)
     publications += _publications_of_proxies(sockets, gaps)
@@ -44,7 +47,8 @@ def gather(request: BindRequest) -> Situation:
         ipv6=settings.ipv6,
         vrf_accepts_all=settings.vrf_accepts_all,
         addresses=addresses,
-        foreign=foreign,
+        foreign=tuple(foreign),
+        broadcast=tuple(broadcast),
         links=links,
         publications=publications,
         nat=nat,
@@ -89,26 +93,32 @@ def _addresses(gaps: list[Gap]) -> tuple[LocalAddress, ...] | None:
         return None
 
 
-def _foreign(
-    specific: Iterable[Endpoint], addresses: tuple[LocalAddress, ...] | None, gaps: list[Gap]
-) -> Iterator[str]:
-    """The addresses that cannot be bound: IPv6 needs one of an interface; for IPv4 the routing table decides."""
+def _sort_address(
+    endpoint: Endpoint,
+    addresses: tuple[LocalAddress, ...] | None,
+    foreign: list[str],
+    broadcast: list[str],
+    gaps: list[Gap],
+) -> None:
+    """Note an address that cannot be bound: IPv6 needs one of an interface; for IPv4 the routing table decides."""
     from portbook.netconfig.linux import interfaces
 
-    for endpoint in specific:
-        v4 = unmapped(endpoint.address)
-        if ":" not in v4:
-            try:
-                local = interfaces.is_local(v4)
-            except OSError as error:
-                gaps.append(Gap("address", None, f"cannot read whether {v4} is an address of this machine: {error}"))
-                continue
-        elif addresses is None or endpoint.address.startswith("ff"):  # multicast: RFC 4291 section 2.7
-            continue
-        else:
-            local = any(a.address == endpoint.address and endpoint.zone in (None, a.interface) for a in addresses)
-        if not local:
-            yield endpoint.address
+    v4 = unmapped(endpoint.address)
+    if ":" in v4:
+        if addresses is None or reach_of(v4) == "multicast":
+            return
+        if not any(a.address == endpoint.address and endpoint.zone in (None, a.interface) for a in addresses):
+            foreign.append(endpoint.address)
+        return
+    try:
+        kind = interfaces.route_type(v4)
+    except OSError as error:
+        gaps.append(Gap("address", None, f"cannot read whether {v4} is an address of this machine: {error}"))
+        return
+    if kind == interfaces.BROADCAST:
+        broadcast.append(endpoint.address)
+    elif kind not in interfaces.BINDABLE and reach_of(v4) == "address":
+        foreign.append(endpoint.address)
 
 
 def _links(request: BindRequest, sockets: Iterable[Socket], gaps: list[Gap]) -> tuple[Link, ...]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import _socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from portbook.addresses import Endpoint, zone_name
+from portbook.addresses import EVERYWHERE, Endpoint, unmapped, zone_name
 from portbook.bind import endpoints
-from portbook.bind.attempt import Options, attempt
+from portbook.bind.attempt import BindAttempt, Options, attempt
 from portbook.errors import UsageError
 from portbook.numerals import UINT32, number_or_none
 from portbook.ports import local_address, parse_one, with_protocol
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 MOST_ROUNDS = 3  # holders come and go between the bind and the reading: repeat until both agree
 
+# By whether they are IPv6: groups within a site that are not assigned (RFC 2365 section 6.2, RFC 4291 section 2.7).
+SILENT_GROUPS = {False: Endpoint("239.255.77.77"), True: Endpoint("ff15::4d4d")}
+WILDCARDS = {False: EVERYWHERE[0], True: EVERYWHERE[1]}
 
 Gather = Callable[[BindRequest], Situation]
 
@@ -77,10 +80,43 @@ def examine(request: BindRequest, gather: Gather) -> Verdict:
     """Bind and read until both agree, three times at most; what does not agree then is reported as it is."""
     for _ in range(MOST_ROUNDS):
         attempts = attempt(request.port, request.endpoints, request.options)
-        verdict = judge(gather(request), attempts)
+        situation = gather(request)
+        if _may_share(request, attempts):
+            situation = replace(situation, sharing=_sharing(situation, attempts))
+        verdict = judge(situation, attempts)
         if is_explained(verdict):
             break
     return verdict
+
+
+def _may_share(request: BindRequest, attempts: Sequence[BindAttempt]) -> bool:
+    """Whether the holders may allow sharing. Not on Windows, where SO_REUSEADDR takes the port from its holder."""
+    options = request.options
+    if options.protocol != "udp" or options.reuse_address or options.reuse_port or PLATFORM == "windows":
+        return False
+    return any(result.posix_error == "EADDRINUSE" for result in attempts)
+
+
+def _sharing(situation: Situation, attempts: Sequence[BindAttempt]) -> tuple[str, ...]:
+    """The endpoints of UDP that are in use and whose holders allow sharing: a bind with SO_REUSEADDR succeeds.
+
+    Of several sockets the last one gets the datagrams, so this one is bound where none is sent: for a holder of every
+    address, at a group that nobody uses; for a holder of one address, at every address, where the holder's own counts
+    more (compute_score() in net/ipv4/udp.c).
+    """
+    from portbook.verdict.overlap import ANY, claim_of_socket, overlap
+
+    options = replace(situation.options, reuse_address=True)
+    shared: list[str] = []
+    for result in attempts:
+        if result.posix_error != "EADDRINUSE":
+            continue
+        holders = [s for s in situation.sockets if overlap(s, result.endpoint)]
+        places = SILENT_GROUPS if any(ANY in claim_of_socket(s) for s in holders) else WILDCARDS
+        place = places[":" in unmapped(result.endpoint.address)]
+        if holders and all(each.ok for each in attempt(situation.port, [place], options)):
+            shared.append(str(result.endpoint))
+    return tuple(shared)
 
 
 def _gather_of_this_system() -> Gather:

@@ -192,7 +192,8 @@ def server(reply: bytes, *, reads: bool = True, closes: bool = True) -> Iterator
         (b"HTTP/1.1 400 Bad Request\r\nServer: x\r\n", "not TLS: the server began with 'HTTP/1.1 400 Bad Request'"),
         (b"220 mail.test ESMTP\r\n", "not TLS: the server began with '220 mail.test ESMTP'"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "not TLS: the server began with 'SSH-2.0-OpenSSH_9.2'"),
-        (b"\x1b[31m\xff\n", r"not TLS: the server began with '\x1b[31m\\xff'"),
+        (b"\x1b[31m\xff\n", r"not TLS: the server began with '\x1b[31m\xff\n'"),
+        (b"J\x00\x00\x00\n8.0.36\x00", r"not TLS: the server began with 'J\x00\x00\x00\n8.0.36\x00'"),
         (b"\x15\x03\x03\x00\x02\x02\x28", "the server accepts none of the offered ciphers and parameters (alert 40, "
          "handshake_failure)"),
         (b"\x15\x03\x03\x00\x02\x02\xc8", "the server ended the handshake (alert 200, unknown)"),
@@ -241,6 +242,18 @@ def test_one_octet_at_a_time_does_not_prolong_the_time(trusting):
         took_s = time.monotonic() - began
         thread.join(LIMIT_S)
     assert (found.protocol, took_s < 10) == (None, True)  # all octets take 25 s
+
+
+def test_a_server_that_takes_one_connection_only_is_shown_too(trusting):
+    with trusting.server("self", "-naccept", "1") as port:
+        found = shake_once(port)
+    assert (found.subject, found.trusted) == ("CN=self", False)
+    assert found.error == "self-signed, and not an authority of this machine: CN=self"
+
+
+def shake_once(port: int) -> Tls:
+    sock = socket.create_connection(("127.0.0.1", port), LIMIT_S)
+    return handshake(sock, HOST, lambda: None, time.monotonic() + LIMIT_S)
 
 
 # --- nobody is left behind -----------------------------------------------------------------------------------------

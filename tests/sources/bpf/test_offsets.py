@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from portbook import take
+from portbook.errors import SourceError
 from portbook.sources.bpf import btf, offsets
 from portbook.sources.bpf.btf import Layout, Place
 from tests.components import need
@@ -104,6 +106,18 @@ def test_a_file_that_is_whole_and_makes_no_sense_is_refused(parts):
 def test_numbers_that_no_structure_has_are_refused(place):
     with pytest.raises(ValueError, match=r"impossible place|damaged"):
         offsets.parse(written(KERNEL, Layout({"sock.x": place}, {})), KERNEL)
+
+
+def test_what_this_kernel_has_is_kept_and_read_again():
+    """Whatever the programs look for: otherwise each start reads BTF, which takes as long as all the rest."""
+    try:
+        take("port:1", source="bpf")
+    except SourceError as error:
+        pytest.skip(str(error))
+    layouts = list(offsets._known.values())
+    assert layouts
+    for layout in layouts:
+        assert offsets.parse(written(KERNEL, layout), KERNEL) == layout
 
 
 def spoil_with_a_link(cache):
@@ -205,6 +219,17 @@ def test_btf_is_read_once_and_then_not_again(cache, monkeypatch):
     assert offsets.offsets(paths, ["bpf_iter_task_file"]) == first  # this process remembers
     offsets._known.clear()
     assert offsets.offsets(paths, ["bpf_iter_task_file"]) == first  # the file does
+
+
+def test_everything_that_the_programs_ask_for_is_kept(cache, monkeypatch):
+    """A member that the file cannot have would mean that BTF is read each time: a tenth of a second."""
+    need(ROOT and os.path.exists(btf.PATH), "root, and a kernel with BTF")
+    from portbook.sources import bpf
+
+    first = bpf._layout()
+    monkeypatch.setattr(offsets, "_known", {})
+    monkeypatch.setattr(btf, "read", lambda: pytest.fail("BTF was read again"))
+    assert bpf._layout() == first
 
 
 def test_a_member_that_was_not_kept_is_looked_up(cache):

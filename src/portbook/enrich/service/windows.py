@@ -110,8 +110,8 @@ def _enumerate_services(advapi32: Any, manager: int) -> dict[int, list[str]]:
 
 def _tagged_service(owner: Owner) -> str | None:
     """The service with the tag of the socket; None without a tag, or if Windows does not know it."""
-    if owner.service_tag is None or is_wine():
-        return None  # Wine 10 exports the function and ends the process that calls it
+    if owner.service_tag is None:
+        return None
     for library in TAG_LIBRARIES:
         try:
             query = load_library(library).I_QueryTagInformation
@@ -122,6 +122,8 @@ def _tagged_service(owner: Owner) -> str | None:
 
 
 def _query_tag(query: Any, pid: int, tag: int) -> str | None:
+    if is_wine():  # Wine 10 exports the function, and ends the process that calls it
+        return None
     query.argtypes = [PVOID, ctypes.c_int, PVOID]
     query.restype = DWORD
     information = TagInformation(pid, tag)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import Literal, NamedTuple
 
-from portbook.netconfig.facts import Caller
+from portbook.netconfig.facts import Caller, SettingsAccess
 from portbook.numerals import UINT32, number_or_none, parse_hex
 from portbook.records import Family
 
@@ -20,6 +20,7 @@ VRF_ACCEPTS_ALL = "ipv4/tcp_l3mdev_accept"
 NAMES = (UNPRIVILEGED, *NONLOCAL.values(), DISABLE_IPV6, VRF_ACCEPTS_ALL)
 MOST_BYTES = 256  # each is a number
 STATUS = "/proc/thread-self/status"
+UID_MAP = "/proc/thread-self/uid_map"
 CAP_NET_BIND_SERVICE, CAP_NET_ADMIN = 10, 12
 
 SysctlTexts = dict[str, bytes | None]  # by name; None: not there, or not readable
@@ -71,19 +72,61 @@ def _ipv6(texts: SysctlTexts, numbers: dict[str, int | None]) -> Ipv6State | Non
 
 def read_caller() -> Caller:
     """The caller and its capabilities: those of the thread, since a thread binds."""
-    return parse_caller(_file(STATUS, 1 << 14) or b"", os.geteuid())
+    status = _file(STATUS, 1 << 14) or b""
+    uid_map = _file(UID_MAP, MOST_BYTES)
+    in_user_namespace = uid_map is not None and is_of_user_namespace(uid_map)
+    return parse_caller(status, os.geteuid(), in_user_namespace, _settings_access(in_user_namespace))
 
 
-def parse_caller(status: bytes, uid: int) -> Caller:
-    """Parse the effective capabilities in proc_pid_status(5)."""
-    _, _, rest = status.partition(b"\nCapEff:")
-    word, _, _ = rest.partition(b"\n")
+def is_of_user_namespace(uid_map: bytes) -> bool:
+    """Whether a map of user ids is another one than that of the initial user namespace, which maps every id to itself:
+    user_namespaces(7).
+    """
+    return uid_map.split() != [b"0", b"0", b"4294967295"]
+
+
+def _settings_access(in_user_namespace: bool) -> SettingsAccess:
+    """Who may change the settings of the network: access(2) asks the kernel, which knows who owns the namespace.
+
+    Container runtimes mount /proc/sys read-only.
+    """
+    if os.access(ROOT + UNPRIVILEGED, os.W_OK):
+        return "here"
+    if in_user_namespace:
+        return "outside"
     try:
-        capabilities = parse_hex(word.strip())
-    except ValueError:
-        return Caller(uid)
+        read_only = os.statvfs(ROOT).f_flag & os.ST_RDONLY
+    except OSError:
+        read_only = 0
+    return "outside" if read_only else "root"
+
+
+def parse_caller(status: bytes, uid: int, in_user_namespace: bool = False, settings: SettingsAccess = "root") -> Caller:
+    """Parse the capabilities in proc_pid_status(5)."""
+    effective = _capabilities(status, b"CapEff")
+    if effective is None:
+        return Caller(uid, in_user_namespace=in_user_namespace, settings=settings)
+    bounding = _capabilities(status, b"CapBnd")
     return Caller(
         uid,
-        may_bind_low=bool(capabilities >> CAP_NET_BIND_SERVICE & 1),
-        may_read_nat=bool(capabilities >> CAP_NET_ADMIN & 1),
+        may_bind_low=bool(effective >> CAP_NET_BIND_SERVICE & 1),
+        may_read_nat=bool(effective >> CAP_NET_ADMIN & 1),
+        in_user_namespace=in_user_namespace,
+        # Neither a bounding set without it nor no_new_privs lets a program have its file's capabilities: execve(2).
+        may_gain_low=_has(bounding) and b"\nNoNewPrivs:\t1" not in status,
+        settings=settings,
     )
+
+
+def _has(bounding: int | None) -> bool:
+    """Whether the bounding set, if it is known, leaves the capability to programs."""
+    return bounding is None or bool(bounding >> CAP_NET_BIND_SERVICE & 1)
+
+
+def _capabilities(status: bytes, name: bytes) -> int | None:
+    _, _, rest = status.partition(b"\n" + name + b":")
+    word, _, _ = rest.partition(b"\n")
+    try:
+        return parse_hex(word.strip())
+    except ValueError:
+        return None

@@ -283,6 +283,8 @@ def _encoded_chain(secured: ssl.SSLObject, verified: bool) -> Sequence[bytes]:
 
 
 def _quoted(data: bytes) -> str:
-    """How a stranger's octets are shown: the first line, as text where it is some."""
-    line = data.partition(b"\n")[0].rstrip(b"\r") or data
-    return repr(line.decode("ascii", "backslashreplace"))
+    """How a stranger's octets are shown: the first line, if it is text."""
+    line = data.partition(b"\n")[0].rstrip(b"\r")
+    if line and line.isascii() and line.decode("ascii").isprintable():
+        return repr(line.decode("ascii"))
+    return repr(data)[1:]

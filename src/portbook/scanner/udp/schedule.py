@@ -23,7 +23,6 @@ from heapq import heappop, heappush
 from itertools import count
 from math import inf
 
-from portbook.names import service_name
 from portbook.probe.outcome import Answer, Evidence, Outcome
 from portbook.probe.pacing import TokenBucket
 from portbook.probe.request import Event, EventCallback, EventKind, Limits, Probe, Tally
@@ -451,7 +450,7 @@ class UdpSchedule:
                 evidence,
                 rtt_ms,
                 max(port.attempts, 1),
-                service or service_name(probe.port, "udp"),
+                service,
             )
         )
 

@@ -336,11 +336,16 @@ def parse(dump: BpfDump) -> Reading:
 
 def _distinct(sockets: list[Socket]) -> list[Socket]:
     """Each inode once, as it was seen last: a table may show one twice. Sockets without an inode are all kept."""
+    inodes = [s.inode for s in sockets if s.inode]
+    if len(set(inodes)) == len(inodes):
+        return sockets
     return list({s.inode or -i: s for i, s in enumerate(sockets, 1)}.values())
 
 
 def _with_mptcp_owners(sockets: list[Socket], mptcp: Mapping[int, Socket]) -> list[Socket]:
     """TCP sockets with the owners of the MPTCP sockets above them, which have the same inode."""
+    if not mptcp:
+        return sockets
     completed: list[Socket] = []
     for s in sockets:
         above = mptcp.get(s.inode or 0)
@@ -356,8 +361,8 @@ def _once(rows: list[Socket], added: list[Socket]) -> list[Socket]:
     """
     from portbook.sources.bpf.fileless import PASSED
 
-    ports = {(s.local_port, s.remote_port) for s in rows}
-    without_file = {_ends(s): s for s in added if not s.inode and (s.local_port, s.remote_port) in ports}
+    peers = {s.remote_port for s in rows}
+    without_file = {_ends(s): s for s in added if s.remote_port in peers and not s.inode}
     if not without_file:
         return rows + added
     ports = {(s.local_port, s.remote_port) for s in without_file.values()}

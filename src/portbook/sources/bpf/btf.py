@@ -49,6 +49,7 @@ ALIASES = frozenset((TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG))
 COMPOUND = frozenset((STRUCT, UNION))
 SIZED = frozenset((INT, ENUM, ENUM64, STRUCT, UNION))
 POINTER_SIZE = 8
+MOST_SIZE = 16  # of a member that is read as a number, or that holds two pointers
 DEEPEST = 32  # of aliases, and of anonymous structures in one another
 
 
@@ -56,7 +57,7 @@ class Place(Struct, frozen=True, array_like=True):
     """The position of a member in its structure."""
 
     offset: int  # bytes
-    size: int  # bytes; 0: an array or a function
+    size: int  # bytes; 0: an array, a function, or a structure of more than MOST_SIZE
     mask: int = 0  # of a bit field inside one byte; 0: not a bit field
 
 
@@ -250,7 +251,8 @@ class Types:
 
     def _place(self, kind: int, offset: int, bits: int) -> Place:
         if not bits:
-            return Place(offset // 8, self.size(kind))
+            size = self.size(kind)
+            return Place(offset // 8, size if size <= MOST_SIZE else 0)
         return Place(offset // 8, (offset % 8 + bits + 7) // 8, _mask(offset % 8, bits))
 
 

@@ -25,6 +25,7 @@ OWN, NAME = "portbook", "offsets.json"
 MOST_BYTES = 1 << 16
 FORBIDDEN = stat.S_IWGRP | stat.S_IWOTH
 WIDTHS = frozenset((0, 1, 2, 4, 8, 16))
+LARGEST = 4096  # of a member that is a structure or an array
 FARTHEST = (1 << 15) - 1  # a load's offset is signed and has 16 bits
 
 
@@ -106,7 +107,8 @@ def _place(numbers: object) -> Place | None:
     if numbers is None:
         return None
     place = Place(*numbers)  # type: ignore[misc]
-    if not (0 <= place.offset <= FARTHEST and place.size in WIDTHS and 0 <= place.mask <= 0xFF):
+    has_size = place.size in WIDTHS or (0 < place.size <= LARGEST and place.size % 4 == 0)
+    if not (has_size and 0 <= place.offset <= FARTHEST and 0 <= place.mask <= 0xFF):
         raise ValueError(f"impossible place: {place}")
     return place
 

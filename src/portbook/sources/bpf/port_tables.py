@@ -163,10 +163,12 @@ class _Tables:
         return frozenset(inodes)
 
     def _inode_without_file(self, sock: int) -> Iterator[int]:
-        inode_at = self._at("socket_alloc.vfs_inode") + self._at("inode.i_ino") - self._at("socket_alloc.socket")
+        """A socket and its inode are parts of one structure."""
+        between = self._at("socket_alloc.vfs_inode.i_ino") - self._at("socket_alloc.socket.file")
         part = self._pointer(sock + self._at("sock.sk_socket"))
-        if part and not self._pointer(part + self._at("socket.file")):
-            yield self._pointer(part + inode_at)
+        file_at = part + self._at("socket.file")
+        if part and not self._pointer(file_at):
+            yield self._pointer(file_at + between)
 
     def _at(self, path: str) -> int:
         return self.places[path].offset

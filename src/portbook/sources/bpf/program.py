@@ -57,7 +57,7 @@ PORT_TABLES = (
     "inet_bind_hashbucket.chain", "inet_bind_bucket.ib_net.net", "inet_bind_bucket.port", "inet_bind_bucket.node",
     "net.ipv4.udp_table", "udp_table.hash", "udp_table.mask", "udp_hslot.head", "udp_hslot.lock",
     COMMON + "skc_net.net", COMMON + "skc_num", COMMON + "skc_node",
-    "sock.sk_socket", "socket.file", "socket_alloc.socket", "socket_alloc.vfs_inode", "inode.i_ino",
+    "sock.sk_socket", "socket.file", "socket_alloc.socket.file", "socket_alloc.vfs_inode.i_ino",
 )  # fmt: skip
 
 # --- numbers -------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ RULES: tuple[tuple[Rule, tuple[str, ...]], ...] = (
     (linux.privileged, ("linux",)),
     (windows.excluded, ("windows",)),
     (addresses.not_local, EVERY),
+    (addresses.not_unicast, EVERY),
     (addresses.tentative, EVERY),
     (addresses.no_ipv6, EVERY),
     (holders.listeners, EVERY),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from portbook.addresses import Endpoint, is_link_local, is_mapped
-from portbook.records import Socket
+from portbook.addresses import Endpoint, is_link_local, is_mapped, reach_of
+from portbook.records import Reach, Socket
 from portbook.verdict import description
 from portbook.verdict.conflict import WAITING, conflict, in_another_vrf, joins_group
 from portbook.verdict.findings import Finding, FindingCode, Severity
@@ -192,7 +192,8 @@ def _not_local(situation: Situation, endpoint: Endpoint) -> Finding:
     elif situation.platform == "linux":
         remedy = (
             "use an address that ip address shows, or 0.0.0.0 or [::]; "
-            f"to bind an address before it exists: sysctl {setting}=1, or IP_FREEBIND in the server"
+            f"to bind an address before it exists: {description.setting_remedy(situation, f'{setting}=1')}, "
+            "or IP_FREEBIND in the server"
         )
     own = [local.address for local in situation.addresses or ()]
     evidence = {"address": endpoint.address, "mine": own, setting: int(allowed)}
@@ -200,16 +201,49 @@ def _not_local(situation: Situation, endpoint: Endpoint) -> Finding:
 
 
 def _lacks_interface(situation: Situation, endpoint: Endpoint) -> bool:
-    return situation.platform == "linux" and is_link_local(endpoint.address) and endpoint.zone is None
+    needs = is_link_local(endpoint.address) or _is_multicast_of_link(endpoint.address)
+    return situation.platform == "linux" and needs and endpoint.zone is None
+
+
+def _is_multicast_of_link(address: str) -> bool:
+    """Multicast of an interface or a link: RFC 4291 section 2.7."""
+    return reach_of(address) == "multicast" and address.startswith("ff") and address[3:4] in ("1", "2")
 
 
 def _without_interface(situation: Situation, endpoint: Endpoint) -> Finding:
     """A link-local address belongs to an interface, and several interfaces may have the same: RFC 4007 section 6."""
     interfaces = [local.interface for local in situation.addresses or () if local.address == endpoint.address]
-    text = f"{endpoint} is a link-local address and needs an interface"
+    kind = "link-local" if is_link_local(endpoint.address) else "link-local multicast"
+    text = f"{endpoint} is a {kind} address and needs an interface"
     remedy = f"write {endpoint.address}%{interfaces[0] if interfaces else 'INTERFACE'}"
     evidence = {"address": endpoint.address, "interfaces": interfaces}
     return Finding("address-not-local", "blocks", text, remedy, evidence, (str(endpoint),))
+
+
+def not_unicast(situation: Situation) -> Iterator[Finding]:
+    """Multicast and broadcast addresses: IPv4 lets a TCP socket have one, and no client can connect to it (RFC 9293
+    section 3.9.2.3, RFC 1122 section 4.2.3.10); IPv6 refuses that. UDP receives what is sent to all of them.
+    """
+    for endpoint in situation.endpoints:
+        kind: Reach = reach_of(endpoint.address)
+        if endpoint.address in situation.broadcast:
+            kind = "broadcast"
+        if kind not in ("multicast", "broadcast"):
+            continue
+        evidence = {"address": endpoint.address, "kind": kind}
+        names = (str(endpoint),)
+        if situation.protocol == "tcp":
+            refused = _is_ipv6(endpoint.address)
+            text = f"{endpoint} is a {kind} address: TCP has no connections to it"
+            remedy = "bind an address of this machine, or 0.0.0.0 or [::]"
+            yield Finding("not-unicast", "blocks" if refused else "warns", text, remedy, evidence, names)
+        elif kind == "multicast":
+            text = f"{endpoint} is a multicast address: a socket there gets only what is sent to this group"
+            remedy = "join the group on an interface (IP_ADD_MEMBERSHIP, IPV6_JOIN_GROUP)"
+            yield Finding("not-unicast", "warns", text, remedy, evidence, names)
+        else:
+            text = f"{endpoint} is a broadcast address: a socket there gets only broadcasts, and cannot send from it"
+            yield Finding("not-unicast", "warns", text, "bind 0.0.0.0 to get both", evidence, names)
 
 
 def tentative(situation: Situation) -> Iterator[Finding]:
@@ -235,5 +269,5 @@ def no_ipv6(situation: Situation) -> Iterator[Finding]:
         yield Finding("ipv6-disabled", severity, text, "use an IPv4 address", {"ipv6": "absent"}, names)
     elif situation.ipv6 == "disabled":
         text = "IPv6 is disabled (net.ipv6.conf.all.disable_ipv6=1): [::] can be bound, but no client can reach it"
-        remedy = "to use IPv6: sysctl net.ipv6.conf.all.disable_ipv6=0"
+        remedy = f"to use IPv6: {description.setting_remedy(situation, 'net.ipv6.conf.all.disable_ipv6=0')}"
         yield Finding("ipv6-disabled", "warns", text, remedy, {"ipv6": "disabled"}, names)

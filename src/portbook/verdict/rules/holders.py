@@ -67,7 +67,30 @@ def udp_sockets(situation: Situation) -> Iterator[Finding]:
             groups.append(group)
     for sockets in _by_owner(groups):
         where = f"{format_locals(sockets)}/udp"
-        yield _holder(situation, "udp-socket", sockets, f"is bound to {where}", f"are bound to {where}")
+        finding = _holder(situation, "udp-socket", sockets, f"is bound to {where}", f"are bound to {where}")
+        yield _shared(situation, finding)
+
+
+# Ports that several programs of a machine share on purpose, each with SO_REUSEADDR: what is sent to the multicast group
+# reaches all of them. RFC 6762 section 15.1, UPnP Device Architecture section 1, RFC 4795 section 2, WS-Discovery.
+SHARED_PORTS = {5353: "mDNS", 1900: "SSDP", 5355: "LLMNR", 3702: "WS-Discovery"}
+
+
+def _shared(situation: Situation, finding: Finding) -> Finding:
+    """A UDP port whose sockets allow sharing: joining them is a remedy, and for multicast services the remedy."""
+    wanted = {*finding.endpoints, *finding.perhaps}
+    if not wanted or not wanted <= set(situation.sharing):
+        return finding
+    text = f"{finding.text}; its socket allows sharing: a bind with SO_REUSEADDR succeeds"
+    service = SHARED_PORTS.get(situation.port)
+    if service:
+        remedy = f"set SO_REUSEADDR and join the group, as every {service} program does; nothing needs to be ended"
+    else:
+        remedy = (
+            "set SO_REUSEADDR to share the port: multicast and broadcasts then reach every socket, other datagrams "
+            f"the last one; else {finding.remedy}"
+        )
+    return replace(finding, text=text, remedy=remedy, evidence={**finding.evidence, "allows_sharing": True})
 
 
 def bound_only(situation: Situation) -> Iterator[Finding]:
@@ -86,6 +109,9 @@ def bound_only(situation: Situation) -> Iterator[Finding]:
 def _holder(situation: Situation, code: FindingCode, sockets: list[Socket], one: str, several: str) -> Finding:
     """A finding about the sockets of one holder that block the bind."""
     text = description.describe_holders(situation, sockets, one, several)
+    gone = [s for s in sockets if s.reach == "none" and s.state != "BOUND"]
+    if gone:
+        text += f"; no interface has {join_words(list(dict.fromkeys(s.local_address for s in gone)))} any longer"
     remedy = description.release_remedy(situation, sockets)
     return _blocks(code, text, remedy, description.as_dict(situation, sockets), blocked(situation, sockets))
 
@@ -168,11 +194,48 @@ def connections(situation: Situation) -> Iterator[Finding]:
     if not hit.endpoints:
         return
     local = f"{counted(len(sockets), 'connection')} with local address {format_locals(sockets)}"
-    text = description.describe_holders(situation, sockets, f"has {local}", f"have {local}")
+    meaning = _meaning(sockets, OWNED)
+    text = description.describe_holders(situation, sockets, f"has {local}{meaning}", f"have {local}{meaning}")
+    yield _blocks(
+        "connection", text, _connection_remedy(situation, sockets), description.as_dict(situation, sockets), hit
+    )
+
+
+# What a state means for the port, of connections that a process has (RFC 9293 section 3.3.2). Those that wait for the
+# network end by themselves; CLOSE_WAIT waits for the process, and there is no limit.
+OWNED: dict[str, str] = {
+    "CLOSE_WAIT": "{peer} closed, the process has not",
+    "FIN_WAIT1": "the process has shut down its side, which {peer} not confirmed",
+    "FIN_WAIT2": "the process has shut down its side, {peer} not closed",
+    "SYN_SENT": "{peer} not answered",
+}
+# And of connections without a process.
+ORPHANED: dict[str, str] = {
+    "FIN_WAIT1": "{peer} not confirmed the end",
+    "FIN_WAIT2": "{peer} not closed",
+    "CLOSING": "{peer} not confirmed the end",
+    "LAST_ACK": "{peer} not confirmed the end",
+    "CLOSE_WAIT": "{peer} closed",
+}
+
+
+def _meaning(sockets: list[Socket], meanings: dict[str, str]) -> str:
+    """``, in CLOSE_WAIT: its peer has closed, the process has not``; empty where the state says nothing."""
+    states = list(dict.fromkeys(str(s.state) for s in sockets))
+    peer = "its peer has" if len(sockets) == 1 else "their peers have"
+    texts = [f"in {state}: {meanings[state].format(peer=peer)}" for state in states if state in meanings]
+    return "".join(f", {text}" for text in texts)
+
+
+def _connection_remedy(situation: Situation, sockets: list[Socket]) -> str:
+    if all(s.state == "CLOSE_WAIT" for s in sockets):
+        program = description.owners_of(sockets)
+        name = f"pid {program[0].pid}" if program else "its process"
+        return f"only the process can end it: waiting does not help; end {name}, which does not close what its peer has"
     remedy = "wait until the connection is closed, or end its process"
     if situation.platform == "linux":
         remedy += "; net.ipv4.ip_local_reserved_ports keeps connections from getting the port by chance"
-    yield _blocks("connection", text, remedy, description.as_dict(situation, sockets), hit)
+    return remedy
 
 
 def orphans(situation: Situation) -> Iterator[Finding]:
@@ -188,14 +251,11 @@ def orphans(situation: Situation) -> Iterator[Finding]:
 
 def _orphans_text(sockets: list[Socket]) -> str:
     where = format_locals(sockets)
-    states = "/".join(dict.fromkeys(str(s.state) for s in sockets))
+    meaning = _meaning(sockets, ORPHANED)
     if len(sockets) == 1:
-        text = f"1 connection on {where} has no owner and is in {states}: its process closed it, its peer did not"
+        text = f"1 connection on {where} has no owner{meaning}; its process closed it"
     else:
-        text = (
-            f"{len(sockets)} connections on {where} have no owner and are in {states}: "
-            "their processes closed them, their peers did not"
-        )
+        text = f"{len(sockets)} connections on {where} have no owner{meaning}; their processes closed them"
     longest = _longest_ms(sockets)
     if longest is not None and all(s.ends_in_ms is not None for s in sockets):
         last = "it" if len(sockets) == 1 else "the last"

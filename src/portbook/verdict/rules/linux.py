@@ -34,16 +34,26 @@ def privileged(situation: Situation) -> Iterator[Finding]:
     text = f"ports below {limit} need the capability CAP_NET_BIND_SERVICE, which this process (uid {uid}) does not have"
     evidence = {SETTING: limit, "uid": uid, "CAP_NET_BIND_SERVICE": False}
     names = tuple(map(str, situation.endpoints))
-    yield Finding("privileged-port", "blocks", text, privilege_remedy(situation.port), evidence, names)
+    yield Finding("privileged-port", "blocks", text, privilege_remedy(situation), evidence, names)
 
 
-def privilege_remedy(port: int) -> str:
-    """What would allow the bind, the narrowest first."""
-    return (
-        "run the server as a systemd service with AmbientCapabilities=CAP_NET_BIND_SERVICE or with a socket unit; or "
-        f"setcap cap_net_bind_service=+ep PROGRAM; or, for all users, sysctl {SETTING}={port}; "
-        "or use a port from 1024 on behind a proxy"
-    )
+def privilege_remedy(situation: Situation) -> str:
+    """What would allow the bind, the narrowest first; only what has an effect where this process runs."""
+    caller = situation.caller
+    setting = f"{SETTING}={situation.port}"
+    remedies: list[str] = []
+    if caller.settings == "outside":
+        if not caller.in_user_namespace:
+            remedies.append("start the container with --cap-add NET_BIND_SERVICE")
+    elif not caller.in_user_namespace:
+        remedies.append(
+            "run the server as a systemd service with AmbientCapabilities=CAP_NET_BIND_SERVICE or with a socket unit"
+        )
+        if caller.may_gain_low:
+            remedies.append("setcap cap_net_bind_service=+ep PROGRAM")
+    remedies.append(f"for all users, {description.setting_remedy(situation, setting)}")
+    remedies.append("use a port from 1024 on behind a proxy")
+    return "; or ".join(remedies).replace("or for all users", "or, for all users")
 
 
 def ephemeral(situation: Situation) -> Iterator[Finding]:
@@ -55,7 +65,8 @@ def ephemeral(situation: Situation) -> Iterator[Finding]:
         text = f"{situation.port} is in the ephemeral range {low}-{high}: any outgoing connection may get it"
         remedy = "use a port outside this range"
         if situation.platform == "linux":
-            remedy += f", or sysctl net.ipv4.ip_local_reserved_ports={_reservation(situation)}"
+            setting = f"net.ipv4.ip_local_reserved_ports={_reservation(situation)}"
+            remedy += f", or {description.setting_remedy(situation, setting)}"
         yield Finding("ephemeral-port", "warns", text, remedy, {"first": low, "last": high})
 
 
