@@ -159,15 +159,14 @@ def _look_again(sockets: list[Socket], unowned: set[int], found: _Found, made: _
 
     look = second_look.look_again([s for s in sockets if s.inode in unowned and not s.owners])
     found.kernel, found.gone = look.kernel, look.gone
-    unowned = unowned - look.kernel.keys() - look.gone
-    for inode, pids in find_in_rings(unowned).items():
-        found.by_inode[inode] = made[pids, "io-uring"]
-    unowned = unowned - found.by_inode.keys() - look.ending
-    if unowned and not (found.denied or found.hidden):
-        gone = second_look.wait_for_end([s for s in sockets if s.inode in unowned and not s.owners])
-        found.gone |= gone
-        unowned -= gone
-    found.unknown = len(unowned)
+    unowned = unowned - look.kernel.keys() - look.gone - look.ending
+    gone = second_look.wait_for_end([s for s in sockets if s.inode in unowned and not s.owners])
+    found.gone |= gone
+    unowned -= gone
+    if unowned:
+        for inode, pids in find_in_rings(unowned).items():
+            found.by_inode[inode] = made[pids, "io-uring"]
+    found.unknown = len(unowned - found.by_inode.keys())
 
 
 class _Groups(dict[tuple[tuple[int, ...], FoundBy], _Group]):
