@@ -9,9 +9,15 @@ nox.options.sessions = ["lint", "types", "tests"]
 nox.options.reuse_existing_virtualenvs = True
 
 
+def install_locked(session: nox.Session) -> None:
+    """Install portbook and the tools of the check, each file with the hash that it had when the lock file was made."""
+    session.install("--require-hashes", "-r", ".ci/requirements.txt")
+    session.install("--no-deps", "--no-build-isolation", "-e", ".")
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
-    session.install("ruff>=0.9,<1", "import-linter>=2.1", "-e", ".")
+    install_locked(session)
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("lint-imports")
@@ -19,7 +25,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    session.install("mypy>=1.14", "types-psutil>=6.1", "-e", ".[test]")
+    install_locked(session)
     session.run("mypy")
 
 

@@ -20,6 +20,7 @@ from portbook.addresses import (
     format_endpoint,
     is_link_local,
     is_mapped,
+    is_own,
     parse_endpoint,
     reach_of,
     scope_id,
@@ -161,6 +162,14 @@ def test_the_socket_module_takes_it() -> None:
     assert scope_id(zone_name(index)) == index
     assert zone_name(2**31 - 1) == str(2**31 - 1)
     assert zone_name(2**80) == str(2**80)
+
+
+def test_addresses_of_this_machine() -> None:
+    for address in ("127.0.0.1", "127.8.8.8", "::1", "0.0.0.0", "::", "::ffff:127.0.0.1"):
+        assert is_own(address)
+    assert not is_own("203.0.113.77")  # RFC 5737: for documentation
+    assert not is_own("2001:db8::1")  # RFC 3849
+    assert not is_own("fe80::1", "nosuchinterface")
 
 
 @pytest.mark.parametrize("zone", ["nosuchinterface", "٣", "9" * 30, "a\0b", "x" * 5000])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from importlib.util import find_spec
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from portbook import names, ports
 from portbook.addresses import NamedHost, parse_host
 from portbook.errors import UsageError
 from portbook.ports import Ports
+from tests.components import need
 
 LOOPBACK, LOOPBACK6 = NamedHost("127.0.0.1", is_address=True), NamedHost("::1", is_address=True)
 LOCAL = NamedHost("localhost")
@@ -270,7 +272,7 @@ def test_what_becomes_an_address_is_refused(text):
 
 
 def test_names_beyond_ascii_follow_idna_2008():
-    pytest.importorskip("idna")
+    need(find_spec("idna") is not None, "the package idna")
     assert parse_host("straße.example").name == "xn--strae-oqa.example"  # IDNA 2003: strasse.example, RFC 5894 7.2
     assert parse_host("Bücher.example.").lookup_name == "xn--bcher-kva.example."
     with pytest.raises(UsageError, match="xn--"):

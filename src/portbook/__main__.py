@@ -1,11 +1,13 @@
-"""``portbook`` and ``python -m portbook``."""
+"""``portbook`` and ``python -m portbook``.
+
+Until ``ended`` runs, Ctrl-C ends the interpreter in its own way: nothing is imported before that is not there anyway.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 
 TYPE_CHECKING = False  # importing typing would double the time of "portbook --version"
 if TYPE_CHECKING:
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 
 YES, UNKNOWN, INTERRUPTED = 0, 5, 130
 SIGNALLED = 128  # and the number of the signal, as shells report it (POSIX, Shell Command Language, section 2.8.2)
+NO_THREAD = "can't start new thread"  # what _thread raises, in every version of Python
 MOST_TEXT = 500  # characters of an unforeseen error that are shown
 PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
@@ -27,8 +30,10 @@ def _version() -> int:
     """Answered before anything is imported: scripts ask this in loops."""
     from portbook import __version__
 
-    with suppress(BrokenPipeError):
+    try:
         sys.stdout.write(f"portbook {__version__}\n")
+    except BrokenPipeError:
+        return YES
     return YES
 
 
@@ -77,8 +82,10 @@ def _code(end: SystemExit) -> int:
 
 
 def _report(message: str) -> int:
-    with suppress(Exception):
+    try:
         sys.stderr.write(f"portbook: {message}\n")
+    except Exception:  # noqa: BLE001  such as MemoryError
+        return UNKNOWN
     return UNKNOWN
 
 
@@ -91,9 +98,12 @@ def _describe(error: BaseException) -> str:
             return f"the output cannot be written: {failure.strerror or failure}"
     if isinstance(error, MemoryError):
         return "there is not enough memory"
-    text = ""
-    with suppress(Exception):
+    if isinstance(error, RuntimeError) and error.args == (NO_THREAD,):
+        return "no further thread can be started; ulimit -u and ulimit -v show the limits"
+    try:
         text = f": {error}"
+    except Exception:  # noqa: BLE001  of its __str__
+        text = ""
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:MOST_TEXT])
     return f"an error in portbook, please report it: {type(error).__name__}{line}{_place(error)}"
 
@@ -120,13 +130,16 @@ class _Forgiving:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        with suppress(OSError, ValueError):
-            self._stream.write(text)
-        return len(text)
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError):
+            return len(text)
 
     def flush(self) -> None:
-        with suppress(OSError, ValueError):
+        try:
             self._stream.flush()
+        except (OSError, ValueError):
+            return
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -142,8 +155,7 @@ def _prepare_streams() -> None:
             os.fstat(descriptor)
         except OSError:
             flags = os.O_WRONLY if descriptor == 2 else os.O_RDONLY
-            with suppress(OSError):
-                os.open(os.devnull, flags)  # takes the lowest that is free
+            os.open(os.devnull, flags)  # takes the lowest that is free
     if sys.stdout is None:
         sys.stdout = open(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")  # noqa: SIM115
     if sys.stderr is None:
@@ -205,9 +217,7 @@ def start() -> NoReturn:
     code = UNKNOWN
     try:
         code = main()
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
-                stream.flush()
+        sys.stderr.flush()
     except Terminated as signalled:  # a second signal, while the first one ends the command
         code = _code(signalled)
     except BaseException:  # noqa: BLE001

@@ -5,6 +5,7 @@ Every address of a name is tried, and each answer carries its evidence.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -20,7 +21,7 @@ from msgspec import Struct
 
 from portbook import ports
 from portbook.addresses import NamedHost, parse_host, socket_address
-from portbook.errors import UsageError
+from portbook.errors import SourceMissing, UsageError
 from portbook.probe import tcp
 from portbook.probe.outcome import Evidence, Outcome
 from portbook.probe.resolve import LIMIT_S, POLL_S, ResolvedAddress, lookup_outcome, resolve
@@ -168,7 +169,8 @@ def dial(
     :param tls: do a TLS handshake and read the certificates
     :param server_name: the name to request and to verify in the handshake; None: the host
     :param lookup_s: seconds for the name lookup; None: as ``timeout_s`` says
-    :raises UsageError: the target is no port, or ``server_name`` is no name
+    :raises UsageError: the target is no port, ``server_name`` is no name, or a limit is no number of seconds
+    :raises SourceMissing: this Python has no TLS
     """
     plan = _plan(target, retries, tls, server_name)
     limit = limit_of(timeout_s, lookup_s)
@@ -203,8 +205,17 @@ def _plan(target: PortLike, retries: int, tls: bool, server_name: str | None) ->
     destination = parse_destination(target)
     host = destination.host if server_name is None else parse_host(server_name)
     if tls:
-        import_module("portbook.probe.tls.handshake")  # before the clock runs: ssl takes a while
+        _import_tls()
     return Plan(destination, retries, tls, host.name)
+
+
+def _import_tls() -> None:
+    """Before the clock runs: ssl takes a while. Python may have been built without it."""
+    try:
+        import_module("portbook.probe.tls.handshake")
+    except ImportError as error:
+        hint = f"use another Python than {sys.executable}"
+        raise SourceMissing(f"this Python has no TLS: {error}", hint) from error
 
 
 def _result(target: Destination, answers: list[DialedAddress], lookup: _Lookup, timing: Timing | None) -> Dial:

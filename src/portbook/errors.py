@@ -8,6 +8,8 @@
     │   ├── SourceGarbled         5   its answer could not be understood
     │   └── SourceTimeout         5   it did not answer in time
     ├── LeaseError                1   a port could not be bound
+    ├── CommandMissing            127 there is no command to run, as a shell says it
+    ├── CommandRefused            126 the system does not run the command
     ├── StoreError                5   a file of portbook's own could not be read or written
     └── RemoteError               5   another machine could not be reached
 
@@ -67,6 +69,18 @@ class LeaseError(PortbookError):
     """No port could be bound, neither the requested one nor any other; ``__cause__`` is the error of the system."""
 
     exit_code = 1
+
+
+class CommandMissing(PortbookError):
+    """There is no command with this name. The exit code is that of a shell (POSIX.1-2024, 2.8.2)."""
+
+    exit_code = 127
+
+
+class CommandRefused(PortbookError):
+    """The command exists, and the system does not run it."""
+
+    exit_code = 126
 
 
 class StoreError(PortbookError):

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from portbook import inventory, query
 from portbook.addresses import is_own
-from portbook.enrich import owners, process
+from portbook.enrich import is_relay, owners, process
 from portbook.errors import UsageError
 from portbook.ports import Ports, parse_one, with_protocol
 from portbook.query import LISTENING, Query, Term
@@ -128,7 +128,7 @@ class _Targets:
 
     def of(self, owner: Owner, sockets: _Sockets) -> str | None:
         waiting = [s for s in sockets if s.state in LISTENING]
-        if owner.script is not None or not waiting:  # no known relay is run by an interpreter
+        if not waiting or not is_relay(owner):
             return None
         if self._relays is None:
             from portbook.enrich.relays import Relays

@@ -53,6 +53,7 @@ CUSTOMARY = {
 }
 
 _names: Names = {}
+_registered: Names = {}  # with the names that mislead
 _ports: dict[str, tuple[int, Protocol | None]] = {}
 
 
@@ -86,9 +87,20 @@ def _load_ports() -> dict[str, tuple[int, Protocol | None]]:
     return {**ports, **parse_ports(_read(_machine_file()))}
 
 
+def is_registered(port: int, protocol: Protocol) -> bool:
+    """Whether a port has any name, also one that misleads: other programs are likely to want it."""
+    if not _registered:
+        _registered.update(_registry())
+    return (port, protocol) in _registered or service_name(port, protocol) is not None
+
+
+def _registry() -> Names:
+    return {**parse(_read(OURS)), **parse(_read(_machine_file()))}
+
+
 def load() -> Names:
     """Our table, overridden by the machine's: the administrator's own names count. Without names that mislead."""
-    every = {**parse(_read(OURS)), **parse(_read(_machine_file()))}
+    every = _registry()
     unused = frozenset(_read(UNUSED).split("\n"))
     names = {port: name for port, name in every.items() if name not in unused}
     for name, number in CUSTOMARY.items():

@@ -27,7 +27,8 @@ Platform = Literal["linux", "windows", "macos"]
 # to: a parent, a process given by its pid.
 FoundBy = Literal["fd", "task-fd", "io-uring", "iphlpapi", "psutil", "netstat", "lsof", ""]
 # What a process does at the moment, of the letters in /proc/PID/stat (proc_pid_stat(5)): R, S and I; T; t; D; Z.
-ProcessState = Literal["running", "suspended", "traced", "uninterruptible", "zombie"]
+# frozen: its cgroup is, which that file does not show.
+ProcessState = Literal["running", "suspended", "traced", "uninterruptible", "zombie", "frozen"]
 PortRange = tuple[int, int]  # first and last
 # What a gap is about.
 GapSubject = Literal[

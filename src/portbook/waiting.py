@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from msgspec import Struct
 
 from portbook import ports, query
+from portbook.addresses import is_own
 from portbook.dialing import Destination, check_seconds
 from portbook.errors import UsageError
 from portbook.ports import Ports
@@ -257,7 +258,7 @@ def _local_ports(port: Ports, protocol: Protocol, until: float) -> LocalPorts:
     addresses = _addresses(Destination(port.host, port.first), until)
     if not addresses:
         raise UsageError(f"{port.host} has no address", f"write {numbers}, or an address of this machine")
-    foreign = [each.address for each in addresses if not _is_local(each)]
+    foreign = [each.address for each in addresses if not is_own(each.address, each.zone)]
     if foreign:
         name = str(port.host) if port.host.is_address else f"{port.host} ({foreign[0]})"
         raise UsageError(f"{name} is no address of this machine", f"write {numbers}, or an address of this machine")
@@ -269,21 +270,6 @@ def _addresses(destination: Destination, until: float) -> tuple[ResolvedAddress,
         return (destination.address,)
     (resolved,) = resolve([destination.lookup_name], until - monotonic())
     return resolved.addresses
-
-
-def _is_local(address: ResolvedAddress) -> bool:
-    """Whether a socket can be bound to an address. Port 0 and UDP: no port that anybody waits for is taken."""
-    import socket
-
-    from portbook.addresses import family_of, socket_address
-    from portbook.resilience import classify
-
-    try:
-        with socket.socket(family_of(address.address), socket.SOCK_DGRAM) as sock:
-            sock.bind(socket_address(address.address, 0, address.zone))
-    except OSError as error:
-        return classify(error).posix not in ("EADDRNOTAVAIL", "ENODEV")
-    return True
 
 
 def _is_held(local: LocalPorts) -> bool:

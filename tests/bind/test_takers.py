@@ -161,7 +161,9 @@ def test_a_real_server_through_the_command():
             client.sendall(b"GET /end\r\n\r\n")
             assert client.recv(10)
         assert run.wait(30) == 7  # the exit code is the command's
-        assert run.stderr.read() == f"portbook: port {number} (tcp-ipv4)\n"
+        first, second = run.stderr.read().splitlines()
+        assert first == f"portbook: port {number} (tcp-ipv4)"
+        assert second.startswith("portbook: the command gets the port as descriptor 3 (LISTEN_FDS=1); ")
     assert refusal(number, reuse=True) is None
 
 
@@ -169,7 +171,7 @@ def test_a_real_server_through_the_command():
     "first", ["", "exec 3</dev/null; ", "exec 3</dev/null 4</dev/null 5</dev/null 6</dev/null 7</dev/null; "]
 )
 def test_all_sockets_in_order_whatever_was_open_before(own_network, first):
-    shell = f"{first}exec {sys.executable} -m portbook lease 17000 --both -- {sys.executable} -c '{SERVER}'"
+    shell = f"{first}exec {sys.executable} -m portbook lease 17000 -q --both -- {sys.executable} -c '{SERVER}'"
     done = subprocess.run(
         ["sh", "-c", shell], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": SRC}, check=True
     )
@@ -310,7 +312,6 @@ def test_a_held_port_is_no():
     [
         ([], "no command to run"),
         (["8080"], "no command to run"),
-        (["--", "no-such-command-anywhere"], "there is no command"),
         (["70000", "--", "true"], "70000"),
         (["--dual", "--address", "127.0.0.1", "--", "true"], "dual-stack"),
         (["--range", "x", "--", "true"], "not a number"),
@@ -328,8 +329,26 @@ def test_a_command_that_cannot_be_run_is_reported(tmp_path):
     script.write_text("no interpreter line")
     script.chmod(0o755)
     done = ended("-q", "--", str(script))
-    assert (done.returncode, done.stdout) == (5, "")
+    assert (done.returncode, done.stdout) == (126, "")
     assert f"cannot run {script}: Exec format error; begin a script with #!" in done.stderr
+
+
+def test_a_command_that_is_not_there_or_cannot_be_run(tmp_path):
+    """As a shell says it: 127 and 126."""
+    plain, orphan = tmp_path / "plain", tmp_path / "orphan"
+    plain.write_text("#!/bin/sh\n")
+    orphan.write_text("#!/no/such/interpreter\n")
+    orphan.chmod(0o755)
+    for command, code, said in (
+        ("no-such-command-anywhere", 127, "there is no command"),
+        (f"{tmp_path}/nothing", 127, "there is no command"),
+        (str(orphan), 127, "the interpreter that its first line names is not there"),
+        (str(plain), 126, "it is not executable; chmod +x"),
+        (str(tmp_path), 126, "it is a directory"),
+    ):
+        done = ended("-q", "--", command)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (code, "", 1)
+        assert said in done.stderr
 
 
 def test_the_number_alone():

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -15,12 +16,17 @@ if sys.platform != "linux":
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from portbook.enrich import process
 from portbook.enrich.process import origin
+from portbook.enrich.process.state import explain_state
+from portbook.records import Owner
 from portbook.testing import child
 from tests.components import need
 from tests.conftest import ROOT
 
+PLAIN = "say()\nwait()\n"
 IN_DIRECTORY = "os.chdir(sys.argv[1])\nsay()\nwait()\n"
 
 
@@ -238,3 +244,86 @@ def test_daemons_are_no_orphans():
             assert origin.is_orphaned(twice) is False
         finally:
             os.kill(twice, 9)
+
+
+# --- frozen ----------------------------------------------------------------------------------------------------------
+
+
+def remove(path):
+    """A cgroup stays busy until its last process is reaped."""
+    last = time.monotonic() + 60
+    while True:
+        try:
+            return os.rmdir(path)
+        except OSError:
+            assert time.monotonic() < last
+            time.sleep(0.01)
+
+
+def frozen_by(place, pid, file, freeze, thaw, monkeypatch, freezer):
+    """What is seen before, while and after the cgroup is frozen."""
+    monkeypatch.setattr(origin, "FREEZERS", (freezer,))
+    (place / "cgroup.procs").write_text(str(pid))
+    seen = [origin.is_frozen(pid)]
+    (place / file).write_text(freeze)
+    try:
+        wait_for(lambda: origin.is_frozen(pid))
+        (owner,), _ = process.enrich([Owner(pid)])
+        seen.append(process.add_origin(owner).state)
+    finally:
+        (place / file).write_text(thaw)
+    wait_for(lambda: not origin.is_frozen(pid))
+    return seen
+
+
+@pytest.fixture
+def cgroups(tmp_path):
+    """Makes a cgroup below a mount point."""
+    made, mounted = [], []
+
+    def make(point, kind=None):
+        if kind:
+            point = tmp_path / "cgroup2"
+            point.mkdir()
+            done = subprocess.run(["mount", "-t", kind, "none", point], capture_output=True, text=True, check=False)
+            need(done.returncode == 0, f"a {kind} mount: {done.stderr.strip()}")
+            mounted.append(point)
+        made.append(point / f"portbook-test-{os.getpid()}")
+        made[-1].mkdir()
+        return point, made[-1]
+
+    yield make
+    for path in made:
+        remove(path)
+    for point in mounted:
+        subprocess.run(["umount", point], check=True)
+
+
+def test_a_frozen_cgroup_of_version_2(cgroups, monkeypatch):
+    need(ROOT, "root, to mount cgroup2")
+    point, place = cgroups(None, "cgroup2")
+    freezer = (b"", os.fsencode(point), b"cgroup.events", b"frozen 1")
+    with child(PLAIN) as one:
+        assert frozen_by(place, one.pid, "cgroup.freeze", "1", "0", monkeypatch, freezer) == [False, "frozen"]
+
+
+def test_a_frozen_cgroup_of_version_1(cgroups, monkeypatch):
+    root = Path("/sys/fs/cgroup/freezer")
+    need(ROOT and root.is_dir(), "root, and the freezer of cgroup version 1")
+    _, place = cgroups(root)
+    with child(PLAIN) as one:
+        seen = frozen_by(place, one.pid, "freezer.state", "FROZEN", "THAWED", monkeypatch, origin.FREEZERS[2])
+    assert seen == [False, "frozen"]
+
+
+@pytest.mark.parametrize(
+    ("owner", "command"),
+    [
+        (Owner(1, container="docker:web", service="docker.service"), "docker unpause web"),
+        (Owner(1, container="podman:web"), "podman unpause web"),
+        (Owner(1, service="web.service"), "systemctl thaw web.service"),
+        (Owner(1), "what froze it"),
+    ],
+)
+def test_what_thaws_it(owner, command):
+    assert f"; {command} lets it run again" in explain_state(replace(owner, state="frozen"))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from portbook import enrich
 from portbook.enrich.relays import Relays
-from portbook.managers import publications
+from portbook.managers import publications, relay
 from portbook.netconfig.facts import Publication
 from portbook.records import Owner, Socket
 
@@ -74,3 +75,11 @@ def test_others_and_connections_are_not_asked_about(monkeypatch):
     assert Relays().target_of(NGINX, 80, "tcp") is None
     connection = replace(listening(CONMON), state="ESTABLISHED")
     assert Relays().short_targets([listening(NGINX), connection]) == {}
+
+
+def test_the_names_are_those_of_the_table():
+    assert {*relay.PROGRAMS, *relay.OTHER_NAMES, *relay.MULTI_CALL} == enrich.RELAYS
+    for name in (*enrich.RELAYS, "/usr/bin/passt.avx2", r"C:\\Windows\\System32\\wslrelay.exe", "qemu-system-x86_64"):
+        assert enrich.has_relay([listening(Owner(1, exe=name))])
+        assert relay.find_program(Owner(1, exe=name)) or name in relay.MULTI_CALL
+    assert not enrich.has_relay([listening(NGINX), listening(Owner(1))])

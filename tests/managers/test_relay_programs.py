@@ -25,6 +25,7 @@ import pytest
 from portbook.holding import who
 from portbook.managers.relay import Relay, behind
 from portbook.managers.supervisor import find_supervisor
+from portbook.stop.run import plan_stop
 from tests.components import need
 from tests.conftest import NOBODY, ROOT
 
@@ -80,6 +81,7 @@ def relay_of(port: int, protocol: str = "tcp") -> Relay | None:
 def test_a_program_whose_command_line_has_the_target(run, command, to):
     run(*command.split())
     assert relay_of(8080).to == to
+    assert bool(plan_stop(8080).forbidden()) is command.startswith("qemu")  # a tunnel is ended as any other process
 
 
 def test_udpsvd(run):
@@ -152,6 +154,7 @@ def test_docker_proxy(run):
     run("sh", "-c", script, "sh", *flags.split())
     found = relay_of(8080)
     assert (found.to, found.address, found.port) == ("container 127.0.0.1:80", "127.0.0.1", 80)
+    assert {refusal.code for refusal in plan_stop(8080).forbidden()} == {"managed"}
 
 
 # --- rootless ------------------------------------------------------------------------------------------------------
@@ -186,6 +189,7 @@ def test_pasta_and_passt(run, tmp_path, command, to):
     run(*command.format(tmp_path).split())
     found = relay_of(8080)
     assert (found.program, found.to) == ("passt", to)
+    assert {refusal.code for refusal in plan_stop(8080).forbidden()} == {"managed"}
 
 
 def test_slirp4netns(run, tmp_path):
@@ -207,6 +211,7 @@ def test_slirp4netns(run, tmp_path):
             break
         time.sleep(0.01)
     assert relay_of(8080).to == "a rootless container"
+    assert {refusal.code for refusal in plan_stop(8080).forbidden()} == {"managed"}
 
 
 def test_rootlesskit(run, tmp_path):
@@ -434,6 +439,7 @@ def test_inetd(run, tmp_path, program):
     found = relay_of(8080)
     assert (found.kind, found.to) == ("super-server", f"the program that {path} names for 8080/tcp")
     assert found.remedy.endswith(f"kill -HUP {process.pid}")
+    assert [(refusal.code, refusal.hint) for refusal in plan_stop(8080).forbidden()] == [("managed", found.remedy)]
     path.write_text("")
     assert_freed_by_sighup(process)
 

@@ -329,6 +329,30 @@ def test_a_server_below_the_script_of_a_unit_is_the_service(lab):
     assert lab.systemctl("is-active", "script.service", check=False) in ("inactive", "failed")
 
 
+TERMINAL = """
+import pty, sys, time
+server = "import http.server as h; h.HTTPServer(('127.0.0.1', PORT), h.BaseHTTPRequestHandler).serve_forever()"
+pid, ours = pty.fork()
+if pid == 0:
+    import os
+    os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", server.replace("PORT", sys.argv[1])])
+time.sleep(600)
+"""
+
+
+def test_a_server_in_a_terminal_of_a_unit_is_not_the_service(lab):
+    """A terminal multiplexer or an editor that is a unit: to stop it would end every other terminal."""
+    with open(f"/proc/{lab.pid}/root/run/terminal.py", "w", encoding="utf-8") as file:
+        file.write(TERMINAL)
+    lab.unit("tmux.service", f"[Service]\nRestart=always\nExecStart={sys.executable} -I -S /run/terminal.py 8021")
+    lab.systemctl("start", "tmux.service")
+    wait_for(lab, 8021)
+    code, answer = lab.stop(8021, "--yes", "--via-manager")
+    assert (code, answer["result"], answer["ended"][0]["by"]) == (0, "stopped", ["SIGTERM"])
+    assert lab.systemctl("is-active", "tmux.service") == "active"
+    lab.systemctl("stop", "tmux.service")
+
+
 ORPHAN = """
 import os, sys, time
 server = "import http.server as h; h.HTTPServer(('127.0.0.1', PORT), h.BaseHTTPRequestHandler).serve_forever()"

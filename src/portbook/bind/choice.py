@@ -17,6 +17,13 @@ from portbook.records import PROTOCOLS, Gap
 
 # Below are the system ports of RFC 6335 section 6, which Unix keeps for root.
 ANY = range(1024, 65536)
+# What development servers and other common programs use, whatever is registered there: the defaults in their
+# documentation.
+CUSTOMARY = frozenset((
+    3000, 3001, 3128, 4000, 4200, 4443, 5000, 5001, 5173, 5433, 5500, 5601, 7443, 8000, 8001, 8008, 8081, 8082, 8083,
+    8086, 8088, 8090, 8123, 8181, 8443, 8444, 8501, 8765, 8880, 8888, 9000, 9001, 9080, 9088, 9090, 9093, 9100, 9160,
+    9300, 9443,
+))  # fmt: skip
 SkipReason = Literal["registered", "reserved", "ephemeral", "redirected"]
 
 
@@ -48,7 +55,9 @@ class Pool(NamedTuple):
             return "ephemeral"
         if self.reserved and self.reserved.reserves(port):
             return "reserved"
-        if self.registered and any(names.service_name(port, protocol) for protocol in PROTOCOLS):
+        if self.registered and port in CUSTOMARY:
+            return "registered"
+        if self.registered and any(names.is_registered(port, protocol) for protocol in PROTOCOLS):
             return "registered"
         return None
 

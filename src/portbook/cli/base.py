@@ -95,12 +95,29 @@ class Group(click.Group):
 port_option = option("-p", "--ports", "more", multiple=True, metavar="PORTS", help="the same as PORT")
 
 
-def given(ctx: click.Context, words: Sequence[str], more: Sequence[str], name: str = "PORT") -> list[str]:
-    """The ports given as arguments and as options; raise click.UsageError if there is none."""
+def given(ctx: click.Context, words: Sequence[str], more: Sequence[str]) -> list[str]:
+    """The ports given as arguments and as options.
+
+    :raises click.UsageError: there is none
+    :raises UsageError: a word is neither a port nor a service: it may be the name of a process
+    """
     ports = [*words, *more]
     if not ports:
-        raise click.UsageError(f"missing argument {name}", ctx)
+        raise click.UsageError("missing argument PORT", ctx)
+    for word in ports:
+        if word.replace("-", "").replace("_", "").isalnum() and word[:1].isalpha():
+            _check_service(word)
     return ports
+
+
+def _check_service(word: str) -> None:
+    from portbook.errors import UsageError
+    from portbook.names import port_of
+
+    if port_of(word) is None:
+        shown = word[:40]
+        hint = f"write 8080 or http; the ports of a process: portbook list {shown}"
+        raise UsageError(f"port {shown!r} is not a number or the name of a service", hint)
 
 
 def command(name: str, cls: type[Command] = Command) -> Callable[[Callable[..., Any]], Command]:

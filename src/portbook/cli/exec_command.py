@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from portbook.cli import base
-from portbook.errors import PortbookError, UsageError
+from portbook.errors import CommandMissing, CommandRefused
 
 if TYPE_CHECKING:
     from subprocess import Popen
@@ -45,12 +45,18 @@ def arguments(ctx: click.Context) -> list[str]:
 def executable(name: str) -> str:
     """The full path of a command.
 
-    :raises UsageError: there is no command with this name
+    :raises CommandMissing: there is no command with this name
+    :raises CommandRefused: there is one, and it may not be run
     """
     path = shutil.which(name)
-    if path is None:
-        raise UsageError(f"there is no command {name!r}", "the words after -- are run without a shell")
-    return path
+    if path is not None:
+        return path
+    if os.path.dirname(name) and os.path.isdir(name):
+        raise CommandRefused(f"cannot run {name}: it is a directory")
+    file = shutil.which(name, os.F_OK)
+    if file is None:
+        raise CommandMissing(f"there is no command {name!r}", "the words after -- are run without a shell")
+    raise CommandRefused(f"cannot run {file}: it is not executable", f"chmod +x {file}")
 
 
 def run(path: str, given: list[str], start: Start | None = None) -> int:
@@ -58,7 +64,8 @@ def run(path: str, given: list[str], start: Start | None = None) -> int:
 
     :param start: on Windows, what starts the child
     :returns: the exit code, on Windows; elsewhere this does not return
-    :raises PortbookError: the system refuses to run it
+    :raises CommandMissing: it, or the interpreter that its first line names, is not there
+    :raises CommandRefused: the system refuses to run it
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -67,8 +74,11 @@ def run(path: str, given: list[str], start: Start | None = None) -> int:
             _restore_signals()
             os.execv(path, given)  # noqa: S606  what the user typed, without a shell
         return _wait((start or _start_child)([path, *given[1:]]))
+    except FileNotFoundError as error:
+        hint = "the interpreter that its first line names is not there"
+        raise CommandMissing(f"cannot run {path}: {error.strerror}", hint) from error
     except OSError as error:
-        raise PortbookError(f"cannot run {path}: {error.strerror}", HINTS.get(error.errno or 0)) from error
+        raise CommandRefused(f"cannot run {path}: {error.strerror}", HINTS.get(error.errno or 0)) from error
 
 
 def _restore_signals() -> None:

@@ -44,7 +44,7 @@ def run(arguments: list[str]) -> int:
     except click.UsageError as error:
         from portbook.cli import mistakes
 
-        return _report(mistakes.describe(error), USAGE)
+        return _report(mistakes.describe(error, arguments), USAGE)
     except click.ClickException as error:
         return _report(error.format_message(), UNKNOWN)
     except PortbookError as error:

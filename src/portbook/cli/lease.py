@@ -75,6 +75,8 @@ def command(
 
         sys.stderr.write(note(_announcement(leased, number_only)))
     _write_warnings(leased, quiet)
+    if not quiet and not number_only and sys.platform != "win32":
+        _write_advice(given, leased)
     arguments = [given[0], *(word.replace(PLACEHOLDER, str(leased.port)) for word in given[1:])]
     if number_only:
         return _run_with_number(path, arguments, leased)
@@ -102,6 +104,16 @@ def _unwanted_ports(protocols: Sequence[Protocol] | None, address: str | None) -
 
     answer = free(MOST_CANDIDATES, protocols=protocols, address=address, avoid_ephemeral=True)
     return [Ports(port, port) for port in answer.ports] or None
+
+
+def _write_advice(given: Sequence[str], leased: Lease) -> None:
+    """Say what the command gets, where that is not what it takes."""
+    from portbook.bind import servers
+    from portbook.render.text import note
+
+    advice = servers.advise(given, len(leased.sockets))
+    if advice:
+        sys.stderr.write(note(advice))
 
 
 def _write_warnings(leased: Lease, quiet: bool) -> None:

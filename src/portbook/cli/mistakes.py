@@ -35,12 +35,15 @@ OPTIONS = {
     **dict.fromkeys(("-9", "-KILL", "-k", "--kill", "--signal"), "portbook stop PORT --force kills"),
     **dict.fromkeys(("-?", "--usage"), "did you mean --help?"),
 }
+COMPLETION = 'write eval "$(_PORTBOOK_COMPLETE=bash_source portbook)", or zsh_source, or fish_source'
 MOST_WORDS, MOST_CHARACTERS = 6, 160  # of a command line that is repeated
 
 
 def unknown_command(arguments: Sequence[str], commands: Iterable[str], default: str) -> str:
     """Say that a word is no command, with the command line that was probably meant."""
     word = arguments[0]
+    if word.lower() in ("completion", "completions"):
+        return f"no such command {word!r}; {COMPLETION}"
     meant = COMMAND_OF.get(word.lower()) or nearest(word.lower(), commands)
     words = [default, word] if meant is None else [meant]
     suggestion = _command_line([*words, *arguments[1:]])
@@ -66,13 +69,18 @@ def _command_line(words: Sequence[str]) -> str:
     return text
 
 
-def describe(error: click.UsageError) -> str:
+def describe(error: click.UsageError, arguments: Sequence[str]) -> str:
     """What is wrong, what was probably meant, and where the right usage is."""
+    from portbook.cli import COMMANDS, DEFAULT
+
+    path = f"portbook {next((word for word in arguments[:1] if word in COMMANDS), DEFAULT)}"
+    if error.ctx is not None:
+        path = error.ctx.command_path
     message = error.format_message().strip().rstrip(".")
     message = message[:1].lower() + message[1:]
     if isinstance(error, click.NoSuchOption):
         message = _unknown_option(error)
-    return f"{message}; {see(error.ctx.command_path if error.ctx else 'portbook')}"
+    return f"{message}; {see(path)}"
 
 
 def see(command_path: str) -> str:

@@ -52,11 +52,15 @@ def write_bytes(parts: Iterable[bytes]) -> None:
 
 def write_people(listing: Listing, wide: bool, key: SortKey, netns: bool = False) -> None:
     """Write a listing as columns to standard output, and its gaps to standard error."""
-    from portbook.enrich.relays import Relays
+    from portbook.enrich import has_relay
     from portbook.render import plain, text
 
     if listing.sockets:
-        targets = Relays().short_targets(listing.sockets)
+        targets = None
+        if has_relay(listing.sockets):
+            from portbook.enrich.relays import Relays
+
+            targets = Relays().short_targets(listing.sockets)
         lines = plain.lines(_sorted(listing.sockets, key), text.style_of(sys.stdout), wide, netns, targets)
         sys.stdout.write("\n".join(lines) + "\n")
         sys.stdout.flush()

@@ -44,9 +44,12 @@ def command(
       portbook who 8000-8100
       portbook who 8080 >/dev/null || start-the-server
     """
+    from portbook.ports import parse_several
     from portbook.render import holding as render
 
-    answers, all_held = _answers(base.given(ctx, ports, more), source)
+    requested = parse_several(base.given(ctx, ports, more))
+    groups = [_answers(each, source) for each in requested]
+    answers = [answer for group in groups for answer in group]
     if as_json:
         output.write_bytes(render.json(answers))
     else:
@@ -55,31 +58,24 @@ def command(
         sys.stdout.write("".join(line + "\n" for line in render.lines(answers, style_of(sys.stdout), wide)))
         sys.stdout.flush()
         output.write_gaps(dict.fromkeys(gap for answer in answers for gap in answer.gaps))
+    for each, group in zip(requested, groups, strict=True):
+        _mention_others(each, len(each.numbers) - len(group))
     if strict and any(answer.gaps for answer in answers):
         return exits.GAPS
-    return exits.YES if all_held else exits.NO
+    if all(any(answer.held for answer in group) for group in groups):
+        return exits.YES
+    return exits.NO
 
 
-def _answers(written: list[str], source: str | None) -> tuple[list[Holding], bool]:
-    """The answer for each port, and whether all are held.
-
-    Of a range, the answers are those for the ports that a socket has, and it is held if one of them is.
-    """
+def _answers(ports: Ports, source: str | None) -> list[Holding]:
+    """The answer for a port; of a range, those for the ports that a socket has."""
     from portbook.holding import used_ports, who
-    from portbook.ports import Ports, parse_several
+    from portbook.ports import Ports
 
-    answers: list[Holding] = []
-    all_held = True
-    for ports in parse_several(written):
-        if ports.first == ports.last:
-            found = [who(ports, source=source)]
-        else:
-            numbers = used_ports(ports, source=source)
-            found = [who(Ports(n, n, ports.protocol, ports.host), source=source) for n in numbers]
-            _mention_others(ports, len(ports.numbers) - len(numbers))
-        answers += found
-        all_held = all_held and any(answer.held for answer in found)
-    return answers, all_held
+    if ports.first == ports.last:
+        return [who(ports, source=source)]
+    numbers = used_ports(ports, source=source)
+    return [who(Ports(number, number, ports.protocol, ports.host), source=source) for number in numbers]
 
 
 def _mention_others(ports: Ports, count: int) -> None:

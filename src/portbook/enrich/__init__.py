@@ -6,9 +6,9 @@ each unchanged or completed, and the gaps it met. It never raises because of one
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from portbook.records import Gap, Owner
+from portbook.records import Gap, Owner, Socket
 
 Enricher = Callable[[list[Owner]], tuple[list[Owner], list[Gap]]]
 
@@ -19,3 +19,63 @@ def enrichers() -> tuple[Enricher, ...]:
     from portbook.managers import container
 
     return (process.enrich, service.enrich, container.enrich)
+
+
+# The programs of portbook.managers.relay (a test compares them): most machines run none, and need not load their table.
+RELAYS = frozenset(
+    [
+        "busybox",
+        "busybox.static",
+        "com.docker.backend",
+        "com.docker.vpnkit",
+        "conmon",
+        "docker-proxy",
+        "gvproxy",
+        "haproxy",
+        "incusd",
+        "inetd",
+        "inetutils-inetd",
+        "kubectl",
+        "limactl",
+        "lxd",
+        "oc",
+        "openbsd-inetd",
+        "passt",
+        "pasta",
+        "qemu",
+        "redir",
+        "rinetd",
+        "rootlesskit",
+        "rootlessport",
+        "rootlessport-child",
+        "slirp4netns",
+        "socat",
+        "ssh",
+        "sshd",
+        "sshd-session",
+        "stunnel",
+        "stunnel4",
+        "systemd-socket-proxyd",
+        "tcpserver",
+        "tcpsvd",
+        "toybox",
+        "udpsvd",
+        "vpnkit",
+        "wslhost",
+        "wslrelay",
+        "xinetd",
+    ]
+)
+
+
+def has_relay(sockets: Iterable[Socket]) -> bool:
+    """Whether an owner may be a relay: what ``relays.Relays`` finds is worth a look then."""
+    groups = {id(s.owners): s.owners for s in sockets}
+    return any(is_relay(owner) for group in groups.values() for owner in group)
+
+
+def is_relay(owner: Owner) -> bool:
+    """Whether the process has the name of a relay."""
+    name = (owner.exe or owner.name or "").replace("\\", "/").rpartition("/")[2].lower()
+    name = name.removesuffix(".exe").removesuffix(".avx2")
+    return name in RELAYS or name.startswith("qemu-system-")

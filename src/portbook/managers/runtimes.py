@@ -170,10 +170,10 @@ DENIED = "permission denied"
 def _storage(path: str) -> NameLookup:
     """The names in a list of containers-storage; none if there is no such list."""
     try:
-        entries = msgspec.json.decode(_read(path), type=list[_Stored])
+        entries = _decode(_read(path), _Stored)
     except FileNotFoundError:
         return NameLookup({})
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         return NameLookup({}, _why(path, error))
     return NameLookup({entry.id: entry.names[0] for entry in entries if entry.names})
 
@@ -193,7 +193,15 @@ def api_sockets(daemon: int = ROOT) -> dict[str, list[str]]:
 
 def list_containers(path: str, kind: type[T]) -> list[T]:
     """The running containers from the API at a Unix socket, each decoded as ``kind``; raise OSError or ValueError."""
-    return msgspec.json.decode(_body(_exchange(path)), type=list[kind])  # type: ignore[valid-type]
+    return _decode(_body(_exchange(path)), kind)
+
+
+def _decode(data: bytes | bytearray, kind: type[T]) -> list[T]:
+    """A list of records; raise ValueError, also for what is nested too deeply."""
+    try:
+        return msgspec.json.decode(data, type=list[kind])  # type: ignore[valid-type]
+    except (msgspec.DecodeError, RecursionError) as error:  # no ValueErrors
+        raise ValueError(str(error)) from error
 
 
 def _api(path: str) -> NameLookup | None:
@@ -202,7 +210,7 @@ def _api(path: str) -> NameLookup | None:
         entries = list_containers(path, _Listed)
     except (FileNotFoundError, ConnectionRefusedError):
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         return NameLookup({}, _why(path, error))
     names: dict[str, str] = {}
     for entry in entries:

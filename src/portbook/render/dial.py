@@ -45,10 +45,19 @@ def lines(dial: Dial, style: Style) -> list[str]:
 def _heading(dial: Dial) -> str:
     if dial.open:
         return "is open"
-    first = dial.addresses[0]
-    if first.evidence.kind == "silence":
+    clearest = min(dial.addresses, key=_clarity)
+    if clearest.evidence.kind == "silence":
         return "did not answer"
-    return HEADINGS.get(first.outcome, f"is {first.outcome}")
+    return HEADINGS.get(clearest.outcome, f"is {clearest.outcome}")
+
+
+def _clarity(answer: DialedAddress) -> int:
+    """Which of several addresses says most: a refusal, then a message, then silence, then what this machine lacks."""
+    if answer.outcome == "error":
+        return 3
+    if answer.evidence.kind == "silence":
+        return 2
+    return 0 if answer.outcome == "closed" else 1
 
 
 def _was_looked_up(dial: Dial) -> bool:

@@ -10,7 +10,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from portbook.records import Owner, Reach, Socket
-from portbook.render.text import REACH, Column, Style, room, safe, safe_endpoint, table, wrap
+from portbook.render.text import REACH, Column, Style, room, safe, safe_endpoint, table_of_columns, wrap
 
 if TYPE_CHECKING:
     from portbook.enrich.relays import Served
@@ -30,6 +30,7 @@ class SocketColumn(Struct, frozen=True):
 
     column: Column
     cell: Callable[[Socket], str]
+    of_owners: bool = False  # it depends on the owners alone, if there are any
 
 
 def _address(s: Socket) -> str:
@@ -109,7 +110,7 @@ def _with_targets(targets: Mapping[Served, str]) -> SocketColumn:
             return _service(s)
         return ",".join(dict.fromkeys(safe(name) for name in names if name))
 
-    return replace(SERVICE, cell=cell)
+    return replace(SERVICE, cell=cell, of_owners=False)  # a relay has a target for each port
 
 
 _owner_name = _of_owners(attrgetter("name"))
@@ -197,10 +198,10 @@ ADDRESS = SocketColumn(Column("ADDRESS", 1, 15), _address)
 PORT = SocketColumn(Column("PORT"), _port)
 PEER = SocketColumn(Column("PEER", 2, 21), _peer)
 STATE = SocketColumn(Column("STATE"), _state)
-PID = SocketColumn(Column("PID"), _pid)
-PROCESS = SocketColumn(Column("PROCESS", 4), _process)
-USER = SocketColumn(Column("USER", 5), _user)
-SERVICE = SocketColumn(Column("SERVICE", 6), _service)
+PID = SocketColumn(Column("PID"), _pid, True)
+PROCESS = SocketColumn(Column("PROCESS", 4), _process, True)
+USER = SocketColumn(Column("USER", 5), _user, True)
+SERVICE = SocketColumn(Column("SERVICE", 6), _service, True)
 NETNS = SocketColumn(Column("NETNS", 3), _netns)
 REACHED = SocketColumn(Column("REACH"), _reach)
 # Shorter columns for a narrow terminal, tried before anything is cut.
@@ -209,7 +210,7 @@ SHORT = {
     REACHED: SocketColumn(Column("REACH"), _short_reach),
 }
 # What fills the rest of a wide terminal.
-COMMAND = SocketColumn(Column("COMMAND", 7), _short_command)
+COMMAND = SocketColumn(Column("COMMAND", 7), _short_command, True)
 LEAST_COMMAND = 20  # characters that are worth a column
 MOST_COMMAND = 1_000
 WIDE = (
@@ -244,9 +245,9 @@ def lines(
         selected.insert(0, NETNS)
     warn = [s.reach == "any" for s in sockets]
     if wide:
-        columns, rows = _cells([column for column in selected if column is not PID] + list(WIDE), sockets)
-        if room(columns, rows, style) >= 0:
-            return table(columns, rows, style, warn)
+        columns, contents = _cells([column for column in selected if column is not PID] + list(WIDE), sockets)
+        if room(columns, contents, style) >= 0:
+            return table_of_columns(columns, contents, style, warn)
         title, *short = _fitted(selected, sockets, style, warn)
         blocks = [title]
         for line, s in zip(short, sockets, strict=True):
@@ -259,15 +260,21 @@ def _fitted(
     selected: Sequence[SocketColumn], sockets: Sequence[Socket], style: Style, warn: Sequence[bool]
 ) -> list[str]:
     """The table in the width of the output; the column COMMAND only if there is room for it."""
-    columns, rows = _cells([column for column in selected if column is not COMMAND], sockets)
-    left = room(columns, rows, style)
+    columns, contents = _cells([column for column in selected if column is not COMMAND], sockets)
+    left = room(columns, contents, style)
     if left < 0:
-        columns, rows = _cells([SHORT.get(column, column) for column in selected if column is not COMMAND], sockets)
-        if room(columns, rows, style) < 0:
+        columns, contents = _shortened(selected, sockets)
+        if room(columns, contents, style) < 0:
             style = replace(style, gap=" ")
     elif style.width is not None and COMMAND in selected and left >= LEAST_COMMAND:
-        columns, rows = _cells(selected, sockets)
-    return table(columns, rows, style, warn)
+        (column,), (cells,) = _cells([COMMAND], sockets, keep_empty=True)
+        if any(cells):
+            columns, contents = [*columns, column], [*contents, cells]
+    return table_of_columns(columns, contents, style, warn)
+
+
+def _shortened(selected: Sequence[SocketColumn], sockets: Sequence[Socket]) -> tuple[list[Column], list[list[str]]]:
+    return _cells([SHORT.get(column, column) for column in selected if column is not COMMAND], sockets)
 
 
 def _rest(s: Socket, selected: Sequence[SocketColumn], line: str) -> str:
@@ -280,13 +287,30 @@ def _rest(s: Socket, selected: Sequence[SocketColumn], line: str) -> str:
     return "; ".join(parts)
 
 
-def _cells(selected: Sequence[SocketColumn], sockets: Sequence[Socket]) -> tuple[list[Column], list[tuple[str, ...]]]:
-    """The columns that are not empty, and their rows."""
+def _cells(
+    selected: Sequence[SocketColumn], sockets: Sequence[Socket], keep_empty: bool = False
+) -> tuple[list[Column], list[list[str]]]:
+    """The columns that are not empty, and the cells of each."""
     columns: list[Column] = []
     contents: list[list[str]] = []
     for shown in selected:
-        cells = [shown.cell(s) for s in sockets]
-        if any(cells):
+        cells = _of_groups(shown.cell, sockets) if shown.of_owners else [shown.cell(s) for s in sockets]
+        if keep_empty or any(cells):
             columns.append(shown.column)
             contents.append(cells)
-    return columns, list(zip(*contents, strict=True))
+    return columns, contents
+
+
+def _of_groups(cell: Callable[[Socket], str], sockets: Sequence[Socket]) -> list[str]:
+    """The cells of a column about owners: made once for all sockets that share them, as those of a process do."""
+    made: dict[int, str] = {}
+    cells: list[str] = []
+    for s in sockets:
+        if not s.owners:  # it depends on the socket why there are none
+            cells.append(cell(s))
+            continue
+        key = id(s.owners)
+        if key not in made:
+            made[key] = cell(s)
+        cells.append(made[key])
+    return cells

@@ -112,17 +112,43 @@ Rows = Sequence[Sequence[str]]
 
 def table(columns: Sequence[Column], rows: Rows, style: Style, warn: Sequence[bool] = ()) -> list[str]:
     """Lines of aligned columns: a title line, then one line for each row; a row whose ``warn`` is true is coloured."""
-    for row in rows:
-        if not all(map(str.isascii, row)):
-            return _table_of_wide(columns, rows, style, warn)
+    contents: list[Sequence[str]] = list(zip(*rows, strict=True)) or [() for _ in columns]
+    return table_of_columns(columns, contents, style, warn)
+
+
+def table_of_columns(
+    columns: Sequence[Column], contents: Sequence[Sequence[str]], style: Style, warn: Sequence[bool] = ()
+) -> list[str]:
+    """The same, from the cells of each column."""
+    if not all(map(_is_ascii, contents)):
+        return _table_of_wide(columns, list(zip(*contents, strict=True)), style, warn)
     titles = [c.title for c in columns]
-    widths = [max(map(len, cells)) for cells in zip(titles, *rows, strict=True)]
+    widths = _widths(columns, contents)
     fitted = _fit(columns, widths, style)
-    if fitted != widths:
-        rows = [[_cut(cell, width, style) for cell, width in zip(row, fitted, strict=True)] for row in rows]
+    shown: list[Sequence[str]] = []
+    for cells, width, most in zip(contents, widths, fitted, strict=True):
+        if most < width:
+            shown.append([_cut(cell, most, style) for cell in cells])
+        else:
+            shown.append(cells)
     fields = [_field(column, width) for column, width in zip(columns, fitted, strict=True)]
     line = style.gap.join(fields).format
-    return _coloured([line(*titles).rstrip()], [line(*row).rstrip() for row in rows], style, warn)
+    lines = [line(*row).rstrip() for row in zip(*shown, strict=True)]
+    return _coloured([line(*titles).rstrip()], lines, style, warn)
+
+
+def _is_ascii(cells: Sequence[str]) -> bool:
+    """Whether each character takes one cell of a terminal."""
+    return all(map(str.isascii, cells))
+
+
+def _widths(columns: Sequence[Column], contents: Sequence[Sequence[str]]) -> list[int]:
+    """The cells that each column takes. There may be a hundred thousand rows: without a call for each, if possible."""
+    widths: list[int] = []
+    for column, cells in zip(columns, contents, strict=True):
+        measure = len if _is_ascii(cells) else cell_count
+        widths.append(max(len(column.title), max(map(measure, cells), default=0)))
+    return widths
 
 
 def _field(column: Column, width: int) -> str:
@@ -132,11 +158,14 @@ def _field(column: Column, width: int) -> str:
     return f"{{:<{width}}}"
 
 
-def room(columns: Sequence[Column], rows: Rows, style: Style) -> int:
-    """How many cells are left beside a table of these cells; negative: so many are missing."""
+def room(columns: Sequence[Column], contents: Sequence[Sequence[str]], style: Style) -> int:
+    """How many cells of a terminal are left beside a table; negative: so many are missing.
+
+    :param contents: the cells of each column
+    """
     if style.width is None:
         return 0
-    widths = [max(map(cell_count, column)) for column in zip([c.title for c in columns], *rows, strict=True)]
+    widths = _widths(columns, contents)
     return style.width - sum(widths) - len(style.gap) * (len(widths) - 1)
 
 
@@ -236,7 +265,7 @@ def cell_count(text: str) -> int:
 
 def _table_of_wide(columns: Sequence[Column], rows: Rows, style: Style, warn: Sequence[bool]) -> list[str]:
     titles = [c.title for c in columns]
-    widths = [max(map(cell_count, column)) for column in zip(titles, *rows, strict=True)]
+    widths = [max(map(cell_count, cells)) for cells in zip(titles, *rows, strict=True)]
     fitted = _fit(columns, widths, style)
     lines: list[str] = []
     for row in (titles, *rows):

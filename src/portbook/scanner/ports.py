@@ -85,6 +85,7 @@ class ScanRequest(Struct, frozen=True):
 
 
 DEFAULT = "@common"
+COMMANDS: dict[Protocol, str] = {"tcp": "portbook scan TARGET -p PORTS", "udp": "portbook probe TARGET PORTS"}
 
 
 def parse_survey(targets: PortsLike, ports: PortsLike | None = None, protocol: Protocol | None = None) -> ScanRequest:
@@ -155,10 +156,10 @@ def _expand(wanted: Iterable[PortLike], protocol: Protocol | None) -> tuple[list
     ports = [item if isinstance(item, str) and item.startswith("@") else parse(item) for item in wanted]
     written = {each.protocol for each in ports if isinstance(each, Ports)} - {None}
     if len(written) > 1:
-        raise UsageError("a scan has one protocol", "scan TCP and UDP ports one after the other")
+        raise UsageError("a scan has one protocol", f"write {COMMANDS['tcp']}, then {COMMANDS['udp']}")
     only = next(iter(written), None)
-    if protocol is not None and only not in (None, protocol):
-        raise UsageError(f"these are ports of {only}", f"a scan of {protocol} does not probe them")
+    if protocol is not None and only is not None and only != protocol:
+        raise UsageError(f"these are ports of {only}", f"write {COMMANDS[only]}")
     chosen: Protocol = protocol or only or "tcp"
     numbers: set[int] = set()
     for each in ports:

@@ -102,8 +102,19 @@ def _supervisors(holders: Sequence[Holder], port: int, protocol: Protocol) -> di
         if known not in queried:
             queried[known] = control.query_manager(known, port, protocol)
         answered = queried[known]
-        supervisors[holder.owner.pid] = supervision.judge(answered, holder, holding, _main_process(answered))
+        is_interactive = _is_interactive(holder.owner.pid, answered.main_pid)
+        main = _main_process(answered)
+        supervisors[holder.owner.pid] = supervision.judge(answered, holder, holding, main, is_interactive)
     return supervisors
+
+
+def _is_interactive(pid: int, main_pid: int | None) -> bool:
+    """Whether a process has a controlling terminal that is not that of the main process of its unit."""
+    if not main_pid:
+        return False
+    from portbook.enrich.process import origin
+
+    return bool(origin.terminal_of(pid)) and origin.terminal_of(pid) != origin.terminal_of(main_pid)
 
 
 def _main_process(known: Supervisor) -> Owner | None:

@@ -19,10 +19,14 @@ from portbook.stop import protected
 SPARING = ("process", "none")  # values of KillMode= with which only the main process ends, or none
 
 
-def judge(known: Supervisor, holder: Holder, holding: Collection[int], main: Owner | None) -> Supervisor:
+def judge(
+    known: Supervisor, holder: Holder, holding: Collection[int], main: Owner | None, interactive: bool = False
+) -> Supervisor:
     """The supervisor as it concerns this holder.
 
     :param holding: the pids of all holders of the port
+    :param interactive: whether the holder has a terminal that is not that of the main process: a job of a shell in a
+        terminal multiplexer or an editor that is a unit
     :param main: the main process of the unit, if it has one and it could be read
     :returns: the same if it supervises the process; otherwise one without a command, which restarts nothing
     """
@@ -35,6 +39,8 @@ def judge(known: Supervisor, holder: Holder, holding: Collection[int], main: Own
         return known  # all processes of the unit are the service
     if main is not None and protected.reason(main, "linux"):
         return _bystander(known, main, protected.reason(main, "linux"))
+    if interactive:
+        return _bystander(known, main, "it runs on a terminal")
     is_below_main = any(parent.pid == known.main_pid for parent in holder.parents)
     if known.main_pid in holding or is_below_main:
         return known

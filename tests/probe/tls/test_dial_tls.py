@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from portbook import dialing
 from portbook.probe.tls.records import Certificate, Tls
 from portbook.render.dial import describe_expiry
 from tests.listeners import listening, portbook, refusing
@@ -18,7 +19,7 @@ def servers(pki):
     """A server that is trusted, one that is not, one whose issuer has expired, and one that expires in nine days."""
     ends = f"{datetime.now(UTC) + timedelta(days=9, hours=12):%Y%m%d%H%M%SZ}"
     pki.make("soon-issuer", "basicConstraints=critical,CA:TRUE\nkeyUsage=keyCertSign\n", issuer="root", ends=ends)
-    pki.make("soon", "subjectAltName=DNS:localhost,IP:127.0.0.1\n", issuer="soon-issuer")
+    pki.make("soon", "subjectAltName=DNS:localhost,DNS:xn--strae-oqa.test,IP:127.0.0.1\n", issuer="soon-issuer")
     with (
         pki.server("good") as good,
         pki.server("self") as unknown,
@@ -42,6 +43,7 @@ CHECKS = [
     ("soon", ["--expires-within", "5"], 0),
     ("soon", ["--expires-within", "10"], 1),
     ("self", ["--expires-within", "5"], 0),
+    ("soon", ["--server-name", "straße.test", "--tls-verify"], 0),
     ("strict", ["--tls-verify"], 0),
     ("good", ["--server-name", "good.test", "--tls-verify"], 0),
     ("good", ["--server-name", "good.test.", "--tls-verify"], 0),
@@ -95,6 +97,18 @@ def test_a_trailing_dot_is_no_part_of_the_name(pki, servers, place):
     done = dial(pki, f"{place}:{servers['soon']}", "--tls-verify", "--json")
     (answer,) = [each["tls"] for each in json.loads(done.stdout)["addresses"] if each["tls"]]
     assert (done.returncode, answer["server_name"].lower(), answer["trusted"]) == (0, "localhost", True)
+
+
+def test_a_zone_is_no_part_of_the_name():
+    assert dialing._plan("[fe80::1%lo]:443", 0, True, None).server_name == "fe80::1"
+    assert dialing._plan("[fe80::1%lo]:443", 0, True, "a.test.").server_name == "a.test"
+
+
+def test_a_machine_without_authorities_is_said(pki, servers):
+    environment = {**os.environ, "SSL_CERT_FILE": "/nonexistent", "SSL_CERT_DIR": "/nonexistent"}
+    done = portbook("dial", f"127.0.0.1:{servers['good']}", "--tls", env=environment)
+    assert "CN=root; this machine has no certificate authorities at all" in done.stdout
+    assert "at all" not in dial(pki, f"127.0.0.1:{servers['self']}", "--tls").stdout
 
 
 def test_json_has_the_chain(pki, servers):

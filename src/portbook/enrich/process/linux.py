@@ -74,6 +74,7 @@ def add_origin(owner: Owner) -> Owner:
         project=None if directory is None else origin.project_of(pid, directory),
         orphaned=origin.is_orphaned(pid),
         tracer=origin.tracer_of(pid),
+        state="frozen" if origin.is_frozen(pid) else owner.state,
     )
 
 

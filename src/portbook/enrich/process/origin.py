@@ -1,4 +1,4 @@
-"""Linux: where a process was started: its directory, the project there, and whether its terminal has been closed.
+"""Linux: where a process was started: its directory, the project there, its terminal; and what keeps it from running.
 
 Read for few processes, on request. The directory is one that a stranger may have chosen: no link in it is followed, no
 file in it is opened, and file systems that can keep a reader waiting (FUSE, NFS) are not looked at.
@@ -38,7 +38,7 @@ LOCAL = frozenset(
 )
 DELETED = " (deleted)"
 TERMINALS = ("/dev/pts/", "/dev/tty")
-SESSION, GROUP = 3, 2  # fields of /proc/PID/stat behind the name
+SESSION, GROUP, TERMINAL = 3, 2, 4  # fields of /proc/PID/stat behind the name
 
 Mounts = dict[int, tuple[bytes, bytes]]  # by number: where, and the kind of file system
 
@@ -167,6 +167,14 @@ def is_orphaned(pid: int) -> bool | None:
     return group != session and _has_ended(session)
 
 
+def terminal_of(pid: int) -> int | None:
+    """The number of the controlling terminal of a process; 0 for none, None if the process is not visible."""
+    try:
+        return parse_number(_fields(pid)[TERMINAL])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def _standard_streams(pid: int) -> Iterator[str]:
     for number in range(3):
         try:
@@ -189,6 +197,41 @@ def _has_ended(pid: int) -> bool:
         return False
 
 
+# --- frozen ----------------------------------------------------------------------------------------------------------
+
+# Where the hierarchies are mounted, by the controllers in /proc/PID/cgroup; the file there, and how it says frozen:
+# Documentation/admin-guide/cgroup-v2.rst, Documentation/admin-guide/cgroup-v1/freezer-subsystem.rst.
+FREEZERS = (
+    (b"", b"/sys/fs/cgroup", b"cgroup.events", b"frozen 1"),
+    (b"", b"/sys/fs/cgroup/unified", b"cgroup.events", b"frozen 1"),
+    (b"freezer", b"/sys/fs/cgroup/freezer", b"freezer.state", b"FROZEN"),
+)
+
+
+def is_frozen(pid: int) -> bool:
+    """Whether the cgroup of the process is frozen: ``docker pause``, ``systemctl freeze``."""
+    try:
+        lines = _read(f"/proc/{pid}/cgroup").split(b"\n")
+    except OSError:
+        return False
+    paths: dict[bytes, bytes] = {}
+    for line in lines:
+        _, _, rest = line.partition(b":")
+        controllers, colon, path = rest.partition(b":")
+        if colon:
+            paths[controllers] = path.rstrip(b"/")
+    for controllers, root, file, word in FREEZERS:
+        path = paths.get(controllers, b"")
+        if path and not path.startswith(b"/.."):  # outside of the caller's cgroup namespace: cgroup_namespaces(7)
+            try:
+                text = _read(os.path.join(root + path, file))
+            except OSError:
+                continue
+            if word in text.split(b"\n"):
+                return True
+    return False
+
+
 # --- who traces it -------------------------------------------------------------------------------------------------
 
 
@@ -208,7 +251,7 @@ def _fields(pid: int) -> list[bytes]:
     return line[line.rindex(b")") + 2 :].split()
 
 
-def _read(path: str) -> bytes:
+def _read(path: str | bytes) -> bytes:
     """A file of /proc, which gives out no more than a page or two at once."""
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -24,8 +24,20 @@ def explain_state(owner: Owner) -> str | None:
             "in an uninterruptible wait, for a disk or a network file system: it accepts and does not answer, "
             "and no signal ends it before that wait is over"
         )
+    if owner.state == "frozen":
+        return f"frozen with its cgroup: it accepts and does not answer; {_thaw(owner)} lets it run again"
     if owner.state == "zombie":
         return "its main thread has ended, and other threads run on: kill ends them too"
     if owner.tracer:
         return f"running, traced by pid {owner.tracer}"
     return None
+
+
+def _thaw(owner: Owner) -> str:
+    """docker-unpause(1), podman-unpause(1), systemctl(1) about thaw."""
+    runtime, _, name = (owner.container or "").partition(":")
+    if runtime in ("docker", "podman"):
+        return f"{runtime} unpause {name}"
+    if owner.service:
+        return f"systemctl thaw {owner.service}"
+    return "what froze it"

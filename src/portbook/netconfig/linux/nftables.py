@@ -55,7 +55,7 @@ def parse(text: bytes, without: frozenset[str] = frozenset()) -> Ruleset:
     """
     try:
         document = msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(str(error)) from error
     entries = _members(document).get("nftables")
     if not isinstance(entries, list):

@@ -144,6 +144,7 @@ def _too_long(case: Case) -> str:
     return "more certificates below an issuer than it allows (pathlen)"
 
 
+UNKNOWN_AUTHORITY = frozenset((2, 18, 19, 20, 21))
 REASONS: dict[int, Callable[[Case], str]] = {  # X509_V_ERR_…: openssl/x509_vfy.h
     2: _unknown_issuer,
     7: _bad_signature,

@@ -9,7 +9,9 @@ context became stricter in 3.13: the settings are made here, those of OpenSSL it
 from __future__ import annotations
 
 import _ssl
+import os
 import ssl
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -80,7 +82,10 @@ def _reason(verifying: _Conversation, any_server: _Conversation, server_name: st
     """Why the server is not trusted, or why there was no handshake."""
     if verifying.verify_code is not None:
         chain = in_order(verifying.chain or any_server.chain)
-        return distrust.reason(verifying.verify_code, verifying.failure, chain, server_name)
+        text = distrust.reason(verifying.verify_code, verifying.failure, chain, server_name)
+        if verifying.verify_code in distrust.UNKNOWN_AUTHORITY and not _has_authorities():
+            text += "; this machine has no certificate authorities at all (package ca-certificates)"
+        return text
     return verifying.failure
 
 
@@ -115,6 +120,19 @@ def _safe_context() -> ssl.SSLContext:
     context.verify_flags = ssl.VERIFY_X509_TRUSTED_FIRST
     context.load_default_certs()
     return context
+
+
+def _has_authorities() -> bool:
+    """Whether OpenSSL has a file or a directory of authorities; Windows has a store of its own."""
+    if sys.platform == "win32":
+        return True
+    paths = ssl.get_default_verify_paths()  # None: does not exist; the environment variables are heeded
+    with suppress(OSError):
+        if paths.cafile and os.path.getsize(paths.cafile) > 0:
+            return True
+    with suppress(OSError):
+        return bool(paths.capath and os.listdir(paths.capath))
+    return False
 
 
 def _any_context() -> ssl.SSLContext:

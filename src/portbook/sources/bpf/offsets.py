@@ -97,7 +97,7 @@ def parse(text: bytes, kernel: Kernel) -> Layout:
         if not all(isinstance(number, int | None) for number in functions.values()):
             raise ValueError("damaged")
         layout = Layout({path: _place(each) for path, each in places.items()}, functions)
-    except (msgspec.DecodeError, TypeError, AttributeError) as error:
+    except (msgspec.DecodeError, RecursionError, TypeError, AttributeError) as error:
         raise ValueError(f"damaged: {error}") from error
     return layout
 
