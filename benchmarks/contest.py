@@ -160,12 +160,12 @@ def busy_s() -> float:
 
 
 @contextlib.contextmanager
-def environment(python: str) -> Iterator[str]:
-    """A virtual environment with portbook as a user installs it; gives the path of its interpreter."""
+def environment(python: str, tree: str = ROOT) -> Iterator[str]:
+    """A virtual environment with portbook of a tree as a user installs it; gives the path of its interpreter."""
     with tempfile.TemporaryDirectory(prefix="portbook-bench-") as directory:
         _quietly(python, "-m", "venv", f"{directory}/venv")
         own = f"{directory}/venv/bin/python"
-        _quietly(own, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", directory, ROOT)
+        _quietly(own, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", directory, os.path.abspath(tree))
         wheel = next(name for name in os.listdir(directory) if name.endswith(".whl"))
         _quietly(own, "-m", "pip", "install", "--compile", f"{directory}/{wheel}")
         if not subprocess.run([own, "-c", "import typing_extensions"], check=False, capture_output=True).returncode:

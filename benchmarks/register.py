@@ -3,6 +3,7 @@
     python benchmarks/register.py                                     everything (root, about 10 minutes)
     python benchmarks/register.py --sizes small,medium --repeat 5     a look
     python benchmarks/register.py --write docs/benchmarks.md          put the tables into the page
+    python benchmarks/register.py --before ../earlier                 beside an earlier tree, in the same rounds
 
 For each size of population.py: whole processes, then calls inside one process, round after round in turns, so
 that what else the machine does hits all of them alike. What is measured is a wheel of this tree, installed
@@ -12,6 +13,8 @@ with its dependencies and nothing else in a virtual environment that is removed 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -29,8 +32,9 @@ from contest import PLAIN, Neighbours, Row, Run, cpu_s, in_turns, ms, ratio, row
 
 BARE, SS = "python -c pass", "ss -tunap"
 SS_PORT = f"ss -tnlp sport = :{population.HELD}"
-JSON, JSONL = "portbook list --all --json", "portbook list --all --jsonl"
+JSON, JSONL, LIST = "portbook list --all --json", "portbook list --all --jsonl", "portbook list --all"
 WHY, WHO = f"portbook why {population.FREE}", f"portbook who {population.HELD}"
+BEFORE = "before: "  # of names of contestants
 COMPLETE = "completion of portbook --al"
 # What a shell's completion script runs: click, "Shell Completion".
 COMPLETION_VARIABLES = ["_PORTBOOK_COMPLETE=bash_complete", "COMP_LINE=portbook --al"]
@@ -40,7 +44,7 @@ COMMANDS: dict[str, list[str]] = {
     "portbook --version": ["portbook", "--version"],
     JSON: ["portbook", "list", "--all", "--json"],
     JSONL: ["portbook", "list", "--all", "--jsonl"],
-    "portbook list --all": ["portbook", "list", "--all"],
+    LIST: ["portbook", "list", "--all"],
     "portbook": ["portbook"],
     WHY: ["portbook", "why", str(population.FREE)],
     WHO: ["portbook", "who", str(population.HELD)],
@@ -51,6 +55,7 @@ COMMANDS: dict[str, list[str]] = {
 }
 TAKE, PSUTIL, NOBODY, SOMEBODY = "portbook.take()", 'psutil.net_connections("inet")', "who(free)", "who(held)"
 CAN_HAVE, CANNOT = "why(free)", "why(held)"
+WITHOUT_TUNNEL, EVERYWHERE = "take() without the tunnel", "take() of every namespace"
 CALLS = {
     TAKE: "portbook.take()",
     PSUTIL: 'psutil.net_connections("inet")',
@@ -58,7 +63,11 @@ CALLS = {
     SOMEBODY: f"portbook.who({population.HELD})",
     CAN_HAVE: f"portbook.why({population.FREE})",
     CANNOT: f"portbook.why({population.HELD})",
+    WITHOUT_TUNNEL: "portbook.take()",  # while the vxlan device is down
+    EVERYWHERE: 'portbook.take("netns:all")',
 }
+SHOWN = {**CALLS, WITHOUT_TUNNEL: "portbook.take(), without the vxlan socket"}
+NODE_ONLY = (WITHOUT_TUNNEL, EVERYWHERE)
 
 
 class Target(NamedTuple):
@@ -69,9 +78,12 @@ class Target(NamedTuple):
     most: float
     of: str | None = None
     unit: str = "s"  # "s", or "MB" of peak memory
+    above: str | None = None  # the figure is the difference to that of this one
 
 
 ALL = tuple(population.SIZES)
+NAMESPACES = population.SIZES["node"].containers
+EACH_NAMESPACE_S = 0.0005
 AS_ROOT = tuple(name for name, size in population.SIZES.items() if size.privileged)
 TARGETS = (
     Target(("small",), "portbook --version", 4, BARE),
@@ -87,7 +99,14 @@ TARGETS = (
     Target(AS_ROOT, TAKE, 1 / 3, PSUTIL),
     Target(("medium",), TAKE, 0.6, SS),
     Target(("fds",), SOMEBODY, 0.1, SS_PORT),
-    Target(ALL, NOBODY, 0.005),
+    Target(tuple(size for size in ALL if size != "node"), NOBODY, 0.005),
+    Target(("large",), LIST, 1.3, JSONL),
+    Target(("busy",), JSONL, 1, SS),
+    Target(("busy",), TAKE, 0.5, SS),
+    Target(("node",), TAKE, 1.15, WITHOUT_TUNNEL),
+    Target(("node",), EVERYWHERE, EACH_NAMESPACE_S * NAMESPACES, above=TAKE),
+    Target(("node",), NOBODY, EACH_NAMESPACE_S * NAMESPACES),
+    Target(("node",), SOMEBODY, EACH_NAMESPACE_S * NAMESPACES),
     Target(("medium",), CAN_HAVE, 0.005),
 )
 
@@ -95,22 +114,83 @@ TARGETS = (
 # --- measuring: inside the namespace, with the interpreter of the virtual environment ------------------------------
 
 
-def measure(repeat: int, patience_s: float) -> dict[str, Any]:
-    """Run every command, then every call, in turns. Kept small in memory: see ``contest.run``."""
-    commands = {name: contest.resolved(arguments) for name, arguments in COMMANDS.items()}
+def measure(size: str, repeat: int, patience_s: float, before: str | None) -> dict[str, Any]:
+    """Run every command, then every call, in turns. Kept small in memory: see ``contest.run``.
+
+    :param before: the interpreter of another environment, whose portbook takes its turn too
+    """
     floor = contest.floor_mb()
     neighbours = Neighbours(patience_s)
-    # lsof answers 1 whenever anything could not be read
-    runners = {name: contest.runner(found, [1] if "lsof" in name else []) for name, found in commands.items() if found}
+    found = {name: contest.resolved(arguments) for name, arguments in COMMANDS.items()}
+    if before is not None:
+        ours = {name: arguments for name, arguments in COMMANDS.items() if name.startswith("portbook")}
+        found.update((BEFORE + name, contest.resolved(arguments, before)) for name, arguments in ours.items())
+    # who and why answer 1 for what is held or free, lsof whenever anything could not be read
+    runners = {
+        name: contest.runner(command, [1] if "lsof" in name or "who" in name or "why" in name else [])
+        for name, command in found.items()
+        if command
+    }
     runs = in_turns(runners, repeat, neighbours)
-    me = [sys.executable, os.path.abspath(__file__), "--calls", "--repeat", str(repeat), "--patience", str(patience_s)]
-    calls = json.loads(subprocess.run(me, check=True, stdout=subprocess.PIPE).stdout)
-    busy = contest.others(neighbours.wall_s + calls["wall_s"], neighbours.others_s + calls["others_s"])
-    return {"commands": runs, "calls": calls["runs"], "source": calls["source"], "floor_mb": floor, "others": busy}
+    with contextlib.ExitStack() as opened:
+        worker = opened.enter_context(Worker(sys.executable))
+        callers = _callers(size, worker)
+        if before is not None:
+            earlier = opened.enter_context(Worker(before))
+            ours_too = {BEFORE + name: call for name, call in _callers(size, earlier).items() if name != PSUTIL}
+            callers.update(ours_too)
+        calls = in_turns(callers, repeat, neighbours)
+        source = worker.source()
+    busy = contest.others(neighbours.wall_s, neighbours.others_s)
+    return {"commands": runs, "calls": calls, "source": source, "floor_mb": floor, "others": busy}
 
 
-def measure_calls(repeat: int, patience_s: float) -> dict[str, Any]:
-    """Calls inside one process that has imported everything and done each once."""
+def _callers(size: str, worker: Worker) -> dict[str, Callable[[], Run]]:
+    names = [name for name in CALLS if size == "node" or name not in NODE_ONLY]
+    callers: dict[str, Callable[[], Run]] = {name: functools.partial(worker.run, name) for name in names}
+    if WITHOUT_TUNNEL in callers:
+        callers[WITHOUT_TUNNEL] = functools.partial(_without_tunnel, callers[WITHOUT_TUNNEL])
+    return callers
+
+
+def _without_tunnel(call: Callable[[], Run]) -> Run:
+    population.set_vxlan("down")
+    try:
+        return call()
+    finally:
+        population.set_vxlan("up")
+
+
+class Worker:
+    """A process that has imported everything and makes one call after the other; a context manager."""
+
+    def __init__(self, python: str) -> None:
+        command = [python, os.path.abspath(__file__), "--calls"]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def run(self, name: str) -> Run:
+        return Run(*self._ask(name))
+
+    def source(self) -> str:
+        return str(self._ask("source"))
+
+    def _ask(self, name: str) -> Any:
+        stdin, stdout = self.process.stdin, self.process.stdout
+        if stdin is None or stdout is None:
+            raise RuntimeError("a worker without pipes")
+        stdin.write(f"{name}\n")
+        return json.loads(stdout.readline())
+
+
+def answer_calls() -> None:
+    """Be a worker: read names of calls, and write what each took."""
     import psutil
 
     import portbook
@@ -121,10 +201,14 @@ def measure_calls(repeat: int, patience_s: float) -> dict[str, Any]:
         raise RuntimeError(f"{expected} sockets; port {population.HELD} held: {held}, {population.FREE}: {free}")
     names = {"portbook": portbook, "psutil": psutil}
     callers = {name: _caller(compile(text, name, "eval"), names) for name, text in CALLS.items()}
-    neighbours = Neighbours(patience_s)
-    runs = in_turns(callers, repeat, neighbours)
-    source = portbook.take("state:listen").source
-    return {"runs": runs, "wall_s": neighbours.wall_s, "others_s": neighbours.others_s, "source": source}
+    for line in sys.stdin:
+        name = line.strip()
+        if name == "source":
+            answer: object = portbook.take("state:listen").source
+        else:
+            answer = callers[name]()
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
 
 
 def _caller(code: Any, names: dict[str, Any]) -> Callable[[], Run]:
@@ -143,44 +227,80 @@ def _caller(code: Any, names: dict[str, Any]) -> Callable[[], Run]:
 
 def report(size: str, measured: dict[str, Any]) -> list[str]:
     """One section: two tables."""
-    shape = population.SIZES[size]
-    plain = f" and {shape.processes * shape.plain:,} other descriptors" if shape.plain else ""
     commands, calls = rows(measured["commands"]), rows(measured["calls"])
-    lines = [f"### {size}: {shape.processes} processes, {shape.sockets:,} sockets{plain}", ""]
-    lines += ["| whole process | runs | median | fastest | CPU | peak memory | / bare Python | / ss | target | |"]
-    lines += ["|---|--:|--:|--:|--:|--:|--:|--:|---|---|"]
-    for name, row in commands.items():
+    has_before = any(name.startswith(BEFORE) for name in calls)
+    more, more_rule = (" before | / before |", "--:|--:|") if has_before else ("", "")
+    lines = [f"### {_title(size)}", ""]
+    lines += [
+        "| whole process | runs | median | fastest | CPU | peak memory | / bare Python | / ss | target | |" + more
+    ]
+    lines += ["|---|--:|--:|--:|--:|--:|--:|--:|---|---|" + more_rule]
+    for name, row in _now(commands).items():
         figures = contest.figures(name, row, measured["floor_mb"])
         figures += [ratio(row, commands.get(BARE)), ratio(row, commands.get(SS)), *_verdict(size, name, commands)]
+        figures += _before(name, commands) if has_before else []
         lines.append(f"| {' | '.join(figures)} |")
-    lines += ["", "| inside one process | runs | median | fastest | CPU | / psutil | target | |"]
-    lines += ["|---|--:|--:|--:|--:|--:|---|---|"]
-    for name, row in calls.items():
-        figures = [f"`{CALLS[name]}`", str(row.runs), ms(row.wall_s), ms(row.fastest_s), ms(row.cpu_s)]
+    lines += ["", "| inside one process | runs | median | fastest | CPU | / psutil | target | |" + more]
+    lines += ["|---|--:|--:|--:|--:|--:|---|---|" + more_rule]
+    for name, row in _now(calls).items():
+        figures = [f"`{SHOWN[name]}`", str(row.runs), ms(row.wall_s), ms(row.fastest_s), ms(row.cpu_s)]
         figures += [ratio(row, calls[PSUTIL]), *_verdict(size, name, {**commands, **calls})]
+        figures += _before(name, calls) if has_before else []
         lines.append(f"| {' | '.join(figures)} |")
     lines += ["", f"`portbook` read with the source `{measured['source']}`."]
     return [*lines, "", measured["others"], ""]
 
 
+def _title(size: str) -> str:
+    shape = population.SIZES[size]
+    parts = [f"{shape.processes} processes, {shape.sockets:,} sockets"]
+    if shape.plain:
+        parts.append(f"{shape.processes * shape.plain:,} other descriptors")
+    if shape.time_wait:
+        parts.append(f"{shape.time_wait:,} connections in TIME_WAIT")
+    if shape.idle:
+        parts.append(f"{shape.idle} processes without sockets")
+    if shape.vxlan:
+        parts.append("a vxlan socket")
+    if shape.containers:
+        parts.append(f"{shape.containers} more network namespaces with a process and a listener")
+    return f"{size}: {', '.join(parts)}"
+
+
+def _now(table: dict[str, Row]) -> dict[str, Row]:
+    return {name: row for name, row in table.items() if not name.startswith(BEFORE)}
+
+
+def _before(name: str, table: dict[str, Row]) -> list[str]:
+    """The median of the other tree, and ours divided by it."""
+    earlier = table.get(BEFORE + name)
+    if earlier is None:
+        return ["", ""]
+    return [ms(earlier.wall_s), ratio(table[name], earlier)]
+
+
 def _verdict(size: str, name: str, table: dict[str, Row]) -> tuple[str, str]:
     """Target and whether it is met, both cells empty where there is no target."""
-    asked = [t for t in TARGETS if size in t.sizes and t.name == name and (t.of is None or t.of in table)]
+    needed = [t for t in TARGETS if size in t.sizes and t.name == name]
+    asked = [t for t in needed if {t.of, t.above} - {None} <= table.keys()]
     texts, verdicts = [], []
     for target in asked:
         got = table[name].peak_mb if target.unit == "MB" else table[name].wall_s
         got /= table[target.of].wall_s if target.of else 1
+        got -= table[target.above].wall_s if target.above else 0
         texts.append(_target(target))
         verdicts.append("met" if got <= target.most else "**not met**")
     return ", ".join(texts), ", ".join(verdicts)
 
 
 def _target(target: Target) -> str:
+    if target.above is not None:
+        return f"≤ {target.most * 1000:g} ms more than `{SHOWN[target.above]}`"
     if target.of is None:
         return f"≤ {target.most:g} MB" if target.unit == "MB" else f"≤ {target.most * 1000:g} ms"
     if target.most < 1 and target.of == PSUTIL:
         return f"≤ 1/{round(1 / target.most)} of psutil"
-    return f"≤ {target.most:g} times {'bare Python' if target.of == BARE else f'`{target.of}`'}"
+    return f"≤ {target.most:g} times {'bare Python' if target.of == BARE else f'`{SHOWN.get(target.of, target.of)}`'}"
 
 
 # --- the command ---------------------------------------------------------------------------------------------------
@@ -189,7 +309,9 @@ def _target(target: Target) -> str:
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = contest.parser((__doc__ or "").partition("\n")[0])
     parser.add_argument("--sizes", default=",".join(ALL), help="of %(default)s")
+    parser.add_argument("--before", metavar="TREE", help="also measure portbook of another tree, in the same rounds")
     parser.add_argument("--measure", metavar="FILE", help=argparse.SUPPRESS)  # how this program calls itself
+    parser.add_argument("--before-python", metavar="PATH", help=argparse.SUPPRESS)
     parser.add_argument("--calls", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     unknown = set(options.sizes.split(",")) - set(ALL)
@@ -203,11 +325,12 @@ def _tools() -> list[tuple[str, str]]:
     return [("ss", contest.output_of("ss", "-V").rpartition(" ")[2]), ("lsof", next(iter(revisions), "none"))]
 
 
-def _measured(python: str, size: str, options: argparse.Namespace) -> dict[str, Any]:
+def _measured(python: str, before: str | None, size: str, options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="portbook-bench-") as directory:
         answer = f"{directory}/answer.json"
         me = [python, os.path.abspath(__file__), "--measure", answer, "--repeat", str(options.repeat)]
-        me += ["--patience", str(options.patience)]
+        me += ["--patience", str(options.patience), "--sizes", size]
+        me += ["--before-python", before] if before else []
         command = population.command(size, me)
         subprocess.run(command, check=True, env=PLAIN, preexec_fn=population.end_with_parent)
         with open(answer) as file:
@@ -218,20 +341,24 @@ def _measured(python: str, size: str, options: argparse.Namespace) -> dict[str, 
 def main(arguments: list[str]) -> int:
     options = _options(arguments)
     if options.calls:
-        json.dump(measure_calls(options.repeat, options.patience), sys.stdout)
+        answer_calls()
         return 0
     if options.measure:
         with open(options.measure, "w") as file:
-            json.dump(measure(options.repeat, options.patience), file)
+            json.dump(measure(options.sizes, options.repeat, options.patience, options.before_python), file)
         return 0
     if os.geteuid() != 0:
         raise SystemExit("register.py makes namespaces: run it as root")
     lines: list[str] = []
     everything: dict[str, Any] = {}
-    with contest.environment(options.python) as python:
+    with contextlib.ExitStack() as opened:
+        python = opened.enter_context(contest.environment(options.python))
+        before = None
+        if options.before:
+            before = opened.enter_context(contest.environment(options.python, options.before))
         lines += [contest.machine(python, *_tools()), ""]
         for size in options.sizes.split(","):
-            everything[size] = _measured(python, size, options)
+            everything[size] = _measured(python, before, size, options)
             lines += report(size, everything[size])
     print("\n".join(lines))
     if options.write:

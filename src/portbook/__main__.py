@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 YES, UNKNOWN, INTERRUPTED = 0, 5, 130
 SIGNALLED = 128  # and the number of the signal, as shells report it (POSIX, Shell Command Language, section 2.8.2)
+NO_THREAD = "can't start new thread"  # what _thread raises, in every version of Python
 MOST_TEXT = 500  # characters of an unforeseen error that are shown
 PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
@@ -97,6 +98,8 @@ def _describe(error: BaseException) -> str:
             return f"the output cannot be written: {failure.strerror or failure}"
     if isinstance(error, MemoryError):
         return "there is not enough memory"
+    if isinstance(error, RuntimeError) and error.args == (NO_THREAD,):
+        return "no further thread can be started; ulimit -u and ulimit -v show the limits"
     try:
         text = f": {error}"
     except Exception:  # noqa: BLE001  of its __str__

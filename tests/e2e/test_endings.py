@@ -75,7 +75,12 @@ ERRORS = [
         "OSError(2, 'No such file')",
         "Exception(Nameless())",
     ),
-    *("SystemError()", "GeneratorExit()", "ExceptionGroup('several', [ValueError()])"),
+    *(
+        'RuntimeError("can\'t start new thread")',
+        "SystemError()",
+        "GeneratorExit()",
+        "ExceptionGroup('several', [ValueError()])",
+    ),
 ]
 
 

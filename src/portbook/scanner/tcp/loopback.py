@@ -131,8 +131,9 @@ class Worker:
     def start(self, attempts: Sequence[Attempt]) -> None:
         """Decide attempts in a thread."""
         if self.thread is None:
-            self.thread = Thread(target=self._serve, name="portbook-loopback", daemon=True)
-            self.thread.start()
+            thread = Thread(target=self._serve, name="portbook-loopback", daemon=True)
+            thread.start()
+            self.thread = thread
         self.requests.put(attempts)
 
     def close(self) -> None:
