@@ -13,10 +13,10 @@ from msgspec import Struct
 from portbook import ports, query
 from portbook.addresses import is_own
 from portbook.dialing import Destination, check_seconds
-from portbook.errors import UsageError
+from portbook.errors import RemoteError, UsageError
 from portbook.ports import Ports
-from portbook.probe.outcome import Evidence, Outcome, describe_reason
-from portbook.probe.readiness import AwaitedPort, Readiness
+from portbook.probe.outcome import Evidence, Outcome, describe, describe_reason
+from portbook.probe.readiness import NO_LOOKUP, AwaitedPort, Readiness
 from portbook.probe.resolve import Resolved, ResolvedAddress, lookup_outcome, resolve, resolve_one
 from portbook.records import Protocol
 from portbook.resilience import waits
@@ -72,6 +72,7 @@ def wait_for(
     :returns: the targets that are not ready after ``timeout_s``, as text; empty when all are
     :raises UsageError: a target is not what is expected
     :raises SourceError: with ``free``, the socket tables cannot be read
+    :raises RemoteError: with ``free``, the resolver could not find out the addresses of a host
     """
     call = None if on_round is None else lambda unready: on_round([each.target for each in unready])
     unready = wait_until_ready(targets, udp=udp, free=free, stable=stable, timeout_s=timeout_s, on_round=call)
@@ -168,7 +169,7 @@ class _UdpTarget:
 
     def __init__(self, destination: Destination) -> None:
         self._destination = destination
-        self._reason = "silent"
+        self._reason = "silent" if destination.address else describe_reason("lookup-failed", NO_LOOKUP)
         self.is_ready = False
         self.error: BaseException | None = None
 
@@ -255,9 +256,7 @@ def _local_ports(port: Ports, protocol: Protocol, until: float) -> LocalPorts:
     selected = query.Query((query.term("port", [numbers]), query.term("protocol", [protocol])))
     if port.host is None:
         return LocalPorts(str(port), selected, ())
-    addresses = _addresses(Destination(port.host, port.first), until)
-    if not addresses:
-        raise UsageError(f"{port.host} has no address", f"write {numbers}, or an address of this machine")
+    addresses = _addresses(Destination(port.host, port.first), numbers, until)
     foreign = [each.address for each in addresses if not is_own(each.address, each.zone)]
     if foreign:
         name = str(port.host) if port.host.is_address else f"{port.host} ({foreign[0]})"
@@ -265,11 +264,16 @@ def _local_ports(port: Ports, protocol: Protocol, until: float) -> LocalPorts:
     return LocalPorts(str(port), selected, addresses)
 
 
-def _addresses(destination: Destination, until: float) -> tuple[ResolvedAddress, ...]:
+def _addresses(destination: Destination, numbers: str, until: float) -> tuple[ResolvedAddress, ...]:
     if destination.address is not None:
         return (destination.address,)
     (resolved,) = resolve([destination.lookup_name], until - monotonic())
-    return resolved.addresses
+    if resolved.failure is None:
+        return resolved.addresses
+    hint = f"write {numbers}, or an address of this machine"
+    if lookup_outcome(resolved.failure) == "name-not-found":
+        raise UsageError(f"{destination.host} has no address", hint)
+    raise RemoteError(f"{destination.host} could not be looked up: {describe(resolved.failure)}", hint)
 
 
 def _is_held(local: LocalPorts) -> bool:

@@ -187,7 +187,7 @@ def test_a_server_takes_the_socket(tmp_path, name, options, command):
         port = port or port_of(process, said)
         assert status(process, port, said) in (200, 403, 404)
     told = "".join(said)
-    assert "takes no socket" not in told
+    assert "cannot take a bound socket" not in told
     if found.takes in ("option", "environment"):
         assert not advise(command, 1)
 
@@ -207,7 +207,7 @@ def test_what_is_said_before_a_server_fails(tmp_path):
         process.wait(LIMIT_S)
     told = "".join(said)
     assert process.returncode == 1
-    assert told.index("portbook: http.server takes no socket: it binds the port by itself and fails") < told.index(
+    assert told.index("portbook: http.server cannot take a bound socket, and its own bind fails") < told.index(
         "Address already in use"
     )
     assert "portbook lease --number-only -- python3 -m http.server {port}" in told.replace("\n", " ")
@@ -272,7 +272,7 @@ def test_a_shell_that_becomes_the_server_is_no_other_process():
         ("gunicorn app:app", 2, ""),
         ("npm run dev", 1, "starts the server as a child process, which does not get descriptor 3"),
         ("make run", 2, "a server behind make gets descriptors 3 and 4"),
-        ("./server", 4, "gets the port as descriptors 3 to 6 (LISTEN_FDS=4)"),
+        ("./server", 4, "gets the bound sockets as descriptors 3 to 6 (LISTEN_FDS=4)"),
         ("node server.js", 1, "server.listen({fd: 3})"),
     ],
 )

@@ -163,7 +163,7 @@ def test_a_real_server_through_the_command():
         assert run.wait(30) == 7  # the exit code is the command's
         first, second = run.stderr.read().splitlines()
         assert first == f"portbook: port {number} (tcp-ipv4)"
-        assert second.startswith("portbook: the command gets the port as descriptor 3 (LISTEN_FDS=1); ")
+        assert second.startswith("portbook: the command gets the bound socket as descriptor 3 (LISTEN_FDS=1); ")
     assert refusal(number, reuse=True) is None
 
 

@@ -175,22 +175,23 @@ def advise(command: Sequence[str], count: int) -> str:
     server = identify(command)
     last = 2 + count
     sockets = "descriptor 3"
+    noun = "socket" if count == 1 else "sockets"
     if count == 2:
         sockets = "descriptors 3 and 4"
     elif count > 2:
         sockets = f"descriptors 3 to {last}"
     if server is None or server.takes == "configuration":
         text = (
-            f"the command gets the port as {sockets} (LISTEN_FDS={count}); one that binds the port by itself fails: "
-            "--number-only gives it the number instead"
+            f"the command gets the bound {noun} as {sockets} (LISTEN_FDS={count}); if it binds the port itself, use "
+            "--number-only, which releases the port and passes its number alone"
         )
         return text if server is None else f"{text}; {server.name}: {server.recipe}"
     if server.takes == "option":
         return _option_advice(server, command, count)
     texts = {
         "environment": "",
-        "nothing": f"{server.name} takes no socket: it binds the port by itself and fails, as {sockets} of its own has "
-        f"the port; use {server.recipe}",
+        "nothing": f"{server.name} cannot take a bound socket, and its own bind fails, because it holds the port as "
+        f"{sockets}; use {server.recipe}",
         "child": f"{server.name} starts the server as a child process, which does not get {sockets}; use "
         f"{server.recipe}",
         "other-process": f"a server behind {server.name} gets {sockets}, but LISTEN_PID is that of {server.name}; if "

@@ -72,7 +72,7 @@ def resolve(
     with suppress(Empty):
         while True:
             waiting.get_nowait()  # no thread is to begin with another one
-    silent = Evidence("resolver", text=f"no answer from the resolver within {limit_s:g} s")
+    silent = Evidence("resolver", text=f"no answer from the resolver within {limit_s:.3g} s")
     return [by_name.get(name) or Resolved(name, failure=silent) for name in names]
 
 

@@ -37,13 +37,17 @@ def as_dict(answer: Holding) -> dict[str, Any]:
     seen: set[int] = set()
     facts = {name: getattr(answer, name) for name in answer.__struct_fields__}
     for field in ("holders", "holders_elsewhere"):
-        facts[field] = [_holder_as_dict(holder, seen) for holder in facts[field]]
+        facts[field] = [holder_as_dict(holder, seen) for holder in facts[field]]
     for field in ("sockets", "sockets_elsewhere"):
         facts[field] = [_socket_as_dict(s, _processes_as_dict(s.owners, seen)) for s in facts[field]]
     return facts
 
 
-def _holder_as_dict(holder: Holder, seen: set[int]) -> dict[str, Any]:
+def holder_as_dict(holder: Holder, seen: set[int]) -> dict[str, Any]:
+    """A holder for JSON.
+
+    :param seen: the pids of the processes that were described before; those that are described now are added
+    """
     facts = {name: getattr(holder, name) for name in holder.__struct_fields__}
     seen.add(holder.owner.pid)
     facts["parents"] = _processes_as_dict(holder.parents, seen)

@@ -199,7 +199,7 @@ def _legacy_tables(name: str, gaps: list[Gap]) -> list[bytes]:
             return file.read(4096).split()
     except PermissionError:
         why = f"NAT rules of iptables-legacy are not visible to uid {os.geteuid()}"
-        gaps.append(Gap("nat", None, why, "run as root"))
+        gaps.append(Gap("nat", None, why, "run as root" if os.geteuid() else _privilege_hint()))
     except OSError:
         pass  # this kernel does not have them
     return []
