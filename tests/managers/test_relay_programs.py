@@ -25,6 +25,7 @@ import pytest
 from portbook.holding import who
 from portbook.managers.relay import Relay, behind
 from portbook.managers.supervisor import find_supervisor
+from portbook.records import Holder
 from portbook.stop.run import plan_stop
 from tests.components import need
 from tests.conftest import NOBODY, ROOT
@@ -34,7 +35,7 @@ pytestmark = [
     pytest.mark.usefixtures("own_network"),
     pytest.mark.skipif(sys.platform != "linux", reason="programs of Linux"),
 ]
-LIMIT_S = 15
+LIMIT_S = 30
 
 
 @pytest.fixture
@@ -56,14 +57,18 @@ def run() -> Iterator:
         process.wait(10)
 
 
-def relay_of(port: int, protocol: str = "tcp") -> Relay | None:
-    """What is behind the port, once somebody listens."""
-    for _ in range(LIMIT_S * 50):
+def relay_of(port: int, protocol: str = "tcp") -> Relay:
+    """What is behind the port, once a relay listens; another program may have reserved the port before."""
+    holders: tuple[Holder, ...] = ()
+    deadline = time.monotonic() + LIMIT_S
+    while time.monotonic() < deadline:
         holders = who(port, protocol).holders
-        if holders:
-            return behind(holders[0].owner, port, protocol)
+        for holder in holders:
+            found = behind(holder.owner, port, protocol)
+            if found is not None:
+                return found
         time.sleep(0.02)
-    raise AssertionError(f"nobody holds {port}/{protocol}")
+    raise AssertionError(f"no relay holds {port}/{protocol}: {holders}")
 
 
 @pytest.mark.parametrize(
@@ -294,7 +299,12 @@ def box(run, tmp_path):
         "StrictModes no\nUsePAM no\nPermitRootLogin yes\nPidFile none\n"
     )
     run("/usr/sbin/sshd", "-D", "-f", str(server))
-    assert relay_of(2222) is None  # the listener of sshd itself forwards nothing
+    for _ in range(LIMIT_S * 50):
+        holders = who(2222, "tcp").holders
+        if holders:
+            break
+        time.sleep(0.02)
+    assert behind(holders[0].owner, 2222) is None  # the listener of sshd itself forwards nothing
 
     def configure(*lines: str) -> str:
         path = tmp_path / "ssh_config"
