@@ -129,7 +129,7 @@ def test_rules_of_iptables(lab, variant, rules):
 
 COMPOUND = [
     "meta l4proto { tcp, udp } dnat ip to meta l4proto . th dport map { tcp . 80 : 10.77.0.2 . 9999 }",
-    "meta l4proto 6 dnat ip to ip daddr . tcp dport map { 10.77.0.2 . 80 : 10.77.0.2 . 22, 10.9.0.9 . 2 : 10.9.0.9 . 1}",
+    "ip protocol tcp dnat ip to ip daddr . tcp dport map { 10.77.0.2 . 80 : 10.77.0.2 . 22 }",
     "meta l4proto tcp redirect to :tcp dport map { 80 : 22, 22 : 80, 443 : 443 }",
     "ip saddr . tcp dport { 10.77.0.1 . 80, 10.77.0.9 . 22 } redirect to :9999",
     "iif link0 tcp dport 22-443 counter redirect to :5432",
