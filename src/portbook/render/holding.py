@@ -295,11 +295,22 @@ def _list_owners(owners: Sequence[Owner]) -> str:
 
 def _describe_ownerless(answer: Holding) -> str:
     """A holder that is not visible, with what the kernel shows to every user: the uid, and the creator's cgroup."""
+    parts_of_kernel = _kernel(s for s in answer.sockets if not s.owners)
+    if parts_of_kernel:
+        return parts_of_kernel
     hidden = [s for s in answer.sockets if not s.owners and s.state not in PASSED]
     return describe_unknown(answer.gaps, map(_creator, hidden))
 
 
+def _kernel(sockets: Iterable[Socket]) -> str:
+    """``the kernel: vxlan vx0``; empty if the kernel has none of the sockets."""
+    names = dict.fromkeys(safe(s.kernel) for s in sockets if s.kernel is not None)
+    return f"the kernel: {_list(tuple(names))}" if names else ""
+
+
 def _creator(s: Socket) -> str:
+    if s.kernel is not None:
+        return ""
     text = ""
     user = s.user or s.uid
     if user is not None:
@@ -321,6 +332,6 @@ def _elsewhere_rows(answer: Holding) -> Iterator[Row]:
     """What listens on the port in other network namespaces."""
     for s in answer.sockets_elsewhere:
         if s.state in LISTENING:
-            owners = _list_owners(s.owners) or describe_unknown(answer.gaps)
+            owners = _list_owners(s.owners) or _kernel((s,)) or describe_unknown(answer.gaps)
             namespace = safe(s.netns_name or str(s.netns))
             yield "elsewhere", f"{owners} in network namespace {namespace}: {_listener(s)}"
