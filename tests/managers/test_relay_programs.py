@@ -253,17 +253,18 @@ podman() {
 }
 podman import $1/image.tar image
 podman run --detach --name web --ulimit nofile=1024:1024 --ulimit nproc=1000:1000 --network $2 \
-    --publish 127.0.0.1:8080:80 image /bin/busybox httpd -f -p 80 > $1/id
+    --publish 127.0.0.1:$3:80 image /bin/busybox httpd -f -p 80 > $1/id
 read -r line
 podman rm --force --time 0 web
+kill "$(cat $XDG_RUNTIME_DIR/libpod/tmp/pause.pid)"  # keeps the user namespace for the next podman
 """
 
 
 @pytest.mark.parametrize(
-    ("network", "program"),
-    [("slirp4netns", "rootlessport"), ("slirp4netns:port_handler=slirp4netns", "slirp4netns")],
+    ("network", "program", "port"),  # a port each: rootlessport ends a little later than its container
+    [("slirp4netns", "rootlessport", 8082), ("slirp4netns:port_handler=slirp4netns", "slirp4netns", 8083)],
 )
-def test_rootless_podman(run, tmp_path, network, program):
+def test_rootless_podman(run, tmp_path, network, program, port):
     for needed in ("podman", "runc", "slirp4netns", "newuidmap", "busybox"):
         need(shutil.which(needed) is not None, needed)
     (tmp_path / "subuid").write_text("nobody:100000:65536\n")
@@ -271,10 +272,22 @@ def test_rootless_podman(run, tmp_path, network, program):
         os.chmod(path, 0o755)
     with tarfile.open(tmp_path / "image.tar", "w") as archive:
         archive.add(os.path.realpath(shutil.which("busybox")), "bin/busybox")
-    command = ("unshare", "--mount", "--propagation", "private", "sh", "-c", PODMAN, "sh", str(tmp_path), network)
+    command = (
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        PODMAN,
+        "sh",
+        str(tmp_path),
+        network,
+        str(port),
+    )
     process = run(*command, stdin=subprocess.PIPE)
     try:
-        found = relay_of(8080)
+        found = relay_of(port)
         assert (found.program, found.kind) == (program, "container")
         assert found.remedy.startswith("as nobody: podman ")
     finally:
