@@ -256,6 +256,7 @@ podman run --detach --name web --ulimit nofile=1024:1024 --ulimit nproc=1000:100
     --publish 127.0.0.1:$3:80 image /bin/busybox httpd -f -p 80 > $1/id
 read -r line
 podman rm --force --time 0 web
+kill "$(cat $XDG_RUNTIME_DIR/libpod/tmp/pause.pid)"  # keeps the user namespace for the next podman
 """
 
 
