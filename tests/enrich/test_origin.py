@@ -155,6 +155,17 @@ def test_a_directory_that_changes_after_the_look_at_its_path(tmp_path, monkeypat
         assert origin.project_of(one.pid, str(tmp_path)) is None
 
 
+def test_the_table_of_mounts_is_read_once_for_a_mount_namespace(project, monkeypatch):
+    paths = []
+    read = origin._read
+    monkeypatch.setattr(origin, "_read", lambda path: paths.append(path) or read(path))
+    known = {}
+    with started_in(project) as one, started_in(project / "src") as other:
+        for each, place in ((one, project), (other, project / "src")):
+            assert origin.project_of(each.pid, str(place), known) == str(project)
+    assert sum(path.endswith("/mountinfo") for path in paths) == 1
+
+
 def test_no_descriptor_stays_open(project):
     before = sorted(os.listdir("/proc/self/fd"))
     for directory in (project, project / "src", "/"):

@@ -104,6 +104,7 @@ def with_origins(sockets: Iterable[Socket]) -> list[Socket]:
     from portbook.enrich import process
 
     detailed: dict[int, Owner] = {}  # by pid
+    known: dict[int, object] = {}
     groups: dict[int, _Group] = {}  # by identity
     completed: list[Socket] = []
     for s in sockets:
@@ -111,7 +112,7 @@ def with_origins(sockets: Iterable[Socket]) -> list[Socket]:
         if key not in groups:
             for owner in s.owners:
                 if owner.pid not in detailed:
-                    detailed[owner.pid] = process.add_origin(owner)
+                    detailed[owner.pid] = process.add_origin(owner, known)
             groups[key] = tuple(detailed[owner.pid] for owner in s.owners)
         completed.append(replace(s, owners=groups[key]))
     return completed
