@@ -165,7 +165,9 @@ def _look_again(sockets: list[Socket], unowned: set[int], found: _Found, made: _
     found.gone |= gone
     unowned -= gone
     if unowned:
-        for inode, pids in find_in_rings(unowned).items():
+        from portbook.sources import bpf
+
+        for inode, pids in find_in_rings(unowned, bpf.pids_with_rings()).items():
             found.by_inode[inode] = made[pids, "io-uring"]
     found.unknown = len(unowned - found.by_inode.keys())
 
