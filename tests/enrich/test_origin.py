@@ -189,10 +189,10 @@ def test_a_mount_point_with_blanks():
 class Terminal:
     """A shell that leads a session on a terminal of its own, with one job in the background, in its own group."""
 
-    def __init__(self, prefix: str = "", redirected: bool = True) -> None:
+    def __init__(self, redirected: bool) -> None:
         self.ours, theirs = os.openpty()
         streams = "</dev/null >/dev/null 2>&1" if redirected else ""
-        script = f"set -m; {prefix} sleep 300 {streams} & echo pid $!; read line"
+        script = f"set -m; trap '' HUP; sleep 300 {streams} & echo pid $!; trap - HUP; read line"
         self.shell = subprocess.Popen(
             ["setsid", "--ctty", "--wait", "bash", "-c", script], stdin=theirs, stdout=theirs, stderr=theirs
         )
@@ -232,7 +232,7 @@ def wait_for(is_reached):
 
 @pytest.mark.parametrize("redirected", [True, False])
 def test_a_job_outlives_its_terminal(terminal, redirected):
-    one = terminal(prefix="nohup", redirected=redirected)
+    one = terminal(redirected=redirected)
     assert origin.is_orphaned(one.pid) is False
     one.close()
     wait_for(lambda: origin.is_orphaned(one.pid))
