@@ -171,7 +171,7 @@ def test_another_process_takes_work_and_returns_results_and_errors(listener: soc
 FIELDS = {
     records.Socket: "protocol family local_address local_port remote_address remote_port state reach zone service_name "
     "uid user inode owners recv_queue send_queue accept_queue backlog v6only interface created state_text cookie "
-    "cgroup_id service container netns netns_name ends_in_ms",
+    "cgroup_id service container netns netns_name ends_in_ms kernel",
     records.Owner: "pid name exe user started service container how confidence command_line ppid cgroup service_tag",
     records.Gap: "what count why hint",
     records.Listing: "schema host platform taken_at source complete sockets gaps listeners_elsewhere "

@@ -22,9 +22,10 @@ Family = Literal["ipv4", "ipv6"]
 Reach = Literal["loopback", "address", "any", "none", "multicast", "broadcast"]
 Confidence = Literal["certain", "likely"]
 Platform = Literal["linux", "windows", "macos"]
-# How the pid of an owner was found: in the descriptors of the process, in a thread's own descriptor table, or by a
-# source that reports pids. Empty for a process that no socket led to: a parent, a process given by its pid.
-FoundBy = Literal["fd", "task-fd", "iphlpapi", "psutil", "netstat", "lsof", ""]
+# How the pid of an owner was found: in the descriptors of the process, in a thread's own descriptor table, among the
+# files that it has registered with io_uring, or by a source that reports pids. Empty for a process that no socket led
+# to: a parent, a process given by its pid.
+FoundBy = Literal["fd", "task-fd", "io-uring", "iphlpapi", "psutil", "netstat", "lsof", ""]
 # What a process does at the moment, of the letters in /proc/PID/stat (proc_pid_stat(5)): R, S and I; T; t; D; Z.
 # frozen: its cgroup is, which that file does not show.
 ProcessState = Literal["running", "suspended", "traced", "uninterruptible", "zombie", "frozen"]
@@ -127,6 +128,7 @@ class Socket(Struct, frozen=True, gc=False):
     netns: int | None = None  # Linux: inode of the network namespace
     netns_name: str | None = None  # Linux: its name in "ip netns", or the container whose processes are in it
     ends_in_ms: int | None = None  # Linux: until the kernel drops a closed connection: TIME_WAIT, FIN_WAIT2
+    kernel: str | None = None  # Linux: what in the kernel has it, when no process does: "vxlan vx0"
 
 
 class Gap(Struct, frozen=True):

@@ -267,6 +267,23 @@ def test_a_value_that_a_shell_may_act_upon_is_not_offered(value):
     assert "\n" not in item.help
 
 
+@pytest.mark.parametrize(
+    "line", ["", "portbook", 'portbook list "', "portbook who 80,", "portbook \\", "portbook list state:", "portbook -"]
+)
+def test_any_line_is_answered_without_an_error(line, monkeypatch, capfd):
+    monkeypatch.setenv("COMP_LINE", line)
+    assert completion.run(cli.portbook, "portbook", "_PORTBOOK_COMPLETE", "bash_complete") == 0
+    assert capfd.readouterr().err == ""
+
+
+def test_the_words_of_a_script_of_click_are_taken_too(monkeypatch, capfd):
+    monkeypatch.delenv("COMP_LINE", raising=False)
+    monkeypatch.setenv("COMP_WORDS", "portbook list --sta")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    assert completion.run(cli.portbook, "portbook", "_PORTBOOK_COMPLETE", "bash_complete") == 0
+    assert capfd.readouterr().out == "plain,--state\n"
+
+
 def test_what_cannot_be_read_is_not_completed(monkeypatch):
     def fails(*_):
         raise OSError("nothing to read")

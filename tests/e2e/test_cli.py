@@ -723,6 +723,30 @@ def test_into_a_pipe_nothing_is_cut_and_nothing_coloured(long_name):
 
 
 @on_unix
+@pytest.mark.parametrize(
+    ("arguments", "stream"),
+    [
+        (["sources"], "stdout"),
+        (["who", "PORT"], "stdout"),
+        (["why", "PORT"], "stdout"),
+        (["stop", "--dry-run", "PORT"], "stdout"),
+        (["--port", "99999999"], "stderr"),
+        (["--state", "nonesuch"], "stderr"),
+        (["nonesuch-process"], "stderr"),
+        (["free"], "stderr"),
+    ],
+)
+@pytest.mark.parametrize("columns", [50, 80])
+def test_prose_is_wrapped_at_the_width_of_the_terminal(server, arguments, stream, columns):
+    """A word that is longer than a line stays whole: people copy paths and commands."""
+    words = [str(server.said[0]) if word == "PORT" else word for word in arguments]
+    text, _ = terminal.shown([*COMMAND, *words], columns, stream)
+    assert text.strip()
+    for line in without_colour(text).splitlines():
+        assert len(line) <= columns or len(line.split()[-1]) > columns - 20, line
+
+
+@on_unix
 def test_wide_is_never_cut(long_name):
     assert without_colour(on_terminal("-p", str(long_name), "--wide", columns=80)).count(LONG) >= 2
 

@@ -117,7 +117,7 @@ def test_nothing_is_read_when_nothing_is_wanted(monkeypatch, nothing):
         raise AssertionError("processes were listed")
 
     monkeypatch.setattr(descriptors, "process_ids", poisoned)
-    assert find_owners(nothing) == OwnerPids({}, frozenset(), 0, False)
+    assert find_owners(nothing) == OwnerPids({}, frozenset(), 0)
 
 
 def test_nothing_is_read_when_nothing_matched(monkeypatch):

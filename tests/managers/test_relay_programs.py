@@ -25,6 +25,7 @@ import pytest
 from portbook.holding import who
 from portbook.managers.relay import Relay, behind
 from portbook.managers.supervisor import find_supervisor
+from portbook.records import Holder
 from portbook.stop.run import plan_stop
 from tests.components import need
 from tests.conftest import NOBODY, ROOT
@@ -34,7 +35,7 @@ pytestmark = [
     pytest.mark.usefixtures("own_network"),
     pytest.mark.skipif(sys.platform != "linux", reason="programs of Linux"),
 ]
-LIMIT_S = 15
+LIMIT_S = 30
 
 
 @pytest.fixture
@@ -56,14 +57,18 @@ def run() -> Iterator:
         process.wait(10)
 
 
-def relay_of(port: int, protocol: str = "tcp") -> Relay | None:
-    """What is behind the port, once somebody listens."""
-    for _ in range(LIMIT_S * 50):
+def relay_of(port: int, protocol: str = "tcp") -> Relay:
+    """What is behind the port, once a relay listens; another program may have reserved the port before."""
+    holders: tuple[Holder, ...] = ()
+    deadline = time.monotonic() + LIMIT_S
+    while time.monotonic() < deadline:
         holders = who(port, protocol).holders
-        if holders:
-            return behind(holders[0].owner, port, protocol)
+        for holder in holders:
+            found = behind(holder.owner, port, protocol)
+            if found is not None:
+                return found
         time.sleep(0.02)
-    raise AssertionError(f"nobody holds {port}/{protocol}")
+    raise AssertionError(f"no relay holds {port}/{protocol}: {holders}")
 
 
 @pytest.mark.parametrize(
@@ -233,6 +238,8 @@ def test_rootlesskit(run, tmp_path):
     assert found.remedy.startswith("as nobody: docker ps")
 
 
+# Everything that podman starts ends with the first process of its PID namespace.
+APART = ("--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc")
 PODMAN = """
 set -e
 mount --bind $1/subuid /etc/subuid
@@ -248,17 +255,17 @@ podman() {
 }
 podman import $1/image.tar image
 podman run --detach --name web --ulimit nofile=1024:1024 --ulimit nproc=1000:1000 --network $2 \
-    --publish 127.0.0.1:8080:80 image /bin/busybox httpd -f -p 80 > $1/id
+    --publish 127.0.0.1:$3:80 image /bin/busybox httpd -f -p 80 > $1/id
 read -r line
 podman rm --force --time 0 web
 """
 
 
 @pytest.mark.parametrize(
-    ("network", "program"),
-    [("slirp4netns", "rootlessport"), ("slirp4netns:port_handler=slirp4netns", "slirp4netns")],
+    ("network", "program", "port"),  # a port each: rootlessport ends a little later than its container
+    [("slirp4netns", "rootlessport", 8082), ("slirp4netns:port_handler=slirp4netns", "slirp4netns", 8083)],
 )
-def test_rootless_podman(run, tmp_path, network, program):
+def test_rootless_podman(run, tmp_path, network, program, port):
     for needed in ("podman", "runc", "slirp4netns", "newuidmap", "busybox"):
         need(shutil.which(needed) is not None, needed)
     (tmp_path / "subuid").write_text("nobody:100000:65536\n")
@@ -266,14 +273,24 @@ def test_rootless_podman(run, tmp_path, network, program):
         os.chmod(path, 0o755)
     with tarfile.open(tmp_path / "image.tar", "w") as archive:
         archive.add(os.path.realpath(shutil.which("busybox")), "bin/busybox")
-    command = ("unshare", "--mount", "--propagation", "private", "sh", "-c", PODMAN, "sh", str(tmp_path), network)
+    command = (
+        "unshare",
+        *APART,
+        "sh",
+        "-c",
+        PODMAN,
+        "sh",
+        str(tmp_path),
+        network,
+        str(port),
+    )
     process = run(*command, stdin=subprocess.PIPE)
     try:
-        found = relay_of(8080)
+        found = relay_of(port)
         assert (found.program, found.kind) == (program, "container")
         assert found.remedy.startswith("as nobody: podman ")
     finally:
-        process.communicate(b"\n", timeout=30)
+        process.communicate(b"\n", timeout=60)
     if program == "slirp4netns":
         assert found.container == f"podman:{(tmp_path / 'id').read_text()[:12]}"
 
@@ -294,7 +311,12 @@ def box(run, tmp_path):
         "StrictModes no\nUsePAM no\nPermitRootLogin yes\nPidFile none\n"
     )
     run("/usr/sbin/sshd", "-D", "-f", str(server))
-    assert relay_of(2222) is None  # the listener of sshd itself forwards nothing
+    for _ in range(LIMIT_S * 50):
+        holders = who(2222, "tcp").holders
+        if holders:
+            break
+        time.sleep(0.02)
+    assert behind(holders[0].owner, 2222) is None  # the listener of sshd itself forwards nothing
 
     def configure(*lines: str) -> str:
         path = tmp_path / "ssh_config"

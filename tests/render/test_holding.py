@@ -8,8 +8,9 @@ import pytest
 from msgspec.structs import replace
 
 from portbook.records import Gap, Holder, Holding, Owner, Socket
-from portbook.render import holding
+from portbook.render import holding, stop
 from portbook.render.text import Style
+from portbook.stop.records import StopReport, StopTarget
 
 LISTENER = Socket("tcp", "ipv4", "0.0.0.0", 80, state="LISTEN", reach="any", backlog=5, accept_queue=0)
 HELD = Socket("tcp", "ipv4", "0.0.0.0", 80, state="BOUND", reach="none")
@@ -189,3 +190,14 @@ def test_json_has_every_field():
     assert tuple(decoded["holders"][0]) == Holder.__struct_fields__
     assert tuple(decoded["holders"][0]["owner"]) == Owner.__struct_fields__
     assert tuple(decoded["holders"][0]["sockets"][0]) == Socket.__struct_fields__
+
+
+def test_the_report_of_stop_describes_each_process_once():
+    holders = many_workers(20).holders
+    report = StopReport(1, 80, "tcp", "stopped", tuple(StopTarget(holder, 0) for holder in holders))
+    decoded = json.loads(b"".join(stop.json([report])))
+    assert tuple(decoded) == StopReport.__struct_fields__
+    assert tuple(decoded["targets"][0]) == StopTarget.__struct_fields__
+    described = [p["pid"] for t in decoded["targets"] for p in t["holder"]["parents"] if "command_line" in p]
+    assert described == [1, 2]
+    assert [t["holder"]["owner"]["pid"] for t in decoded["targets"]] == [h.owner.pid for h in holders]

@@ -105,7 +105,7 @@ def test_macos_composed():
         ("tcp", "ipv4", "127.0.0.1", 55737, "127.0.0.1", 55739, "FIN_WAIT2", None, "loopback"),
         ("tcp", "ipv4", "127.0.0.1", 55740, "127.0.0.1", 55741, "SYN_RECV", None, "loopback"),
         ("tcp", "ipv4", "127.0.0.1", 55742, "127.0.0.1", 55743, "CLOSE", None, "loopback"),
-        ("tcp", "ipv4", "0.0.0.0", 60000, None, None, "BOUND", None, "any"),
+        ("tcp", "ipv4", "0.0.0.0", 60000, None, None, "BOUND", None, "none"),
     }
     assert {shape(s) for s in found.values() if s.family == "ipv6"} == {
         ("tcp", "ipv6", "::", 22, None, None, "LISTEN", None, "any"),

@@ -390,7 +390,7 @@ def test_a_dump_without_its_end_is_garbled():
 
 @pytest.mark.parametrize(
     ("number", "expected"),
-    [(errno.EPROTONOSUPPORT, SourceMissing), (errno.EAFNOSUPPORT, SourceMissing), (errno.EACCES, SourceDenied)],
+    [(errno.EPROTONOSUPPORT, SourceMissing), (errno.EAFNOSUPPORT, SourceDenied), (errno.EACCES, SourceDenied)],
 )
 def test_a_system_without_netlink(monkeypatch, number, expected):
     def refused(*_):

@@ -98,7 +98,7 @@ def portbook() -> None:
       portbook                          list the ports and who holds them
       portbook -p 8000-8100 --all       every socket with one of these ports
       portbook 8080/tcp                 the sockets that wait on this port
-      portbook list --help              the options of list: filters, formats, order
+      portbook list --help              show the options of list
       portbook who 8080                 show which processes hold this port
       portbook why 8080                 explain why it cannot be bound
       portbook stop 8080                end the processes that hold it

@@ -135,9 +135,11 @@ class Bash(_Completion, BashComplete):
 
     def get_completion_args(self) -> tuple[list[str], str]:
         """The words before the cursor, and the one that is being written."""
-        line = os.environ["COMP_LINE"]
-        words = split_arg_string(line)
         self.incomplete = ""
+        line = os.environ.get("COMP_LINE")
+        if line is None:  # click's own script, which somebody has kept in a file
+            return super().get_completion_args()
+        words = split_arg_string(line)
         if words and not line[-1:].isspace():
             self.incomplete = words.pop()
         return words[1:], self.incomplete

@@ -155,11 +155,11 @@ def command(
 
 def _explain_empty(texts: tuple[str, ...], every: bool, filters: dict[str, Any], source: str | None) -> None:
     from portbook.cli import empty
-    from portbook.render.text import safe
+    from portbook.render.text import note
 
     written = build_query(texts, True, filters)
     is_default_state = not every and written.with_default_state() != written
-    sys.stderr.write(f"portbook: {safe(empty.explain(written, is_default_state, source))}\n")
+    sys.stderr.write(note(empty.explain(written, is_default_state, source)))
 
 
 def build_query(texts: tuple[str, ...], every: bool, filters: dict[str, Any]) -> Query:

@@ -41,10 +41,14 @@ def command(as_json: bool) -> int:
             for name, reason, source in rows
         )
     else:
-        from portbook.render.text import safe
+        from portbook.render.text import safe, style_of, wrap
 
+        style = style_of(sys.stdout)
+        indent = " " * len("  sees   ")
         for name, reason, source in rows:
             state = "available" if reason is None else f"not available: {reason.removeprefix(f'{name}: ')}"
-            sys.stdout.write(f"{name}: {safe(state)}\n")
-            sys.stdout.write(f"  sees   {source.sees}\n  needs  {source.needs}\n")
+            lines = wrap(f"{name}: {safe(state)}", style, "", indent)
+            lines += wrap(source.sees, style, "  sees   ", indent)
+            lines += wrap(source.needs, style, "  needs  ", indent)
+            sys.stdout.write("".join(f"{line}\n" for line in lines))
     return exits.YES

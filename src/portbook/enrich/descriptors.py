@@ -24,6 +24,12 @@ PidsByInode = dict[int, tuple[int, ...]]
 # many descriptors on, a forked child reads too. Starting it and reading its answer costs 2 ms.
 FORK_FROM = 2_000
 LINK = "socket:["
+RING = "anon_inode:[io_uring]"
+MOST_RING_BYTES = 16 << 20  # about 500,000 registered files
+# Why processes are not seen.
+HIDEPID = "/proc is mounted with hidepid"
+NOT_MOUNTED = "/proc is not mounted"
+OTHER_PIDS = "/proc shows another pid namespace"
 
 
 class OwnerPids(NamedTuple):
@@ -32,7 +38,7 @@ class OwnerPids(NamedTuple):
     pids_by_inode: PidsByInode
     by_thread: frozenset[int]  # inodes found in a thread's own table only
     denied: int  # processes whose descriptors may not be read
-    hidden: bool  # /proc hides other users' processes (hidepid)
+    hidden: str = ""  # why /proc does not show every process; empty if it does
 
 
 class WalkedTables(NamedTuple):
@@ -59,10 +65,13 @@ def find_owners(inodes: Collection[int], pids: Iterable[int] | None = None) -> O
 
 def process_ids() -> list[int]:
     """The processes that /proc shows."""
-    return [int(name) for name in os.listdir("/proc") if name[0] in "123456789"]
+    try:
+        return [int(name) for name in os.listdir("/proc") if name[0] in "123456789"]
+    except FileNotFoundError:
+        return []  # hides_processes() then says why
 
 
-NO_OWNERS = OwnerPids({}, frozenset(), 0, False)
+NO_OWNERS = OwnerPids({}, frozenset(), 0)
 
 
 class Search:
@@ -99,10 +108,10 @@ class Search:
         pids_by_inode, denied = self._read(wanted)
         missing = wanted - pids_by_inode.keys()
         if not missing:
-            return OwnerPids(pids_by_inode, frozenset(), denied, hidden=False)
+            return OwnerPids(pids_by_inode, frozenset(), denied)
         in_threads = _walk_threads(self.all_pids, missing)
         pids_by_inode.update(in_threads)
-        return OwnerPids(pids_by_inode, frozenset(in_threads), denied, _hides_processes())
+        return OwnerPids(pids_by_inode, frozenset(in_threads), denied, hides_processes())
 
     def _read(self, wanted: frozenset[int]) -> WalkedTables:
         if self.child is None:
@@ -133,7 +142,8 @@ def walk(pids: Iterable[int], wanted: Collection[int] | None) -> WalkedTables:
             continue
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):  # otherwise no process would seem to have a socket
-                raise SourceDenied(f"descriptors: /proc/{pid}/fd: {error.strerror}", "raise ulimit -n") from error
+                remedy = "raise ulimit -n" if error.errno == errno.EMFILE else "raise fs.file-max: sysctl(8)"
+                raise SourceDenied(f"descriptors: /proc/{pid}/fd: {error.strerror}", remedy) from error
             continue
         this_pid = (pid,)
         for inode in inodes:
@@ -352,10 +362,65 @@ def _table_comparer() -> Callable[[int, int], bool]:
     return lambda a, b: syscall(number, a, b, KCMP_FILES, 0, 0) == 0
 
 
-def _hides_processes() -> bool:
-    """Whether /proc is mounted so that other users' processes are not even listed (proc(5), hidepid)."""
+def hides_processes() -> str:
+    """Why /proc does not show every process of this pid namespace; empty if it does."""
+    try:
+        shown = os.readlink("/proc/self")
+    except OSError:
+        shown = ""
+    if shown != str(os.getpid()):
+        return OTHER_PIDS if os.path.exists("/proc/uptime") else NOT_MOUNTED
     try:
         os.stat("/proc/1/stat")
     except OSError:
-        return True
-    return False
+        return HIDEPID
+    return ""
+
+
+# --- io_uring ------------------------------------------------------------------------------------------------------
+
+
+def find_in_rings(inodes: Collection[int], pids: Iterable[int] | None = None) -> PidsByInode:
+    """The processes that have registered any of these sockets with io_uring, and closed the descriptor.
+
+    ``/proc/PID/fdinfo/N`` of a ring lists its registered files: io_uring_show_fdinfo() in io_uring/fdinfo.c. Before
+    Linux 6.8 it does not name sockets.
+
+    :param pids: read these processes only
+    """
+    wanted = {b"socket:[%d]" % inode: inode for inode in inodes}
+    pids_by_inode: PidsByInode = {}
+    if not wanted:
+        return pids_by_inode
+    for pid in process_ids() if pids is None else pids:
+        for file in {file for ring in _rings(pid) for file in _registered(pid, ring)} & wanted.keys():
+            inode = wanted[file]
+            pids_by_inode[inode] = (*pids_by_inode.get(inode, ()), pid)
+    return pids_by_inode
+
+
+def _rings(pid: int) -> Iterator[str]:
+    """The descriptors of a process that are rings; none where they may not be read."""
+    directory = f"/proc/{pid}/fd"
+    try:
+        for name in os.listdir(directory):
+            with suppress(FileNotFoundError):  # closed meanwhile
+                if os.readlink(f"{directory}/{name}") == RING:
+                    yield name
+    except OSError:
+        return
+
+
+def _registered(pid: int, ring: str) -> Iterator[bytes]:
+    """The paths of the files of a ring: the lines ``    0: socket:[4711]`` behind ``UserFiles:``."""
+    try:
+        with open(f"/proc/{pid}/fdinfo/{ring}", "rb") as file:
+            text = file.read(MOST_RING_BYTES)
+    except OSError:
+        return
+    _, _, listed = text.partition(b"\nUserFiles:")
+    for line in listed.split(b"\n")[1:]:
+        number, colon, path = line.strip().partition(b": ")
+        if not colon or not number.isdigit():
+            return  # the next heading
+        yield path

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from portbook.enrich import cgroup
 from portbook.errors import UsageError, nearest
-from portbook.numerals import is_number
+from portbook.numerals import is_number, number_or_none
 from portbook.query import FIELDS, Query
 from portbook.records import Socket
 from portbook.system import namespaces
@@ -107,7 +107,13 @@ def _namespaces(value: str) -> Iterable[str] | None:
         return None if containers is None else [*names, *containers]
     if os.geteuid() != 0:
         return None  # the namespaces of other users' processes are not seen
-    return [str(inode) for inode in namespaces.inhabited()]
+    inhabited = namespaces.inhabited()
+    if number_or_none(value) in inhabited:
+        return [value]
+    from portbook.sources import bpf
+
+    in_use = bpf.namespaces_in_use()  # also those that have neither a process nor a name
+    return None if in_use is None else [str(inode) for inode in in_use]
 
 
 def _cgroups() -> set[str]:

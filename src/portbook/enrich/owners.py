@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from portbook.enrich import enrichers, namespaces
@@ -51,10 +52,14 @@ def complete(
         sockets, pid_gaps = owned_by(sockets, pids, all_known)
         gaps += pid_gaps
 
-    groups, group_gaps = _groups(sockets, search, all_known)
+    found = _find(sockets, search, all_known)
+    if found.gone:
+        sockets = [s for s in sockets if s.inode not in found.gone]
+    groups = [found.by_inode.get(s.inode) or s.owners for s in sockets]
+    group_gaps = _invisible(found)
     seen_at = datetime.now(UTC)
     groups, owners, owner_gaps = _complete_groups(groups)
-    completed = _complete_sockets(sockets, groups)
+    completed = _complete_sockets(sockets, groups, found.kernel)
 
     gaps += group_gaps
     gaps += owner_gaps
@@ -68,18 +73,26 @@ def complete(
 
 def owned_by(sockets: list[Socket], pids: PidRanges, all_known: bool = False) -> tuple[list[Socket], list[Gap]]:
     """The sockets that any of these processes has; the descriptors of other processes are not read."""
-    inodes = set() if all_known else _inodes_without_owner(sockets)
+    inodes = _inodes_without_owner(sockets)
     if not inodes:
-        return [s for s in sockets if any(_within(owner.pid, pids) for owner in s.owners)], []
-    from portbook.enrich.descriptors import find_owners, process_ids
+        return [s for s in sockets if _has_owner(s, pids)], []
+    from portbook.enrich.descriptors import NO_OWNERS, find_in_rings, find_owners, process_ids
+    from portbook.system import privilege
 
-    found = find_owners(inodes, [pid for pid in process_ids() if _within(pid, pids)])
+    wanted_pids = [pid for pid in process_ids() if _within(pid, pids)]
+    found = NO_OWNERS if all_known else find_owners(inodes, wanted_pids)
     gaps = []
     if found.denied:
         processes = "the process" if found.denied == 1 else counted(found.denied, "process", "processes")
         why = f"the descriptors of {processes} in question are not visible to uid {os.geteuid()}"
-        gaps.append(Gap("owner", None, why, _remedy()))
-    return [s for s in sockets if s.inode in found.pids_by_inode], gaps
+        gaps.append(Gap("owner", None, why, privilege.remedy("CAP_SYS_PTRACE")))
+    in_rings = find_in_rings(inodes - found.pids_by_inode.keys(), wanted_pids)
+    owned = found.pids_by_inode.keys() | in_rings.keys()
+    return [s for s in sockets if s.inode in owned or _has_owner(s, pids)], gaps
+
+
+def _has_owner(s: Socket, pids: PidRanges) -> bool:
+    return any(_within(owner.pid, pids) for owner in s.owners)
 
 
 def _within(pid: int, ranges: PidRanges) -> bool:
@@ -91,6 +104,7 @@ def with_origins(sockets: Iterable[Socket]) -> list[Socket]:
     from portbook.enrich import process
 
     detailed: dict[int, Owner] = {}  # by pid
+    known: dict[int, object] = {}
     groups: dict[int, _Group] = {}  # by identity
     completed: list[Socket] = []
     for s in sockets:
@@ -98,7 +112,7 @@ def with_origins(sockets: Iterable[Socket]) -> list[Socket]:
         if key not in groups:
             for owner in s.owners:
                 if owner.pid not in detailed:
-                    detailed[owner.pid] = process.add_origin(owner)
+                    detailed[owner.pid] = process.add_origin(owner, known)
             groups[key] = tuple(detailed[owner.pid] for owner in s.owners)
         completed.append(replace(s, owners=groups[key]))
     return completed
@@ -109,20 +123,53 @@ def with_origins(sockets: Iterable[Socket]) -> list[Socket]:
 # are one object, looked up by identity (to hash a record is to hash all its fields).
 
 
-def _groups(sockets: list[Socket], search: Search | None, all_known: bool) -> tuple[list[_Group], list[Gap]]:
-    """The owners of every socket, with no more than their pids."""
-    inodes = _inodes_without_owner(sockets)
-    if all_known or not inodes:
-        return [s.owners for s in sockets], list(_invisible(len(inodes), denied=False, hidden=False))
-    from portbook.enrich.descriptors import find_owners
+class _Found(Struct):
+    """Who has the sockets for which the source reports no pid."""
 
-    found = find_owners(inodes) if search is None else search.finish(inodes)
+    by_inode: dict[int | None, _Group] = {}  # owners with no more than their pids
+    kernel: dict[int, str] = {}  # by inode, what in the kernel has a socket
+    gone: frozenset[int] = frozenset()  # inodes of sockets that vanished meanwhile
+    unknown: int = 0  # sockets that nobody was seen to have
+    denied: bool = False  # some processes could not be read
+    hidden: str = ""  # why some could not be seen
+
+
+def _find(sockets: list[Socket], search: Search | None, all_known: bool) -> _Found:
+    found = _Found()
+    inodes = _inodes_without_owner(sockets)
+    if not inodes:
+        return found
     made = _Groups()
-    by_inode: dict[int | None, _Group] = {}
-    for inode, pids in found.pids_by_inode.items():
-        by_inode[inode] = made[pids, "task-fd" if inode in found.by_thread else "fd"]
-    groups = [by_inode.get(s.inode) or s.owners for s in sockets]
-    return groups, list(_invisible(len(inodes) - len(by_inode), found.denied > 0, found.hidden))
+    if not all_known:
+        from portbook.enrich.descriptors import find_owners
+
+        pids = find_owners(inodes) if search is None else search.finish(inodes)
+        found.denied, found.hidden = pids.denied > 0, pids.hidden
+        for inode, its_pids in pids.pids_by_inode.items():
+            found.by_inode[inode] = made[its_pids, "task-fd" if inode in pids.by_thread else "fd"]
+    unowned = inodes - found.by_inode.keys()
+    if unowned:
+        _look_again(sockets, unowned, found, made)
+    return found
+
+
+def _look_again(sockets: list[Socket], unowned: set[int], found: _Found, made: _Groups) -> None:
+    """Where no descriptor led to a process: the kernel itself, a socket that has gone, or a ring of io_uring."""
+    from portbook.enrich import unowned as second_look
+    from portbook.enrich.descriptors import find_in_rings
+
+    look = second_look.look_again([s for s in sockets if s.inode in unowned and not s.owners])
+    found.kernel, found.gone = look.kernel, look.gone
+    unowned = unowned - look.kernel.keys() - look.gone - look.ending
+    gone = second_look.wait_for_end([s for s in sockets if s.inode in unowned and not s.owners])
+    found.gone |= gone
+    unowned -= gone
+    if unowned:
+        from portbook.sources import bpf
+
+        for inode, pids in find_in_rings(unowned, bpf.pids_with_rings()).items():
+            found.by_inode[inode] = made[pids, "io-uring"]
+    found.unknown = len(unowned - found.by_inode.keys())
 
 
 class _Groups(dict[tuple[tuple[int, ...], FoundBy], _Group]):
@@ -148,7 +195,7 @@ def _complete_groups(groups: list[_Group]) -> tuple[list[_Group], Iterable[Owner
     return [by_group[id(group)] for group in groups], completed, gaps
 
 
-def _complete_sockets(sockets: list[Socket], groups: list[_Group]) -> list[Socket]:
+def _complete_sockets(sockets: list[Socket], groups: list[_Group], kernel: dict[int, str]) -> list[Socket]:
     """The sockets with their owners, and with the names of port, user and network namespace.
 
     One for which nothing is known, as thousands in TIME_WAIT on ephemeral ports, stays as it is.
@@ -165,6 +212,8 @@ def _complete_sockets(sockets: list[Socket], groups: list[_Group]) -> list[Socke
             s = replace(s, netns_name=netns_names.get(s.netns))  # noqa: PLW2901
         if name or user or group:
             s = replace(s, owners=group, service_name=name, user=user)  # noqa: PLW2901
+        if s.inode in kernel:
+            s = replace(s, kernel=kernel[s.inode])  # noqa: PLW2901
         completed.append(s)
     return completed
 
@@ -177,25 +226,28 @@ def _inodes_without_owner(sockets: Iterable[Socket]) -> set[int]:
 # --- gaps ----------------------------------------------------------------------------------------------------------
 
 
-def _invisible(count: int, denied: bool, hidden: bool) -> Iterator[Gap]:
-    """Sockets that have an inode, and no process that was seen to have it."""
-    if not count:
-        return
-    sockets = counted(count, "socket")
-    if denied or hidden:
-        reason = " (/proc is mounted with hidepid)" if hidden else ""
-        yield Gap("owner", count, f"owners of {sockets} are not visible to uid {os.geteuid()}{reason}", _remedy())
-    else:
-        cause = "held by the kernel, in flight between processes, or of another pid namespace"
-        why = f"no process of this pid namespace has a descriptor of {sockets}: {cause}"
-        yield Gap("owner", count, why, "in a container, run on the host instead")
+def _invisible(found: _Found) -> list[Gap]:
+    """Sockets that have an inode, and nobody who was seen to have them."""
+    if not found.unknown:
+        return []
+    from portbook.enrich import descriptors
+    from portbook.system import namespaces as system
+    from portbook.system import privilege
 
-
-def _remedy() -> str:
-    """What makes /proc/PID/fd readable: ptrace(2), access mode PTRACE_MODE_READ_FSCREDS."""
-    if os.geteuid() != 0:
-        return "run with sudo"
-    return "their processes have capabilities that this root lacks: run with CAP_SYS_PTRACE, outside the container"
+    sockets = counted(found.unknown, "socket")
+    if found.denied or found.hidden:
+        reason = f" ({found.hidden})" if found.hidden else ""
+        why = f"owners of {sockets} are not visible to uid {os.geteuid()}{reason}"
+        hint = "mount it: mount -t proc proc /proc"
+        if found.hidden in ("", descriptors.HIDEPID):
+            hint = privilege.remedy("CAP_SYS_PTRACE") or ""
+        return [Gap("owner", found.unknown, why, hint or None)]
+    if system.sees_every_process():
+        why = f"no process has a descriptor of {sockets}: held by the kernel, or in flight between processes"
+        return [Gap("owner", found.unknown, why)]
+    cause = "held by the kernel, in flight between processes, or of another pid namespace"
+    why = f"no process of this pid namespace has a descriptor of {sockets}: {cause}"
+    return [Gap("owner", found.unknown, why, "run on the host, outside of this container")]
 
 
 def _without_pid(unowned: list[Socket]) -> Iterator[Gap]:
@@ -203,7 +255,14 @@ def _without_pid(unowned: list[Socket]) -> Iterator[Gap]:
     count = sum(s.inode is None and s.state not in UNOWNED for s in unowned)
     if count:
         why = f"the system reports no process for {counted(count, 'socket')}"
-        yield Gap("owner", count, why, "run with more privilege")
+        yield Gap("owner", count, why, _more_privilege())
+
+
+def _more_privilege() -> str | None:
+    """Windows reports every pid that it knows to every user; elsewhere root sees more."""
+    if not hasattr(os, "geteuid") or os.geteuid() == 0:
+        return None
+    return "run with sudo"
 
 
 # --- corrections ---------------------------------------------------------------------------------------------------

@@ -36,6 +36,14 @@ class DynamicRange(Struct, frozen=True):
     count: int
 
 
+class KernelUser(Struct, frozen=True):
+    """Linux: a part of the kernel that has a port itself."""
+
+    protocol: Protocol
+    port: int
+    name: str  # what it is, and which one: "vxlan vx0"; the second word may be a stranger's
+
+
 class PortProxy(Struct, frozen=True):
     """Windows: a port on which the service iphlpsvc listens to forward connections."""
 

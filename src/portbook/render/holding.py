@@ -37,13 +37,17 @@ def as_dict(answer: Holding) -> dict[str, Any]:
     seen: set[int] = set()
     facts = {name: getattr(answer, name) for name in answer.__struct_fields__}
     for field in ("holders", "holders_elsewhere"):
-        facts[field] = [_holder_as_dict(holder, seen) for holder in facts[field]]
+        facts[field] = [holder_as_dict(holder, seen) for holder in facts[field]]
     for field in ("sockets", "sockets_elsewhere"):
         facts[field] = [_socket_as_dict(s, _processes_as_dict(s.owners, seen)) for s in facts[field]]
     return facts
 
 
-def _holder_as_dict(holder: Holder, seen: set[int]) -> dict[str, Any]:
+def holder_as_dict(holder: Holder, seen: set[int]) -> dict[str, Any]:
+    """A holder for JSON.
+
+    :param seen: the pids of the processes that were described before; those that are described now are added
+    """
     facts = {name: getattr(holder, name) for name in holder.__struct_fields__}
     seen.add(holder.owner.pid)
     facts["parents"] = _processes_as_dict(holder.parents, seen)
@@ -291,11 +295,22 @@ def _list_owners(owners: Sequence[Owner]) -> str:
 
 def _describe_ownerless(answer: Holding) -> str:
     """A holder that is not visible, with what the kernel shows to every user: the uid, and the creator's cgroup."""
+    parts_of_kernel = _kernel(s for s in answer.sockets if not s.owners)
+    if parts_of_kernel:
+        return parts_of_kernel
     hidden = [s for s in answer.sockets if not s.owners and s.state not in PASSED]
     return describe_unknown(answer.gaps, map(_creator, hidden))
 
 
+def _kernel(sockets: Iterable[Socket]) -> str:
+    """``the kernel: vxlan vx0``; empty if the kernel has none of the sockets."""
+    names = dict.fromkeys(safe(s.kernel) for s in sockets if s.kernel is not None)
+    return f"the kernel: {_list(tuple(names))}" if names else ""
+
+
 def _creator(s: Socket) -> str:
+    if s.kernel is not None:
+        return ""
     text = ""
     user = s.user or s.uid
     if user is not None:
@@ -317,6 +332,6 @@ def _elsewhere_rows(answer: Holding) -> Iterator[Row]:
     """What listens on the port in other network namespaces."""
     for s in answer.sockets_elsewhere:
         if s.state in LISTENING:
-            owners = _list_owners(s.owners) or describe_unknown(answer.gaps)
+            owners = _list_owners(s.owners) or _kernel((s,)) or describe_unknown(answer.gaps)
             namespace = safe(s.netns_name or str(s.netns))
             yield "elsewhere", f"{owners} in network namespace {namespace}: {_listener(s)}"

@@ -156,7 +156,9 @@ def csv_cell(value: object) -> object:
     """A value as a cell: text is printable and no formula."""
     if value is None or value.__class__ is int:
         return value
-    if isinstance(value, str):
+    if value.__class__ is str:
+        if value.isprintable() and value[:1] not in FORMULA:
+            return value
         return _csv_text(value)
     if isinstance(value, tuple | frozenset):
         return _csv_text(" ".join(map(str, value)))

@@ -85,7 +85,7 @@ def _state(s: Socket) -> str:
 
 
 def _ownerless(s: Socket) -> str:
-    if s.inode == 0 or s.state in ("TIME_WAIT", "SYN_RECV"):
+    if s.kernel is not None or s.inode == 0 or s.state in ("TIME_WAIT", "SYN_RECV"):
         return NO_OWNER
     return UNKNOWN
 
@@ -137,6 +137,8 @@ _owner_name = _of_owners(attrgetter("name"))
 
 def _process(s: Socket) -> str:
     """The names of the owners, and whether one does not run: it accepts and does not answer."""
+    if s.kernel is not None and not s.owners:
+        return f"kernel: {safe(s.kernel)}"
     text = _owner_name(s)
     states = {o.state for o in s.owners} - {"running", None}
     if states:

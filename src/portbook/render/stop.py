@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
+from typing import Any
 
 from portbook.managers.supervisor import Supervisor, stop_instruction
 from portbook.records import Owner
@@ -13,6 +14,7 @@ from portbook.render.holding import (
     describe_owners,
     describe_unknown,
     heading_lines,
+    holder_as_dict,
     holder_rows,
     row_lines,
 )
@@ -55,7 +57,21 @@ FORCED = ("SIGKILL", "TerminateProcess")
 
 def json(answers: Iterable[StopReport]) -> Iterator[bytes]:
     """One object for each port, one line for each object."""
-    return (ENCODER.encode(answer) + b"\n" for answer in answers)
+    return (ENCODER.encode(_as_dict(answer)) + b"\n" for answer in answers)
+
+
+def _as_dict(answer: StopReport) -> dict[str, Any]:
+    """A report for JSON, in which each process is described once, as in the answer of ``who``."""
+    seen: set[int] = set()
+    facts = {name: getattr(answer, name) for name in answer.__struct_fields__}
+    facts["targets"] = [_target_as_dict(target, seen) for target in answer.targets]
+    return facts
+
+
+def _target_as_dict(target: StopTarget, seen: set[int]) -> dict[str, Any]:
+    facts = {name: getattr(target, name) for name in target.__struct_fields__}
+    facts["holder"] = holder_as_dict(target.holder, seen)
+    return facts
 
 
 # --- before --------------------------------------------------------------------------------------------------------

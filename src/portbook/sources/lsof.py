@@ -10,6 +10,7 @@ build_IPstates() for the words, dialects/darwin/libproc/dsock.c for macOS's addr
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from typing import NamedTuple, get_args
 
@@ -53,6 +54,7 @@ class LsofOutput(NamedTuple):
 
     data: bytes
     sees_every_process: bool = True
+    remedy: str | None = "run with sudo"  # what would let it
 
 
 def missing() -> str | None:
@@ -78,7 +80,24 @@ def read(wanted: Wanted) -> LsofOutput:
     if output.stderr and not output.stdout:
         complaint = output.stderr.decode("utf-8", "replace")
         raise SourceMissing(f"{path}: {complaint.partition(chr(10))[0][:200]}")
-    return LsofOutput(output.stdout, os.geteuid() == 0)
+    return LsofOutput(output.stdout, _sees_every_process(), _remedy())
+
+
+def _sees_every_process() -> bool:
+    """Root does, but not that of a user namespace or of a container without CAP_SYS_PTRACE."""
+    if os.geteuid() != 0 or sys.platform != "linux":
+        return os.geteuid() == 0
+    from portbook.system import privilege
+
+    return privilege.has("CAP_SYS_PTRACE")
+
+
+def _remedy() -> str | None:
+    if sys.platform != "linux":
+        return "run with sudo"
+    from portbook.system import privilege
+
+    return privilege.remedy("CAP_SYS_PTRACE")
 
 
 # --- parse ---------------------------------------------------------------------------------------------------------
@@ -105,7 +124,7 @@ def parse(output: LsofOutput) -> Reading:
             owners.setdefault(key, {}).setdefault(owner.pid, owner)
     if unreadable and not sockets:
         raise SourceGarbled(f"lsof: none of {unreadable} rows could be parsed")
-    return Reading(list(_with_owners(sockets, owners)), list(_gaps(unreadable, output.sees_every_process)))
+    return Reading(list(_with_owners(sockets, owners)), list(_gaps(unreadable, output)))
 
 
 def _with_owners(sockets: dict[object, Socket], owners: dict[object, dict[int, Owner]]) -> Iterator[Socket]:
@@ -115,11 +134,11 @@ def _with_owners(sockets: dict[object, Socket], owners: dict[object, dict[int, O
         yield replace(socket, owners=tuple(owners[key].values()))
 
 
-def _gaps(unreadable: int, sees_every_process: bool) -> Iterator[Gap]:
+def _gaps(unreadable: int, output: LsofOutput) -> Iterator[Gap]:
     if unreadable:
         yield Gap("socket", unreadable, f"{counted(unreadable, 'row')} of lsof could not be parsed")
-    if not sees_every_process:
-        yield Gap("socket", None, "lsof lists the sockets of the caller's own processes only", "run with sudo")
+    if not output.sees_every_process:
+        yield Gap("socket", None, "lsof lists the sockets of the caller's own processes only", output.remedy)
 
 
 def _files(output: bytes) -> Iterator[tuple[Fields, Fields]]:

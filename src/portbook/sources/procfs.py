@@ -59,7 +59,7 @@ class ProcfsTables(NamedTuple):
 
 def missing() -> str | None:
     """Why this source does not work here; None if it does."""
-    return None if os.path.exists("/proc/net/tcp") else "there is no /proc/net/tcp"
+    return None if os.path.exists("/proc/net/tcp") else f"there is no /proc/net/tcp; {_absence()}"
 
 
 def read(wanted: Wanted) -> ProcfsTables:
@@ -72,7 +72,7 @@ def read(wanted: Wanted) -> ProcfsTables:
         if text is not None:
             tables.append(ProcfsTable(protocol, family, text))
         elif family == "ipv4":
-            raise SourceMissing(f"procfs: there is no /proc/net/{name}")
+            raise SourceMissing(f"procfs: there is no /proc/net/{name}", _absence())
     return ProcfsTables(tuple(tables), sys.byteorder, namespaces.own(), _gaps(wanted))
 
 
@@ -86,11 +86,25 @@ def _read(name: str) -> bytes | None:
         raise SourceDenied(f"procfs: /proc/net/{name}: {error.strerror}") from error
 
 
+def _absence() -> str:
+    """Why /proc/net is not there, and what helps: proc(5), subset=pid; a kernel may lack CONFIG_INET."""
+    if os.path.exists("/proc/uptime"):
+        return "this kernel has no TCP/IP, or a sandbox hides it"
+    if os.path.exists("/proc/self"):
+        return "/proc is mounted with subset=pid: mount it without that option"
+    return "/proc is not mounted: mount -t proc proc /proc"
+
+
 def _gaps(wanted: Wanted) -> tuple[Gap, ...]:
     if "BOUND" not in wanted.states or "tcp" not in wanted.protocols:
         return ()
+    from portbook.sources import sockdiag
+
     why = "/proc/net does not list TCP sockets that are bound and do not listen"
-    return (Gap("socket", None, why, "the source sockdiag does"),)
+    hint = None
+    if sockdiag.shows_bound() and sockdiag.missing() is None:
+        hint = "the source sockdiag does"
+    return (Gap("socket", None, why, hint),)
 
 
 # --- the pure half -------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ needs root; on Linux it needs root for the owners of other users' sockets.
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.util import find_spec
 from ipaddress import ip_address
@@ -48,12 +49,17 @@ def read(wanted: Wanted) -> PsutilRows:
     try:
         connections = [connection for kind in _kinds(wanted) for connection in psutil.net_connections(kind)]
     except psutil.AccessDenied as error:
-        hint = "run as administrator" if sys.platform == "win32" else "run with sudo"
-        raise SourceDenied("psutil may not list the sockets of other users' processes", hint) from error
+        raise SourceDenied("psutil may not list the sockets of other users' processes", _remedy()) from error
     except (psutil.Error, OSError, RuntimeError, LookupError, ValueError) as error:
         # psutil does not translate every OSError, and raises LookupError for a state that it has no name for.
         raise SourceMissing(f"psutil could not read this machine: {error!r}") from error
     return PsutilRows(tuple(_row(connection) for connection in connections))
+
+
+def _remedy() -> str | None:
+    if sys.platform == "win32":
+        return "run as administrator"
+    return None if os.geteuid() == 0 else "run with sudo"
 
 
 FAMILY_SUFFIX: dict[tuple[Family, ...], str] = {("ipv4",): "4", ("ipv6",): "6"}

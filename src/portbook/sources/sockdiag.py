@@ -164,6 +164,9 @@ def _open(limit_s: float | None = None) -> netlink.Channel:
     except OSError as error:
         if error.errno in (errno.EPERM, errno.EACCES):
             raise SourceDenied(f"sock_diag: netlink is refused here ({error.strerror})") from error
+        if error.errno == errno.EAFNOSUPPORT:  # also the answer of systemd's RestrictAddressFamilies=
+            hint = "a seccomp filter may forbid the address family AF_NETLINK"
+            raise SourceDenied(f"sock_diag: there is no netlink here ({error.strerror})", hint) from error
         raise SourceMissing(f"sock_diag: this kernel has no NETLINK_SOCK_DIAG ({error.strerror})") from error
 
 

@@ -78,7 +78,9 @@ def _origin(situation: Situation, owner: Owner) -> str:
 
 
 def _unknown_holder(situation: Situation, s: Socket) -> str:
-    """No owner is visible; the uid and the creator's cgroup are."""
+    """No owner is visible; the uid and the creator's cgroup are, or the kernel itself has it."""
+    if s.kernel is not None:
+        return f"the kernel ({s.kernel})"
     creator = s.container or s.service
     created_in = f" in {creator}" if creator else ""
     if situation.caller.uid == 0 and not situation.caller.in_user_namespace:  # it sees all of its PID namespace
@@ -115,6 +117,7 @@ def _socket_as_dict(s: Socket) -> dict[str, Any]:
         "ends_in_ms": s.ends_in_ms,
         "service": s.service,
         "container": s.container,
+        "kernel": s.kernel,
     }
     return {name: fact for name, fact in facts.items() if fact is not None}
 
@@ -146,12 +149,35 @@ def release_remedy(situation: Situation, sockets: Sequence[Socket]) -> str | Non
         command = stop_instruction(supervisor) if supervisor else None
         if command:
             return f"{command.replace('publish=PORT', f'publish={situation.port}')}; {OTHER_PORT}"
+    if not owners and sockets[0].kernel is not None:
+        return f"{kernel_remedy(sockets[0].kernel, situation.port)}; {OTHER_PORT}"
     if not owners:
         return _visibility_remedy(situation)
     port = str(situation.port)
     if situation.protocol == "udp":
         port += "/udp"
     return f"end the holder: portbook stop {port}; {OTHER_PORT}"
+
+
+# What takes a part of the kernel off its port, by the first word of its name: ip-link(8), ip-fou(8), ip-l2tp(8),
+# rpc.nfsd(8).
+KERNEL_REMEDIES = {
+    **dict.fromkeys(("vxlan", "geneve", "bareudp", "amt", "gtp", "pfcp", "wireguard"), "ip link delete {}"),
+    "fou": "ip fou del port PORT",
+    "l2tp": "ip l2tp del tunnel",
+    "nfsd": "systemctl stop nfs-server",
+}
+
+
+def kernel_remedy(kernel: str, port: int) -> str:
+    """How to take a part of the kernel off its port: ``vxlan vx0`` is an interface that can be deleted."""
+    kind, _, name = kernel.partition(" ")
+    command = KERNEL_REMEDIES.get(kind)
+    # The name of an interface is anybody's text.
+    is_plain = name.isascii() and not name.startswith("-") and all(c.isalnum() or c in "-_. " for c in name)
+    if command is None or not is_plain:
+        return "end it where it is configured"
+    return f"end it where it is configured: {command.format(name)}".replace("PORT", str(port))
 
 
 def setting_remedy(situation: Situation, setting: str) -> str:

@@ -14,6 +14,7 @@ import struct
 from _socket import AF_INET, AF_INET6, ntohs
 from collections import defaultdict
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -113,8 +114,10 @@ def _check_privilege() -> None:
     capabilities = parse_hex(line.split()[1])
     may_load = capabilities >> CAP_BPF & 1 and capabilities >> CAP_PERFMON & 1
     if not (may_load or capabilities >> CAP_SYS_ADMIN & 1):
+        from portbook.system import privilege
+
         why = f"bpf: uid {os.geteuid()} may not load programs into the kernel"
-        raise SourceDenied(why, "run with sudo, or with CAP_BPF and CAP_PERFMON")
+        raise SourceDenied(why, privilege.remedy_for_programs())
 
 
 def _check_pid_namespace() -> None:
@@ -141,6 +144,33 @@ def read(wanted: Wanted) -> BpfDump:
     from portbook.system import namespaces
 
     return _Reading(wanted, layout, namespaces.own() or 0).read()
+
+
+def namespaces_in_use() -> frozenset[int] | None:
+    """Every network namespace of this machine; None where they cannot be listed."""
+    try:
+        return _census(_layout())
+    except SourceError:
+        return None
+
+
+def pids_with_rings() -> list[int] | None:
+    """The processes that have a ring of io_uring open; None where they cannot be looked up."""
+    from portbook.sources.bpf import memory, rings
+
+    try:
+        layout = _layout()
+        return rings.read(layout, memory.pid_level(layout.places))
+    except SourceError:
+        return None
+
+
+def _census(layout: Layout) -> frozenset[int] | None:
+    """In a container, others' namespaces are none of those that it can see: their processes are hidden."""
+    from portbook.sources.bpf import census
+    from portbook.system import namespaces
+
+    return census.read(layout) if namespaces.sees_every_process() else None
 
 
 class _Reading(Struct, frozen=True):
@@ -177,18 +207,10 @@ class _Reading(Struct, frozen=True):
 
     def _machine(self, own: int) -> MachineNamespaces:
         """How other namespaces are found."""
-        from portbook.sources.bpf import census, program
+        from portbook.sources.bpf import program
         from portbook.sources.bpf.elsewhere import MachineNamespaces
-        from portbook.system import namespaces
 
-        def namespaces_in_use() -> frozenset[int] | None:
-            """In a container, others' namespaces are none of those that it can see: their processes are hidden."""
-            return census.read(self.layout) if namespaces.sees_every_process() else None
-
-        def records() -> bytes:
-            return self._run(program.Choice())
-
-        return MachineNamespaces(own, namespaces_in_use, records)
+        return MachineNamespaces(own, partial(_census, self.layout), lambda: self._run(program.Choice()))
 
     def _look_up_ports(self) -> dict[int, frozenset[Protocol]] | None:
         """The protocols that have the ports, by namespace; None where they are too many or cannot be looked up."""

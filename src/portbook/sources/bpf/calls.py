@@ -162,7 +162,9 @@ def _refused(code: int, what: str) -> SourceError:
     if _locked_down():
         return SourceDenied(text, "the kernel is locked down against reading its memory: kernel_lockdown(7)")
     if code == errno.EPERM:
-        return SourceDenied(text, "run with sudo, or with CAP_BPF and CAP_PERFMON")
+        from portbook.system import privilege
+
+        return SourceDenied(text, privilege.remedy_for_programs())
     return SourceMissing(text)
 
 

@@ -244,8 +244,10 @@ def _unread_namespaces(failures: list[Exception]) -> Iterator[Gap]:
     what = "another network namespace" if len(failures) == 1 else counted(len(failures), "other network namespace")
     reasons = ", ".join(sorted({str(error) for error in failures}))
     why = f"connections without a descriptor in {what} are not known: {reasons}"
+    from portbook.system import privilege
+
     was_refused = any(isinstance(error, PermissionError) for error in failures)
-    yield Gap("socket", None, why, "run with CAP_SYS_ADMIN, which setns(2) needs" if was_refused else None)
+    yield Gap("socket", None, why, privilege.remedy("CAP_SYS_ADMIN") if was_refused else None)
 
 
 # --- one namespace -------------------------------------------------------------------------------------------------
