@@ -191,6 +191,9 @@ TARGETS = [
     (["db", "5432", "cache", "6379-6380"], ["db:5432", "cache:6379", "cache:6380"]),
     (["redis", "6379"], ["redis:6379"]),
     (["http", "https"], ["localhost:80", "localhost:443"]),
+    (["localhost", "http", "https"], ["localhost:80", "localhost:443"]),
+    (["127.0.0.1", "http", "::1", "dns"], ["127.0.0.1:80", "[::1]:53"]),
+    (["db.example:80", "http"], ["db.example:80", "localhost:80"]),
     ("db:5432 8080", ["db:5432", "localhost:8080"]),
     (["db", "5432", "8080/tcp", "8081"], ["db:5432", "localhost:8080/tcp", "localhost:8081"]),
     (["localhost:80", "localhost:80"], ["localhost:80"]),
@@ -208,6 +211,10 @@ def test_targets_with_ports_of_their_own():
     assert list(map(str, ports.parse_targets([], [80]))) == ["localhost:80"]
     with pytest.raises(UsageError, match="write the ports once"):
         ports.parse_targets(["db:80"], "443")
+    with pytest.raises(UsageError, match=r"write 127\.0\.0\.1"):
+        ports.parse_targets(["127.1"], "443")
+    with pytest.raises(UsageError, match="int"):
+        ports.parse_targets([80], "443")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from importlib import import_module
 from itertools import count
-from math import ceil, isfinite
+from math import ceil
 from queue import Empty, SimpleQueue
 from socket import socket
 from threading import Thread
@@ -22,6 +22,7 @@ from msgspec import Struct
 from portbook import ports
 from portbook.addresses import NamedHost, parse_host, socket_address
 from portbook.errors import SourceMissing, UsageError
+from portbook.numerals import MOST_SECONDS, is_within
 from portbook.probe import tcp
 from portbook.probe.outcome import Evidence, Outcome
 from portbook.probe.resolve import LIMIT_S, POLL_S, ResolvedAddress, lookup_outcome, resolve
@@ -136,8 +137,8 @@ def limit_of(timeout_s: float | None, lookup_s: float | None = None) -> Limit:
 
 def check_seconds(seconds: float | None) -> None:
     """Raise UsageError if a time limit is none."""
-    if seconds is not None and not (isfinite(seconds) and seconds >= 0):
-        raise UsageError(f"a time limit of {seconds} s is invalid", "give 0 or more seconds")
+    if seconds is not None and not is_within(seconds, MOST_SECONDS):
+        raise UsageError(f"a time limit of {seconds!s:.40} s is invalid", "give 0 to 1,000,000 seconds")
 
 
 class Plan(NamedTuple):

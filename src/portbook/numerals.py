@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 UINT16, UINT32, UINT64 = 2**16 - 1, 2**32 - 1, 2**64 - 1
+MOST_SECONDS = 1_000_000  # of a time limit: more than a week, and within what every timer of a system takes
 MOST_DIGITS = 20  # of UINT64
 MOST_HEX_DIGITS = 16  # of UINT64
 MOST_NAMED = 4  # owners, addresses and the like in words: a server may have forked a hundred workers
@@ -48,6 +49,11 @@ def parse_hex(text: str | bytes) -> int:
     if len(digits) <= MOST_HEX_DIGITS and digits.isalnum():
         return int.from_bytes(bytes.fromhex(digits), "big")
     raise ValueError(f"{digits[:MOST_HEX_DIGITS]!r} is not a hexadecimal number of up to {MOST_HEX_DIGITS} digits")
+
+
+def is_within(number: object, most: float) -> bool:
+    """Whether it is a number from 0 to ``most``. "nan" is none, which no comparison refuses."""
+    return isinstance(number, int | float) and 0 <= number <= most
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:

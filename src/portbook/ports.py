@@ -217,7 +217,6 @@ def split_host(text: str) -> tuple[str | None, str]:
     if not colon:
         return None, text
     if _is_ipv6(text):
-        example = f"{text}:80 in brackets: [{text}]:80"
         if not _is_ipv6(host) and host != ":":
             raise UsageError(f"{text!r} is an address without a port", f"write [{text}]:80")
         host = "::" if host == ":" else host
@@ -347,11 +346,11 @@ def parse_targets(values: PortsLike, ports: PortsLike | None = None) -> list[Por
     host: NamedHost | None = None
     items = list(words(values))
     for position, item in enumerate(items):
-        if _is_host_word(item) and _is_number_word(items[position + 1 : position + 2]):
+        if _is_host_word(item, items[position + 1 : position + 2]):
             host = parse_host(str(item))
             continue
         each = parse(item)
-        if not _is_number_word([item]):
+        if not (isinstance(item, str) and (is_range(item) or _is_service(item))):
             host = None
         found.append(Ports(each.first, each.last, each.protocol, each.host or host or LOCALHOST))
     if not found:
@@ -359,15 +358,21 @@ def parse_targets(values: PortsLike, ports: PortsLike | None = None) -> list[Por
     return list(dict.fromkeys(singles(found)))
 
 
-def _is_number_word(items: list[PortLike]) -> bool:
-    return bool(items) and isinstance(items[0], str) and is_range(items[0])
-
-
-def _is_host_word(item: PortLike) -> bool:
-    """Whether the word is a host rather than a port, if a port follows."""
+def _is_host_word(item: PortLike, following: list[PortLike]) -> bool:
+    """Whether the word is a host, because a port follows: a number, or a service if the word is none itself."""
     if not isinstance(item, str) or is_range(item) or "/" in item:
         return False
-    return ":" not in item or _is_ipv6(item) or (item.startswith("[") and item.endswith("]"))
+    if not following or not isinstance(following[0], str):
+        return False
+    if ":" in item and not _is_ipv6(item) and not (item.startswith("[") and item.endswith("]")):
+        return False
+    return is_range(following[0]) or (_is_service(following[0]) and not _is_service(item))
+
+
+def _is_service(word: str) -> bool:
+    from portbook.names import port_of
+
+    return port_of(word) is not None
 
 
 def _host_or_none(text: str) -> NamedHost | None:
@@ -380,13 +385,10 @@ def _host_or_none(text: str) -> NamedHost | None:
 
 def _host_alone(value: PortLike) -> NamedHost:
     if not isinstance(value, str):
-        raise UsageError(f"{value!s:.80} is not a host", "write the ports once")
-    host = _host_or_none(value)
-    if host is None:
-        raise UsageError(
-            f"{value[:MOST_SHOWN]!r} is not a host", "write the ports once: localhost -p 80, or localhost:80"
-        )
-    return host
+        raise UsageError(f"a host cannot be of the type {type(value).__name__}", "write the ports once")
+    if ":" in value and not _is_ipv6(value.strip("[]")):
+        raise UsageError(f"{value[:MOST_SHOWN]!r} is not a host", "write the ports once, such as localhost -p 80")
+    return parse_host(value)
 
 
 def local_address(ports: Ports | PortSet) -> str | None:

@@ -265,8 +265,12 @@ def _unknown_field(name: str, text: str) -> UsageError:
 def _term_without_field(values: list[str], is_quoted: bool, negated: bool) -> Term:
     """What a word means by itself. Several words with commas are of one kind, or any words."""
     fields = {"word"} if is_quoted else set(map(_field_of, values))
-    if len(fields) > 1:
+    if fields == {"port", "word"} and all(is_range(v) for v in values if _field_of(v) == "port"):
         fields = {"word"}
+    if len(fields) > 1:
+        shown = ",".join(values)[:MOST_SHOWN]
+        hint = "separate them by blanks, or name the field: process:a,b"
+        raise UsageError(f"{shown!r} has values of different fields: {', '.join(sorted(fields))}", hint)
     (field,) = fields
     if field in ("protocol", "family", "reach"):
         values = [WORDS[v.lower()][1] for v in values]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 import pytest
 
+import portbook
 from portbook import cli
 from portbook.cli import exits
 
@@ -61,3 +62,23 @@ def test_five_thousand_digits_are_an_answer_or_a_mistake(arguments, monkeypatch)
     """int() raises ValueError for more than 4,300 digits: sys.set_int_max_str_digits()."""
     monkeypatch.setenv("COLUMNS", DIGITS)
     assert exits.run(arguments) in (0, 1, 2, 5)
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), -1.0, 1e308, 10**400, "3"], ids=lambda value: str(value)[:9]
+)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda value: portbook.dial("127.0.0.1:1", timeout_s=value),
+        lambda value: portbook.wait_for("127.0.0.1:1", timeout_s=value),
+        lambda value: portbook.scan("127.0.0.1", "1", limits=portbook.Limits(timeout_s=value)),
+        lambda value: portbook.scan("127.0.0.1", "1", limits=portbook.Limits(rate=value)),
+        lambda value: portbook.scan("127.0.0.1", "1", limits=portbook.Limits(deadline_s=value)),
+        lambda value: portbook.scan("127.0.0.1", "1", limits=portbook.Limits(retries=value)),
+    ],
+    ids=["dial", "wait_for", "timeout", "rate", "deadline", "retries"],
+)
+def test_the_library_refuses_them_too(call, value):
+    with pytest.raises(portbook.UsageError, match="is invalid"):
+        call(value)

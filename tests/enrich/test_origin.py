@@ -155,6 +155,17 @@ def test_a_directory_that_changes_after_the_look_at_its_path(tmp_path, monkeypat
         assert origin.project_of(one.pid, str(tmp_path)) is None
 
 
+def test_the_table_of_mounts_is_read_once_for_a_mount_namespace(project, monkeypatch):
+    paths = []
+    read = origin._read
+    monkeypatch.setattr(origin, "_read", lambda path: paths.append(path) or read(path))
+    known = {}
+    with started_in(project) as one, started_in(project / "src") as other:
+        for each, place in ((one, project), (other, project / "src")):
+            assert origin.project_of(each.pid, str(place), known) == str(project)
+    assert sum(path.endswith("/mountinfo") for path in paths) == 1
+
+
 def test_no_descriptor_stays_open(project):
     before = sorted(os.listdir("/proc/self/fd"))
     for directory in (project, project / "src", "/"):
@@ -178,10 +189,10 @@ def test_a_mount_point_with_blanks():
 class Terminal:
     """A shell that leads a session on a terminal of its own, with one job in the background, in its own group."""
 
-    def __init__(self, prefix: str = "", redirected: bool = True) -> None:
+    def __init__(self, redirected: bool) -> None:
         self.ours, theirs = os.openpty()
         streams = "</dev/null >/dev/null 2>&1" if redirected else ""
-        script = f"set -m; {prefix} sleep 300 {streams} & echo pid $!; read line"
+        script = f"set -m; trap '' HUP; sleep 300 {streams} & echo pid $!; trap - HUP; read line"
         self.shell = subprocess.Popen(
             ["setsid", "--ctty", "--wait", "bash", "-c", script], stdin=theirs, stdout=theirs, stderr=theirs
         )
@@ -221,7 +232,7 @@ def wait_for(is_reached):
 
 @pytest.mark.parametrize("redirected", [True, False])
 def test_a_job_outlives_its_terminal(terminal, redirected):
-    one = terminal(prefix="nohup", redirected=redirected)
+    one = terminal(redirected=redirected)
     assert origin.is_orphaned(one.pid) is False
     one.close()
     wait_for(lambda: origin.is_orphaned(one.pid))

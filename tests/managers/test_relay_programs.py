@@ -238,6 +238,8 @@ def test_rootlesskit(run, tmp_path):
     assert found.remedy.startswith("as nobody: docker ps")
 
 
+# Everything that podman starts ends with the first process of its PID namespace.
+APART = ("--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc")
 PODMAN = """
 set -e
 mount --bind $1/subuid /etc/subuid
@@ -273,9 +275,7 @@ def test_rootless_podman(run, tmp_path, network, program, port):
         archive.add(os.path.realpath(shutil.which("busybox")), "bin/busybox")
     command = (
         "unshare",
-        "--mount",
-        "--propagation",
-        "private",
+        *APART,
         "sh",
         "-c",
         PODMAN,
@@ -290,7 +290,7 @@ def test_rootless_podman(run, tmp_path, network, program, port):
         assert (found.program, found.kind) == (program, "container")
         assert found.remedy.startswith("as nobody: podman ")
     finally:
-        process.communicate(b"\n", timeout=30)
+        process.communicate(b"\n", timeout=60)
     if program == "slirp4netns":
         assert found.container == f"podman:{(tmp_path / 'id').read_text()[:12]}"
 

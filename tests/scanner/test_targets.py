@@ -79,6 +79,7 @@ WRONG = [
     ("10.0.0.256", "not an address", "four numbers from 0 to 255"),
     ("10.1", "not an address", "10.0.0.1"),
     ("1", "not an address", "write 0.0.0.1"),
+    ("10.0.0.1-020", "not a range of addresses", "10.0.0.1-20"),
     ("0x7f000001", "not an address", "write 127.0.0.1"),
     ("host.0x7f", "not an address", "four numbers"),
     ("010.0.0.1", "is read as 10.0.0.1 or as 8.0.0.1", "write the one that is meant"),

@@ -132,7 +132,7 @@ def test_a_holder_of_another_pid_namespace(network):
         verdict = json.loads(network.run(*command, "why", "8080", "--json", check=False))
     (found,) = [f for f in verdict["findings"] if f["code"] == "listener"]
     assert "a process of another PID namespace" in found["text"]
-    assert found["remedy"].startswith("to see the holder: in a container, run on the host instead")
+    assert found["remedy"].startswith("to see the holder: run on the host")
     assert verdict["gaps"]
 
 

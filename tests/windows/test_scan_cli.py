@@ -77,7 +77,8 @@ def test_only_open_ports_and_no_open_port(ports):
     [
         (("8.8.8.8", "-p", "53"), 2, "--allow-public"),
         ((HOST, "-p", "80-70"), 2, "70-80"),
-        (("a" * 64 + ".invalid", "-p", "80", "--json"), 5, ""),
+        (("a" * 64 + ".invalid", "-p", "80", "--json"), 2, "is too long"),
+        (("127.1", "-p", "80"), 2, "write 127.0.0.1"),
     ],
 )
 def test_exit_codes(words, code, said):

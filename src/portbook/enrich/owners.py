@@ -104,6 +104,7 @@ def with_origins(sockets: Iterable[Socket]) -> list[Socket]:
     from portbook.enrich import process
 
     detailed: dict[int, Owner] = {}  # by pid
+    known: dict[int, object] = {}
     groups: dict[int, _Group] = {}  # by identity
     completed: list[Socket] = []
     for s in sockets:
@@ -111,7 +112,7 @@ def with_origins(sockets: Iterable[Socket]) -> list[Socket]:
         if key not in groups:
             for owner in s.owners:
                 if owner.pid not in detailed:
-                    detailed[owner.pid] = process.add_origin(owner)
+                    detailed[owner.pid] = process.add_origin(owner, known)
             groups[key] = tuple(detailed[owner.pid] for owner in s.owners)
         completed.append(replace(s, owners=groups[key]))
     return completed
@@ -164,7 +165,9 @@ def _look_again(sockets: list[Socket], unowned: set[int], found: _Found, made: _
     found.gone |= gone
     unowned -= gone
     if unowned:
-        for inode, pids in find_in_rings(unowned).items():
+        from portbook.sources import bpf
+
+        for inode, pids in find_in_rings(unowned, bpf.pids_with_rings()).items():
             found.by_inode[inode] = made[pids, "io-uring"]
     found.unknown = len(unowned - found.by_inode.keys())
 

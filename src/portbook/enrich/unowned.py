@@ -12,13 +12,14 @@ from time import sleep
 
 from msgspec import Struct
 
+from portbook.enrich.descriptors import process_ids
 from portbook.errors import SourceError
 from portbook.netconfig.facts import KernelUser
 from portbook.records import PROTOCOLS, Socket
 from portbook.sources.base import Wanted
 from portbook.system import namespaces
 
-PAUSES_S = (0.003, 0.02)
+PAUSES_S = (0.003, 0.02, 0.1)
 MOST_PORTS = 100  # which sock_diag compares in the kernel
 
 
@@ -69,13 +70,15 @@ def wait_for_end(sockets: list[Socket]) -> frozenset[int]:
     waiting = sockets
     if os.geteuid() != 0:
         return frozenset()  # most are those of other users, and will stay
+    processes = set(process_ids())
     for pause_s in PAUSES_S:
-        waiting = [s for s in waiting if s.inode not in gone]
-        if not waiting:
-            break
         sleep(pause_s)
         look = look_again(waiting)
         gone |= look.gone | look.ending
+        waiting = [s for s in waiting if s.inode not in gone]
+        before, processes = processes, set(process_ids())
+        if not waiting or processes == before:
+            break  # where no process ends, none is about to
     return frozenset(gone)
 
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from importlib import import_module
 from itertools import islice
-from math import inf, isfinite
+from math import inf
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, NoReturn
@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from portbook.errors import UsageError
 from portbook.names import service_name
+from portbook.numerals import MOST_SECONDS, is_within
 from portbook.probe.outcome import WITHOUT_ADDRESS, Answer
 from portbook.probe.request import Event, EventCallback, Limits, Probe, Tally
 from portbook.records import Protocol
@@ -51,6 +52,9 @@ HELD = ("open", "open|filtered")  # outcomes of ports that a process may hold
 MOST_ADDRESSES = 1 << 20  # that are counted apart
 MANY_PORTS = 20  # of one address that are all open: hardly one of a thousand hosts has so many
 MOST_NAMED = 100  # addresses in the report
+MOST_RATE = 1_000_000_000  # probes a second: any
+MOST_RETRIES = 1000
+MOST_SHOWN = 40  # characters of an invalid value
 NO_PORT = 0  # in the one answer for a name that has no address: RFC 6335 section 6 reserves it
 
 
@@ -374,11 +378,13 @@ class Scan:
 
 
 def _check(limits: Limits) -> None:
-    for name, value in (("timeout", limits.timeout_s), ("rate", limits.rate), ("deadline", limits.deadline_s)):
-        if value is not None and not (isfinite(value) and value > 0):
-            raise UsageError(f"{name} {value:g} is invalid", "give a number above 0")
-    if limits.retries < 0:
-        raise UsageError(f"retries {limits.retries} is invalid", "give 0 or more")
+    times = ("timeout", limits.timeout_s), ("deadline", limits.deadline_s)
+    for name, value, most in (*((*each, MOST_SECONDS) for each in times), ("rate", limits.rate, MOST_RATE)):
+        if value is not None and not (is_within(value, most) and value > 0):
+            shown = str(value)[:MOST_SHOWN].removesuffix(".0")
+            raise UsageError(f"{name} {shown} is invalid", f"give a number above 0, at most {most:,}")
+    if not is_within(limits.retries, MOST_RETRIES):
+        raise UsageError(f"retries {limits.retries!s:.40} is invalid", f"give 0 to {MOST_RETRIES}")
     if limits.concurrency is not None and limits.concurrency < 1:
         raise UsageError(f"concurrency {limits.concurrency} is invalid", "give 1 or more")
 

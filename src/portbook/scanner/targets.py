@@ -178,6 +178,8 @@ def _range(text: str, body: str) -> tuple[Address, Address] | None:
 def _range_end(first: Address, text: str) -> Address | None:
     """Parse the end of a range: a whole address, or the last number of an IPv4 address."""
     if first.version == 4 and is_number(text) and len(text) <= 3:
+        if text.startswith("0") and text != "0":  # octal for some programs, as in an address
+            return None
         last = number_or_none(text, 0xFF)
         return None if last is None else IPv4Address(int(first) & ~0xFF | last)
     return _address(text)

@@ -184,6 +184,20 @@ def test_without_the_capability_the_kernel_refuses(network):
     assert (rules, gap.hint) == ((), "run with sudo")
 
 
+def test_rules_of_iptables_without_its_program_are_not_certain(network, monkeypatch, tmp_path):
+    """nft prints that there is a target, and not which address it leads to."""
+    need(shutil.which("iptables-nft") is not None, "iptables-nft (package iptables)")
+    network.run("iptables-nft", "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "80", "-j", "DNAT",
+                "--to-destination", "10.0.0.1:80")  # fmt: skip
+    (tmp_path / "nft").symlink_to(shutil.which("nft"))
+    tmp_path.chmod(0o755)
+    monkeypatch.setattr(program, "DIRECTORIES", (str(tmp_path),))
+    diversions, gaps = nat.take(80, "tcp", EVERYWHERE)
+    assert not any(one.certain for one in diversions)
+    assert any("not understood: DNAT of iptables" in gap.why for gap in gaps)
+    assert any("is not installed" in gap.why for gap in gaps)
+
+
 # --- iptables: pure ------------------------------------------------------------------------------------------------
 
 # Docker's userland-proxy=false, CNI portmap, and a Kubernetes NodePort, as their documentation and issues show them.

@@ -127,6 +127,56 @@ def test_rules_of_iptables(lab, variant, rules):
             lab.target.run(tool, "-t", table, "-X")
 
 
+COMPOUND = [
+    "meta l4proto { tcp, udp } dnat ip to meta l4proto . th dport map { tcp . 80 : 10.77.0.2 . 9999 }",
+    "ip protocol tcp dnat ip to ip daddr . tcp dport map { 10.77.0.2 . 80 : 10.77.0.2 . 22 }",
+    "meta l4proto tcp redirect to :tcp dport map { 80 : 22, 22 : 80, 443 : 443 }",
+    "ip saddr . tcp dport { 10.77.0.1 . 80, 10.77.0.9 . 22 } redirect to :9999",
+    "iif link0 tcp dport 22-443 counter redirect to :5432",
+    'tcp dport != { 22, 443-15006 } log prefix "x" redirect to :443',
+    "ip protocol tcp ip daddr 10.77.0.0/24 tcp dport 80 dnat to 10.77.0.2:22",
+    "ether type ip tcp dport 80 redirect to :22",
+    "meta pkttype host tcp dport 80 limit rate 1000/second redirect to :22",
+    "tcp dport 22-80 redirect to :5432-9999 fully-random",
+    "fib daddr . iif type local tcp dport 80 redirect to :22",
+    "ip daddr & 255.255.255.0 == 10.77.0.0 tcp dport 80 redirect to :22",
+    "ct original ip daddr 10.77.0.2 tcp dport 80 redirect to :22",
+    "tcp dport vmap { 22 : return, 80 : accept } meta l4proto tcp redirect to :443",
+    "numgen inc mod 3 < 1 tcp dport 80 redirect to :22",
+    "meta l4proto tcp dnat ip prefix to ip daddr map { 10.77.0.0/31 : 10.77.0.2/31, 10.77.0.2/32 : 10.77.0.2/32 }",
+]
+
+
+@pytest.mark.parametrize("rule", COMPOUND, ids=range(len(COMPOUND)))
+@pytest.mark.parametrize("family", ["ip", "inet"])
+def test_rules_with_several_fields(lab, rule, family):
+    head = "type nat hook prerouting priority -100; policy accept;"
+    text = f"table {family} x {{\nchain c {{\n{head}\n{rule}\n}}\n}}\n"
+    lab.target.run("nft", "-f", "-", text=text)
+    for port in (22, 80, 443):
+        check(lab, port)
+
+
+PRIORITIES = [
+    ((-110, "tcp dport 80 accept"), (-90, "tcp dport 80 redirect to :22")),
+    ((-110, "tcp dport 80 redirect to :443"), (-90, "tcp dport 80 redirect to :22")),
+    ((-90, "tcp dport 80 redirect to :443"), (-110, "tcp dport 80 redirect to :22")),
+    ((-100, "tcp dport 80 redirect to :443"), (-100, "tcp dport 80 redirect to :22")),
+    ((-110, "tcp dport 80 redirect to :80"), (-90, "tcp dport 80 redirect to :22")),
+    ((300, "tcp dport 80 redirect to :443"), (-90, "tcp dport 80 return")),
+]
+
+
+@pytest.mark.parametrize("chains", PRIORITIES, ids=range(len(PRIORITIES)))
+def test_chains_by_their_priorities(lab, chains):
+    text = ""
+    for number, (priority, rule) in enumerate(chains):
+        head = f"type nat hook prerouting priority {priority}; policy accept;"
+        text += f"table inet t{number} {{\nchain c {{\n{head}\n{rule}\n}}\n}}\n"
+    lab.target.run("nft", "-f", "-", text=text)
+    check(lab, 80)
+
+
 def test_udp(lab):
     rules = "udp dport 22 redirect to :80", "udp dport 80 return", "meta l4proto udp redirect to :443"
     lines = "\n".join(rules)

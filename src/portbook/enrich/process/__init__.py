@@ -9,8 +9,9 @@ Functions with one module for each platform behind them:
     returns the chain of processes above ``pid``, nearest first, as far as it is visible. It always ends, and it never
     contains a process that started after its supposed child: that one only has a pid that was in use before.
     ``known`` has what was read before, by pid, and takes what is read now: workers share their parents.
-``add_origin(owner)``
-    adds what is read for few processes, and on request: directory, project, terminal, tracer.
+``add_origin(owner, known)``
+    adds what is read for few processes, and on request: directory, project, terminal, tracer. ``known`` takes what
+    several processes share, and is only useful to the same function.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ def parents(pid: int, known: dict[int, Owner] | None = None) -> tuple[Owner, ...
     return chain
 
 
-def add_origin(owner: Owner) -> Owner:
+def add_origin(owner: Owner, known: dict[int, Any] | None = None) -> Owner:
     """The owner with what is read on request; see the module."""
-    with_origin: Owner = _module().add_origin(add_script(owner))
+    with_origin: Owner = _module().add_origin(add_script(owner), known)
     return with_origin
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -12,6 +13,9 @@ from portbook.enrich import cgroup
 from portbook.numerals import parse_number
 from portbook.records import Gap, Owner, ProcessState
 from portbook.system.users import user_name
+
+if TYPE_CHECKING:
+    from portbook.enrich.process.origin import Mounts
 
 TICKS = os.sysconf("SC_CLK_TCK")
 COMM_LENGTH = 15  # TASK_COMM_LEN - 1 in include/linux/sched.h: longer names are cut
@@ -62,7 +66,7 @@ def _looked_at_again(owner: Owner) -> Owner:
     return replace(owner, state=state)
 
 
-def add_origin(owner: Owner) -> Owner:
+def add_origin(owner: Owner, known: dict[int, Mounts] | None = None) -> Owner:
     """Add where the process was started, and what traces it."""
     from portbook.enrich.process import origin
 
@@ -71,7 +75,7 @@ def add_origin(owner: Owner) -> Owner:
     return replace(
         owner,
         directory=directory,
-        project=None if directory is None else origin.project_of(pid, directory),
+        project=None if directory is None else origin.project_of(pid, directory, known),
         orphaned=origin.is_orphaned(pid),
         tracer=origin.tracer_of(pid),
         state="frozen" if origin.is_frozen(pid) else owner.state,

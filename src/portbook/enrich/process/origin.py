@@ -54,14 +54,17 @@ def directory_of(pid: int) -> str | None:
 # --- the project ---------------------------------------------------------------------------------------------------
 
 
-def project_of(pid: int, directory: str) -> str | None:
-    """The nearest directory, from the working directory upwards, that has one of ``MARKERS``; None for none."""
+def project_of(pid: int, directory: str, known: dict[int, Mounts] | None = None) -> str | None:
+    """The nearest directory, from the working directory upwards, that has one of ``MARKERS``; None for none.
+
+    :param known: tables of mounts that were read before, by mount namespace; what is read now is added
+    """
     if directory.endswith(DELETED) or not directory.startswith("/"):
         return None
     try:
         if not _is_same(pid, "user"):
             return None  # in a user namespace of its own any user may mount what keeps a reader waiting
-        mounts = parse_mounts(_read(f"/proc/{pid}/mountinfo"))
+        mounts = _mounts_of(pid, {} if known is None else known)
         if not _is_local(mounts, directory.encode("utf-8", "replace")):
             return None
         file = os.open(b"/proc/%d/cwd" % pid, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -72,6 +75,14 @@ def project_of(pid: int, directory: str) -> str | None:
         return None
     parts = directory.rstrip("/").split("/")
     return "/".join(parts[: len(parts) - level]) or None
+
+
+def _mounts_of(pid: int, known: dict[int, Mounts]) -> Mounts:
+    """The mounts that the process sees. A node of containers has thousands, and workers see the same."""
+    namespace = os.stat(f"/proc/{pid}/ns/mnt").st_ino
+    if namespace not in known:
+        known[namespace] = parse_mounts(_read(f"/proc/{pid}/mountinfo"))
+    return known[namespace]
 
 
 def _climb(file: int, mounts: Mounts) -> int | None:

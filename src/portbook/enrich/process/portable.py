@@ -57,7 +57,7 @@ def _known_or_read(pid: int, known: dict[int, Owner]) -> Owner | None:
     return owner
 
 
-def add_origin(owner: Owner) -> Owner:
+def add_origin(owner: Owner, _: object = None) -> Owner:
     """Add the working directory."""
     import psutil
 

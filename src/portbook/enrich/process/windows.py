@@ -51,7 +51,7 @@ def parents(pid: int, known: dict[int, Owner] | None = None) -> tuple[Owner, ...
     return tuple(chain)
 
 
-def add_origin(owner: Owner) -> Owner:
+def add_origin(owner: Owner, _: object = None) -> Owner:
     """The owner: where a process was started is only in its own memory (PEB)."""
     return owner
 

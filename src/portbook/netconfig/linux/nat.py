@@ -235,7 +235,9 @@ def parse(output: NatOutput) -> tuple[Ruleset, list[Gap]]:
         ruleset.merge(iptables.parse(text, family))
     if output.nft:
         # nft prints the tables of iptables too, without its extensions.
-        without = nftables.OF_IPTABLES if b'"xt"' in output.nft and output.saved else frozenset[str]()
+        # Where its own program is missing, that is better than nothing: what nft does not print is unknown.
+        printed = b'"xt"' in output.nft and any(text for _, text in output.saved)
+        without = nftables.OF_IPTABLES if printed else frozenset[str]()
         try:
             ruleset.merge(nftables.parse(output.nft, without))
         except ValueError as error:

@@ -154,6 +154,17 @@ def namespaces_in_use() -> frozenset[int] | None:
         return None
 
 
+def pids_with_rings() -> list[int] | None:
+    """The processes that have a ring of io_uring open; None where they cannot be looked up."""
+    from portbook.sources.bpf import memory, rings
+
+    try:
+        layout = _layout()
+        return rings.read(layout, memory.pid_level(layout.places))
+    except SourceError:
+        return None
+
+
 def _census(layout: Layout) -> frozenset[int] | None:
     """In a container, others' namespaces are none of those that it can see: their processes are hidden."""
     from portbook.sources.bpf import census

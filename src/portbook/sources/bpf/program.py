@@ -49,7 +49,8 @@ NAMESPACES = (
 )  # fmt: skip
 COUNTERS = ("net.ns.__ns_ref", "net.ns.count")
 COUNTING = ("bpf_iter_num_new", "bpf_iter_num_next", "bpf_iter_num_destroy")  # functions, of Linux 6.4
-PATHS = (*REQUIRED, *V6, *CGROUP, *NAMESPACES, *COUNTERS)
+RINGS = ("file.f_path.dentry", "dentry.d_name.name")  # for rings.py: the name of a file
+PATHS = (*REQUIRED, *V6, *CGROUP, *NAMESPACES, *COUNTERS, *RINGS)
 # These are for port_tables.py. One file keeps the places of all (offsets.py).
 PORT_TABLES = (
     "task_struct.nsproxy", "nsproxy.net_ns", "net.list", "net.ns.inum", "net.ns.ops", "net.hash_mix",
@@ -95,7 +96,7 @@ def missing(places: Mapping[str, Place | None]) -> str | None:
 def build(places: Mapping[str, Place | None], choice: Choice) -> Code:
     """The program for a kernel, given the places of its members, and a choice."""
     code = Code()
-    known = _Kernel(code, {path: place for path, place in places.items() if place is not None})
+    known = KernelLoads(code, {path: place for path, place in places.items() if place is not None})
     _find_socket(code, known)
     _select_kind(code, known, choice)
     _select_port(code, known, choice)
@@ -108,7 +109,7 @@ def build(places: Mapping[str, Place | None], choice: Choice) -> Code:
     return code
 
 
-class _Kernel:
+class KernelLoads:
     """Loads by name: ``load(to, base, "struct.member")``."""
 
     def __init__(self, code: Code, places: Mapping[str, Place]) -> None:
@@ -120,6 +121,7 @@ class _Kernel:
         self.code.load(to, base, place.offset + beyond, width or place.size, why)
 
     def has(self, paths: tuple[str, ...]) -> bool:
+        """Whether this kernel has all of these members."""
         return all(path in self.places for path in paths)
 
 
@@ -127,7 +129,7 @@ class _Kernel:
 # R6 is the context, R7 the file, R8 the task that has it open, R9 the socket (struct sock).
 
 
-def _find_socket(code: Code, known: _Kernel) -> None:
+def _find_socket(code: Code, known: KernelLoads) -> None:
     code.move(R6, R1, "the context stays in r6")
     known.load(R7, R6, "bpf_iter__task_file.file", "the file")
     code.jump_if(R7, "==", 0, "out", "the last call has none")
@@ -140,7 +142,7 @@ def _find_socket(code: Code, known: _Kernel) -> None:
     code.jump_if(R9, "==", 0, "out", "it has been closed")
 
 
-def _select_kind(code: Code, known: _Kernel, choice: Choice) -> None:
+def _select_kind(code: Code, known: KernelLoads, choice: Choice) -> None:
     known.load(R1, R9, COMMON + "skc_family", "family")
     for family in choice.families:
         code.jump_if(R1, "==", family, "family", "wanted")
@@ -169,7 +171,7 @@ def _select_kind(code: Code, known: _Kernel, choice: Choice) -> None:
     code.store(R10, BELOW["flags"], 1, R5, "flags")
 
 
-def _select_port(code: Code, known: _Kernel, choice: Choice) -> None:
+def _select_port(code: Code, known: KernelLoads, choice: Choice) -> None:
     known.load(R2, R9, COMMON + "skc_net.net", "network namespace")
     known.load(R2, R2, "net.ns.inum", "its inode")
     code.store(R10, BELOW["netns"], 4, R2, "network namespace")
@@ -187,7 +189,7 @@ def _select_port(code: Code, known: _Kernel, choice: Choice) -> None:
     code.label("port")
 
 
-def _select_state(code: Code, known: _Kernel, choice: Choice) -> None:
+def _select_state(code: Code, known: KernelLoads, choice: Choice) -> None:
     if choice.netns is not None:
         _load_number(code, choice.netns, "the namespace whose sockets are wanted")
         code.jump_if(R1, "==", R2, "namespace", "it is the wanted one")
@@ -229,7 +231,7 @@ def _signed(number: int) -> int:
 # --- the record ----------------------------------------------------------------------------------------------------
 
 
-def _write_identity(code: Code, known: _Kernel, pid_level: int | None) -> None:
+def _write_identity(code: Code, known: KernelLoads, pid_level: int | None) -> None:
     known.load(R1, R6, "bpf_iter__task_file.fd", "descriptor")
     code.store(R10, BELOW["fd"], 4, R1, "descriptor")
     known.load(R1, R7, "file.f_inode", "inode of the file")
@@ -240,11 +242,11 @@ def _write_identity(code: Code, known: _Kernel, pid_level: int | None) -> None:
     known.load(R1, R9, COMMON + "skc_bound_dev_if", "interface")
     code.store(R10, BELOW["interface"], 4, R1, "interface")
     _write_cgroup(code, known)
-    _write_pid(code, known, pid_level)
+    write_pid(code, known, pid_level)
     _write_thread(code, known)
 
 
-def _write_cgroup(code: Code, known: _Kernel) -> None:
+def _write_cgroup(code: Code, known: KernelLoads) -> None:
     code.move(R1, 0, "none")
     if known.has(CGROUP):
         known.load(R1, R9, "sock.sk_cgrp_data.cgroup", "the creator's cgroup")
@@ -253,7 +255,7 @@ def _write_cgroup(code: Code, known: _Kernel) -> None:
     code.store(R10, BELOW["cgroup"], 8, R1, "cgroup")
 
 
-def _write_pid(code: Code, known: _Kernel, level: int | None) -> None:
+def write_pid(code: Code, known: KernelLoads, level: int | None) -> None:
     """The number that the reader's pid namespace gives the process.
 
     Pid namespaces are nested, and ``numbers`` has one for each, from the outermost in. The reader is the current task;
@@ -279,7 +281,7 @@ def _write_pid(code: Code, known: _Kernel, level: int | None) -> None:
     code.jump_if(R1, "==", 0, "out", "it has none any more: the process is ending, and its files are closed")
 
 
-def _write_thread(code: Code, known: _Kernel) -> None:
+def _write_thread(code: Code, known: KernelLoads) -> None:
     """The iterator visits the table of another thread only if it is not that of the leader: kernel/bpf/task_iter.c."""
     known.load(R1, R8, "task_struct.pid", "number of the thread")
     known.load(R2, R8, "task_struct.tgid", "and of the process")
@@ -294,7 +296,7 @@ def _mark(code: Code, flag: int) -> None:
     code.store(R10, BELOW["flags"], 1, R1, "flags")
 
 
-def _write_addresses(code: Code, known: _Kernel) -> None:
+def _write_addresses(code: Code, known: KernelLoads) -> None:
     for name in ("local", "remote"):
         for at in range(0, RECORD[name], PAIR):
             code.store(R10, BELOW[name] + at, PAIR, 0, "nothing yet")
@@ -312,7 +314,7 @@ def _write_addresses(code: Code, known: _Kernel) -> None:
         code.label("addresses")
 
 
-def _write_six(code: Code, known: _Kernel) -> None:
+def _write_six(code: Code, known: KernelLoads) -> None:
     code.label("six")
     for name, member in (("local", "skc_v6_rcv_saddr"), ("remote", "skc_v6_daddr")):
         for at in range(0, RECORD[name], WORD):
@@ -324,7 +326,7 @@ def _write_six(code: Code, known: _Kernel) -> None:
     _mark(code, IPV6_ONLY)
 
 
-def _write_queues(code: Code, known: _Kernel) -> None:
+def _write_queues(code: Code, known: KernelLoads) -> None:
     """Bytes received and sent; of a listener the connections in its accept queue, and their limit."""
     for name in ("pending", "received", "sent"):
         code.store(R10, BELOW[name], 4, 0, f"nothing {name}")
@@ -352,7 +354,7 @@ def _write_queues(code: Code, known: _Kernel) -> None:
     code.label("queues")
 
 
-def _write_difference(code: Code, known: _Kernel, name: str, more: str, less: str) -> None:
+def _write_difference(code: Code, known: KernelLoads, name: str, more: str, less: str) -> None:
     """Of two positions in a stream, which are numbers of 32 bits that may run over."""
     known.load(R1, R0, more, more)
     known.load(R2, R0, less, less)
@@ -360,7 +362,7 @@ def _write_difference(code: Code, known: _Kernel, name: str, more: str, less: st
     code.store(R10, BELOW[name], 4, R1, name)
 
 
-def _write_datagrams(code: Code, known: _Kernel) -> None:
+def _write_datagrams(code: Code, known: KernelLoads) -> None:
     code.label("datagrams")
     code.move(R1, R10, "a scratch place")
     code.change(R1, "+", BELOW["received"], "where the result goes")
@@ -383,7 +385,7 @@ def _write_cookie(code: Code) -> None:
     code.store(R10, BELOW["cookie"], 8, R0, "cookie")
 
 
-def _send(code: Code, known: _Kernel) -> None:
+def _send(code: Code, known: KernelLoads) -> None:
     known.load(R1, R6, "bpf_iter__task_file.meta", "about the reading")
     known.load(R1, R1, "bpf_iter_meta.seq", "where it goes")
     code.move(R2, R10, "the record")
