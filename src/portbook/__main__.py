@@ -192,6 +192,35 @@ def _handle_signals() -> None:
                 _signal.signal(number, _terminate)
         except ValueError:  # not the main thread
             return
+    _raise_again_what_is_lost()
+
+
+LOST_S = 0.005  # until an exception of a signal is raised once more
+
+
+def _raise_again_what_is_lost() -> None:
+    """Raise an exception of a signal again when it was raised where exceptions are reported and dropped.
+
+    A signal is handled between two instructions, and these may be of a callback: of a weak reference in the import
+    system, of a destructor (Python documentation, sys.unraisablehook). A timer raises it again, outside of it.
+    """
+    import _signal
+
+    report = sys.unraisablehook
+
+    def raise_again(lost: sys.UnraisableHookArgs) -> None:
+        end = lost.exc_value
+        if not isinstance(end, Terminated | KeyboardInterrupt):
+            report(lost)
+            return
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            raise end
+
+        _signal.signal(_signal.SIGALRM, handle)
+        _signal.setitimer(_signal.ITIMER_REAL, LOST_S)
+
+    sys.unraisablehook = raise_again
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

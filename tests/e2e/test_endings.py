@@ -14,6 +14,7 @@ import pytest
 from portbook import cli
 from tests.e2e.terminal import ENVIRONMENT
 from tests.e2e.test_cli import COMMAND, complaints, on_unix
+from tests.listeners import SOURCE
 
 pytestmark = pytest.mark.usefixtures("own_network")
 
@@ -155,3 +156,29 @@ def test_a_signal_that_was_ignored_stays_ignored(tmp_path):
         "ended(lambda: 0); print(_signal.getsignal(1) == _signal.SIG_IGN, _signal.getsignal(15) == _signal.SIG_DFL)"
     )
     assert python(code).stdout == b"True False\n"
+
+
+LOSING = """
+import os, signal, sys, time, weakref
+sys.path.insert(0, sys.argv[1])
+from portbook.__main__ import ended
+
+class Referent: pass
+
+def command():
+    referent = Referent()
+    kept = weakref.ref(referent, lambda _: os.kill(os.getpid(), int(sys.argv[2])))
+    del referent  # the handler runs in the callback, where an exception is reported and dropped
+    time.sleep(50)
+    return 0
+
+raise SystemExit(ended(command))
+"""
+
+
+@on_unix
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", -signal.SIGTERM), ("SIGHUP", -signal.SIGHUP), ("SIGINT", 130)])
+def test_a_signal_during_a_callback_is_not_lost(name, code):
+    command = [sys.executable, "-c", LOSING, SOURCE, str(int(getattr(signal, name)))]
+    done = subprocess.run(command, capture_output=True, timeout=40, check=False)
+    assert (done.returncode, done.stderr) == (code, b"")

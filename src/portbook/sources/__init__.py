@@ -19,6 +19,7 @@ SOURCES: dict[str, tuple[str, tuple[str, ...]]] = {
     "sockdiag": ("sockdiag", ("linux",)),
     "procfs": ("procfs", ("linux",)),
     "iphlpapi": ("iphlpapi", ("windows",)),
+    "netstat-anv": ("netstat_macos", ("macos",)),
     "psutil": ("psutil_", ("linux", "windows", "macos")),
     "netstat": ("netstat", ("windows",)),
     "lsof": ("lsof", ("macos", "linux")),
