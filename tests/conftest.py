@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
@@ -141,6 +144,15 @@ def as_nobody():
 
 
 CLONE_NEWNET = 0x40000000
+
+
+@pytest.fixture
+def shared_path() -> Iterator[Path]:
+    """A directory that other users can search: pytest keeps its own to itself, and every run makes that so again."""
+    path = Path(tempfile.mkdtemp(prefix="portbook-test-"))
+    os.chmod(path, 0o755)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

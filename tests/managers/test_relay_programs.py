@@ -188,10 +188,10 @@ def route() -> Iterator[None]:
         ("passt --foreground -t 8080:22 --socket {}/passt.sock", "port 22 of a virtual machine"),
     ],
 )
-def test_pasta_and_passt(run, tmp_path, command, to):
+def test_pasta_and_passt(run, shared_path, command, to):
     """As passt.avx2 on processors with AVX2: arch.c in passt executes it."""
-    os.chmod(tmp_path, 0o777)
-    run(*command.format(tmp_path).split())
+    os.chmod(shared_path, 0o777)
+    run(*command.format(shared_path).split())
     found = relay_of(8080)
     assert (found.program, found.to) == ("passt", to)
     assert {refusal.code for refusal in plan_stop(8080).forbidden()} == {"managed"}
@@ -219,16 +219,16 @@ def test_slirp4netns(run, tmp_path):
     assert {refusal.code for refusal in plan_stop(8080).forbidden()} == {"managed"}
 
 
-def test_rootlesskit(run, tmp_path):
+def test_rootlesskit(run, shared_path):
     """It needs subordinate ids, which are given in a mount namespace of the test's own."""
-    ids = tmp_path / "subuid"
+    ids = shared_path / "subuid"
     ids.write_text("nobody:100000:65536\n")
-    os.chmod(tmp_path, 0o777)
+    os.chmod(shared_path, 0o777)
     for program in ("rootlesskit", "slirp4netns", "newuidmap"):
         need(shutil.which(program) is not None, program)
     script = f"""
         mount --bind {ids} /etc/subuid && mount --bind {ids} /etc/subgid
-        export HOME={tmp_path} XDG_RUNTIME_DIR={tmp_path}
+        export HOME={shared_path} XDG_RUNTIME_DIR={shared_path}
         exec setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups rootlesskit --net=slirp4netns \\
             --disable-host-loopback --port-driver=builtin --publish 127.0.0.1:8080:80/tcp sleep 60
     """
@@ -265,13 +265,11 @@ podman rm --force --time 0 web
     ("network", "program", "port"),  # a port each: rootlessport ends a little later than its container
     [("slirp4netns", "rootlessport", 8082), ("slirp4netns:port_handler=slirp4netns", "slirp4netns", 8083)],
 )
-def test_rootless_podman(run, tmp_path, network, program, port):
+def test_rootless_podman(run, shared_path, network, program, port):
     for needed in ("podman", "runc", "slirp4netns", "newuidmap", "busybox"):
         need(shutil.which(needed) is not None, needed)
-    (tmp_path / "subuid").write_text("nobody:100000:65536\n")
-    for path in (tmp_path, *tmp_path.parents[:2]):
-        os.chmod(path, 0o755)
-    with tarfile.open(tmp_path / "image.tar", "w") as archive:
+    (shared_path / "subuid").write_text("nobody:100000:65536\n")
+    with tarfile.open(shared_path / "image.tar", "w") as archive:
         archive.add(os.path.realpath(shutil.which("busybox")), "bin/busybox")
     command = (
         "unshare",
@@ -280,19 +278,25 @@ def test_rootless_podman(run, tmp_path, network, program, port):
         "-c",
         PODMAN,
         "sh",
-        str(tmp_path),
+        str(shared_path),
         network,
         str(port),
     )
-    process = run(*command, stdin=subprocess.PIPE)
+    with open(shared_path / "log", "wb") as log:
+        process = run(*command, stdin=subprocess.PIPE, stdout=log, stderr=log)
     try:
+        for _ in range(LIMIT_S * 50):
+            if process.poll() is not None or who(port, "tcp").held:
+                break
+            time.sleep(0.02)
+        assert process.poll() is None, (shared_path / "log").read_text()
         found = relay_of(port)
         assert (found.program, found.kind) == (program, "container")
         assert found.remedy.startswith("as nobody: podman ")
     finally:
         process.communicate(b"\n", timeout=60)
     if program == "slirp4netns":
-        assert found.container == f"podman:{(tmp_path / 'id').read_text()[:12]}"
+        assert found.container == f"podman:{(shared_path / 'id').read_text()[:12]}"
 
 
 # --- ssh -----------------------------------------------------------------------------------------------------------

@@ -55,13 +55,10 @@ sleep()
 
 
 @pytest.fixture
-def daemon(start, tmp_path):
+def daemon(start, shared_path):
     """A daemon of root that accepts descriptors from anybody, as many do."""
     need(ROOT, "root, to be two users")
-    os.chmod(tmp_path, 0o755)
-    for above in tmp_path.parents[:2]:
-        os.chmod(above, 0o755)
-    path = str(tmp_path / "socket")
+    path = str(shared_path / "socket")
     running = start(DAEMON, path)
     return running, path
 

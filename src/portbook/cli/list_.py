@@ -45,8 +45,9 @@ FILTERS = {
     "--container": ("container", "PATTERN", "container, by runtime and name: docker:web"),
     "--netns": ("netns", "NAME", "network namespace by name, container or inode, or all (Linux, as root)"),
 }
-SORTS: dict[str, Callable[[Socket], Any]] = {
-    "port": lambda s: (s.local_port, s.protocol, s.family, s.local_address),
+# The key of a socket, or the fields that are compared.
+SORTS: dict[str, Callable[[Socket], Any] | tuple[str, ...]] = {
+    "port": ("local_port", "protocol", "family", "local_address"),
     "protocol": lambda s: s.protocol,
     "address": lambda s: (s.family, s.local_address),
     "remote-port": lambda s: s.remote_port or 0,
@@ -182,7 +183,7 @@ def _parameter(option: str) -> str:
     return option.removeprefix("--").replace("-", "_")
 
 
-def _sort_key(text: str | None) -> tuple[Callable[[Socket], Any], bool] | None:
+def _sort_key(text: str | None) -> output.SortKey | None:
     if text is None:
         return None
     name = text.removeprefix("-")

@@ -11,7 +11,8 @@ from portbook.cli import base
 if TYPE_CHECKING:  # not needed to complete options
     from portbook.records import Gap, Listing, Socket
 
-SortKey = tuple[Callable[["Socket"], Any], bool]  # the key of a socket, and whether the order is reversed
+# The key of a socket, or the fields that are compared, and whether the order is reversed.
+SortKey = tuple[Callable[["Socket"], Any] | tuple[str, ...], bool]
 
 FORMATS = {
     "json": "one JSON object",
@@ -89,4 +90,12 @@ def write_gaps(gaps: Iterable[Gap]) -> None:
 
 
 def _sorted(sockets: Iterable[Socket], key: SortKey) -> list[Socket]:
-    return sorted(sockets, key=key[0], reverse=key[1])
+    order, is_reversed = key
+    if not isinstance(order, tuple):
+        return sorted(sockets, key=order, reverse=is_reversed)
+    from operator import attrgetter
+
+    ordered = list(sockets)
+    for field in reversed(order):  # sorting is stable, and one number or text is compared faster than a tuple
+        ordered.sort(key=attrgetter(field), reverse=is_reversed)
+    return ordered

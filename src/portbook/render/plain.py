@@ -30,7 +30,9 @@ class SocketColumn(Struct, frozen=True):
 
     column: Column
     cell: Callable[[Socket], str]
-    of_owners: bool = False  # it depends on the owners alone, if there are any
+    of_owners: bool = False  # it depends on the owners alone, if there are any, and else on what _group has
+    of_fields: tuple[str, ...] = ()  # it depends on these alone, which have few values; empty: on any
+    many: Callable[[Sequence[Socket]], list[str]] | None = None  # makes all cells, without a call for each
 
 
 def _address(s: Socket) -> str:
@@ -44,9 +46,13 @@ def _address(s: Socket) -> str:
 
 
 def _port(s: Socket) -> str:
-    if s.service_name:
-        return f"{s.local_port} {s.service_name}"
-    return str(s.local_port)
+    name = s.service_name
+    return f"{s.local_port} {name}" if name else str(s.local_port)
+
+
+def _ports(sockets: Sequence[Socket]) -> list[str]:
+    fields = map(attrgetter("local_port", "service_name"), sockets)
+    return [f"{port} {name}" if name else str(port) for port, name in fields]
 
 
 def _short_port(s: Socket) -> str:
@@ -57,6 +63,19 @@ def _peer(s: Socket) -> str:
     if s.remote_address is None:
         return ""
     return safe_endpoint(s.remote_address, s.remote_port, s.zone)
+
+
+def _peers(sockets: Sequence[Socket]) -> list[str]:
+    shown: dict[tuple[str | None, str | None], str] = {}
+    cells: list[str] = []
+    for address, zone, port in map(attrgetter("remote_address", "zone", "remote_port"), sockets):
+        if address is None:
+            cells.append("")
+            continue
+        if (address, zone) not in shown:
+            shown[address, zone] = safe_endpoint(address, None, zone)
+        cells.append(f"{shown[address, zone]}:{port}")
+    return cells
 
 
 def _state(s: Socket) -> str:
@@ -193,21 +212,22 @@ def _short_command(s: Socket) -> str:
     return safe(" ".join((program, *arguments))[:MOST_COMMAND])
 
 
-PROTOCOL = SocketColumn(Column("PROTO"), attrgetter("protocol"))
-ADDRESS = SocketColumn(Column("ADDRESS", 1, 15), _address)
-PORT = SocketColumn(Column("PORT"), _port)
-PEER = SocketColumn(Column("PEER", 2, 21), _peer)
-STATE = SocketColumn(Column("STATE"), _state)
+PROTOCOL = SocketColumn(Column("PROTO"), attrgetter("protocol"), of_fields=("protocol",))
+ADDRESS_FIELDS = ("local_address", "v6only", "zone", "interface")
+ADDRESS = SocketColumn(Column("ADDRESS", 1, 15), _address, of_fields=ADDRESS_FIELDS)
+PORT = SocketColumn(Column("PORT"), _port, many=_ports)
+PEER = SocketColumn(Column("PEER", 2, 21), _peer, many=_peers)
+STATE = SocketColumn(Column("STATE"), _state, of_fields=("state", "state_text"))
 PID = SocketColumn(Column("PID"), _pid, True)
 PROCESS = SocketColumn(Column("PROCESS", 4), _process, True)
 USER = SocketColumn(Column("USER", 5), _user, True)
 SERVICE = SocketColumn(Column("SERVICE", 6), _service, True)
-NETNS = SocketColumn(Column("NETNS", 3), _netns)
-REACHED = SocketColumn(Column("REACH"), _reach)
+NETNS = SocketColumn(Column("NETNS", 3), _netns, of_fields=("netns", "netns_name"))
+REACHED = SocketColumn(Column("REACH"), _reach, of_fields=("reach",))
 # Shorter columns for a narrow terminal, tried before anything is cut.
 SHORT = {
     PORT: SocketColumn(Column("PORT"), _short_port),
-    REACHED: SocketColumn(Column("REACH"), _short_reach),
+    REACHED: SocketColumn(Column("REACH"), _short_reach, of_fields=("reach",)),
 }
 # What fills the rest of a wide terminal.
 COMMAND = SocketColumn(Column("COMMAND", 7), _short_command, True)
@@ -224,6 +244,7 @@ WIDE = (
     SocketColumn(Column("COMMAND"), _of_owners(_command)),
 )
 INDENT = "    "
+CHUNK = 1_000  # sockets whose columns are made together: they stay in the cache of the processor
 
 
 def lines(
@@ -243,7 +264,7 @@ def lines(
     selected = [PROTOCOL, ADDRESS, PORT, PEER, STATE, PID, PROCESS, USER, service, REACHED]
     if netns:
         selected.insert(0, NETNS)
-    warn = [s.reach == "any" for s in sockets]
+    warn = [s.reach == "any" for s in sockets] if style.colour else []
     if wide:
         columns, contents = _cells([column for column in selected if column is not PID] + list(WIDE), sockets)
         if room(columns, contents, style) >= 0:
@@ -291,26 +312,39 @@ def _cells(
     selected: Sequence[SocketColumn], sockets: Sequence[Socket], keep_empty: bool = False
 ) -> tuple[list[Column], list[list[str]]]:
     """The columns that are not empty, and the cells of each."""
-    columns: list[Column] = []
-    contents: list[list[str]] = []
-    for shown in selected:
-        cells = _of_groups(shown.cell, sockets) if shown.of_owners else [shown.cell(s) for s in sockets]
-        if keep_empty or any(cells):
-            columns.append(shown.column)
-            contents.append(cells)
-    return columns, contents
+    made = [_Cells(shown) for shown in selected]
+    for at in range(0, len(sockets), CHUNK):
+        part = sockets[at : at + CHUNK]
+        groups = list(map(_group, part))
+        for cells in made:
+            cells.add(part, groups)
+    kept = [cells for cells in made if keep_empty or any(cells.texts)]
+    return [cells.shown.column for cells in kept], [cells.texts for cells in kept]
 
 
-def _of_groups(cell: Callable[[Socket], str], sockets: Sequence[Socket]) -> list[str]:
-    """The cells of a column about owners: made once for all sockets that share them, as those of a process do."""
-    made: dict[int, str] = {}
-    cells: list[str] = []
-    for s in sockets:
-        if not s.owners:  # it depends on the socket why there are none
-            cells.append(cell(s))
-            continue
-        key = id(s.owners)
-        if key not in made:
-            made[key] = cell(s)
-        cells.append(made[key])
-    return cells
+def _group(s: Socket) -> object:
+    """What the columns about owners depend on: the owners, by identity (to hash a record is to hash all its fields)."""
+    return id(s.owners) if s.owners else (s.inode == 0, s.state, s.uid, s.user, s.service, s.container)
+
+
+class _Cells:
+    """The cells of a column: each made once for all sockets of which it depends on the same values."""
+
+    def __init__(self, shown: SocketColumn) -> None:
+        self.shown = shown
+        self.texts: list[str] = []
+        self._made: dict[object, str] = {}
+        self._values = attrgetter(*shown.of_fields) if shown.of_fields else None
+
+    def add(self, sockets: Sequence[Socket], groups: list[object]) -> None:
+        cell, made = self.shown.cell, self._made
+        if self.shown.of_owners:
+            keys = groups
+        elif self._values is not None:
+            keys = list(map(self._values, sockets))
+        else:
+            self.texts += self.shown.many(sockets) if self.shown.many else map(cell, sockets)
+            return
+        if not made.keys() >= set(keys):
+            made.update((key, cell(s)) for key, s in zip(keys, sockets, strict=True) if key not in made)
+        self.texts += map(made.__getitem__, keys)

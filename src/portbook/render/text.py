@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 from msgspec import Struct
@@ -26,6 +26,7 @@ REACH: dict[Reach, str] = {
     "multicast": "a multicast group",
     "broadcast": "broadcasts",
 }
+CHUNK = 1_000  # rows that are made into lines together: they stay in the cache of the processor
 LEAST = 8  # characters that a shortened column keeps
 
 
@@ -120,7 +121,7 @@ def table_of_columns(
     columns: Sequence[Column], contents: Sequence[Sequence[str]], style: Style, warn: Sequence[bool] = ()
 ) -> list[str]:
     """The same, from the cells of each column."""
-    if not all(map(_is_ascii, contents)):
+    if not all(map(_is_ascii, map(set, contents))):
         return _table_of_wide(columns, list(zip(*contents, strict=True)), style, warn)
     titles = [c.title for c in columns]
     widths = _widths(columns, contents)
@@ -132,12 +133,27 @@ def table_of_columns(
         else:
             shown.append(cells)
     fields = [_field(column, width) for column, width in zip(columns, fitted, strict=True)]
-    line = style.gap.join(fields).format
-    lines = [line(*row).rstrip() for row in zip(*shown, strict=True)]
-    return _coloured([line(*titles).rstrip()], lines, style, warn)
+    title = style.gap.join(fields).format(*titles).rstrip()
+    lines: list[str] = []
+    for at in range(0, len(shown[0]) if shown else 0, CHUNK):
+        parts = [cells[at : at + CHUNK] for cells in shown]
+        padded = [
+            _padded(cells, width, column.right) for column, cells, width in zip(columns, parts, fitted, strict=True)
+        ]
+        lines += map(str.rstrip, map(style.gap.join, zip(*padded, strict=True)))
+    return _coloured([title], lines, style, warn)
 
 
-def _is_ascii(cells: Sequence[str]) -> bool:
+def _padded(cells: Sequence[str], width: int, right: bool) -> Sequence[str]:
+    """The cells in one width; each distinct text is made once where there are few."""
+    pad = str.rjust if right else str.ljust
+    distinct = set(cells)
+    if len(distinct) > len(cells) // 4:
+        return [pad(cell, width) for cell in cells]
+    return list(map({cell: pad(cell, width) for cell in distinct}.__getitem__, cells))
+
+
+def _is_ascii(cells: Iterable[str]) -> bool:
     """Whether each character takes one cell of a terminal."""
     return all(map(str.isascii, cells))
 
@@ -146,8 +162,9 @@ def _widths(columns: Sequence[Column], contents: Sequence[Sequence[str]]) -> lis
     """The cells that each column takes. There may be a hundred thousand rows: without a call for each, if possible."""
     widths: list[int] = []
     for column, cells in zip(columns, contents, strict=True):
-        measure = len if _is_ascii(cells) else cell_count
-        widths.append(max(len(column.title), max(map(measure, cells), default=0)))
+        distinct = set(cells)
+        measure = len if _is_ascii(distinct) else cell_count
+        widths.append(max(len(column.title), max(map(measure, distinct), default=0)))
     return widths
 
 
