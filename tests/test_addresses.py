@@ -72,6 +72,7 @@ def test_scope_agrees_with_the_standard_library(address: ipaddress.IPv4Address |
         ("ff02::fb", "multicast"),
         ("ff::1", "address"),
         ("ffa::1", "address"),
+        ("::ffff:ff02:0:1", "address"),
         ("::ffff:224.0.0.1", "multicast"),
         ("fe80::1", "address"),
     ],

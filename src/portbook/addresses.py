@@ -137,7 +137,7 @@ def reach_of(address: str) -> Reach:
     IPv4-mapped loopback (RFC 4291 section 2.5.5.2). Multicast is 224.0.0.0/4 (RFC 5771 section 3) and ff00::/8
     (RFC 4291 section 2.7); 255.255.255.255 is every host of the network (RFC 919 section 7).
     """
-    text = address.removeprefix(MAPPED_PREFIX)
+    text = unmapped(address)
     if text in ("0.0.0.0", "::"):  # noqa: S104  compared, not bound
         return "any"
     if text == "::1" or (text.startswith("127.") and ":" not in text):

@@ -200,6 +200,8 @@ def _complete_sockets(sockets: list[Socket], groups: list[_Group], kernel: dict[
 
     One for which nothing is known, as thousands in TIME_WAIT on ephemeral ports, stays as it is.
     """
+    if not sockets:
+        return []  # without reading the file of names
     name_of = service_names().get
     netns_names = namespaces.names(sockets, groups)
     completed: list[Socket] = []

@@ -105,6 +105,7 @@ PROGRAMS: Mapping[str, Program] = {
     "kubectl": Program("tunnel", "", "end this kubectl", "1.32.4", forwarding.kubectl),
     "oc": Program("tunnel", "", "end this oc", None, forwarding.kubectl),
     "socat": Program("tunnel", "", "end this socat", "1.7.4.4", forwarding.socat),
+    "socat1": Program("tunnel", "", "end this socat", "1.8.0.3", forwarding.socat),  # of Debian 13
     "haproxy": Program(
         "tunnel", "the servers of its configuration", "end haproxy, or remove the bind line", "2.6.12",
         forwarding.configured("-f"),

@@ -570,7 +570,7 @@ def test_one_port_that_is_silent():
     with deaf() as place:
         connection = tcp.connect(*place, timeout_s=0.1)
     assert (connection.result.outcome, connection.result.evidence.kind, connection.socket) == (
-        "timeout",
+        "filtered",
         "silence",
         None,
     )

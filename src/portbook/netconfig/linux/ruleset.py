@@ -13,7 +13,7 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from portbook.netconfig.facts import NatFamily, NatTool
-from portbook.numerals import UINT16
+from portbook.numerals import UINT16, number_or_none
 from portbook.records import Family, Protocol
 
 # What of a packet is known, at least sometimes. Everything else that a rule may test is None.
@@ -258,8 +258,8 @@ def word(text: str) -> Interval:
 
 def protocol(value: object) -> Interval:
     """A transport protocol by its name or number."""
-    if isinstance(value, str) and value.isdigit() and len(value) < 4:
-        value = int(value)
+    if isinstance(value, str) and (number := number_or_none(value, 255)) is not None:
+        value = number
     if isinstance(value, int):
         value = NUMBERED.get(value, f"protocol {value}")
     return word(str(value))
