@@ -110,6 +110,28 @@ def test_who_answers_for_here_and_tells_of_elsewhere(named):
     assert [s["netns_name"] for h in mine for s in h["sockets"]] == [name]
 
 
+MANY = """
+import ctypes
+listeners = []
+for _ in range(12):
+    if ctypes.CDLL(None).unshare(0x40000000):  # CLONE_NEWNET
+        raise SystemExit("unshare")
+    listeners.append(socket.create_server(("0.0.0.0", 4711)))
+say()
+wait()
+"""
+
+
+def test_who_names_some_of_many_listeners_elsewhere():
+    with child(MANY):
+        run = portbook("who", "4711")
+        rows = [line for line in run.stdout.splitlines() if line.split()[:1] == ["elsewhere"]]
+        answer = json.loads(portbook("who", "4711", "--json").stdout)
+    assert len(rows) == 11
+    assert "and 2 more; --json has them" in rows[-1]
+    assert len(answer["sockets_elsewhere"]) == 12
+
+
 def test_a_namespace_that_is_not_there(named):
     run = portbook("--netns", "no-such-namespace")
     assert (run.returncode, run.stdout) == (2, "")

@@ -6,6 +6,7 @@ A process that ends between two looks takes its sockets along: what vanished is 
 from __future__ import annotations
 
 import os
+from _socket import socket
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from time import sleep
@@ -20,6 +21,7 @@ from portbook.sources.base import Wanted
 from portbook.system import namespaces
 
 PAUSES_S = (0.003, 0.02, 0.1)
+YOUNG = 100_000  # inodes ago: an older socket is more likely one that stays than one whose process has just ended
 MOST_PORTS = 100  # which sock_diag compares in the kernel
 
 
@@ -66,10 +68,13 @@ def wait_for_end(sockets: list[Socket]) -> frozenset[int]:
     The kernel closes the sockets of a process that has ended after it has taken it out of /proc: exit_files() in
     kernel/exit.c, delayed_fput() in fs/file_table.c.
     """
-    gone: set[int] = set()
-    waiting = sockets
     if os.geteuid() != 0:
         return frozenset()  # most are those of other users, and will stay
+    gone: set[int] = set()
+    newest = _newest_inode()
+    waiting = [s for s in sockets if abs((s.inode or 0) - newest) < YOUNG]
+    if not waiting:
+        return frozenset()
     processes = set(process_ids())
     for pause_s in PAUSES_S:
         sleep(pause_s)
@@ -80,6 +85,15 @@ def wait_for_end(sockets: list[Socket]) -> frozenset[int]:
         if not waiting or processes == before:
             break  # where no process ends, none is about to
     return frozenset(gone)
+
+
+def _newest_inode() -> int:
+    """The inode of a socket that is made now: they are counted up, in steps for each processor (get_next_ino())."""
+    new = socket()
+    try:
+        return os.fstat(new.fileno()).st_ino
+    finally:
+        new.close()
 
 
 def _has(user: KernelUser, s: Socket) -> bool:

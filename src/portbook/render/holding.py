@@ -15,6 +15,7 @@ from portbook.render.text import REACH, Style, bold, safe, safe_endpoint, shorte
 
 MOST_NAMES = 12  # names in a list; the rest is counted
 MOST_HOLDERS = 4  # holders described in full: a server may have forked a hundred workers
+MOST_ELSEWHERE = 10  # listeners in other network namespaces that have rows
 MOST_COMMAND = 400  # characters of a command line, and of other texts of any length, unless all of it is wanted
 MOST_SCRIPT = 40  # characters of a script's name in a sentence
 TITLE_WIDTH = 12
@@ -329,9 +330,11 @@ def _ownerless_rows(answer: Holding) -> Iterator[Row]:
 
 
 def _elsewhere_rows(answer: Holding) -> Iterator[Row]:
-    """What listens on the port in other network namespaces."""
-    for s in answer.sockets_elsewhere:
-        if s.state in LISTENING:
-            owners = _list_owners(s.owners) or _kernel((s,)) or describe_unknown(answer.gaps)
-            namespace = safe(s.netns_name or str(s.netns))
-            yield "elsewhere", f"{owners} in network namespace {namespace}: {_listener(s)}"
+    """What listens on the port in other network namespaces: each container of a node may do so."""
+    listeners = [s for s in answer.sockets_elsewhere if s.state in LISTENING]
+    for s in listeners[:MOST_ELSEWHERE]:
+        owners = _list_owners(s.owners) or _kernel((s,)) or describe_unknown(answer.gaps)
+        namespace = safe(s.netns_name or str(s.netns))
+        yield "elsewhere", f"{owners} in network namespace {namespace}: {_listener(s)}"
+    if len(listeners) > MOST_ELSEWHERE:
+        yield "elsewhere", f"and {len(listeners) - MOST_ELSEWHERE:,} more; --json has them"
