@@ -43,7 +43,8 @@ def prepare() -> None:
     packages = laboratory / "packages"
     if not packages.exists():
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-        requirements = project["dependencies"] + project["optional-dependencies"]["test"]
+        tools = [line for line in project["optional-dependencies"]["test"] if line.startswith(("hypothesis", "pytest"))]
+        requirements = project["dependencies"] + tools
         pip = [sys.executable, "-m", "pip", "install", "-q", "--only-binary=:all:", "--python-version", PYTHON]
         run(*pip, "--implementation=cp", "--target", packages, *requirements)
 
