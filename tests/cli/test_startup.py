@@ -65,7 +65,7 @@ def test_completion_does_not_load(module, line, offered):
     assert done.stderr == "None"
 
 
-@pytest.mark.parametrize("module", ["msgspec", "inspect", "threading", "portbook.records", "portbook.probe.outcome"])
+@pytest.mark.parametrize("module", ["msgspec", "inspect", "portbook.records", "portbook.probe.outcome"])
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
