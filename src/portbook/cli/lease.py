@@ -34,7 +34,7 @@ MOST_CANDIDATES = 8  # for --number-only
 @base.option(
     "--number-only", is_flag=True, help="pass the number only: release the port, which the command then binds itself"
 )
-@base.option("-q", "--quiet", is_flag=True, help="do not print the number of the port, and what the command gets")
+@base.option("-q", "--quiet", is_flag=True, help="do not print the number of the port and what the command gets")
 @click.pass_context
 def command(
     ctx: click.Context,

@@ -80,12 +80,15 @@ def describe(error: click.UsageError, arguments: Sequence[str]) -> str:
     message = message[:1].lower() + message[1:]
     if isinstance(error, click.NoSuchOption):
         message = _unknown_option(error)
-    return f"{message}; {see(path)}"
+    return with_help(message, path)
 
 
-def see(command_path: str) -> str:
-    """Where the right usage of a command is shown."""
-    return f"see {command_path} --help"
+def with_help(message: str, command_path: str) -> str:
+    """The message, and where the right usage of a command is shown."""
+    joint = "; see"
+    if message.endswith("?"):
+        joint = " see"
+    return f"{message}{joint} {command_path} --help"
 
 
 def _unknown_option(error: click.NoSuchOption) -> str:
