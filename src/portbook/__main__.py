@@ -160,8 +160,21 @@ def _prepare_streams() -> None:
         sys.stdout = open(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  for the rest of the process
+    _buffer_output()
     if not isinstance(sys.stderr, _Forgiving):
         sys.stderr = _Forgiving(sys.stderr)
+
+
+def _buffer_output() -> None:
+    """Buffer standard output also under PYTHONUNBUFFERED, which images of containers set.
+
+    Without a buffer a write may write a part and say so only in its result (Python documentation, io.RawIOBase.write),
+    and what could not be written is not there any more to find out why.
+    """
+    raw = getattr(sys.stdout, "buffer", None)
+    if hasattr(raw, "readall"):  # of io.RawIOBase only
+        encoding, errors = sys.stdout.encoding, sys.stdout.errors
+        sys.stdout = open(sys.stdout.fileno(), "w", encoding=encoding, errors=errors, closefd=False)  # noqa: SIM115
 
 
 def _forget_output() -> None:

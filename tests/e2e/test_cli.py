@@ -283,17 +283,18 @@ def test_a_reader_that_is_gone_from_the_start_ends_it_quietly(arguments, zoo):
 
 
 @on_unix
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(
     "arguments", ["", "--json", "--csv", "who 1", "who 1 --json", "sources", "man", "--version", "--help"]
 )
-def test_a_full_disk_is_one_line_and_not_a_success(arguments, zoo):
+def test_a_full_disk_is_one_line_and_not_a_success(arguments, unbuffered, zoo):
     need(os.path.exists("/dev/full"), "/dev/full")
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
             [*COMMAND, *arguments.split()],
             stdout=full,
             stderr=subprocess.PIPE,
-            env=ENVIRONMENT,
+            env={**ENVIRONMENT, "PYTHONUNBUFFERED": unbuffered},
             timeout=60,
             check=False,
         )

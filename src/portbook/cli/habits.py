@@ -19,7 +19,7 @@ VALUE = "{}"  # in a translation: the value of the option, so that the option ta
 LEFT_OUT = ""  # what the option asks for is done anyway, or is no part of the answer
 VALUE_LEFT_OUT = "{:.0}"  # the value too
 WITH_PROTOCOL = frozenset(("who", "why", "stop"))  # commands that take the protocol behind a port, not as an option
-PROTOCOL_OPTIONS = {"-u": "udp", "--udp": "udp", "-t": "tcp", "--tcp": "tcp", **{name: name for name in PROTOCOLS}}
+PROTOCOL_OPTIONS = {"-u": "udp", "--udp": "udp", "-t": "tcp", "--tcp": "tcp", "udp": "udp", "tcp": "tcp"}
 # Options whose value is a number, in some of the programs that have them: without a number they are flags.
 COUNTS = frozenset(("-c", "-i", "-n", "-t", "-w"))
 
