@@ -100,6 +100,8 @@ MISTAKES = [
     ("-ano", "-n", "numbers and owners are always shown"),
     ("who 53 -u", "-u", "write portbook who 53/udp"),
     ("stop -9 80", "-9", "write portbook stop --force 80"),
+    ("who tcp 53", "behind the port", "write 53/tcp"),
+    ("stop UDP 53", "behind the port", "write 53/udp"),
     ("wait 80 --timeout 1s", "'1s' is not a valid number", "see portbook wait --help"),
     ("free -n many", "'many' is not a valid whole number", "see portbook free --help"),
     ("who -p", "requires an argument", "see portbook who --help"),

@@ -108,6 +108,10 @@ def given(ctx: click.Context, words: Sequence[str], more: Sequence[str]) -> list
     ports = [*words, *more]
     if not ports:
         raise click.UsageError("missing argument PORT", ctx)
+    if len(ports) > 1 and ports[0].lower() in ("tcp", "udp"):
+        from portbook.errors import UsageError
+
+        raise UsageError("the protocol is written behind the port", f"write {ports[1][:MOST_SHOWN]}/{ports[0].lower()}")
     for word in ports:
         if word.replace("-", "").replace("_", "").isalnum() and word[:1].isalpha():
             _check_service(word)
