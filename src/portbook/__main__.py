@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 YES, UNKNOWN, INTERRUPTED = 0, 5, 130
 SIGNALLED = 128  # and the number of the signal, as shells report it (POSIX, Shell Command Language, section 2.8.2)
 NO_THREAD = "can't start new thread"  # what _thread raises, in every version of Python
+SHORTAGES = {  # by the name in errno
+    "EMFILE": "this process may not open a further file; ulimit -n shows the limit",
+    "ENFILE": "this machine cannot open a further file; sysctl fs.file-max shows the limit",
+}
 MOST_TEXT = 500  # characters of an unforeseen error that are shown
 PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
@@ -96,6 +100,11 @@ def _describe(error: BaseException) -> str:
             sys.stdout.flush()  # what could not be written is still there
         except OSError as failure:
             return f"the output cannot be written: {failure.strerror or failure}"
+        from errno import errorcode  # built into the interpreter: it needs no file
+
+        shortage = SHORTAGES.get(errorcode.get(error.errno or 0, ""))
+        if shortage:
+            return shortage
     if isinstance(error, MemoryError):
         return "there is not enough memory"
     if isinstance(error, RuntimeError) and error.args == (NO_THREAD,):
