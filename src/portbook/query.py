@@ -292,6 +292,10 @@ def _field_of(text: str) -> str:
         if not _network(text):
             raise _wrong_slash(text)
         return "address"
+    name, equals, value = text.partition("=")
+    if equals and ALIASES.get(name.lower(), name.lower()) in FIELDS:
+        shown = f"{name.lower()}:{value}"[:MOST_SHOWN]
+        raise UsageError(f"{text[:MOST_SHOWN]!r} has an equals sign behind a field", f"write {shown}")
     if _looks_like_ipv4(word):
         parse_host(text)  # raises UsageError for what is almost an address
         return "address"

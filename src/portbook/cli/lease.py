@@ -12,13 +12,13 @@ import click
 from portbook.cli import base, exec_command, output
 from portbook.cli.free import PROTOCOLS_OF, address_option, both_option, udp_option
 from portbook.errors import PortbookError, UsageError
-from portbook.records import Protocol
 
 if TYPE_CHECKING:
     from subprocess import Popen
 
     from portbook.bind.lease import Lease
     from portbook.ports import Ports
+    from portbook.records import Protocol
 
 PLACEHOLDER = "{port}"
 MOST_CANDIDATES = 8  # for --number-only

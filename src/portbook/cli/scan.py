@@ -8,13 +8,12 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import click
-from msgspec.structs import replace
 
 from portbook.cli import base, progress, survey
 from portbook.errors import UsageError
-from portbook.probe.outcome import Answer
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # not needed to complete options
+    from portbook.probe.outcome import Answer
     from portbook.scanner.report import Report
     from portbook.scanner.run import Scan
 
@@ -75,6 +74,8 @@ def command(
         form = NO_FORMAT
     limits = survey.limits(timeout, retries, rate, concurrency, deadline)
     if no_breaker:
+        from msgspec.structs import replace
+
         limits = replace(limits, breaker=None)
     meter = progress.meter(streams_rows=form is not None)
     running = scan(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from portbook.errors import UsageError
-from portbook.records import Platform
-from portbook.sources.base import Source
+
+if TYPE_CHECKING:  # not needed to complete names
+    from portbook.records import Platform
+    from portbook.sources.base import Source
 
 PLATFORMS: dict[str, Platform] = {"win32": "windows", "darwin": "macos"}  # others read /proc, as Linux
 PLATFORM = PLATFORMS.get(sys.platform, "linux")
