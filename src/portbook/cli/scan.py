@@ -68,6 +68,8 @@ def command(
     """
     from portbook.scanner.run import scan
 
+    if ports == "-":
+        ports = "1-65535"  # as in "nmap -p-"
     if xml_path == "-":
         if form is not None:
             raise UsageError(f"--{form} and --nmap-xml - both write to stdout", "name a file for the XML")

@@ -32,8 +32,8 @@ PLATFORM_NAMES = {"linux": "Linux", "windows": "Windows", "macos": "macOS"}
 
 def load(name: str) -> Source:
     """Return the source called ``name``; raise UsageError that lists the valid names."""
-    if name not in SOURCES:
-        raise UsageError(f"unknown source {name!r}", f"valid values are {', '.join(SOURCES)}")
+    if name not in [*SOURCES]:  # not by its hash: a list has none
+        raise UsageError(f"unknown source {name!r:.40}", f"valid values are {', '.join(SOURCES)}")
     source: Source = import_module(f"portbook.sources.{SOURCES[name][0]}").SOURCE
     return source
 
