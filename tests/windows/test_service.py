@@ -47,8 +47,9 @@ def test_the_tag_identifies_one_of_several_services(monkeypatch, answer, service
 
 
 @pytest.mark.parametrize(("code", "name", "answer"), [(0, "Dnscache", "Dnscache"), (0, None, None), (87, None, None)])
-def test_a_tag_is_queried_as_windows_answers(code, name, answer):
+def test_a_tag_is_queried_as_windows_answers(monkeypatch, code, name, answer):
     """Wine has a stub that ends the process: this stands in for I_QueryTagInformation, and allocates as it does."""
+    monkeypatch.setattr(windows, "is_wine", lambda: False)
 
     def query(machine, level, information):
         asked = information._obj
