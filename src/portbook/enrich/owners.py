@@ -54,9 +54,7 @@ def complete(
         sockets, pid_gaps = owned_by(sockets, pids, all_known)
         gaps += pid_gaps
 
-    closed = [s for s in sockets if s.inode == 0 and not s.owners]
-    if closed:
-        sockets = [s for s in sockets if s.inode != 0 or s.owners]
+    sockets, closed = _apart(sockets)
     found = _find(sockets, search, all_known)
     if found.gone:
         sockets = [s for s in sockets if s.inode not in found.gone]
@@ -64,17 +62,17 @@ def complete(
     group_gaps = _invisible(found)
     seen_at = datetime.now(UTC)
     groups, owners, owner_gaps = _complete_groups(groups)
-    netns_names = namespaces.names([*sockets, *closed], [*groups, *[()] * len(closed)])
+    netns_names = namespaces.names(sockets, groups, closed)
     completed = _complete_sockets(sockets, groups, found.kernel, netns_names)
 
     gaps += group_gaps
     gaps += owner_gaps
     gaps += _drop_reused(completed, owners, seen_at)
-    completed += _complete_closed(closed, netns_names)
     unowned = [s for s in completed if not s.owners]
-    completed, creator_gaps = _name_by_creator(completed, unowned)
-    gaps += creator_gaps
     gaps += _without_pid(unowned)
+    closed = _complete_closed(closed, netns_names)
+    completed, creator_gaps = _name_by_creator(completed + closed, unowned + closed)
+    gaps += creator_gaps
     return completed, list(dict.fromkeys(gaps))
 
 
@@ -177,6 +175,20 @@ def _look_again(sockets: list[Socket], unowned: set[int], found: _Found, made: _
         for inode, pids in find_in_rings(unowned, bpf.pids_with_rings()).items():
             found.by_inode[inode] = made[pids, "io-uring"]
     found.unknown = len(unowned - found.by_inode.keys())
+
+
+def _apart(sockets: list[Socket]) -> tuple[list[Socket], list[Socket]]:
+    """The sockets, and apart from them those that no descriptor refers to and that have no owner."""
+    if not any(s.inode == 0 for s in sockets):
+        return sockets, []
+    others: list[Socket] = []
+    closed: list[Socket] = []
+    for s in sockets:
+        if s.inode == 0 and not s.owners:
+            closed.append(s)
+        else:
+            others.append(s)
+    return others, closed
 
 
 class _Groups(dict[tuple[tuple[int, ...], FoundBy], _Group]):
@@ -309,7 +321,7 @@ def _drop_reused(sockets: list[Socket], owners: Iterable[Owner], seen_at: dateti
 
 def _name_by_creator(sockets: list[Socket], unowned: list[Socket]) -> tuple[list[Socket], list[Gap]]:
     """Where no owner is visible, the cgroup of the socket's creator still names its service and container."""
-    ids = {s.cgroup_id for s in unowned if s.cgroup_id}
+    ids = set(filter(None, map(attrgetter("cgroup_id"), unowned)))
     if not ids:
         return sockets, []
     from portbook.enrich import cgroup
