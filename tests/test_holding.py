@@ -179,9 +179,10 @@ def test_an_unknown_protocol_is_a_usage_error():
         who(80, "sctp")
 
 
-def test_an_unknown_source_is_a_usage_error():
+@pytest.mark.parametrize("source", ["nonesuch", ["bpf"], {80}, b"bpf", 7])
+def test_an_unknown_source_is_a_usage_error(source):
     with pytest.raises(UsageError, match="unknown source"):
-        who(80, source="nonesuch")
+        who(80, source=source)
 
 
 # --- what else is known of a holder --------------------------------------------------------------------------------

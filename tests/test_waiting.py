@@ -342,6 +342,13 @@ def test_a_wait_for_tcp_and_udp_together():
         }
 
 
+def test_a_udp_port_of_a_name_is_silent_before_the_first_round_ends():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        target = f"localhost:{silent.getsockname()[1]}/udp"
+        assert reasons([target], timeout_s=0.3) == {target: "silent"}
+
+
 def test_hosts_and_ports_apart():
     with listening("127.0.0.1", "127.0.0.1") as ((_, one), (_, other)):
         assert portbook("wait", "127.0.0.1", one, other, "--timeout", "20").returncode == 0

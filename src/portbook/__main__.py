@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 YES, UNKNOWN, INTERRUPTED = 0, 5, 130
 SIGNALLED = 128  # and the number of the signal, as shells report it (POSIX, Shell Command Language, section 2.8.2)
 NO_THREAD = "can't start new thread"  # what _thread raises, in every version of Python
+SHORTAGES = {  # by the name in errno
+    "EMFILE": "this process may not open a further file; ulimit -n shows the limit",
+    "ENFILE": "this machine cannot open a further file; sysctl fs.file-max shows the limit",
+}
 MOST_TEXT = 500  # characters of an unforeseen error that are shown
 PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
@@ -96,6 +100,11 @@ def _describe(error: BaseException) -> str:
             sys.stdout.flush()  # what could not be written is still there
         except OSError as failure:
             return f"the output cannot be written: {failure.strerror or failure}"
+        from errno import errorcode  # built into the interpreter: it needs no file
+
+        shortage = SHORTAGES.get(errorcode.get(error.errno or 0, ""))
+        if shortage:
+            return shortage
     if isinstance(error, MemoryError):
         return "there is not enough memory"
     if isinstance(error, RuntimeError) and error.args == (NO_THREAD,):
@@ -160,8 +169,21 @@ def _prepare_streams() -> None:
         sys.stdout = open(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  for the rest of the process
+    _buffer_output()
     if not isinstance(sys.stderr, _Forgiving):
         sys.stderr = _Forgiving(sys.stderr)
+
+
+def _buffer_output() -> None:
+    """Buffer standard output also under PYTHONUNBUFFERED, which images of containers set.
+
+    Without a buffer a write may write a part and say so only in its result (Python documentation, io.RawIOBase.write),
+    and what could not be written is not there any more to find out why.
+    """
+    raw = getattr(sys.stdout, "buffer", None)
+    if hasattr(raw, "readall"):  # of io.RawIOBase only
+        encoding, errors = sys.stdout.encoding, sys.stdout.errors
+        sys.stdout = open(sys.stdout.fileno(), "w", encoding=encoding, errors=errors, closefd=False)  # noqa: SIM115
 
 
 def _forget_output() -> None:

@@ -292,10 +292,35 @@ def _field_of(text: str) -> str:
         if not _network(text):
             raise _wrong_slash(text)
         return "address"
+    name, equals, value = text.partition("=")
+    if equals and ALIASES.get(name.lower(), name.lower()) in FIELDS:
+        shown = f"{name.lower()}:{value}"[:MOST_SHOWN]
+        raise UsageError(f"{text[:MOST_SHOWN]!r} has an equals sign behind a field", f"write {shown}")
     if _looks_like_ipv4(word):
         parse_host(text)  # raises UsageError for what is almost an address
         return "address"
+    _refuse_other_grammar(text)
     return "word"
+
+
+# What other programs and languages have for ranges and logic, by what is written here.
+NO_GRAMMAR = {
+    "or": "write the values with commas: port:80,443",
+    "and": "write the terms without it: tcp port:80",
+    "not": "write a minus in front of the term: -port:80",
+}
+
+
+def _refuse_other_grammar(text: str) -> None:
+    """Raise UsageError for a word that nobody means as the name of a process: ``80..90``, ``!tcp``, ``or``."""
+    hint = NO_GRAMMAR.get(text.lower())
+    if text[:1] == "!" and len(text) > 1:
+        hint = f"write -{text[1:]}"[:MOST_SHOWN]
+    elif text[:1].isascii() and text[:1].isdigit() and not text.strip("0123456789.-_+"):
+        numbers = [part for part in text.replace(".", "-").replace("+", "-").replace("_", "-").split("-") if part]
+        hint = f"write {'-'.join(numbers[:2])}"[:MOST_SHOWN]
+    if hint is not None:
+        raise UsageError(f"{text[:MOST_SHOWN]!r} has no meaning in a query", hint)
 
 
 def _looks_like_ipv4(word: str) -> bool:

@@ -205,12 +205,16 @@ def _udp_rounds(destination: Destination, until: float) -> Iterator[str | None]:
 
     pauses = waits(FIRST_PAUSE_S, LONGEST_PAUSE_S)
     round_s = FIRST_UDP_S
+    is_first = True
     host, port = destination.lookup_name, destination.port
     while (left_s := until - monotonic()) > 0:
         resolved = Resolved(host, (destination.address,)) if destination.address else resolve_one(host)
         results: list[tuple[Outcome, Evidence]] = []
         if resolved.failure is not None:
             results.append((lookup_outcome(resolved.failure), resolved.failure))
+        if resolved.addresses and is_first:
+            yield "silent"  # until more is known
+        is_first = False
         probes = [Probe(host, each.address, port, each.zone) for each in resolved.addresses]
         # The second attempt sends every payload that fits the port.
         limits = Limits(timeout_s=min(round_s, left_s), retries=1, most_retries=1, deadline_s=left_s)

@@ -12,7 +12,7 @@ import time
 import click
 import pytest
 
-from portbook import cli, testing
+from portbook import cli, query, records, sources, testing
 from portbook.cli import completion
 from tests.components import need
 from tests.conftest import unheld_port
@@ -256,6 +256,14 @@ def test_the_summaries_are_those_of_the_commands():
     context = click.Context(cli.portbook)
     summaries = {name: cli.portbook.get_command(context, name).get_short_help_str() for name in cli.COMMANDS}
     assert summaries == completion.SUMMARIES
+
+
+def test_the_tables_are_those_of_the_query_and_the_sources():
+    assert list(completion.STATES) == [state.lower() for state in records.STATES]
+    assert list(completion.STATE_GROUPS) == [group.lower() for group in query.STATE_GROUPS]
+    assert {name: field.about for name, field in query.FIELDS.items()} == completion.FIELDS
+    assert {word: f"{name}:{value}" for word, (name, value) in query.WORDS.items()} == completion.WORDS
+    assert {name: sources.load(name).sees for name in sources.SOURCES} == completion.SOURCES
 
 
 @pytest.mark.parametrize("value", ["$(id)", "`id`", "a b", "a;b", "a'b", "-\x1b[2J", "a\nb", "ü"])

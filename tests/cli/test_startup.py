@@ -45,11 +45,39 @@ def test_a_listing_does_not_load(module):
 
 
 @pytest.mark.parametrize("module", ["msgspec", "socket", "inspect", "portbook.inventory", "portbook.cli.scan"])
-@pytest.mark.parametrize(("line", "offered"), [("portbook --al", "plain,--all"), ("portbook sto", "plain,stop")])
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("portbook --al", "plain,--all"),
+        ("portbook sto", "plain,stop"),
+        ("portbook list --state listeni", "plain,listening"),
+        ("portbook list --source lso", "plain,lsof"),
+        ("portbook list remote-p", "nospace,remote-port:"),
+        ("portbook list fin_wait1", "plain,fin_wait1"),
+        ("portbook free --avoid", "plain,--avoid-ephemeral"),
+        ("portbook lease --number", "plain,--number-only"),
+    ],
+)
 def test_completion_does_not_load(module, line, offered):
     looking = f"found = sys.modules.get({module!r}); sys.stderr.write(str(getattr(found, '__file__', None)))"
     done = python(RUN.format(arguments=[]) + looking, **COMPLETE, COMP_LINE=line)
-    assert done.stdout.split() == [offered]
+    assert done.stdout.split() == offered.split()
+    assert done.stderr == "None"
+
+
+@pytest.mark.parametrize("module", ["msgspec", "inspect", "portbook.records", "portbook.probe.outcome"])
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("portbook scan -p @mai", "plain,@mail"),
+        ("portbook probe -p @mai", ""),
+        ("portbook scan --ban", "plain,--banner"),
+    ],
+)
+def test_completion_of_a_scan_does_not_load(module, line, offered):
+    looking = f"found = sys.modules.get({module!r}); sys.stderr.write(str(getattr(found, '__file__', None)))"
+    done = python(RUN.format(arguments=[]) + looking, **COMPLETE, COMP_LINE=line)
+    assert done.stdout.split() == offered.split()
     assert done.stderr == "None"
 
 

@@ -95,20 +95,24 @@ MISTAKES = [
     ("list --nonesuch", "--nonesuch", "see portbook list --help"),
     ("who 80 --nonesuch", "--nonesuch", "see portbook who --help"),
     ("-x", "-x", "see portbook list --help"),
-    ("--jsn", "--jsn", "did you mean --json?; see portbook list --help"),
+    ("--jsn", "--jsn", "did you mean --json? see portbook list --help"),
     ("-tulpn", "-l", "listening ports are what is listed without options"),
     ("-ano", "-n", "numbers and owners are always shown"),
-    ("who 53 -u", "-u", "write the protocol after the port: 8080/udp"),
-    ("stop -9 80", "-9", "portbook stop PORT --force"),
+    ("who 53 -u", "-u", "write portbook who 53/udp"),
+    ("stop -9 80", "-9", "write portbook stop --force 80"),
+    ("who tcp 53", "behind the port", "write 53/tcp"),
+    ("stop UDP 53", "behind the port", "write 53/udp"),
+    ("wait 80 --timeout 1s", "'1s' is not a valid number", "see portbook wait --help"),
+    ("free -n many", "'many' is not a valid whole number", "see portbook free --help"),
     ("who -p", "requires an argument", "see portbook who --help"),
     ("--por 80", "--por", "--port"),
-    ("nonesuch", "nonesuch", "did you mean portbook list nonesuch?; see portbook --help"),
-    ("kill 8080", "'kill'", "did you mean portbook stop 8080?; see portbook --help"),
+    ("nonesuch", "nonesuch", "did you mean portbook list nonesuch? see portbook --help"),
+    ("kill 8080", "'kill'", "did you mean portbook stop 8080? see portbook --help"),
     ("stpo 8080 --yes", "'stpo'", "did you mean portbook stop 8080 --yes?"),
-    ("netstat -an", "'netstat'", "did you mean portbook list -an?"),
+    ("netstat -an", "'netstat'", "did you mean portbook list -a?"),
     ("version", "'version'", "did you mean portbook --version?"),
     ("/?", "'/?'", "did you mean portbook help?"),
-    ("help kill", "'kill'", "did you mean portbook help stop?; see portbook --help"),
+    ("help kill", "'kill'", "did you mean portbook help stop? see portbook --help"),
     ("help nonesuch", "'nonesuch'", "valid commands are list, who"),
     ("127.1", "'127.1'", "write 127.0.0.1"),
     ("010.91.0.254:80", "read as 10.91.0.254 or as 8.91.0.254", "write the one that is meant"),
@@ -283,17 +287,18 @@ def test_a_reader_that_is_gone_from_the_start_ends_it_quietly(arguments, zoo):
 
 
 @on_unix
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(
     "arguments", ["", "--json", "--csv", "who 1", "who 1 --json", "sources", "man", "--version", "--help"]
 )
-def test_a_full_disk_is_one_line_and_not_a_success(arguments, zoo):
+def test_a_full_disk_is_one_line_and_not_a_success(arguments, unbuffered, zoo):
     need(os.path.exists("/dev/full"), "/dev/full")
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
             [*COMMAND, *arguments.split()],
             stdout=full,
             stderr=subprocess.PIPE,
-            env=ENVIRONMENT,
+            env={**ENVIRONMENT, "PYTHONUNBUFFERED": unbuffered},
             timeout=60,
             check=False,
         )

@@ -182,3 +182,22 @@ def test_a_signal_during_a_callback_is_not_lost(name, code):
     command = [sys.executable, "-c", LOSING, SOURCE, str(int(getattr(signal, name)))]
     done = subprocess.run(command, capture_output=True, timeout=40, check=False)
     assert (done.returncode, done.stderr) == (code, b"")
+
+
+@on_unix
+@pytest.mark.parametrize("arguments", ["scan 127.0.0.1 -p 1-50", "probe 127.0.0.1 53"])
+@pytest.mark.parametrize("limit", [5, 8])
+def test_no_descriptor_is_left(arguments, limit):
+    """One line, if it is an error at all: the least with which Python starts is 5."""
+    code = f"""
+import resource, sys
+from portbook import __main__ as m
+sys.argv[1:] = {arguments.split()!r}
+resource.setrlimit(resource.RLIMIT_NOFILE, ({limit}, {limit}))
+m.start()
+"""
+    done = python(code)
+    text = done.stderr.decode()
+    assert done.returncode in (0, 1, 5)
+    assert "Traceback" not in text
+    assert "report it" not in text

@@ -118,6 +118,12 @@ def test_people_get_a_table_and_a_summary(ports):
     assert lines[-1] == "self-check: found 4 of 4 canaries, 20 of 20 listening ports"
 
 
+def test_a_minus_is_every_port_as_in_nmap():
+    done = run(HOST, "-p-", "--open", "--deadline", "0.05")
+    assert done.returncode in (0, 1)
+    assert ": 65,535 ports of 1 address in " in done.stdout
+
+
 def test_without_an_open_port_the_exit_code_is_1(ports):
     done = run(HOST, "-p", listed(ports[1]))
     assert (done.returncode, done.stderr) == (1, "")

@@ -82,3 +82,8 @@ def test_an_unknown_namespace_is_a_mistake_and_a_known_one_without_sockets_is_no
         subprocess.run(["ip", "netns", "delete", name], check=True, timeout=20)
     with pytest.raises(UsageError, match=f"unknown network namespace '{inode}'"):
         portbook.take(f"netns:{inode}")
+
+
+@pytest.mark.parametrize("text", ["container:*", "container:docker:*", "-container:docker"])
+def test_a_pattern_and_an_exclusion_may_match_nothing(text):
+    assert portbook.take(f"{text} port:1").sockets == ()

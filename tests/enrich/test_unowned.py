@@ -19,7 +19,7 @@ from tests.netlab import Namespace, needed
 if sys.platform != "linux":
     pytest.skip("io_uring, and what the kernel itself has, are of Linux", allow_module_level=True)
 
-from portbook.enrich import descriptors, owners
+from portbook.enrich import descriptors, owners, unowned
 from portbook.records import Socket
 
 BY_INODE = [name for name in ("bpf", "sockdiag", "procfs") if sources.missing(name) is None]
@@ -201,6 +201,19 @@ def test_a_socket_that_vanished_is_neither_shown_nor_a_gap(own_network):
         completed, gaps = owners.complete(rows)
         assert [(s.inode, [o.pid for o in s.owners]) for s in completed] == [(rows[1].inode, [os.getpid()])]
         assert gaps == []
+
+
+def test_a_process_that_does_not_run_for_some_milliseconds_while_it_ends_is_waited_for(monkeypatch):
+    """The kernel has closed its descriptors and not its sockets yet; nothing else ends meanwhile."""
+    need(ROOT, "root, which alone waits")
+    s = Socket("tcp", "ipv4", "127.0.0.1", 1, None, None, "LISTEN", inode=unowned._newest_inode())
+    looks = [
+        unowned.SecondLook({}, frozenset(), frozenset()),
+        unowned.SecondLook({}, frozenset([s.inode]), frozenset()),
+    ]
+    monkeypatch.setattr(unowned, "process_ids", lambda: [1])
+    monkeypatch.setattr(unowned, "look_again", lambda _: looks.pop(0))
+    assert unowned.wait_for_end([s]) == {s.inode}
 
 
 def test_a_socket_of_a_namespace_that_is_gone_is_no_gap(own_network):

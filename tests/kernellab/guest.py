@@ -169,6 +169,38 @@ print(json.dumps({{
     return json.loads(text.splitlines()[-1])
 
 
+def tunnel() -> dict:
+    """The UDP port of a vxlan device, which no process has."""
+    from portbook import take, who
+
+    run("ip", "link", "add", "vx0", "type", "vxlan", "id", "7", "dstport", "4789", "local", "127.0.0.1")
+    run("ip", "link", "set", "vx0", "up")
+    return {
+        "held": who(4789, protocol="udp").held,
+        "kernel": [row.kernel for row in take("port:4789/udp family:ipv4").sockets],
+        "free": who(4790, protocol="udp").held,
+    }
+
+
+def ports() -> dict:
+    """Fifty ports that are held and fifty that are not, each asked by itself."""
+    from portbook import who
+
+    with ExitStack() as hold:
+        held = []
+        for number in range(50):
+            kind = (socket.SOCK_STREAM, socket.SOCK_DGRAM)[number % 2]
+            opened = hold.enter_context(socket.socket(socket.AF_INET, kind))
+            opened.bind(("127.0.0.1", 0))
+            if kind == socket.SOCK_STREAM:
+                opened.listen()
+            held.append((opened.getsockname()[1], ("tcp", "udp")[number % 2]))
+        missed = [port for port, protocol in held if not who(port, protocol=protocol).held]
+        numbers = {port for port, _ in held}
+        invented = [port for port in range(2001, 2051) if port not in numbers and who(port).held]
+    return {"missed": missed, "invented": invented}
+
+
 def reach() -> dict:
     """Connections to open, closed and unanswered ports, over TCP and UDP, and a scan."""
     from portbook import dial, scan
@@ -231,7 +263,7 @@ def run(*command: str) -> str:
 def main() -> None:
     for module in ("tcp_diag", "udp_diag", "veth", "vxlan"):
         subprocess.run(["modprobe", "-q", module], check=False, timeout=60)
-    for check in (kernel, sources, zoo, bound_only, namespaces, ordinary_user, reach, commands):
+    for check in (kernel, sources, zoo, bound_only, namespaces, ordinary_user, tunnel, ports, reach, commands):
         try:
             answer = {"answer": check()}
         except Exception:

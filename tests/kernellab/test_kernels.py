@@ -127,6 +127,18 @@ def test_an_ordinary_user(guest):
     assert "owners of 1 socket are not visible to uid 65534; run with sudo" in answer["gaps"]
 
 
+def test_a_tunnel_of_the_kernel_has_a_name(guest):
+    answer = guest["tunnel"]
+    assert answer["held"] is True
+    assert answer["kernel"] == ["vxlan vx0"]
+    assert answer["free"] is False  # another port, which nobody has
+
+
+def test_many_ports_are_found_and_free_ones_are_free(guest):
+    """Of ports one by one: where the kernel allows it they are looked up in its own hash tables."""
+    assert guest["ports"] == {"missed": [], "invented": []}
+
+
 def test_connections_and_scans(guest):
     assert guest["reach"] == {
         "open": "open",
@@ -146,9 +158,9 @@ def test_commands(guest):
         "stop": 1,
     }
     listing = json.loads(answers["list"][1])
-    assert [row["local_port"] for row in listing["sockets"]] == [4243]
+    assert [row["local_port"] for row in listing["sockets"]] == [4243, 4789]  # and the tunnel
     assert listing["sockets"][0]["owners"][0]["pid"] == answers["pid"]
-    assert answers["who"][1].startswith(f"port 4243 is held by python3.11 (pid {answers['pid']})")
+    assert answers["who"][1].startswith(f"port 4243 is held by python3.11 guest.py (pid {answers['pid']})")
     assert "0.0.0.0:4243 is in use" in answers["why"][1]
     assert "the first process" in answers["stop"][1]
     for name in ("sources", "list", "who", "why", "stop"):

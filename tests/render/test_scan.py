@@ -62,6 +62,15 @@ def shown(answers, style=PLAIN):
 # --- for people ----------------------------------------------------------------------------------------------------
 
 
+def test_a_question_mark_is_explained_wherever_a_row_has_one():
+    explained = "? the name registered for the port; no answer confirms it"
+    answers = [answer(22, "open"), answer(25, "filtered", service="smtp", service_origin="registered")]
+    assert [line for line in shown(answers) if "?" in line][-1] == explained
+    assert explained not in shown([answer(22, "open"), answer(25, "filtered")])
+    many = [answer(n, "filtered", service="smtp", service_origin="registered") for n in range(1000, 1100)]
+    assert explained not in shown([answer(22, "open"), *many]), "counted answers have no row"
+
+
 def test_the_table_of_an_address():
     answers = [
         answer(443, service="https", rtt_ms=0.123),

@@ -7,7 +7,7 @@ from time import thread_time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portbook.render.text import Column, Style, cell_count, table, wrap
+from portbook.render.text import Column, Style, cell_count, note, table, wrap
 
 TITLE = "  listens on  "
 ROW = "[::]:39663/tcp and IPv4 LISTEN, reach: every network, accept queue 0 of 128"
@@ -47,3 +47,11 @@ def test_a_long_text_of_wide_characters_takes_no_time_to_be_cut():
     (_, row) = table([Column("COMMAND", 1)], [["漢" * 500_000]], Style(80))
     assert cell_count(row) == 79
     assert thread_time() - began < 5
+
+
+def test_a_message_with_a_word_of_megabytes_does_not_scroll_the_screen_away():
+    """Such as a word of a file of targets, which somebody else has written."""
+    text = note(f"target {chr(0) * 2_000_000} is not an address; write 10.0.0.1")
+    assert len(text) < 10_000
+    assert text.startswith(r"portbook: target \x00\x00")
+    assert text.endswith("is not an address; write 10.0.0.1\n")

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from portbook.errors import UsageError
-from portbook.scanner.ports import GROUPS, TCP, UDP, parse_ports, parse_survey
+from portbook.scanner.groups import GROUPS, TCP, UDP
+from portbook.scanner.ports import parse_ports, parse_survey
 
 
 @pytest.mark.parametrize(

@@ -253,6 +253,9 @@ def test_a_deadline_that_the_engine_reports_makes_it_partial():
         (("127.0.0.1", "80"), {"limits": Limits(deadline_s=float("inf"))}, "deadline inf"),
         (("127.0.0.1", "80"), {"limits": Limits(retries=-1)}, "retries -1"),
         (("127.0.0.1", "80"), {"limits": Limits(concurrency=0)}, "concurrency 0"),
+        (("127.0.0.1", "80"), {"limits": Limits(concurrency="4")}, "concurrency 4"),
+        (("127.0.0.1", "80"), {"limits": 3}, "type int"),
+        (("127.0.0.1", "80"), {"limits": {}}, "type dict"),
     ],
 )
 def test_a_mistake_is_an_error_before_anything_is_probed(arguments, more, wrong):

@@ -29,6 +29,8 @@ class Option(click.Option):
 class Finite(click.types.FloatParamType):
     """A number that can be counted with: float() also reads "nan", which no comparison refuses, and "inf"."""
 
+    name = "number"  # in messages, where click has "float range"
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Convert as click does, within MOST."""
         number = super().convert(value, param, ctx)
@@ -48,6 +50,8 @@ def option(*declarations: str, **attributes: Any) -> Callable[[Decorated], Decor
         attributes["type"] = Finite()
     elif isinstance(kind, click.FloatRange):
         attributes["type"] = FiniteRange(kind.min, kind.max, kind.min_open, kind.max_open, kind.clamp)
+    elif isinstance(kind, click.IntRange):
+        kind.name = "whole number"
     return click.option(*declarations, cls=Option, **attributes)
 
 
@@ -104,6 +108,10 @@ def given(ctx: click.Context, words: Sequence[str], more: Sequence[str]) -> list
     ports = [*words, *more]
     if not ports:
         raise click.UsageError("missing argument PORT", ctx)
+    if len(ports) > 1 and ports[0].lower() in ("tcp", "udp"):
+        from portbook.errors import UsageError
+
+        raise UsageError("the protocol is written behind the port", f"write {ports[1][:MOST_SHOWN]}/{ports[0].lower()}")
     for word in ports:
         if word.replace("-", "").replace("_", "").isalnum() and word[:1].isalpha():
             _check_service(word)

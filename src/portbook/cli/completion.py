@@ -50,6 +50,61 @@ SUMMARIES = {
     "help": "Show the help text of a command, or of portbook.",
 }
 
+# What the query and the sources have, too: to import them takes longer than everything else here.
+STATES = (
+    "listen",
+    "bound",
+    "established",
+    "syn_sent",
+    "syn_recv",
+    "fin_wait1",
+    "fin_wait2",
+    "time_wait",
+    "close",
+    "close_wait",
+    "last_ack",
+    "closing",
+    "unknown",
+)
+STATE_GROUPS = ("all", "listening", "connected", "unconn")
+FIELDS = {
+    "port": "local port: 80, 8000-8100, 53/udp, http, 127.0.0.1:8080",
+    "remote-port": "port of the peer",
+    "protocol": "tcp, udp",
+    "family": "ipv4, ipv6",
+    "state": "listen, established, … or listening, connected, all",
+    "address": "local address or network; * for wildcards",
+    "remote-address": "address or network of the peer",
+    "reach": "loopback, address, any, none, multicast, broadcast",
+    "inode": "inode of the socket (Linux)",
+    "netns": "network namespace: its name, its inode, or all (Linux)",
+    "pid": "process id of an owner",
+    "process": "name or executable of an owner",
+    "word": "process, or the name registered for the local port",
+    "command": "command line of an owner",
+    "user": "user name or id",
+    "service": "systemd unit or Windows service",
+    "container": "container, such as docker:web",
+}
+WORDS = {
+    "tcp": "protocol:tcp",
+    "udp": "protocol:udp",
+    "ipv4": "family:ipv4",
+    "ipv6": "family:ipv6",
+    "loopback": "reach:loopback",
+    "localhost": "reach:loopback",
+}
+SOURCES = {
+    "bpf": "every TCP and UDP socket of every process and every network namespace, with all its owners",
+    "sockdiag": "every TCP and UDP socket of this network namespace, also bound ones that do not listen (Linux 6.8)",
+    "procfs": "the TCP and UDP sockets of this network namespace that listen or are connected",
+    "iphlpapi": "every TCP and UDP endpoint, the pid that created it, when, and for which service",
+    "netstat-anv": "what netstat -anv prints: TCP and UDP sockets of every user, with the pid of one owner",
+    "psutil": "listening and connected TCP sockets, UDP sockets, one owner each",
+    "netstat": "what netstat -ano prints, with names from tasklist",
+    "lsof": "TCP and UDP sockets that a visible process holds",
+}
+
 # --- shells --------------------------------------------------------------------------------------------------------
 
 BASH = """\
@@ -234,17 +289,23 @@ def complete_value(ctx: click.Context, name: str, incomplete: str) -> list[Compl
 
 def _items(values: Iterable[Item], prefix: str, last: str) -> Iterator[CompletionItem[str]]:
     """Each value once. One with a character that a shell may act upon is not offered: others choose some names."""
-    from portbook.render.text import safe
-
     seen: set[str] = set()
     for value, about in values:
         if not value.startswith(last) or value in seen or not HARMLESS.issuperset(value):
             continue
         seen.add(value)
         kind = "nospace" if value.endswith(":") else "plain"
-        yield CompletionItem(prefix + value, type=kind, help=safe(about)[:MOST_DESCRIPTION])
+        yield CompletionItem(prefix + value, type=kind, help=_described(about))
         if len(seen) >= MOST_VALUES:
             return
+
+
+def _described(about: str) -> str:
+    if about.isprintable():
+        return about[:MOST_DESCRIPTION]
+    from portbook.render.text import safe
+
+    return safe(about)[:MOST_DESCRIPTION]
 
 
 def _held_ports(_: click.Context, __: str) -> Iterator[Item]:
@@ -300,7 +361,7 @@ def _lines(path: str) -> list[str]:
 
 
 def _groups(ctx: click.Context, _: str) -> Iterator[Item]:
-    from portbook.scanner.ports import GROUPS
+    from portbook.scanner.groups import GROUPS
 
     is_udp = ctx.info_name == "probe" or ctx.params.get("udp")
     for name, (about, _ports) in GROUPS["udp" if is_udp else "tcp"].items():
@@ -308,11 +369,8 @@ def _groups(ctx: click.Context, _: str) -> Iterator[Item]:
 
 
 def _states(_: click.Context, __: str) -> Iterator[Item]:
-    from portbook.query import STATE_GROUPS
-    from portbook.records import STATES
-
-    yield from ((group.lower(), "several states") for group in STATE_GROUPS)
-    yield from ((state.lower(), "TCP state") for state in STATES)
+    yield from ((group, "several states") for group in STATE_GROUPS)
+    yield from ((state, "TCP state") for state in STATES)
 
 
 def _sorts(_: click.Context, __: str) -> Iterator[Item]:
@@ -324,7 +382,7 @@ def _sorts(_: click.Context, __: str) -> Iterator[Item]:
 def _sources(_: click.Context, __: str) -> Iterator[Item]:
     from portbook import sources
 
-    return ((name, sources.load(name).sees) for name in sources.names())
+    return ((name, SOURCES[name]) for name in sources.names())
 
 
 def _reaches(_: click.Context, __: str) -> Iterator[Item]:
@@ -365,17 +423,15 @@ def _processes(_: click.Context, __: str) -> Iterator[Item]:
 
 def _terms(ctx: click.Context, written: str) -> Iterator[Item]:
     """Fields with a colon, the values behind them, and words that need no field."""
-    from portbook.query import FIELDS, WORDS
-
     field, colon, _ = written.partition(":")
     if colon:
         values = FIELD_VALUES.get(field)
         if values is not None:
             yield from ((f"{field}:{value}", about) for value, about in values(ctx, ""))
         return
-    yield from ((word, f"{name}:{value}") for word, (name, value) in WORDS.items())
+    yield from WORDS.items()
     yield from _states(ctx, "")
-    yield from ((f"{name}:", details.about) for name, details in FIELDS.items())
+    yield from ((f"{name}:", about) for name, about in FIELDS.items())
     if written[:1].isdigit():
         yield from _held_ports(ctx, "")
 

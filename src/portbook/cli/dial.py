@@ -31,7 +31,7 @@ NOT_FOUND_OUT = ("error", "lookup-failed")
 @base.option(
     "--count", "times", type=click.IntRange(1, 10_000), default=1, metavar="N", help="dial N times and show statistics"
 )
-@base.option("--tls", is_flag=True, help="do a TLS handshake: protocol, certificate, expiry; 1 if there is none")
+@base.option("--tls", is_flag=True, help="do a TLS handshake and show the certificates; exit with 1 if it fails")
 @base.option("--tls-verify", "verify", is_flag=True, help="--tls, and exit with 1 if a server is not trusted")
 @base.option(
     "--expires-within",

@@ -57,7 +57,7 @@ def _complete(error: PortbookError, running: str | None) -> str:
         return str(error)
     from portbook.cli import mistakes
 
-    return f"{error}; {mistakes.see(f'portbook {running}' if running else 'portbook')}"
+    return mistakes.with_help(str(error), f"portbook {running}" if running else "portbook")
 
 
 def _report(message: str, code: int) -> int:

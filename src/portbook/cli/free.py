@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import click
 
 from portbook.cli import base, exits, output
-from portbook.records import PROTOCOLS, Protocol
 
 if TYPE_CHECKING:
     from portbook.bind.free import Free
+    from portbook.records import Protocol
 
 # None: that of the ports, else TCP.
-PROTOCOLS_OF: dict[str | None, tuple[Protocol, ...] | None] = {None: None, "udp": ("udp",), "both": PROTOCOLS}
+PROTOCOLS_OF: dict[str | None, tuple[Protocol, ...] | None] = {None: None, "udp": ("udp",), "both": ("tcp", "udp")}
 udp_option = base.option("--udp", "which", flag_value="udp", default=None, help="UDP instead of TCP")
 both_option = base.option("--both", "which", flag_value="both", default=None, help="TCP and UDP of the same port")
 address_option = base.option(

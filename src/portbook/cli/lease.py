@@ -12,13 +12,13 @@ import click
 from portbook.cli import base, exec_command, output
 from portbook.cli.free import PROTOCOLS_OF, address_option, both_option, udp_option
 from portbook.errors import PortbookError, UsageError
-from portbook.records import Protocol
 
 if TYPE_CHECKING:
     from subprocess import Popen
 
     from portbook.bind.lease import Lease
     from portbook.ports import Ports
+    from portbook.records import Protocol
 
 PLACEHOLDER = "{port}"
 MOST_CANDIDATES = 8  # for --number-only
@@ -34,7 +34,7 @@ MOST_CANDIDATES = 8  # for --number-only
 @base.option(
     "--number-only", is_flag=True, help="pass the number only: release the port, which the command then binds itself"
 )
-@base.option("-q", "--quiet", is_flag=True, help="do not print the number of the port, and what the command gets")
+@base.option("-q", "--quiet", is_flag=True, help="do not print the number of the port and what the command gets")
 @click.pass_context
 def command(
     ctx: click.Context,

@@ -99,7 +99,7 @@ class QueryCommand(base.Command):
 )
 @_filters
 @base.option(
-    "-w", "--wide", is_flag=True, help="add every pid, inode, queues, creation time, executable and command line"
+    "-w", "--wide", is_flag=True, help="add all that is known: inode, queues, creation time, directory, command line, …"
 )
 @output.format_options
 @base.option("--sort", metavar="FIELD", help=f"{', '.join(SORTS)}; prefix with - to reverse")
@@ -122,7 +122,7 @@ def command(
     list, and the prefix - excludes what matches the term. Without a field, 8080, 53/udp or 127.0.0.1:8080 is a port,
     tcp, ipv6 or established a protocol, family or state, and any other word the name of a process or service. The
     column SERVICE shows a systemd unit, a Windows service or a container. The column REACH shows from where the port
-    can be reached: this machine, one address, or every network.
+    can be reached: this machine, one address, every network, or none.
 
     \b
     Examples:

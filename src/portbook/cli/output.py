@@ -76,8 +76,8 @@ def write_elsewhere(listing: Listing) -> None:
     count, places = listing.listeners_elsewhere, listing.namespaces_elsewhere
     if count and places:
         where = "another network namespace" if places == 1 else counted(places, "other network namespace")
-        verb = "is" if count == 1 else "are"
-        sys.stderr.write(note(f"{counted(count, 'more listener')} {verb} in {where}; --netns all shows them"))
+        verb, pronoun = ("is", "it") if count == 1 else ("are", "them")
+        sys.stderr.write(note(f"{counted(count, 'more listener')} {verb} in {where}; --netns all shows {pronoun}"))
 
 
 def write_gaps(gaps: Iterable[Gap]) -> None:

@@ -9,9 +9,9 @@ import click
 
 from portbook.cli import base, progress, survey
 from portbook.errors import UsageError
-from portbook.probe.outcome import WITHOUT_ADDRESS, Answer, describe
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # not needed to complete options
+    from portbook.probe.outcome import Answer
     from portbook.scanner.report import Report
 
 
@@ -94,6 +94,8 @@ def _unchanged(answers: Iterator[Answer], _: object) -> Iterator[Answer]:
 
 def _report_missing_names(answers: Iterator[Answer], _: object) -> Iterator[Answer]:
     """Yield the answers; report a name without an address on stderr instead, because it concerns the whole command."""
+    from portbook.probe.outcome import WITHOUT_ADDRESS, describe
+
     for answer in answers:
         if answer.outcome in WITHOUT_ADDRESS:
             survey.write_notes([f"{answer.target}: {describe(answer.evidence)}"])

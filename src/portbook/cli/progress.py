@@ -8,10 +8,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
-from portbook.probe.request import Event
-
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from portbook.probe.request import Event
 
 
 class Progress(Protocol):

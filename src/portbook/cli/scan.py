@@ -8,13 +8,12 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import click
-from msgspec.structs import replace
 
 from portbook.cli import base, progress, survey
 from portbook.errors import UsageError
-from portbook.probe.outcome import Answer
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # not needed to complete options
+    from portbook.probe.outcome import Answer
     from portbook.scanner.report import Report
     from portbook.scanner.run import Scan
 
@@ -69,12 +68,16 @@ def command(
     """
     from portbook.scanner.run import scan
 
+    if ports == "-":
+        ports = "1-65535"  # as in "nmap -p-"
     if xml_path == "-":
         if form is not None:
             raise UsageError(f"--{form} and --nmap-xml - both write to stdout", "name a file for the XML")
         form = NO_FORMAT
     limits = survey.limits(timeout, retries, rate, concurrency, deadline)
     if no_breaker:
+        from msgspec.structs import replace
+
         limits = replace(limits, breaker=None)
     meter = progress.meter(streams_rows=form is not None)
     running = scan(

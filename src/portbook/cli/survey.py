@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from types import FrameType
 from typing import TYPE_CHECKING
 
-from msgspec.structs import replace
-
 from portbook.cli import base, exits, progress
-from portbook.probe.outcome import WITHOUT_ADDRESS, Answer
-from portbook.probe.request import Limits
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # not needed to complete options
+    from types import FrameType
+
+    from portbook.probe.outcome import Answer
+    from portbook.probe.request import Limits
     from portbook.scanner.report import Report
     from portbook.scanner.run import Scan
 
@@ -34,7 +31,7 @@ NUMBERS = {
     "deadline": (float, "SECONDS", "time limit of the whole scan; what is known by then is shown"),
 }
 
-AnswerFilter = Callable[[Iterator[Answer], ExitStack], Iterator[Answer]]  # between the scan and the output
+AnswerFilter = Callable[[Iterator["Answer"], ExitStack], Iterator["Answer"]]  # between the scan and the output
 
 
 def options(command: base.Decorated) -> base.Decorated:
@@ -56,6 +53,10 @@ def limits(
     timeout: float | None, retries: int | None, rate: float | None, concurrency: int | None, deadline: float | None
 ) -> Limits:
     """Return the limits of the options; ``--retries`` is an exact number."""
+    from msgspec.structs import replace
+
+    from portbook.probe.request import Limits
+
     limits = Limits(timeout_s=timeout, rate=rate, concurrency=concurrency, deadline_s=deadline)
     if retries is None:
         return limits
@@ -80,6 +81,8 @@ def conduct(
 
 def exit_code(report: Report, interrupted: bool) -> int:
     """YES when a port is open; UNKNOWN when no port could be probed at all."""
+    from portbook.probe.outcome import WITHOUT_ADDRESS
+
     if interrupted:
         return INTERRUPTED
     if report.outcomes.get("open"):
@@ -135,10 +138,14 @@ class Interrupt:
         self._waiting = False
 
     def __enter__(self) -> Interrupt:
+        import signal
+
         self._before = signal.signal(signal.SIGINT, self._handle) if _is_main_thread() else None
         return self
 
     def __exit__(self, *_: object) -> None:
+        import signal
+
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
 
@@ -167,4 +174,6 @@ class Interrupt:
 
 
 def _is_main_thread() -> bool:
+    import threading
+
     return threading.current_thread() is threading.main_thread()

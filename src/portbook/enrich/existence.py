@@ -29,7 +29,11 @@ def check(request: Query, sockets: Sequence[Socket]) -> None:
         names_of = NAMES.get(term.field)
         if names_of is None:
             continue
+        if term.negated and term.field == "container":
+            continue  # a machine may have none
         for value in map(str, term.values):
+            if term.field != "user" and WILDCARDS & set(value):
+                continue  # a pattern may match nothing
             is_met = FIELDS[term.field].test((value,))
             if not term.negated and any(map(is_met, sockets)):
                 continue
@@ -57,14 +61,10 @@ def _check_name(field: str, value: str, names_of: Callable[[str], Iterable[str] 
 
 
 def _matches(field: str, value: str, known: Sequence[str]) -> bool:
-    """As the test of the field: users are compared whole, others in part or by a pattern."""
+    """As the test of the field: users are compared whole, others in part."""
     low = value.lower()
     if field == "user":
         return any(name.lower() == low for name in known)
-    from fnmatch import fnmatchcase
-
-    if WILDCARDS & set(value):
-        return any(fnmatchcase(name.lower(), low) for name in known)
     return any(low in name.lower() for name in known)
 
 

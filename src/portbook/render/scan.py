@@ -58,7 +58,7 @@ def people(answers: Iterable[Answer], style: Style) -> Iterator[list[str]]:
             yield _lines(complete, style)
     yield _lines(addresses.take_all(), style)
     if addresses.has_guesses:
-        yield [f"{GUESS} the name registered for the port; the service was not asked", ""]
+        yield [f"{GUESS} the name registered for the port; no answer confirms it", ""]
     if addresses.silent:
         yield [_silence(addresses), ""]
 
@@ -152,8 +152,6 @@ class AddressBuffer:
     def add(self, answer: Answer) -> list[AddressAnswers]:
         """Add an answer; return addresses that have to be written to make room."""
         key = (answer.address or "", answer.zone)
-        if answer.outcome == "open" and answer.service_origin == "registered":
-            self.has_guesses = True
         address = self._addresses.get(key)
         if address is None:
             address = self._addresses[key] = AddressAnswers(answer.target, *key)
@@ -171,6 +169,8 @@ class AddressBuffer:
         self._rows -= sum(len(address.open) for address in addresses)
         not_silent = [address for address in addresses if not address.is_silent]
         self.silent += len(addresses) - len(not_silent)
+        if any(_is_guess(answer) for address in not_silent for answer in _answers(address)):
+            self.has_guesses = True
         for address in addresses:
             if address.is_silent and address.unreachable is not None:
                 self.unreachable += 1
@@ -260,9 +260,13 @@ def _row(answer: Answer) -> list[str]:
 
 def _service(answer: Answer) -> str:
     name = safe(answer.service or "")
-    if name and answer.service_origin == "registered":
+    if _is_guess(answer):
         name += GUESS
     return name
+
+
+def _is_guess(answer: Answer) -> bool:
+    return bool(answer.service) and answer.service_origin == "registered"
 
 
 def _process(answer: Answer) -> str:

@@ -28,6 +28,7 @@ REACH: dict[Reach, str] = {
     "broadcast": "broadcasts",
 }
 MOST_KEPT = 1_000  # padded cells: they stay in the cache of the processor
+MOST_NOTE = 5_000  # characters of a message: two screens; a word from a file of targets may have megabytes
 LEAST = 8  # characters that a shortened column keeps
 
 
@@ -259,7 +260,8 @@ def wrap(text: str, style: Style, start: str = "", indent: str = "") -> list[str
 
 def note(message: str) -> str:
     """A message for standard error: escaped, behind the name of the command, wrapped to the width of a terminal."""
-    return "\n".join(wrap(safe(message), style_of(sys.stderr), "portbook: ", "  ")) + "\n"
+    text = shorten(safe(message), MOST_NOTE)
+    return "\n".join(wrap(text, style_of(sys.stderr), "portbook: ", "  ")) + "\n"
 
 
 # --- characters of more or less than one cell ---------------------------------------------------------------------

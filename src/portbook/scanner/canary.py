@@ -139,7 +139,8 @@ def answer_datagrams(canaries: Sequence[socket.socket], most: int = MOST_REPLIES
     """Answer datagrams of this machine itself to the canaries, at most ``most``, until they are closed."""
     from selectors import EVENT_READ, DefaultSelector
 
-    with DefaultSelector() as selector, contextlib.suppress(OSError, ValueError):  # a closed socket has no descriptor
+    # No descriptor is left for the selector; a closed socket has none.
+    with contextlib.suppress(OSError, ValueError), DefaultSelector() as selector:
         for canary in canaries:
             selector.register(canary, EVENT_READ)
         while most > 0 and canaries[0].fileno() >= 0:

@@ -107,7 +107,8 @@ def scan(
     parsed = list(parse_targets(survey.targets))
     if not parsed:
         raise UsageError("no target to scan", VALID)
-    limits = limits or Limits()
+    if limits is None:
+        limits = Limits()
     _check(limits)
     if not allow_public:
         refuse_public(item for item in parsed if isinstance(item, Span))
@@ -378,6 +379,8 @@ class Scan:
 
 
 def _check(limits: Limits) -> None:
+    if not isinstance(limits, Limits):
+        raise UsageError(f"limits cannot be of the type {type(limits).__name__}", "give portbook.Limits(...)")
     times = ("timeout", limits.timeout_s), ("deadline", limits.deadline_s)
     for name, value, most in (*((*each, MOST_SECONDS) for each in times), ("rate", limits.rate, MOST_RATE)):
         if value is not None and not (is_within(value, most) and value > 0):
@@ -385,8 +388,9 @@ def _check(limits: Limits) -> None:
             raise UsageError(f"{name} {shown} is invalid", f"give a number above 0, at most {most:,}")
     if not is_within(limits.retries, MOST_RETRIES):
         raise UsageError(f"retries {limits.retries!s:.40} is invalid", f"give 0 to {MOST_RETRIES}")
-    if limits.concurrency is not None and limits.concurrency < 1:
-        raise UsageError(f"concurrency {limits.concurrency} is invalid", "give 1 or more")
+    concurrency = limits.concurrency
+    if concurrency is not None and not (is_within(concurrency, inf) and concurrency >= 1):
+        raise UsageError(f"concurrency {limits.concurrency!s:.40} is invalid", "give 1 or more")
 
 
 def _load(protocol: Protocol) -> Engine:

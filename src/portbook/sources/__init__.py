@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from portbook.errors import UsageError
-from portbook.records import Platform
-from portbook.sources.base import Source
+
+if TYPE_CHECKING:  # not needed to complete names
+    from portbook.records import Platform
+    from portbook.sources.base import Source
 
 PLATFORMS: dict[str, Platform] = {"win32": "windows", "darwin": "macos"}  # others read /proc, as Linux
 PLATFORM = PLATFORMS.get(sys.platform, "linux")
@@ -29,8 +32,8 @@ PLATFORM_NAMES = {"linux": "Linux", "windows": "Windows", "macos": "macOS"}
 
 def load(name: str) -> Source:
     """Return the source called ``name``; raise UsageError that lists the valid names."""
-    if name not in SOURCES:
-        raise UsageError(f"unknown source {name!r}", f"valid values are {', '.join(SOURCES)}")
+    if name not in [*SOURCES]:  # not by its hash: a list has none
+        raise UsageError(f"unknown source {name!r:.40}", f"valid values are {', '.join(SOURCES)}")
     source: Source = import_module(f"portbook.sources.{SOURCES[name][0]}").SOURCE
     return source
 

@@ -25,6 +25,10 @@ CLONE_NEWNET = 0x40000000
 INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO in include/linux/proc_ns.h
 MOST_NAMES = 100_000
 MOST_BYTES = 16 << 20  # of mountinfo: about 100,000 mounts
+# Of the mount namespaces of others together: users can make thousands, each with 100,000 mounts (fs.mount-max in
+# Documentation/admin-guide/sysctl/fs.rst).
+MOST_BYTES_ELSEWHERE = 4 * MOST_BYTES
+MOUNTS_LIMIT_S = 2.0
 LINK = "net:["  # what the link of a descriptor of a namespace begins with, and the root of a bind mount
 SYS_PIDFD_GETFD = 438  # on every architecture: include/uapi/asm-generic/unistd.h and others
 SIOCGSKNS = 0x894C  # include/uapi/linux/sockios.h
@@ -85,31 +89,49 @@ def _namespaces_of_processes() -> Iterator[tuple[int, str]]:
 
 def kept_by_mounts(wanted: Collection[int]) -> dict[int, Entrance]:
     """Those of the wanted namespaces that are mounted anywhere in our mount namespace, with the path."""
-    return {netns: _unescape(path) for netns, path in _mounts("self") if netns in wanted}
+    return {netns: _unescape(path) for netns, path in _parse_mounts(_read_mounts("self")) if netns in wanted}
 
 
-def mounted_elsewhere(wanted: Collection[int]) -> dict[int, int]:
-    """Those of the wanted namespaces that are mounted in another mount namespace, with a process that is in it."""
+def mounted_elsewhere(wanted: Collection[int], limit_s: float = MOUNTS_LIMIT_S) -> tuple[dict[int, int], bool]:
+    """Those of the wanted namespaces that are mounted in another mount namespace, with a process that is in it.
+
+    :param limit_s: seconds
+    :returns: also whether the search was whole: who has many mount namespaces, or many mounts, ends it
+    """
     pids: dict[int, int] = {}
     seen: set[int] = set()
+    last_at = monotonic() + limit_s
+    left = MOST_BYTES_ELSEWHERE
     for name in os.listdir("/proc") if wanted else ():
+        if len(pids) == len(wanted):
+            break
+        if monotonic() > last_at or left <= 0:
+            return pids, False
         if is_number(name):
             with suppress(OSError):  # it has ended, or reading it is not permitted
                 mount_namespace = os.stat(f"/proc/{name}/ns/mnt").st_ino
                 if mount_namespace not in seen:
                     seen.add(mount_namespace)
-                    pids.update((netns, int(name)) for netns, _ in _mounts(name) if netns in wanted)
-    return pids
+                    table = _read_mounts(name, min(left, MOST_BYTES))
+                    left -= len(table)
+                    pids.update((netns, int(name)) for netns, _ in _parse_mounts(table) if netns in wanted)
+                    if len(table) == MOST_BYTES:
+                        left = 0  # this one was cut short
+    return pids, left > 0
 
 
-def _mounts(process: str) -> Iterator[tuple[int, bytes]]:
-    """The network namespaces that are mounted where a process is, with the escaped paths."""
+def _read_mounts(process: str, most: int = MOST_BYTES) -> bytes:
+    """The table of mounts where a process is; empty if it cannot be read."""
     try:
         with open(f"/proc/{process}/mountinfo", "rb") as file:
-            lines = file.read(MOST_BYTES).splitlines()
+            return file.read(most)
     except OSError:
-        return
-    for line in lines:
+        return b""
+
+
+def _parse_mounts(table: bytes) -> Iterator[tuple[int, bytes]]:
+    """The network namespaces that are mounted, with the escaped paths. Pure."""
+    for line in table.splitlines():
         if b" - nsfs " in line:
             _, _, _, root, mount_point, *_ = line.split(b" ")
             yield _number_in(root.decode("ascii", "replace")), mount_point

@@ -124,7 +124,7 @@ def machine(used, records=b""):
 def doors(monkeypatch):
     """What leads into namespaces, look after look: entrance to the answer that is got there."""
 
-    def install(*inhabited, mounts=(), descriptors=(), mounted_elsewhere=()):
+    def install(*inhabited, mounts=(), descriptors=(), mounted_elsewhere=(), is_whole=True):
         looks = list(inhabited)
         monkeypatch.setattr(namespaces, "inhabited", lambda: dict(looks.pop(0) if len(looks) > 1 else looks[0]))
         monkeypatch.setattr(namespaces, "kept_by_mounts", lambda w: {n: d for n, d in dict(mounts).items() if n in w})
@@ -132,7 +132,9 @@ def doors(monkeypatch):
             namespaces, "kept_by_descriptors", lambda w: {n: d for n, d in dict(descriptors).items() if n in w}
         )
         monkeypatch.setattr(
-            namespaces, "mounted_elsewhere", lambda w: {n: p for n, p in dict(mounted_elsewhere).items() if n in w}
+            namespaces,
+            "mounted_elsewhere",
+            lambda w: ({n: p for n, p in dict(mounted_elsewhere).items() if n in w}, is_whole),
         )
         monkeypatch.setattr(
             namespaces, "visit", lambda doors, work, _: {n: door or work(n) for n, door in doors.items()}
@@ -179,6 +181,37 @@ def test_what_is_in_use_and_cannot_be_entered_is_an_error(doors):
     assert not found.is_whole
 
 
+def test_what_is_hidden_among_too_many_mounts_is_an_error(doors):
+    doors({OWN: ""}, mounted_elsewhere={3: 77}, is_whole=False)
+    found = elsewhere.read(machine([{OWN, 3, 4}]), lambda n: -n)
+    assert str(found.answers[4]) == "other mount namespaces have more mounts than are searched for it"
+    assert not found.is_whole
+
+
+MOUNTS = """
+import ctypes, time
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.unshare(0x00020000) or libc.mount(None, b"/", None, 0x44000, None):  # CLONE_NEWNS; MS_PRIVATE | MS_REC
+    raise SystemExit("unshare")
+for _ in range(300):
+    if libc.mount(b"none", sys.argv[1].encode(), b"tmpfs", 0, None):
+        raise SystemExit("mount")
+say()
+wait()
+"""
+
+
+def test_the_mounts_of_strangers_are_read_within_limits(works, tmp_path, monkeypatch):
+    nowhere = 1  # no namespace has this inode
+    monkeypatch.setattr(namespaces, "MOST_BYTES_ELSEWHERE", 1 << 30)
+    assert namespaces.mounted_elsewhere({nowhere}, limit_s=60.0) == ({}, True)
+    with child(MOUNTS, str(tmp_path)):
+        assert namespaces.mounted_elsewhere({nowhere}, limit_s=60.0) == ({}, True)
+        assert namespaces.mounted_elsewhere({nowhere}, limit_s=-1.0) == ({}, False)
+        monkeypatch.setattr(namespaces, "MOST_BYTES_ELSEWHERE", 10_000)
+        assert namespaces.mounted_elsewhere({nowhere}) == ({}, False)
+
+
 def test_a_source_that_fails_inside_is_an_error(doors):
     doors({OWN: "", 2: SourceMissing("nothing there")})
     assert isinstance(elsewhere.read(machine([{OWN, 2}]), lambda n: -n).answers[2], SourceMissing)
@@ -199,7 +232,7 @@ wait()
         keeper = subprocess.Popen([*command, f"/proc/{one.pid}/ns/net"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         pid, _ = json.loads(keeper.stdout.readline())
     with keeper:
-        assert namespaces.mounted_elsewhere({netns}) == {netns: pid}
+        assert namespaces.mounted_elsewhere({netns}) == ({netns: pid}, True)
         reasons = [gap.why for gap in take("netns:all").gaps if gap.what == "socket"]
         keeper.stdin.close()
     assert any(f"only the mount namespace of process {pid} leads into it" in why for why in reasons)

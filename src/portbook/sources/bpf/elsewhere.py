@@ -95,10 +95,14 @@ def _mounted_elsewhere(stuck: Collection[int]) -> dict[int, OSError]:
     Any further one is about to end: when the last process has gone, its sockets, and our own that looked inside, keep a
     namespace until the kernel frees them (deferred_put_nlk_sk() in net/netlink/af_netlink.c).
     """
-    return {
-        netns: OSError(f"only the mount namespace of process {pid} leads into it")
-        for netns, pid in namespaces.mounted_elsewhere(stuck).items()
+    found, is_whole = namespaces.mounted_elsewhere(stuck)
+    errors = {
+        netns: OSError(f"only the mount namespace of process {pid} leads into it") for netns, pid in found.items()
     }
+    if not is_whole:
+        for netns in set(stuck) - found.keys():
+            errors[netns] = OSError("other mount namespaces have more mounts than are searched for it")
+    return errors
 
 
 def has_vanished(answer: object) -> bool:
