@@ -201,3 +201,11 @@ def test_the_report_of_stop_describes_each_process_once():
     described = [p["pid"] for t in decoded["targets"] for p in t["holder"]["parents"] if "command_line" in p]
     assert described == [1, 2]
     assert [t["holder"]["owner"]["pid"] for t in decoded["targets"]] == [h.owner.pid for h in holders]
+
+
+def test_a_connection_that_was_not_accepted_is_no_second_holder():
+    listener = replace(LISTENER, uid=0, user="root", inode=7)
+    waiting = replace(LISTENER, state="CLOSE_WAIT", remote_address="127.0.0.1", remote_port=40000, inode=0)
+    text = "\n".join(holding.lines([answer(sockets=(listener, waiting))], Style()))
+    assert "held by an unknown process of user root" in text
+    assert "and an unknown process" not in text

@@ -81,7 +81,7 @@ def test_anything_else_leaves_it(start, answer):
     server = start(LISTEN)
     said = dialogue(server.said, answer=answer)
     assert (said.code, server.alive) == (1, True), said
-    assert "nothing was ended" in said.text
+    assert f"port {server.said}/tcp: nothing was ended" in said.text.splitlines()
 
 
 def test_ctrl_c_leaves_it_and_is_130(start):

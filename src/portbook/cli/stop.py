@@ -173,8 +173,11 @@ def _confirm(plans: Sequence[StopPlan], overrides: Collection[Override]) -> list
         text = wrap(question(held, overrides), style_of(sys.stderr))
         sys.stderr.write("\n".join(text))
         sys.stderr.flush()
-        if sys.stdin.readline().strip().lower() in ("y", "yes"):
+        answer = sys.stdin.readline()
+        if answer.strip().lower() in ("y", "yes"):
             return []
+        if not answer.endswith("\n"):
+            sys.stderr.write("\n")  # the end of the input, Ctrl-D, is not echoed
         note = ANSWERED_NO
     answers: list[StopReport] = []
     for plan in plans:

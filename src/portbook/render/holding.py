@@ -183,7 +183,8 @@ def describe_unknown(gaps: Iterable[Gap], creators: Iterable[str] = ()) -> str:
     :param creators: what is known nevertheless: `` of user root in ssh.service``
     """
     needs = next((NEEDS[gap.hint] for gap in gaps if gap.what == "owner" and gap.hint in NEEDS), "")
-    names = [f"an unknown process{creator}" for creator in dict.fromkeys(creators)] or ["an unknown process"]
+    known = dict.fromkeys(creator for creator in creators if creator)  # a connection in the accept queue has none
+    names = [f"an unknown process{creator}" for creator in known] or ["an unknown process"]
     return f"{' and '.join(names)}{needs}"
 
 
