@@ -262,6 +262,32 @@ def test_many_ranges_lose_nothing(ports, count):
     assert set(ports["udp"]) <= {s.local_port for s in read(protocols=("udp",), ports=ranges)}
 
 
+def waiting(number, **changes):
+    """A row in TIME_WAIT, as inet_twsk_diag_fill() makes it."""
+    family, address = (("ipv4", f"192.0.2.{number % 200}"), ("ipv6", f"2001:db8::{number:x}"))[number % 2]
+    values = {"local_address": address, "remote_address": address, "local_port": 1 + number, "remote_port": 9 + number}
+    kept = {"state": "TIME_WAIT", "inode": 0, "recv_queue": 0, "send_queue": 0, "cookie": number << 30, "cgroup_id": 7}
+    row = bytearray(encode(Socket("tcp", family, **{**values, **kept, **changes})))
+    row[18] = 3  # the timer; behind the queues' places: idiag_expires
+    row[68:72] = struct.pack("=I", number)
+    return bytes(row)
+
+
+ODD = {"interface": "eth0", "remote_port": 0, "recv_queue": 5, "uid": 9, "cgroup_id": 8, "state": "FIN_WAIT2"}
+
+
+@pytest.mark.parametrize("odd", [None, *ODD])
+def test_rows_that_are_alike_are_read_as_each_alone(odd):
+    rows = [waiting(number) for number in range(100)]
+    if odd is not None:
+        rows[60] = waiting(60, **{odd: ODD[odd]})
+    end = message(NLMSG_DONE, bytes(4))
+    alone = [s for row in rows for s in sockdiag.parse(dump("tcp", row + end)).sockets]
+    together = sockdiag.parse(dump("tcp", b"".join(rows) + end)).sockets
+    assert sorted(together, key=lambda s: s.cookie) == alone
+    assert len({s.local_address for s in alone}) == len({s.ends_in_ms for s in alone}) == 100
+
+
 @pytest.mark.parametrize("state", [*(s for s in STATES if s not in ("CLOSE", "UNKNOWN")), None])
 def test_only_the_wanted_state_comes_back(zoo, brief_zoo, state):
     animals = [e for kind in (*zoo.values(), *brief_zoo.values()) for e in kind if e.state == state]

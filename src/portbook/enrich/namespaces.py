@@ -6,17 +6,22 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from operator import attrgetter
 
 from portbook.records import Owner, Socket
 from portbook.system import namespaces
 
 
-def names(sockets: Sequence[Socket], owners: Sequence[tuple[Owner, ...]]) -> dict[int | None, str]:
+def names(
+    sockets: Sequence[Socket], owners: Sequence[tuple[Owner, ...]], unowned: Sequence[Socket] = ()
+) -> dict[int | None, str]:
     """The names of the network namespaces of these sockets, by inode, without those that have no name.
 
     :param owners: of each socket, in the same order
+    :param unowned: more sockets, which have no owners
     """
-    present = {s.netns for s in sockets} - {None}
+    netns_of = attrgetter("netns")
+    present = {*map(netns_of, sockets), *map(netns_of, unowned)} - {None}
     if not present:
         return {}
     found: dict[int | None, str] = {netns: name for netns, name in namespaces.names().items() if netns in present}

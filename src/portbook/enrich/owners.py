@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -26,6 +27,7 @@ _Group = tuple[Owner, ...]  # the owners of one socket
 UNOWNED = frozenset(("TIME_WAIT", "SYN_RECV"))
 # A process that started this long after a socket was seen with its pid is another process with the same pid.
 CLOCK_SLACK = timedelta(milliseconds=50)
+PORT_KEY = attrgetter("local_port", "protocol")  # of service_names()
 
 
 def search_ahead() -> Search:
@@ -52,6 +54,7 @@ def complete(
         sockets, pid_gaps = owned_by(sockets, pids, all_known)
         gaps += pid_gaps
 
+    sockets, closed = _apart(sockets)
     found = _find(sockets, search, all_known)
     if found.gone:
         sockets = [s for s in sockets if s.inode not in found.gone]
@@ -59,15 +62,17 @@ def complete(
     group_gaps = _invisible(found)
     seen_at = datetime.now(UTC)
     groups, owners, owner_gaps = _complete_groups(groups)
-    completed = _complete_sockets(sockets, groups, found.kernel)
+    netns_names = namespaces.names(sockets, groups, closed)
+    completed = _complete_sockets(sockets, groups, found.kernel, netns_names)
 
     gaps += group_gaps
     gaps += owner_gaps
     gaps += _drop_reused(completed, owners, seen_at)
     unowned = [s for s in completed if not s.owners]
-    completed, creator_gaps = _name_by_creator(completed, unowned)
-    gaps += creator_gaps
     gaps += _without_pid(unowned)
+    closed = _complete_closed(closed, netns_names)
+    completed, creator_gaps = _name_by_creator(completed + closed, unowned + closed)
+    gaps += creator_gaps
     return completed, list(dict.fromkeys(gaps))
 
 
@@ -172,6 +177,20 @@ def _look_again(sockets: list[Socket], unowned: set[int], found: _Found, made: _
     found.unknown = len(unowned - found.by_inode.keys())
 
 
+def _apart(sockets: list[Socket]) -> tuple[list[Socket], list[Socket]]:
+    """The sockets, and apart from them those that no descriptor refers to and that have no owner."""
+    if not any(s.inode == 0 for s in sockets):
+        return sockets, []
+    others: list[Socket] = []
+    closed: list[Socket] = []
+    for s in sockets:
+        if s.inode == 0 and not s.owners:
+            closed.append(s)
+        else:
+            others.append(s)
+    return others, closed
+
+
 class _Groups(dict[tuple[tuple[int, ...], FoundBy], _Group]):
     """Owners of the same pids, made once."""
 
@@ -195,21 +214,17 @@ def _complete_groups(groups: list[_Group]) -> tuple[list[_Group], Iterable[Owner
     return [by_group[id(group)] for group in groups], completed, gaps
 
 
-def _complete_sockets(sockets: list[Socket], groups: list[_Group], kernel: dict[int, str]) -> list[Socket]:
-    """The sockets with their owners, and with the names of port, user and network namespace.
-
-    One for which nothing is known, as thousands in TIME_WAIT on ephemeral ports, stays as it is.
-    """
+def _complete_sockets(
+    sockets: list[Socket], groups: list[_Group], kernel: dict[int, str], netns_names: dict[int | None, str]
+) -> list[Socket]:
+    """The sockets with their owners, and with the names of port, user and network namespace."""
     if not sockets:
         return []  # without reading the file of names
     name_of = service_names().get
-    netns_names = namespaces.names(sockets, groups)
     completed: list[Socket] = []
     for s, group in zip(sockets, groups, strict=True):
         name = name_of((s.local_port, s.protocol))
-        user = None
-        if s.uid is not None and s.inode != 0:  # of a socket without a descriptor the kernel does not keep the user
-            user = user_name(s.uid)
+        user = None if s.uid is None else user_name(s.uid)
         if netns_names:
             s = replace(s, netns_name=netns_names.get(s.netns))  # noqa: PLW2901
         if name or user or group:
@@ -218,6 +233,21 @@ def _complete_sockets(sockets: list[Socket], groups: list[_Group], kernel: dict[
             s = replace(s, kernel=kernel[s.inode])  # noqa: PLW2901
         completed.append(s)
     return completed
+
+
+def _complete_closed(sockets: list[Socket], netns_names: dict[int | None, str]) -> list[Socket]:
+    """Sockets without a descriptor, with the names of port and network namespace. The kernel does not keep their user.
+
+    There may be tens of thousands in TIME_WAIT: those for which nothing is known stay as they are.
+    """
+    if not sockets:
+        return []
+    names = list(map(service_names().get, map(PORT_KEY, sockets)))
+    if any(names):
+        sockets = [replace(s, service_name=name) if name else s for s, name in zip(sockets, names, strict=True)]
+    if netns_names:
+        sockets = [replace(s, netns_name=netns_names.get(s.netns)) for s in sockets]
+    return sockets
 
 
 def _inodes_without_owner(sockets: Iterable[Socket]) -> set[int]:
@@ -291,7 +321,7 @@ def _drop_reused(sockets: list[Socket], owners: Iterable[Owner], seen_at: dateti
 
 def _name_by_creator(sockets: list[Socket], unowned: list[Socket]) -> tuple[list[Socket], list[Gap]]:
     """Where no owner is visible, the cgroup of the socket's creator still names its service and container."""
-    ids = {s.cgroup_id for s in unowned if s.cgroup_id}
+    ids = set(filter(None, map(attrgetter("cgroup_id"), unowned)))
     if not ids:
         return sockets, []
     from portbook.enrich import cgroup

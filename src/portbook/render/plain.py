@@ -51,8 +51,14 @@ def _port(s: Socket) -> str:
 
 
 def _ports(sockets: Sequence[Socket]) -> list[str]:
-    fields = map(attrgetter("local_port", "service_name"), sockets)
-    return [f"{port} {name}" if name else str(port) for port, name in fields]
+    ports = map(attrgetter("local_port"), sockets)
+    names = list(map(attrgetter("service_name"), sockets))
+    cells = list(map(str, ports))
+    if any(names):
+        for i, name in enumerate(names):
+            if name:
+                cells[i] += f" {name}"
+    return cells
 
 
 def _short_port(s: Socket) -> str:
@@ -66,16 +72,14 @@ def _peer(s: Socket) -> str:
 
 
 def _peers(sockets: Sequence[Socket]) -> list[str]:
-    shown: dict[tuple[str | None, str | None], str] = {}
-    cells: list[str] = []
-    for address, zone, port in map(attrgetter("remote_address", "zone", "remote_port"), sockets):
-        if address is None:
-            cells.append("")
-            continue
-        if (address, zone) not in shown:
-            shown[address, zone] = safe_endpoint(address, None, zone)
-        cells.append(f"{shown[address, zone]}:{port}")
-    return cells
+    if any(map(attrgetter("zone"), sockets)):
+        return list(map(_peer, sockets))
+    addresses = list(map(attrgetter("remote_address"), sockets))
+    ports = map(attrgetter("remote_port"), sockets)
+    shown = {address: safe_endpoint(address) for address in set(addresses) if address is not None}
+    return [
+        "" if address is None else f"{shown[address]}:{port}" for address, port in zip(addresses, ports, strict=True)
+    ]
 
 
 def _state(s: Socket) -> str:
@@ -315,11 +319,18 @@ def _cells(
     made = [_Cells(shown) for shown in selected]
     for at in range(0, len(sockets), CHUNK):
         part = sockets[at : at + CHUNK]
-        groups = list(map(_group, part))
+        groups = _groups(part)
         for cells in made:
             cells.add(part, groups)
     kept = [cells for cells in made if keep_empty or any(cells.texts)]
     return [cells.shown.column for cells in kept], [cells.texts for cells in kept]
+
+
+def _groups(sockets: Sequence[Socket]) -> list[object]:
+    owners = list(map(attrgetter("owners"), sockets))
+    if all(owners):
+        return list(map(id, owners))
+    return list(map(_group, sockets))
 
 
 def _group(s: Socket) -> object:
@@ -345,6 +356,8 @@ class _Cells:
         else:
             self.texts += self.shown.many(sockets) if self.shown.many else map(cell, sockets)
             return
-        if not made.keys() >= set(keys):
+        try:
+            self.texts += list(map(made.__getitem__, keys))
+        except KeyError:
             made.update((key, cell(s)) for key, s in zip(keys, sockets, strict=True) if key not in made)
-        self.texts += map(made.__getitem__, keys)
+            self.texts += map(made.__getitem__, keys)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import repeat
 from typing import TextIO
 
 from msgspec import Struct
@@ -26,7 +27,7 @@ REACH: dict[Reach, str] = {
     "multicast": "a multicast group",
     "broadcast": "broadcasts",
 }
-CHUNK = 1_000  # rows that are made into lines together: they stay in the cache of the processor
+MOST_KEPT = 1_000  # padded cells: they stay in the cache of the processor
 MOST_NOTE = 5_000  # characters of a message: two screens; a word from a file of targets may have megabytes
 LEAST = 8  # characters that a shortened column keeps
 
@@ -122,36 +123,38 @@ def table_of_columns(
     columns: Sequence[Column], contents: Sequence[Sequence[str]], style: Style, warn: Sequence[bool] = ()
 ) -> list[str]:
     """The same, from the cells of each column."""
-    if not all(map(_is_ascii, map(set, contents))):
+    texts = list(map(_distinct, contents))
+    if not all(map(_is_ascii, texts)):
         return _table_of_wide(columns, list(zip(*contents, strict=True)), style, warn)
     titles = [c.title for c in columns]
-    widths = _widths(columns, contents)
+    widths = _widths(columns, texts)
     fitted = _fit(columns, widths, style)
-    shown: list[Sequence[str]] = []
-    for cells, width, most in zip(contents, widths, fitted, strict=True):
-        if most < width:
-            shown.append([_cut(cell, most, style) for cell in cells])
-        else:
-            shown.append(cells)
     fields = [_field(column, width) for column, width in zip(columns, fitted, strict=True)]
     title = style.gap.join(fields).format(*titles).rstrip()
-    lines: list[str] = []
-    for at in range(0, len(shown[0]) if shown else 0, CHUNK):
-        parts = [cells[at : at + CHUNK] for cells in shown]
-        padded = [
-            _padded(cells, width, column.right) for column, cells, width in zip(columns, parts, fitted, strict=True)
-        ]
-        lines += map(str.rstrip, map(style.gap.join, zip(*padded, strict=True)))
+    padded = [
+        _padded(cells, distinct, most, column.right, style)
+        for column, cells, distinct, most in zip(columns, contents, texts, fitted, strict=True)
+    ]
+    lines = list(map(str.rstrip, map(style.gap.join, zip(*padded, strict=True))))
+    if not all(all(map(str.isprintable, distinct)) for distinct in texts):
+        lines = list(map(safe, lines))
     return _coloured([title], lines, style, warn)
 
 
-def _padded(cells: Sequence[str], width: int, right: bool) -> Sequence[str]:
+def _distinct(cells: Sequence[str]) -> Collection[str]:
+    """Each different cell. There may be a hundred thousand cells: where most differ, all of them."""
+    if len(set(cells[:MOST_KEPT])) > MOST_KEPT // 2:
+        return cells
+    return set(cells)
+
+
+def _padded(cells: Sequence[str], distinct: Collection[str], width: int, right: bool, style: Style) -> Iterator[str]:
     """The cells in one width; each distinct text is made once where there are few."""
     pad = str.rjust if right else str.ljust
-    distinct = set(cells)
-    if len(distinct) > len(cells) // 4:
-        return [pad(cell, width) for cell in cells]
-    return list(map({cell: pad(cell, width) for cell in distinct}.__getitem__, cells))
+    is_cut = any(len(text) > width for text in distinct)
+    if is_cut or len(distinct) <= MOST_KEPT:
+        return map({text: pad(_cut(text, width, style), width) for text in distinct}.__getitem__, cells)
+    return map(pad, cells, repeat(width))
 
 
 def _is_ascii(cells: Iterable[str]) -> bool:
@@ -159,13 +162,12 @@ def _is_ascii(cells: Iterable[str]) -> bool:
     return all(map(str.isascii, cells))
 
 
-def _widths(columns: Sequence[Column], contents: Sequence[Sequence[str]]) -> list[int]:
+def _widths(columns: Sequence[Column], contents: Sequence[Collection[str]]) -> list[int]:
     """The cells that each column takes. There may be a hundred thousand rows: without a call for each, if possible."""
     widths: list[int] = []
     for column, cells in zip(columns, contents, strict=True):
-        distinct = set(cells)
-        measure = len if _is_ascii(distinct) else cell_count
-        widths.append(max(len(column.title), max(map(measure, distinct), default=0)))
+        measure = len if _is_ascii(cells) else cell_count
+        widths.append(max(len(column.title), max(map(measure, cells), default=0)))
     return widths
 
 
@@ -183,13 +185,12 @@ def room(columns: Sequence[Column], contents: Sequence[Sequence[str]], style: St
     """
     if style.width is None:
         return 0
-    widths = _widths(columns, contents)
+    widths = _widths(columns, list(map(_distinct, contents)))
     return style.width - sum(widths) - len(style.gap) * (len(widths) - 1)
 
 
 def _coloured(title: list[str], lines: list[str], style: Style, warn: Sequence[bool]) -> list[str]:
     """The title line in bold, and the lines with a warning in yellow."""
-    lines = list(map(safe, lines))
     if not style.colour:
         return title + lines
     coloured = bold(title, style)
@@ -292,7 +293,7 @@ def _table_of_wide(columns: Sequence[Column], rows: Rows, style: Style, warn: Se
         for column, cell, width in zip(columns, row, fitted, strict=True):
             padded.append(_pad(_cut_wide(cell, width, style), width, column.right))
         lines.append(style.gap.join(padded).rstrip())
-    return _coloured(lines[:1], lines[1:], style, warn)
+    return _coloured(lines[:1], list(map(safe, lines[1:])), style, warn)
 
 
 def _cut_wide(text: str, width: int, style: Style) -> str:

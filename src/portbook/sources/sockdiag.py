@@ -12,7 +12,10 @@ import os
 import struct
 import sys
 from _socket import AF_INET, AF_INET6, AF_UNSPEC, ntohs
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from itertools import chain, repeat
+from operator import getitem
+from typing import Any
 
 from msgspec import Struct
 
@@ -49,7 +52,7 @@ TCP_STATES: dict[int, State] = {
     11: "CLOSING",
     12: "SYN_RECV",
 }
-SYN_RECV, NEW_SYN_RECV = 3, 12
+SYN_RECV, TIME_WAIT, NEW_SYN_RECV = 3, 6, 12
 MASK_BITS: dict[State | None, tuple[int, ...]] = {
     **{state: (number,) for number, state in TCP_STATES.items() if number != 7},
     "SYN_RECV": (SYN_RECV, NEW_SYN_RECV),
@@ -69,6 +72,9 @@ ROW = struct.Struct("=BBBx HH 16s16s I Q IIIII".replace(" ", ""))
 LEAST_ROW = HEADER.size + ROW.size
 INODE, INODE_AT = struct.Struct("=I"), LEAST_ROW - 4
 PORT, PORT_AT, STATE_AT = struct.Struct("=H"), HEADER.size + 4, HEADER.size + 1
+# Where a row has these, header included, and what is empty in most rows in TIME_WAIT: interface, queues, uid.
+TIMER_AT, LOCAL_AT, REMOTE_AT, COOKIE_AT, EXPIRES_AT = (HEADER.size + at for at in (2, 8, 24, 44, 52))
+EMPTY_AT = tuple(HEADER.size + at for at in (40, 56, 60, 64))
 FEW = 8  # rows of one length in succession, after which it is tried whether many follow
 MOST_ALIKE = 4096  # that are looked at together
 HEAD = struct.Struct("=IH")  # of a message: length, type
@@ -294,13 +300,16 @@ def _garbled(table: SockdiagTable, error: Exception) -> SourceGarbled:
     return SourceGarbled(f"sock_diag: a {table.protocol} dump of {len(table.data)} bytes: {error}")
 
 
-def _bounds(data: bytes, known: Collection[int]) -> Iterator[tuple[int, int]]:
+def _bounds(data: bytes, known: Collection[int], take_many: Callable[[bytes, int], bool]) -> Iterator[tuple[int, int]]:
     """Where each row begins, header included, and ends, without those whose inodes are ``known``.
 
+    :param take_many: is called with rows that are alike and the length of each; these are left out where it answers yes
     :raises ValueError: the dump is not whole
     """
     for at, length, count in _runs(data):
         if count > 1:  # they have no inode
+            if take_many(data[at : at + count * length], length):
+                continue
             for row in range(at, at + count * length, length):
                 yield row, row + length
         elif not known or INODE.unpack_from(data, at + INODE_AT)[0] not in known:
@@ -356,7 +365,8 @@ def _rows(
     states = TCP_STATES if protocol == "tcp" else UDP_STATES
     addresses = {AF[family]: Addresses(SIZES[family]) for family in AF}
     attributes = _Attributes()
-    for at, end in _bounds(data, known):
+    waiting = _Waiting(protocol, netns, addresses, attributes)
+    for at, end in _bounds(data, known, waiting.take):
         # fmt: off
         (family, state_number, timer, port, remote_port, source, destination, interface, cookie,
          expires, received, sent, uid, inode) = ROW.unpack_from(data, at + HEADER.size)
@@ -416,6 +426,90 @@ def _rows(
             None,  # netns_name
             expires if timer == TIMER_TIME_WAIT else None,  # ends_in_ms
         )
+    yield from waiting.sockets
+
+
+class _Waiting:
+    """Connections in TIME_WAIT, of which there may be tens of thousands: read column by column, as _rows reads each."""
+
+    def __init__(
+        self, protocol: Protocol, netns: int | None, addresses: dict[int, Addresses], attributes: _Attributes
+    ) -> None:
+        self.protocol = protocol
+        self.netns = netns
+        self.addresses = addresses
+        self.attributes = attributes
+        self.sockets: list[Socket] = []
+
+    def take(self, data: bytes, length: int) -> bool:
+        """Read rows without an inode, all of one length; False where they are not connections in TIME_WAIT.
+
+        inet_twsk_diag_fill() in net/ipv4/inet_diag.c leaves their queues and user empty. Rows that have these, an
+        interface or different attributes are read one by one.
+        """
+        count = len(data) // length
+        halves = memoryview(data).cast("H")
+        words = memoryview(data).cast("I")
+        is_waiting = data[STATE_AT::length].count(TIME_WAIT) == data[TIMER_AT::length].count(TIMER_TIME_WAIT) == count
+        if self.protocol != "tcp" or not is_waiting:
+            return False
+        for at in (*EMPTY_AT, *range(LEAST_ROW, length, 4)):  # attributes are padded to words
+            expected = data[at : at + 4] if at >= LEAST_ROW else bytes(4)
+            if words[at // 4 :: length // 4].tobytes() != expected * count:
+                return False
+        unpack_ports = struct.Struct(f">{count}H").unpack
+        ports = unpack_ports(halves[PORT_AT // 2 :: length // 2].tobytes())
+        remote_ports = unpack_ports(halves[PORT_AT // 2 + 1 :: length // 2].tobytes())
+        if not all(remote_ports):
+            return False
+        families = data[HEADER.size :: length]
+        local = self._addresses(families, _column(data, "16s", LOCAL_AT, length))
+        remote = self._addresses(families, _column(data, "16s", REMOTE_AT, length))
+        v6only, cgroup_id = self.attributes[data[LEAST_ROW:length]]
+        nothing, zeros = repeat(None), repeat(0)
+        self.sockets += map(  # in the order of the fields of a Socket, as in _rows
+            Socket,
+            repeat(self.protocol),
+            map(FAMILY.__getitem__, families),
+            [text for text, _ in local],
+            ports,
+            [text for text, _ in remote],
+            remote_ports,
+            repeat("TIME_WAIT"),
+            [reach for _, reach in local],
+            nothing,  # zone
+            nothing,  # service_name
+            nothing,  # uid
+            nothing,  # user
+            zeros,  # inode
+            repeat(()),  # owners
+            zeros,  # recv_queue
+            zeros,  # send_queue
+            nothing,  # accept_queue
+            nothing,  # backlog
+            repeat(v6only),
+            nothing,  # interface
+            nothing,  # created
+            nothing,  # state_text
+            _column(data, "Q", COOKIE_AT, length),
+            repeat(cgroup_id),
+            nothing,  # service
+            nothing,  # container
+            repeat(self.netns),
+            nothing,  # netns_name
+            words[EXPIRES_AT // 4 :: length // 4].tolist(),  # ends_in_ms
+        )
+        return True
+
+    def _addresses(self, families: bytes, packed: Iterator[bytes]) -> list[tuple[str, Reach]]:
+        return list(map(getitem, map(self.addresses.__getitem__, families), packed))
+
+
+def _column(data: bytes, code: str, at: int, length: int) -> Iterator[Any]:
+    """What each of the rows of one length has at a place; ``code`` is of the struct module."""
+    field = struct.Struct(f"={at}x{code}")
+    row = struct.Struct(f"{field.format}{length - field.size}x")
+    return chain.from_iterable(row.iter_unpack(data))
 
 
 SOURCE = Source(
