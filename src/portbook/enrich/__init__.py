@@ -50,6 +50,7 @@ RELAYS = frozenset(
         "rootlessport-child",
         "slirp4netns",
         "socat",
+        "socat1",
         "ssh",
         "sshd",
         "sshd-session",
