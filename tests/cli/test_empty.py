@@ -50,6 +50,7 @@ def test_what_a_word_would_have_matched_elsewhere(monkeypatch):
     assert "a user matches: portbook list user:shop" in explain("shop")
 
 
+@pytest.mark.usefixtures("own_network")
 @pytest.mark.parametrize(
     "words", [["{port}"], ["{port}/tcp"], [":{port}"], ["-p", "{port}"], ["127.0.0.1:{port}"], ["localhost:{port}"]]
 )
