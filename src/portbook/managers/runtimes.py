@@ -251,7 +251,7 @@ def _exchange(path: str) -> bytearray:
 def _body(answer: bytearray) -> bytearray:
     head, _, body = answer.partition(b"\r\n\r\n")
     if head[:5] != b"HTTP/" or head.split(b" ", 2)[1:2] != [b"200"]:
-        raise ValueError(f"answered {ascii(head[:40].decode('ascii', 'replace'))}")
+        raise ValueError(f"answered {head[:40].decode('ascii', 'replace')!a}")
     return body
 
 
