@@ -251,6 +251,10 @@ def test_a_service_that_speaks_is_stable_at_once():
         assert waiting.wait_for(f"127.0.0.1:{port}", stable=True, timeout_s=30) == []
 
 
+on_unix = pytest.mark.skipif(os.name != "posix", reason="a program of Unix")
+
+
+@on_unix
 def test_a_real_proxy_in_front_of_nothing():
     need(shutil.which("socat") is not None, "socat")
     with refusing() as (_, backend), refusing() as (_, port):
@@ -269,6 +273,7 @@ def test_a_real_proxy_in_front_of_nothing():
         proxy.wait(10)
 
 
+@on_unix
 def test_a_real_load_balancer_in_front_of_nothing(tmp_path):
     need(shutil.which("haproxy") is not None, "haproxy")
     with refusing() as (_, backend), refusing() as (_, port):

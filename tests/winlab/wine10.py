@@ -18,7 +18,7 @@ from tests.debian import make_root, run
 ROOT = Path(__file__).parents[2]
 DIRECTORY = Path(os.environ.get("PORTBOOK_WINLAB10") or ROOT / ".winlab10")
 SUITE, PYTHON = "trixie", "3.13"
-PACKAGES = ("haproxy", "python3", "iproute2", "openssl", "procps", "socat", "util-linux", "wine", "wine64")
+PACKAGES = ("python3", "iproute2", "openssl", "procps", "util-linux", "wine", "wine64")
 RUN_LIMIT_S = 2400
 # Both mount namespaces and the processes in them end with the command. /repository is this checkout.
 ENTER = r"""
