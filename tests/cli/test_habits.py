@@ -58,7 +58,9 @@ LINES = [
 
 def parse(arguments: list[str]) -> None:
     with cli.portbook.make_context("portbook", list(arguments)) as context:
-        name, command, rest = cli.portbook.resolve_command(context, [*context._protected_args, *context.args])
+        # click 8.2 deprecates the name without the underscore, which is the only one in 8.1.
+        protected = context._protected_args if hasattr(context, "_protected_args") else context.protected_args
+        name, command, rest = cli.portbook.resolve_command(context, [*protected, *context.args])
         command.make_context(name, rest, parent=context)
 
 
