@@ -40,7 +40,9 @@ def lowest(session: nox.Session) -> None:
     """The tests with the lowest version of each direct dependency that pyproject.toml allows."""
     project = nox.project.load_toml("pyproject.toml")["project"]
     requirements = project["dependencies"] + project["optional-dependencies"]["test"]
-    constraints = Path(session.create_tmp()) / "lowest.txt"
+    constraints = (
+        Path(session.virtualenv.location) / "lowest.txt"
+    )  # session.create_tmp() would set TMPDIR for the tests
     constraints.write_text("".join(re.sub(">=([^,;]*).*", r"==\1", line) + "\n" for line in requirements))
     session.install("-e", ".[test]", "-c", str(constraints))
     session.run("pytest", *session.posargs)

@@ -139,11 +139,17 @@ def test_the_question_shows_the_command_of_the_manager(start):
 
 
 # 64 KiB are all that is read of a command line.
-FLOODS = ["x" * 65_536, "日本語" * 20_000, "\n" * 40_000, "a b " * 16_000, "\u0301" * 30_000]
+FLOODS = {
+    "one-word": "x" * 65_536,
+    "wide": "日本語" * 20_000,
+    "newlines": "\n" * 40_000,
+    "blanks": "a b " * 16_000,
+    "combining": "\u0301" * 30_000,
+}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc/PID/cmdline")
-@pytest.mark.parametrize("flood", FLOODS)
+@pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS)  # pytest puts the id into a variable of the environment
 def test_a_long_command_line_leaves_the_question_on_the_screen(start, flood):
     """What is shown of a process stays near the question, whatever the process has chosen."""
     words = [flood[at : at + 30_000] for at in range(0, len(flood), 30_000)]
