@@ -44,7 +44,7 @@ PANELS = (
     ),
     Panel(
         "Who holds a port, among 200,000 descriptors",
-        "fds: 50 processes, 5,000 sockets and 200,000 other descriptors",
+        "fds: 50 processes, 5,000 sockets, 200,000 other descriptors",
         {"portbook who 2000": "portbook who 2000", "ss -tnlp sport = :2000": "ss -tnlp sport = :2000"},
     ),
     Panel(
