@@ -1,7 +1,7 @@
 """The unit and the container that a process runs in, from its cgroup path on Linux. Pure, except for the labels.
 
 A path is believed from its root on, and only as far as root made it. systemd gives units to slices, and delegates what
-is below a unit: whoever the unit runs as chooses every name there (https://systemd.io/CGROUP_DELEGATION). So the
+is below a unit: the user of the unit chooses every name there (https://systemd.io/CGROUP_DELEGATION). So the
 outermost unit counts, apart from a user's service manager, whose tree is that user's; and a container counts where its
 runtime makes it: below slices, or at the root of the hierarchy. Elsewhere the directory above it must belong to root.
 

@@ -23,7 +23,7 @@ HEX = frozenset("0123456789abcdefABCDEF")
 def unit_of(cgroup: str) -> str | None:
     r"""The unit that a process in ``cgroup`` belongs to, ``\x2d`` and the like decoded; None for none.
 
-    The outermost unit counts: whoever it runs as may make directories with the names of other units below it. A user's
+    The outermost unit counts: its user may make directories with the names of other units below it. A user's
     service manager and a systemd inside a container have units of their own. Login sessions, applications and
     containers are scopes: they are no services. A container that a unit runs as its main process (podman with
     ``--cgroups=split``, as Quadlet does) belongs to that unit.
