@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import secrets
 import socket
 import subprocess
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -14,6 +17,7 @@ from portbook.errors import UsageError
 from portbook.records import Owner, Socket
 from tests.components import need
 from tests.conftest import ROOT
+from tests.rounds import rounds
 
 pwd = pytest.importorskip("pwd", reason="Windows: only the system's directory knows the users")
 LINUX = os.path.exists("/proc/self/ns/net")
@@ -67,21 +71,57 @@ def test_without_proc_no_container_is_called_unknown(monkeypatch):
     existence.check(portbook.parse("container:x netns:x"), ())
 
 
-@pytest.mark.root
-def test_an_unknown_namespace_is_a_mistake_and_a_known_one_without_sockets_is_not():
+@pytest.fixture
+def known_namespace():
+    """The name and the number of a network namespace; no other name resembles this one."""
     need(ROOT and LINUX, "root, for a network namespace")
-    name = f"portbook-{os.getpid()}"
+    name = secrets.token_hex(8)
+    with network_namespace(name) as number:
+        yield name, number
+
+
+@contextmanager
+def network_namespace(name):
     subprocess.run(["ip", "netns", "add", name], check=True, timeout=20)
     try:
-        inode = os.stat(f"/run/netns/{name}").st_ino
-        assert portbook.take(f"netns:{name}").sockets == ()
-        assert portbook.take(f"netns:{inode}").sockets == ()
-        with pytest.raises(UsageError, match=f"unknown network namespace 'x{name}'; did you mean {name}"):
-            portbook.take(f"netns:x{name}")
+        yield os.stat(f"/run/netns/{name}").st_ino
     finally:
         subprocess.run(["ip", "netns", "delete", name], check=True, timeout=20)
-    with pytest.raises(UsageError, match=f"unknown network namespace '{inode}'"):
-        portbook.take(f"netns:{inode}")
+
+
+def is_in_use(number):
+    """Whether somebody on this machine has a network namespace of this number: the kernel gives a free one anew."""
+    found = set()
+    for path in (*glob.glob("/proc/[0-9]*/ns/net"), *glob.glob("/run/netns/*")):
+        with suppress(OSError):  # it ended
+            found.add(os.stat(path).st_ino)
+    return number in found
+
+
+@pytest.mark.root
+def test_an_unknown_namespace_is_a_mistake_and_a_known_one_without_sockets_is_not(known_namespace):
+    name, number = known_namespace
+    assert portbook.take(f"netns:{name}").sockets == ()
+    assert portbook.take(f"netns:{number}").sockets == ()
+    with pytest.raises(UsageError, match=f"unknown network namespace 'x{name}'; did you mean {name}"):
+        portbook.take(f"netns:x{name}")
+
+
+@pytest.mark.root
+def test_the_number_of_a_namespace_that_is_gone_is_unknown():
+    need(ROOT and LINUX, "root, for a network namespace")
+    errors = []
+    for _ in rounds(lambda: errors, most=20):
+        with network_namespace(secrets.token_hex(8)) as number:
+            assert portbook.take(f"netns:{number}").sockets == ()
+        was_in_use = is_in_use(number)
+        try:
+            portbook.take(f"netns:{number}")
+        except UsageError as error:
+            errors.append(str(error))
+        else:
+            assert was_in_use or is_in_use(number), "it was called known though nobody has it"
+    assert f"unknown network namespace '{number}'" in errors[0]
 
 
 @pytest.mark.parametrize("text", ["container:*", "container:docker:*", "-container:docker"])
