@@ -18,7 +18,7 @@ from portbook.cli import COMMANDS, portbook
 from portbook.managers import supervisor
 from portbook.probe import error_queue, outcome, tcp
 from portbook.probe.outcome import Evidence
-from portbook.probe.request import EventKind
+from portbook.probe.request import ScanEventKind
 from portbook.probe.tls import records as tls_records
 from portbook.scanner.udp import refusals, schedule, state
 from portbook.sources.base import CAPABILITIES, Capability
@@ -136,7 +136,7 @@ def test_sources_page_has_exactly_the_capabilities_and_their_meanings() -> None:
 
 
 def test_scan_page_has_exactly_the_kinds_of_events() -> None:
-    assert list(table("scan.md", "Events")) == list(get_args(EventKind))
+    assert list(table("scan.md", "Events")) == list(get_args(ScanEventKind))
 
 
 @pytest.mark.parametrize("name", COMMANDS)

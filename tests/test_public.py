@@ -17,7 +17,7 @@ import portbook
 from portbook import errors, records
 from portbook.bind.attempt import BindError, Endpoint, Options, bind
 from portbook.probe import outcome
-from portbook.probe.request import Event, Limits
+from portbook.probe.request import Limits, ScanEvent
 from portbook.scanner.report import Report
 from portbook.stop.records import StopReport
 from portbook.verdict.findings import Finding
@@ -45,7 +45,7 @@ INSTANCES = (
     FINDING,
     Verdict(1, "linux", 80, "tcp", Options(), False, (), ("[::]",), (FINDING,), (), False, (GAP,)),
     Limits(timeout_s=1.0),
-    Event("deadline", None, "the time was up", 1.0),
+    ScanEvent("deadline", None, "the time was up", 1.0),
     StopReport(1, 80, "tcp", "stopped", ()),
     portbook.parse("state:listening port:80"),
 )

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from portbook.probe.outcome import SILENCE, Answer, Evidence
-from portbook.probe.request import Event
+from portbook.probe.request import ScanEvent
 from portbook.render import nmap_xml, scan, scan_formats, scan_report
 from portbook.render.nmap_xml import MANY, NmapXml
 from portbook.render.scan import FEW, MOST_KINDS, port_ranges
@@ -222,9 +222,9 @@ def test_a_partial_scan_is_marked():
 
 def test_misses_and_events_are_in_the_notes():
     check = SelfCheck(1, 4, 1, 7, 2, ("canary 127.0.0.1:4000", "127.0.0.1:80"))
-    events = tuple(Event("rate-limit", f"10.0.0.{n}", "refuses 1 a second", 1.0) for n in range(7))
-    events += tuple(Event("breaker", f"10.0.0.{n}", "closed to open", 1.0) for n in (1, 2, 1, 2))
-    events += (Event("descriptors", None, "none left", 1.0),)
+    events = tuple(ScanEvent("rate-limit", f"10.0.0.{n}", "refuses 1 a second", 1.0) for n in range(7))
+    events += tuple(ScanEvent("breaker", f"10.0.0.{n}", "closed to open", 1.0) for n in (1, 2, 1, 2))
+    events += (ScanEvent("descriptors", None, "none left", 1.0),)
     assert (
         scan_report.summary(report(self_check=check))[-1] == "self-check: found 3 of 4 canaries, 5 of 7 listening ports"
     )
@@ -237,14 +237,14 @@ def test_misses_and_events_are_in_the_notes():
 
 
 def test_a_host_that_came_back_is_not_in_the_notes():
-    came_back = Event("breaker", "10.0.0.1", "half-open to closed: it has answered", 2.0)
-    events = tuple(Event("breaker", f"10.0.0.{n}", "closed to open: silence", 1.0) for n in (1, 2))
+    came_back = ScanEvent("breaker", "10.0.0.1", "half-open to closed: it has answered", 2.0)
+    events = tuple(ScanEvent("breaker", f"10.0.0.{n}", "closed to open: silence", 1.0) for n in (1, 2))
     (said,) = scan_report.notes(report(events=(*events, came_back)))
     assert said == "probed less, because no answer came: 1 address"
 
 
 def test_the_notes_name_the_option_for_ports_that_were_not_probed():
-    events = (Event("breaker", "10.0.0.1", "closed to open", 1.0),)
+    events = (ScanEvent("breaker", "10.0.0.1", "closed to open", 1.0),)
     (said,) = scan_report.notes(report(events=events, skipped=80))
     assert said == "probed less, because no answer came: 1 address; --no-breaker probes all their ports"
     (said,) = scan_report.notes(report(events=events, skipped=80, partial="deadline"))  # that is another reason

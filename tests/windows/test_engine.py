@@ -10,7 +10,7 @@ import pytest
 
 from portbook.probe import tcp
 from portbook.probe.initial_rto import refuse_at_once
-from portbook.probe.request import Event, Limits, Probe, Tally
+from portbook.probe.request import Limits, Probe, ScanEvent, Tally
 from portbook.scanner.tcp import engine
 from portbook.scanner.tcp.engine import scan_tcp
 from portbook.scanner.tcp.proactor import Proactor
@@ -63,7 +63,7 @@ def test_a_cancelled_scan_leaves_nothing():
 
 
 def test_rate_and_deadline():
-    events: list[Event] = []
+    events: list[ScanEvent] = []
     tally = Tally()
     limits = Limits(rate=50.0, deadline_s=0.5)
     answers = list(scan_tcp(of("127.0.0.1", range(1, 1000)), limits, tally=tally, on_event=events.append))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from portbook.probe.request import Event
+    from portbook.probe.request import ScanEvent
 
 
 class Progress(Protocol):
@@ -31,7 +31,7 @@ class Progress(Protocol):
 class NoMeter:
     """Shows no progress."""
 
-    def show_event(self, event: Event) -> None:
+    def show_event(self, event: ScanEvent) -> None:
         """Show nothing."""
 
     def aside(self) -> AbstractContextManager[None]:
@@ -50,7 +50,7 @@ class Meter:
         self._last_event = ""
         self._pause: Callable[[], AbstractContextManager[None]] = nullcontext
 
-    def show_event(self, event: Event) -> None:
+    def show_event(self, event: ScanEvent) -> None:
         """Show an event until the next."""
         from portbook.render.text import safe
 

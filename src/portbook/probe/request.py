@@ -1,4 +1,4 @@
-"""What a scan engine gets (``Probe``, ``Limits``), and what it reports while it runs (``Event``, ``Tally``)."""
+"""What a scan engine gets (``Probe``, ``Limits``), and what it reports while it runs (``ScanEvent``, ``Tally``)."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class Limits(Struct, frozen=True):
 
 # breaker: probing of a silent host stops, or is tried again. descriptors: they ran short. rate-limit: a host limits its
 # refusals. deadline: the time was up before everything was probed.
-EventKind = Literal["breaker", "descriptors", "rate-limit", "deadline"]
+ScanEventKind = Literal["breaker", "descriptors", "rate-limit", "deadline"]
 
 
-class Event(Struct, frozen=True):
+class ScanEvent(Struct, frozen=True):
     """Something to show or to log while an engine runs."""
 
-    kind: EventKind
+    kind: ScanEventKind
     address: str | None  # of the host that it concerns
     text: str
     at_s: float  # since the engine began
@@ -63,4 +63,4 @@ class Tally(Struct):
     in_flight: int = 0
 
 
-EventCallback = Callable[[Event], None]
+EventCallback = Callable[[ScanEvent], None]

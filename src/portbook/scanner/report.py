@@ -7,7 +7,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from portbook.probe.request import Event
+from portbook.probe.request import ScanEvent
 from portbook.records import Protocol
 
 SCHEMA = 1
@@ -44,7 +44,7 @@ class Report(Struct, frozen=True):
     skipped: int  # ports without an answer: the breaker was open, the time was up, the scan was cancelled
     rate: float | None  # answers a second
     partial: Literal["cancelled", "deadline"] | None  # why the scan ended early
-    events: tuple[Event, ...] = ()
+    events: tuple[ScanEvent, ...] = ()
     events_dropped: int = 0  # events beyond those in ``events``
     self_check: SelfCheck | None = None  # None: no address of this machine was scanned
     hosts_answered: int = 0  # addresses of which at least one port was open or closed

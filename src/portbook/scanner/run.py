@@ -19,7 +19,7 @@ from portbook.errors import UsageError
 from portbook.names import service_name
 from portbook.numerals import MOST_SECONDS, is_within
 from portbook.probe.outcome import WITHOUT_ADDRESS, Answer
-from portbook.probe.request import Event, EventCallback, Limits, Probe, Tally
+from portbook.probe.request import EventCallback, Limits, Probe, ScanEvent, Tally
 from portbook.records import Protocol
 from portbook.scanner.canary import SelfWatch
 from portbook.scanner.local import LocalHolders
@@ -98,7 +98,7 @@ def scan(
     :param allow_public: probe globally routable addresses too
     :param only_open: yield open ports alone, and names that have no address; the report counts all
     :param banner: connect to open TCP ports once more and read what the service says first; nothing is sent
-    :param on_event: called with each Event, from within the iteration
+    :param on_event: called with each ScanEvent, from within the iteration
     :returns: an iterator of Answer, which is a context manager and has the report
     :raises UsageError: an argument is invalid, or a target is public and ``allow_public`` is not given; for the
         addresses of a name, when the iteration begins
@@ -150,7 +150,7 @@ class Scan:
         self._answered: set[str | None] = set()  # addresses; at most MOST_ADDRESSES
         self._open_counts: dict[str | None, int] = {}  # open ports of an address; for as many
         self._holders: LocalHolders | None = None
-        self._events: list[Event] = []
+        self._events: list[ScanEvent] = []
         self._dropped = 0
         self._watch: SelfWatch | None = None
         self._started_at: datetime | None = None
@@ -331,7 +331,7 @@ class Scan:
         full = [address for address, count in self._open_counts.items() if count >= len(self.ports)]
         return tuple(islice((address for address in full if address and address not in ours), MOST_NAMED))
 
-    def _keep(self, event: Event) -> None:
+    def _keep(self, event: ScanEvent) -> None:
         if len(self._events) < MOST_EVENTS:
             self._events.append(event)
         else:

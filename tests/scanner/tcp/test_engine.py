@@ -23,7 +23,7 @@ from portbook.probe.error_queue import QueuedError
 from portbook.probe.initial_rto import NO_SYN_RETRANSMISSIONS, SIO_TCP_INITIAL_RTO, refuse_at_once
 from portbook.probe.outcome import Answer
 from portbook.probe.pacing import TokenBucket
-from portbook.probe.request import Event, Limits, Probe, Tally
+from portbook.probe.request import Limits, Probe, ScanEvent, Tally
 from portbook.resilience import BreakerSettings
 from portbook.scanner.tcp import engine
 from portbook.scanner.tcp.engine import scan_tcp
@@ -386,7 +386,7 @@ def whole_network(ports: Iterable[int]) -> Iterator[Probe]:
 
 @linux
 def test_dead_hosts_are_given_up(network):
-    events: list[Event] = []
+    events: list[ScanEvent] = []
     tally = Tally()
     with network.target, listening("0.0.0.0", port=80), network.client:
         found = scanned(
@@ -409,7 +409,7 @@ def test_dead_hosts_are_given_up(network):
 
 @linux
 def test_without_a_breaker_every_port_is_probed(network):
-    events: list[Event] = []
+    events: list[ScanEvent] = []
     with network.client:
         found = scanned(whole_network(range(1000, 1003)), Limits(timeout_s=0.2, breaker=None), on_event=events.append)
     assert outcomes(found) == {"closed": 4 * 3, "filtered": 252 * 3}
@@ -457,7 +457,7 @@ def with_descriptors_taken_away(limit: int) -> tuple[Counter[str], list[str]]:
     import resource
 
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-    events: list[Event] = []
+    events: list[ScanEvent] = []
     outcomes: Counter[str] = Counter()
     files: list[int] = []
     probes = of("127.0.0.1", [*range(1, 100), *range(1000, 1300)])
@@ -514,7 +514,7 @@ def test_the_rate_is_kept(way):
 
 @linux
 def test_the_deadline_is_kept(way):
-    events: list[Event] = []
+    events: list[ScanEvent] = []
     tally = Tally()
     read = count()
     with contextlib.closing(dropping()) as space, space:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from portbook.probe.descriptors import WINDOW
 from portbook.probe.outcome import Answer, Evidence
-from portbook.probe.request import Event, Limits, Probe, Tally
+from portbook.probe.request import Limits, Probe, ScanEvent, Tally
 from portbook.scanner.udp import schedule as udp
 from portbook.scanner.udp.engine import LATE_S, turn
 from portbook.scanner.udp.payloads import PAYLOADS
@@ -162,7 +162,7 @@ class Scan:
         self.wire = FakeWire(network, descriptors, misses_icmp_when_unconnected=misses_icmp_when_unconnected)
         self.sockets = Sockets(self.wire)
         self.tally = Tally()
-        self.events: list[Event] = []
+        self.events: list[ScanEvent] = []
         self.began = self.wire.now
         self.schedule = UdpSchedule(probes, limits, window, self.began, tally=self.tally, on_event=self.events.append)
 

@@ -55,7 +55,7 @@ def scan_tcp(
 
     :param limits: its breaker never applies to a host that has answered, nor while all probes so far were for one host
     :param tally: is updated while the scan runs
-    :param on_event: called with each Event, from within the iteration
+    :param on_event: called with each ScanEvent, from within the iteration
     """
     window = window_size(limits.concurrency)
     schedule = TcpSchedule(probes, limits, window, perf_counter(), tally=tally, on_event=on_event)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 from portbook.probe.outcome import SILENCE, Answer, Outcome
 from portbook.probe.pacing import TokenBucket
-from portbook.probe.request import Event, EventCallback, EventKind, Limits, Probe, Tally
+from portbook.probe.request import EventCallback, Limits, Probe, ScanEvent, ScanEventKind, Tally
 from portbook.probe.tcp import SELF_CONNECTED, SELF_TRIES, SILENT, ConnectResult
 from portbook.resilience import SCARCE
 from portbook.scanner.tcp.hosts import Hosts
@@ -64,9 +64,9 @@ class TcpSchedule:
         """Whether nothing is in flight, held back or to be read."""
         return self._exhausted and not (self._in_flight or self._buffered or self._again or self.answers)
 
-    def _report(self, kind: EventKind, address: str | None, text: str) -> None:
+    def _report(self, kind: ScanEventKind, address: str | None, text: str) -> None:
         if self._on_event is not None:
-            self._on_event(Event(kind, address, text, self._now - self._began))
+            self._on_event(ScanEvent(kind, address, text, self._now - self._began))
 
     # --- what to start ---------------------------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ def scan_udp(
     ``tally.skipped``.
 
     :param tally: is updated while the scan runs
-    :param on_event: called with each Event, from within the iteration
+    :param on_event: called with each ScanEvent, from within the iteration
     """
     window = window_size(limits.concurrency)
     schedule = UdpSchedule(probes, limits, window, perf_counter(), tally=tally, on_event=on_event)

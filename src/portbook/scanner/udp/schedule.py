@@ -25,7 +25,7 @@ from math import inf
 
 from portbook.probe.outcome import Answer, Evidence, Outcome
 from portbook.probe.pacing import TokenBucket
-from portbook.probe.request import Event, EventCallback, EventKind, Limits, Probe, Tally
+from portbook.probe.request import EventCallback, Limits, Probe, ScanEvent, ScanEventKind, Tally
 from portbook.resilience import classify
 from portbook.scanner.udp import payloads
 from portbook.scanner.udp.refusals import CONTROL_EVERY, PROOF_S, of_error, refusal_outcome
@@ -89,9 +89,9 @@ class UdpSchedule:
         """Whether every port that was read has its answer, and there are no more."""
         return self._exhausted and not (self._unanswered or self.answers)
 
-    def _report(self, kind: EventKind, address: str | None, text: str) -> None:
+    def _report(self, kind: ScanEventKind, address: str | None, text: str) -> None:
         if self._on_event is not None:
-            self._on_event(Event(kind, address, text, self._now - self._began))
+            self._on_event(ScanEvent(kind, address, text, self._now - self._began))
 
     # --- what to send next -----------------------------------------------------------------------------------------
 

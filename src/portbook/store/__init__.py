@@ -1,0 +1,1 @@
+"""The history: events, and the intervals in which ports were held."""

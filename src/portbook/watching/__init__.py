@@ -1,0 +1,1 @@
+"""Watching ports: what opens, what fails to, what ends, and whether it is allowed."""
