@@ -12,7 +12,7 @@ from portbook import scanner as package
 from portbook.errors import SourceMissing, UsageError
 from portbook.probe import resolve
 from portbook.probe.outcome import SILENCE, Answer, Evidence
-from portbook.probe.request import Event, Limits, Probe
+from portbook.probe.request import Limits, Probe, ScanEvent
 from portbook.probe.resolve import Resolved, ResolvedAddress
 from portbook.records import Socket
 from portbook.scanner import canary, run
@@ -139,7 +139,7 @@ def test_silence_is_counted_as_silence_and_never_as_closed():
 
 
 def test_events_are_reported_and_kept_up_to_a_limit():
-    events = [Event("breaker", REMOTE, f"event {n}", 0.1) for n in range(MOST_EVENTS + 5)]
+    events = [ScanEvent("breaker", REMOTE, f"event {n}", 0.1) for n in range(MOST_EVENTS + 5)]
     told = []
     running = scanned(REMOTE, [1], FakeEngine(events=events), on_event=told.append)
     list(running)
@@ -223,7 +223,7 @@ def test_a_deadline_that_the_engine_reports_makes_it_partial():
         def __call__(self, probes, limits, *, tally=None, on_event=None):
             self.limits.append(limits)
             yield Answer(REMOTE, REMOTE, None, next(iter(probes)).port, "tcp", "closed", RST)
-            on_event(Event("deadline", None, "the time is up", 1.0))
+            on_event(ScanEvent("deadline", None, "the time is up", 1.0))
 
     engine = Late()
     running = scanned(REMOTE, range(1, 11), engine, limits=Limits(deadline_s=60))

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pytest
 
 from portbook.probe.outcome import Answer
-from portbook.probe.request import Event, Limits, Probe, Tally
+from portbook.probe.request import Limits, Probe, ScanEvent, Tally
 from portbook.scanner.udp import payloads, wire
 from portbook.scanner.udp.engine import scan_udp
 from portbook.scanner.udp.state import PROVEN
@@ -444,7 +444,7 @@ def test_a_rate_limit_of_refusals_is_waited_for(lab, tmp_path) -> None:
     serve(lab.target, "dnsmasq", tmp_path)
     lab.target.sysctl("net.ipv4.icmp_ratelimit", 100)  # ms; 1000 is the default
     lab.target.nft("udp dport 3015-3017 drop")
-    events: list[Event] = []
+    events: list[ScanEvent] = []
     with lab.client:
         answers = scan(TARGET, [*range(3000, 3040), 53], on_event=events.append)
     expected = dict.fromkeys(range(3000, 3040), "closed") | dict.fromkeys(range(3015, 3018), "open|filtered")
@@ -547,7 +547,7 @@ def test_few_descriptors_are_enough(eager) -> None:
 
 def test_descriptors_that_run_out_during_the_scan(alone) -> None:
     def with_fewer_and_fewer() -> tuple[dict[str, int], set[str]]:
-        events: list[Event] = []
+        events: list[ScanEvent] = []
         probes = (Probe("x", "127.0.0.1", port) for port in range(30000, 32000))
         answers = scan_udp(probes, Limits(), on_event=events.append)
         first = next(answers)
