@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from portbook.escaping import safe
 from portbook.records import Listing, Owner, Socket
-from portbook.render.text import safe
 
 if TYPE_CHECKING:
     from io import StringIO
