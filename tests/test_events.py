@@ -50,6 +50,6 @@ def test_a_line_about_the_watch_itself_has_no_fields_of_a_socket():
 
 
 def test_a_whole_line_has_every_field():
-    values = {name: "x" for name in Event.__struct_fields__}
+    values = dict.fromkeys(Event.__struct_fields__, "x")
     event = Event(**values | {"at": AT})
     assert compact(event).keys() == set(Event.__struct_fields__)
