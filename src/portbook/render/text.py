@@ -78,7 +78,7 @@ def style_of(stream: TextIO) -> Style:
     ellipsis = "…" if encoding == "utf8" else "~"
     if not stream.isatty():
         return Style(None, False, ellipsis)
-    colour = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and _understands_colour()
+    colour = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and understands_escapes()
     return Style(_terminal_width(stream), colour, ellipsis)
 
 
@@ -92,7 +92,7 @@ def _terminal_width(stream: TextIO) -> int | None:
         return None
 
 
-def _understands_colour() -> bool:
+def understands_escapes() -> bool:
     """Whether escape sequences work: in a Windows console they must be enabled (SetConsoleMode, Windows 10)."""
     if sys.platform != "win32":
         return True
