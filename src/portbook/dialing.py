@@ -111,7 +111,7 @@ def parse_destination(target: PortLike) -> Destination:
     if port.protocol == "udp":
         number = ports.Ports(port.first, port.last)
         raise UsageError(f"{port} is UDP, which has no connections", f"write portbook probe {port.host or ''} {number}")
-    return Destination(port.host or ports.LOCALHOST, port.first)
+    return Destination(ports.reachable(port.host or ports.LOCALHOST, port.first), port.first)
 
 
 class Limit(NamedTuple):

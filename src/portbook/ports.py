@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from portbook.addresses import MOST_SHOWN, NamedHost, canonical, family_of, parse_host, zone_name
+from portbook.addresses import (
+    MOST_SHOWN,
+    NamedHost,
+    canonical,
+    family_of,
+    format_endpoint,
+    is_link_local,
+    parse_host,
+    zone_name,
+)
 from portbook.errors import UsageError
 from portbook.numerals import UINT16, UINT32, is_number, number_or_none
 from portbook.records import PROTOCOLS, Protocol
@@ -216,6 +225,8 @@ def split_host(text: str) -> tuple[str | None, str]:
     host, colon, port = text.rpartition(":")
     if not colon:
         return None, text
+    if number_or_none(host, PORTS[1], PORTS[0]) and number_or_none(port, PORTS[1], PORTS[0]):
+        raise UsageError(f"{text[:MOST_SHOWN]!r} is not a range of ports", f"write {host}-{port}")
     if _is_ipv6(text):
         if not _is_ipv6(host) and host != ":":
             raise UsageError(f"{text!r} is an address without a port", f"write [{text}]:80")
@@ -260,12 +271,30 @@ def _not_a_port(text: str, whole: str) -> UsageError:
     if text.count(".") == 4 and _host_or_none(address) and is_number(port):  # as netstat of macOS prints it
         return UsageError(f"{shown} is not a port", f"write {address}:{port}")
     message = f"port {text[:MOST_SHOWN]!r} is not a number or the name of a service"
+    open_range = _open_range(text)
+    if open_range is not None:
+        return UsageError(message, f"write {open_range}")
     is_word = text[:1].isalnum() and text[-1:].isalnum() and (any(c.isalpha() for c in text) or "." in text)
     if text == whole.strip() and is_word and _host_or_none(text):
         return UsageError(message, f"write 8080, or {text}:8080 for a port of that host")
     first, last = PORTS
     valid = f"valid values are {first} to {last}, such as 80 or 8000-8100, and names such as http"
     return UsageError(message, valid)
+
+
+def _open_range(text: str) -> str | None:
+    """The range that ``1024-``, ``-1024``, ``>1024``, ``<=1024`` and the like mean; None for other texts."""
+    least, most = PORTS
+    number = number_or_none(text.strip("<>=-"), most, least)
+    if number is None:
+        return None
+    firsts = {f">{number}": number + 1, f">={number}": number, f"{number}-": number}
+    lasts = {f"<{number}": number - 1, f"<={number}": number, f"-{number}": number}
+    if text in firsts:
+        return f"{min(firsts[text], most)}-{most}"
+    if text in lasts:
+        return f"{least}-{max(lasts[text], least)}"
+    return None
 
 
 def is_range(text: str) -> bool:
@@ -330,6 +359,14 @@ def _split_authority(authority: str) -> tuple[str, str]:
 LOCALHOST = NamedHost("localhost")
 
 
+def reachable(host: NamedHost, port: int) -> NamedHost:
+    """The host, if one can connect to it; raise UsageError for a link-local address without interface (RFC 4007)."""
+    if host.is_address and host.zone is None and is_link_local(host.name):
+        example = format_endpoint(host.name, port, "eth0")
+        raise UsageError(f"{host.name} is link-local and needs its interface", f"write {example}")
+    return host
+
+
 def parse_targets(values: PortsLike, ports: PortsLike | None = None) -> list[Ports]:
     """Read what is to be connected to: each a single port with a host, localhost if none is written.
 
@@ -341,7 +378,7 @@ def parse_targets(values: PortsLike, ports: PortsLike | None = None) -> list[Por
     if ports is not None:
         hosts = [_host_alone(value) for value in words(values)] or [LOCALHOST]
         wanted = singles(parse_several(ports))
-        return [Ports(each.first, each.last, each.protocol, host) for host in hosts for each in wanted]
+        return [_at(host, each) for host in hosts for each in wanted]
     found: list[Ports] = []
     host: NamedHost | None = None
     items = list(words(values))
@@ -352,10 +389,14 @@ def parse_targets(values: PortsLike, ports: PortsLike | None = None) -> list[Por
         each = parse(item)
         if not (isinstance(item, str) and (is_range(item) or _is_service(item))):
             host = None
-        found.append(Ports(each.first, each.last, each.protocol, each.host or host or LOCALHOST))
+        found.append(_at(each.host or host or LOCALHOST, each))
     if not found:
         raise UsageError("no port", VALID)
     return list(dict.fromkeys(singles(found)))
+
+
+def _at(host: NamedHost, ports: Ports) -> Ports:
+    return Ports(ports.first, ports.last, ports.protocol, reachable(host, ports.first))
 
 
 def _is_host_word(item: PortLike, following: list[PortLike]) -> bool:
