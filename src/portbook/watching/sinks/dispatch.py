@@ -19,7 +19,7 @@ from portbook.events import Event
 from portbook.numerals import counted
 from portbook.watching.sinks import load
 from portbook.watching.sinks.base import DeliveryError, EncodedEvent, Loss, Sink, SinkSettings
-from portbook.watching.sinks.worker import MOST_BYTES, SinkStatus, Worker, reason_prefix
+from portbook.watching.sinks.worker import MOST_BYTES, SinkStatus, SinkWorker, reason_prefix
 
 PATIENCE_S = 1.0  # for sinks that work and are full: longer than that, and the kernel's buffer of the feed fills
 CLOSE_S = 5.0
@@ -43,7 +43,7 @@ class Dispatch:
 
         :param most_bytes: of events, as JSON, that wait for one sink
         """
-        self._workers = [Worker(sink, settings.severity, most_bytes=most_bytes) for sink, settings in sinks]
+        self._workers = [SinkWorker(sink, settings.severity, most_bytes=most_bytes) for sink, settings in sinks]
         self._losses: dict[str, PendingLosses] = {}
         self._notes: list[str] = []
 

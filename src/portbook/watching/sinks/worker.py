@@ -65,7 +65,7 @@ class Pauses:
             self.next_at = max(self.next_at, self.breaker.trial_at)
 
 
-class Worker:
+class SinkWorker:
     """One sink with its queue and its thread, which starts with the first event."""
 
     def __init__(self, sink: Sink, severity: Level, *, most_bytes: int = MOST_BYTES) -> None:
