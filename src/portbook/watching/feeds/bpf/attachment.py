@@ -13,7 +13,7 @@ from portbook.sources.bpf import calls, offsets
 from portbook.sources.bpf.btf import Layout
 from portbook.system import namespaces, privilege
 from portbook.watching.feeds.bpf import program
-from portbook.watching.feeds.bpf.program import Maps, Program
+from portbook.watching.feeds.bpf.program import Maps, HookProgram
 
 NEEDED = ("CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN")  # capabilities(7); CAP_SYS_ADMIN has all that the three give here
 SINCE = (5, 12)  # bpf_get_socket_cookie for programs of trace points
@@ -151,7 +151,7 @@ def attach(layout: Layout, maps: Maps) -> list[int]:
     return links
 
 
-def _load(programs: Iterable[Program], layout: Layout) -> Iterator[tuple[Program, int]]:
+def _load(programs: Iterable[HookProgram], layout: Layout) -> Iterator[tuple[HookProgram, int]]:
     trace_point = layout.functions[program.TRACE_POINT]
     for each in programs:
         code = each.code.assemble()
@@ -161,7 +161,7 @@ def _load(programs: Iterable[Program], layout: Layout) -> Iterator[tuple[Program
             yield each, calls.load_for_cgroup(code, each.kind, each.attach_type)
 
 
-def _attach(each: Program, loaded: int, root: int) -> int:
+def _attach(each: HookProgram, loaded: int, root: int) -> int:
     if each.kind is None:
         return calls.attach_to_trace_point(loaded)
     try:

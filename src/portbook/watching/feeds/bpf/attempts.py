@@ -27,7 +27,7 @@ MOST_BYTES = 4096
 UTIME = 11  # of the fields behind the name: user mode time in ticks
 
 
-class Attempt(Struct):
+class OpenBind(Struct):
     """A bind of which it is not known yet how it ended."""
 
     record: Record
@@ -39,7 +39,7 @@ class Attempts:
     """The attempts that are open, by thread."""
 
     def __init__(self) -> None:
-        self._open: dict[int, Attempt] = {}
+        self._open: dict[int, OpenBind] = {}
         self._look_at_ns = 0  # when to look at the threads again
 
     @property
@@ -54,7 +54,7 @@ class Attempts:
         before = self._open.pop(tid, None)
         if len(self._open) >= MOST_KEPT:
             del self._open[next(iter(self._open))]
-        self._open[tid] = Attempt(record)
+        self._open[tid] = OpenBind(record)
         return before.record if before else None
 
     def end(self, tid: int, cookie: int, succeeded: bool) -> Record | None:
@@ -91,7 +91,7 @@ class Attempts:
         return attempt.record if attempt else None
 
 
-def _is_over(tid: int, attempt: Attempt, now: int) -> bool:
+def _is_over(tid: int, attempt: OpenBind, now: int) -> bool:
     attempt.looks = min(attempt.looks + 1, 10)
     if now - attempt.record[0] > LIMIT_NS:
         return True
@@ -107,7 +107,7 @@ def _is_over(tid: int, attempt: Attempt, now: int) -> bool:
     return _has_run(thread, attempt)
 
 
-def _has_run(thread: str, attempt: Attempt) -> bool:
+def _has_run(thread: str, attempt: OpenBind) -> bool:
     """Whether the thread has run in user mode since it was first looked at: proc_pid_stat(5)."""
     try:
         stat = _read(f"{thread}/stat")

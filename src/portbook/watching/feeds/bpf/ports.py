@@ -17,7 +17,7 @@ PORT = struct.Struct("=H")
 TRIES = 50
 
 
-class Ports:
+class AutomaticPorts:
     """Reads ports."""
 
     def __init__(self, layout: Layout) -> None:

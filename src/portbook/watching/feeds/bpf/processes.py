@@ -28,7 +28,7 @@ MOST_BYTES = 4096
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class Process(Struct, frozen=True, gc=False):
+class Doer(Struct, frozen=True, gc=False):
     """Who did it."""
 
     owners: tuple[Owner, ...]  # one
@@ -41,13 +41,13 @@ class Processes:
     """Looks processes up, and keeps them."""
 
     def __init__(self) -> None:
-        self._kept: dict[Key, Process] = {}
+        self._kept: dict[Key, Doer] = {}
         self._paths: dict[int, str | None] = {}  # of cgroups, by id
         self._parents: dict[int, Owner] = {}
         self._parents_since = 0.0
         self._ahead_ns = _boot_offset_ns()
 
-    def of(self, key: Key, name: bytes) -> Process:
+    def of(self, key: Key, name: bytes) -> Doer:
         """The process of a record.
 
         :param name: of the process, from the record: for one that is gone
@@ -60,7 +60,7 @@ class Processes:
             self._kept[key] = known
         return known
 
-    def _read(self, key: Key, name: bytes) -> Process:
+    def _read(self, key: Key, name: bytes) -> Doer:
         pid, started_ns, _, group, uid = key
         ticks = (started_ns + self._ahead_ns) * TICKS // 1_000_000_000
         owner = Owner(pid)
@@ -68,8 +68,8 @@ class Processes:
             for enrich in enrichers():
                 (owner,), _ = enrich([owner])
         if owner.started is None or owner.state == "zombie" or _start_ticks(pid) != ticks:
-            return Process((self._remains(pid, started_ns, group, uid, name),), (), True, user_name(uid))
-        return Process((owner,), self._parents_of(owner), False, user_name(uid))
+            return Doer((self._remains(pid, started_ns, group, uid, name),), (), True, user_name(uid))
+        return Doer((owner,), self._parents_of(owner), False, user_name(uid))
 
     def _remains(self, pid: int, started_ns: int, group: int, uid: int, name: bytes) -> Owner:
         """What the record says of a process that is gone."""

@@ -79,7 +79,7 @@ class Maps(Struct, frozen=True):
     marks: int  # UDP sockets whose bind was seen
 
 
-class Program(Struct, frozen=True):
+class HookProgram(Struct, frozen=True):
     """A program and where it belongs. ``kind`` None: at the trace point."""
 
     name: str
@@ -93,19 +93,19 @@ def missing(places: Mapping[str, Place | None]) -> str | None:
     return next((path for path in REQUIRED if places.get(path) is None), None)
 
 
-def build(places: Mapping[str, Place | None], maps: Maps) -> tuple[Program, ...]:
+def build(places: Mapping[str, Place | None], maps: Maps) -> tuple[HookProgram, ...]:
     """The programs for a kernel, given the places of its members; raise ValueError if it is too strange."""
     known = {path: place for path, place in places.items() if place is not None}
     programs = [
-        Program("ends", CGROUP_SOCK, RELEASE, _Writer(known, maps).release()),
-        Program("states", None, 0, _Writer(known, maps).state()),
-        Program("IPv4 binds", CGROUP_SOCK, POST_BIND4, _Writer(known, maps).bound()),
-        Program("IPv4 attempts", CGROUP_SOCK_ADDR, BIND4, _Writer(known, maps).attempt(AF_INET)),
+        HookProgram("ends", CGROUP_SOCK, RELEASE, _Writer(known, maps).release()),
+        HookProgram("states", None, 0, _Writer(known, maps).state()),
+        HookProgram("IPv4 binds", CGROUP_SOCK, POST_BIND4, _Writer(known, maps).bound()),
+        HookProgram("IPv4 attempts", CGROUP_SOCK_ADDR, BIND4, _Writer(known, maps).attempt(AF_INET)),
     ]
     if all(path in known for path in V6):
         programs += [
-            Program("IPv6 binds", CGROUP_SOCK, POST_BIND6, _Writer(known, maps).bound()),
-            Program("IPv6 attempts", CGROUP_SOCK_ADDR, BIND6, _Writer(known, maps).attempt(AF_INET6)),
+            HookProgram("IPv6 binds", CGROUP_SOCK, POST_BIND6, _Writer(known, maps).bound()),
+            HookProgram("IPv6 attempts", CGROUP_SOCK_ADDR, BIND6, _Writer(known, maps).attempt(AF_INET6)),
         ]
     return tuple(programs)
 

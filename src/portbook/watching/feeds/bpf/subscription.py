@@ -10,7 +10,7 @@ from portbook.sources.bpf import calls
 from portbook.watching.feeds.base import Change
 from portbook.watching.feeds.bpf import attachment
 from portbook.watching.feeds.bpf.changes import Changes
-from portbook.watching.feeds.bpf.ports import Ports
+from portbook.watching.feeds.bpf.ports import AutomaticPorts
 from portbook.watching.feeds.bpf.program import Maps
 from portbook.watching.feeds.bpf.record import BOUND, KINDS
 from portbook.watching.feeds.bpf.ring import Ring
@@ -27,7 +27,7 @@ class Subscription:
         layout = attachment.look_up()
         self._ring = Ring(ring_bytes)
         self._links: list[int] = []
-        self._ports = Ports(layout)
+        self._ports = AutomaticPorts(layout)
         self._changes = Changes(self._ports.find)
         self._lost = [0] * len(KINDS)
         try:
