@@ -13,7 +13,7 @@ from portbook.sources.bpf import calls, offsets
 from portbook.sources.bpf.btf import Layout
 from portbook.system import namespaces, privilege
 from portbook.watching.feeds.bpf import program
-from portbook.watching.feeds.bpf.program import Maps, HookProgram
+from portbook.watching.feeds.bpf.program import HookProgram, Maps
 
 NEEDED = ("CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN")  # capabilities(7); CAP_SYS_ADMIN has all that the three give here
 SINCE = (5, 12)  # bpf_get_socket_cookie for programs of trace points
