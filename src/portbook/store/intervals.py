@@ -18,7 +18,7 @@ from portbook.records import Protocol, Reach
 from portbook.store.schema import from_us, to_us
 
 # observed: an event says so. inferred: it was worked out from the start of the process, the end of a watch or a boot.
-Evidence = Literal["observed", "inferred"]
+Basis = Literal["observed", "inferred"]
 
 
 class Unwatched(Struct, frozen=True):
@@ -49,14 +49,14 @@ class Interval(Struct, frozen=True, kw_only=True):
     pids: tuple[int, ...] = ()  # of all that held it
     opened_at: datetime
     closed_at: datetime | None = None  # None: it lasts, as far as is known
-    start: Evidence = "observed"
-    end: Evidence | None = None  # None: it lasts
+    start: Basis = "observed"
+    end: Basis | None = None  # None: it lasts
     gaps: tuple[Unwatched, ...] = ()  # inside of it
     sequence: int | None = None  # of the event that opened it
     closed_by: int | None = None  # the sequence of the event that ended it
 
 
-class Row(Struct, gc=False):
+class Times(Struct, gc=False):
     """The times of an interval, in microseconds."""
 
     id: int
@@ -68,10 +68,10 @@ class Row(Struct, gc=False):
     end_inferred: bool = False
 
 
-class Holding(Struct):
+class OpenInterval(Struct):
     """An interval that has not ended."""
 
-    row: Row
+    row: Times
     identity: str
     address: str
     opened_ns: int | None
@@ -80,7 +80,7 @@ class Holding(Struct):
     unconfirmed: bool = False  # the watch began again, and has not said yet whether it is still there
 
 
-class Span(Struct, gc=False):
+class BlindSpan(Struct, gc=False):
     """A time that was not watched, in microseconds."""
 
     sequence: int  # of the event that says so
@@ -89,7 +89,7 @@ class Span(Struct, gc=False):
     reason: str
 
 
-class State(Struct, array_like=True):
+class WatchState(Struct, array_like=True):
     """What a ledger knows of the watch."""
 
     boot_id: str | None = None
@@ -122,17 +122,17 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        self.changed: dict[int, Row] = {}
-        self.spans: dict[int, Span] = {}
+        self.changed: dict[int, Times] = {}
+        self.spans: dict[int, BlindSpan] = {}
         self.watched_until_us: int | None = None
-        self._holdings: dict[str, list[Holding]] = {}  # by identity
-        self._by_socket: dict[SocketId, Holding] = {}
+        self._holdings: dict[str, list[OpenInterval]] = {}  # by identity
+        self._by_socket: dict[SocketId, OpenInterval] = {}
         self._boot_id: str | None = None
         self._clock_us: int | None = None  # wall time minus monotonic time
         self._started_us: int | None = None
         self._seen_before_us: int | None = None  # until when an earlier watch saw
         self._in_snapshot = False
-        self._blind: Span | None = None
+        self._blind: BlindSpan | None = None
         self._apply: dict[EventKind, Callable[[int, Event, int], int | None]] = {
             "started": self._start,
             "present": self._present,
@@ -163,7 +163,7 @@ class Ledger:
             return None
         return handle(sequence, event, at_us)
 
-    def open_rows(self) -> Iterator[Row]:
+    def open_rows(self) -> Iterator[Times]:
         """The times of the intervals that have not ended."""
         return (holding.row for group in self._holdings.values() for holding in group)
 
@@ -179,7 +179,7 @@ class Ledger:
             until = self._seen_before_us
             self._end(holding, holding.row.opened_us if until is None else until, sequence, inferred=True)
 
-    def restore(self, event: Event, row: Row, members: Iterable[Event]) -> None:
+    def restore(self, event: Event, row: Times, members: Iterable[Event]) -> None:
         """Take an interval that has not ended from the file, with the event that opened it and those that joined it."""
         holding = self._add(row, event)
         for member in members:
@@ -187,11 +187,13 @@ class Ledger:
             if member.event in _BACKDATED:
                 self._leave(holding, member)
 
-    def state(self) -> State:
+    def state(self) -> WatchState:
         """What a ledger that goes on later has to know besides the open intervals."""
-        return State(self._boot_id, self._started_us, self.watched_until_us, self._seen_before_us, self._in_snapshot)
+        return WatchState(
+            self._boot_id, self._started_us, self.watched_until_us, self._seen_before_us, self._in_snapshot
+        )
 
-    def resume(self, state: State) -> None:
+    def resume(self, state: WatchState) -> None:
         """Go on where another ledger was."""
         self._boot_id = state.boot_id
         self._started_us = state.started_us
@@ -239,12 +241,12 @@ class Ledger:
             self.spans[self._blind.sequence] = self._blind
             self._blind = None
 
-    def resume_blind(self, span: Span) -> None:
+    def resume_blind(self, span: BlindSpan) -> None:
         """Take a time from the file in which the watch was blind, and that has not ended."""
         self._blind = span
 
-    def _add_span(self, sequence: int, since_us: int, until_us: int | None, reason: str) -> Span:
-        span = self.spans[sequence] = Span(sequence, since_us, until_us, reason)
+    def _add_span(self, sequence: int, since_us: int, until_us: int | None, reason: str) -> BlindSpan:
+        span = self.spans[sequence] = BlindSpan(sequence, since_us, until_us, reason)
         return span
 
     def _follow_clock(self, event: Event, at_us: int, monotonic_ns: int) -> None:
@@ -294,7 +296,7 @@ class Ledger:
             bounds += [] if earliest is None else [earliest]
         return self._begin(sequence, event, min(max(bounds), at_us), inferred=True)
 
-    def _continues(self, holding: Holding, event: Event) -> bool:
+    def _continues(self, holding: OpenInterval, event: Event) -> bool:
         """Whether a socket that was found is the one that an earlier watch saw, in the same boot."""
         if event.cookie is not None:
             return event.cookie in holding.sockets
@@ -333,7 +335,7 @@ class Ledger:
                 holding = holding or other
         return None if holding is None else holding.row.id
 
-    def _find(self, event: Event) -> Holding | None:
+    def _find(self, event: Event) -> OpenInterval | None:
         holding = self._by_socket.get(socket_of(event))
         if holding is not None:
             return holding
@@ -343,32 +345,32 @@ class Ledger:
         return None
 
     def _begin(self, sequence: int, event: Event, opened_us: int, inferred: bool = False) -> int:
-        row = Row(sequence, event.local_port or 0, opened_us, inferred)
+        row = Times(sequence, event.local_port or 0, opened_us, inferred)
         self._add(row, event)
         self.changed[sequence] = row
         return sequence
 
-    def _add(self, row: Row, event: Event) -> Holding:
+    def _add(self, row: Times, event: Event) -> OpenInterval:
         identity = identity_of(event)
         opened_ns = None if row.start_inferred else event.monotonic_ns
-        holding = Holding(row, identity, event.local_address or "", opened_ns, set(), set())
+        holding = OpenInterval(row, identity, event.local_address or "", opened_ns, set(), set())
         self._holdings.setdefault(identity, []).append(holding)
         self._join(holding, event)
         return holding
 
-    def _join(self, holding: Holding, event: Event) -> None:
+    def _join(self, holding: OpenInterval, event: Event) -> None:
         socket = socket_of(event)
         holding.sockets.add(socket)
         holding.pids.update(_pids(event))
         self._by_socket[socket] = holding
 
-    def _leave(self, holding: Holding, event: Event) -> None:
+    def _leave(self, holding: OpenInterval, event: Event) -> None:
         socket = socket_of(event)
         holding.sockets.discard(socket)
         self._by_socket.pop(socket, None)
 
     def _end(
-        self, holding: Holding, at_us: int, sequence: int, at_ns: int | None = None, *, inferred: bool = False
+        self, holding: OpenInterval, at_us: int, sequence: int, at_ns: int | None = None, *, inferred: bool = False
     ) -> None:
         row = holding.row
         if at_us < row.opened_us:  # the clock was set back: the start is counted back by the one that never is
@@ -393,8 +395,8 @@ def intervals(events: Iterable[Event]) -> list[Interval]:
     :param events: in the order in which they were recorded. Those without a sequence are numbered from 1 on
     """
     ledger = Ledger()
-    rows: dict[int, Row] = {}
-    spans: dict[int, Span] = {}
+    rows: dict[int, Times] = {}
+    spans: dict[int, BlindSpan] = {}
     members: dict[int, list[Event]] = {}
     for number, event in enumerate(events, 1):
         sequence = event.sequence or number
@@ -409,7 +411,7 @@ def intervals(events: Iterable[Event]) -> list[Interval]:
     return [to_interval(rows[id_], members[id_][0], members[id_][1:], gaps) for id_ in sorted(rows)]
 
 
-def to_interval(row: Row, opening: Event, members: Iterable[Event], gaps: Iterable[Unwatched]) -> Interval:
+def to_interval(row: Times, opening: Event, members: Iterable[Event], gaps: Iterable[Unwatched]) -> Interval:
     """An interval of its times, the event that opened it, and what joined it.
 
     :param gaps: times that were not watched; those that lie over the interval are kept
@@ -424,7 +426,7 @@ def to_interval(row: Row, opening: Event, members: Iterable[Event], gaps: Iterab
         inside.append(
             Unwatched(opened_at, opening.at, "it was there when the watch looked, and opened at this time or later")
         )
-    end: Evidence | None = None
+    end: Basis | None = None
     if closed_at is not None:
         end = "inferred" if row.end_inferred else "observed"
     return Interval(
@@ -453,7 +455,7 @@ def to_interval(row: Row, opening: Event, members: Iterable[Event], gaps: Iterab
     )
 
 
-def to_unwatched(span: Span) -> Unwatched:
+def to_unwatched(span: BlindSpan) -> Unwatched:
     """The record of a time that was not watched."""
     until = None if span.until_us is None else from_us(span.until_us)
     return Unwatched(from_us(span.since_us), until, span.reason)

@@ -17,7 +17,7 @@ from portbook.events import Event
 from portbook.query import Query
 from portbook.store import connection, schema, selection
 from portbook.store.chain import Anchor
-from portbook.store.intervals import Interval, Row, Span, Unwatched, to_interval, to_unwatched
+from portbook.store.intervals import BlindSpan, Interval, Times, Unwatched, to_interval, to_unwatched
 from portbook.store.sqlite import END_INFERRED, START_INFERRED
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class History:
             f" ORDER BY since LIMIT {MOST_GAPS}",
             (since_us, until_us),
         )
-        gaps = [self._guard(lambda row: to_unwatched(Span(*row)), row) for row in found]
+        gaps = [self._guard(lambda row: to_unwatched(BlindSpan(*row)), row) for row in found]
         first = self.begin()
         if first is not None and (since is None or since < first):
             gaps.insert(0, Unwatched(None, first, NEVER_WATCHED))
@@ -164,12 +164,12 @@ class History:
 
     def end(self) -> datetime | None:
         """Until when a watch has seen, as far as it has said so; None: nothing was recorded yet."""
-        from portbook.store.intervals import State
+        from portbook.store.intervals import WatchState
 
         found = self._fetch("SELECT value FROM meta WHERE key = 'state'", ())
         if not found:
             return None
-        state = self._guard(lambda row: msgspec.msgpack.decode(row[0], type=State), found[0])
+        state = self._guard(lambda row: msgspec.msgpack.decode(row[0], type=WatchState), found[0])
         us = state.watched_until_us
         return None if us is None else self._guard(schema.from_us, us)
 
@@ -191,7 +191,7 @@ class History:
 
     # --- rows ------------------------------------------------------------------------------------------------------
 
-    def _over(self, us: int, wanted: selection.Selection) -> Iterator[Any]:
+    def _over(self, us: int, wanted: selection.EventQuery) -> Iterator[Any]:
         """The rows of the intervals that lay over a moment, in no order."""
         ports = wanted.few_ports(MOST_PORTS)
         if ports is not None and not any(self._is_crowded(port, us) for port in ports):
@@ -226,7 +226,7 @@ class History:
             found.append(span)
         return found
 
-    def _between(self, since_us: int | None, until_us: int, wanted: selection.Selection) -> Iterator[Any]:
+    def _between(self, since_us: int | None, until_us: int, wanted: selection.EventQuery) -> Iterator[Any]:
         """The rows of the intervals that lay over some of a time, by their beginning."""
         if since_us is None:
             since_us = schema.EARLIEST
@@ -264,7 +264,7 @@ class History:
         opening = self._decode(body, id_)
         if test is not None and not test(opening):
             return None
-        times = Row(
+        times = Times(
             id_, port, opened_us, bool(marks & START_INFERRED), closed_us, closed_by, bool(marks & END_INFERRED)
         )
         members = [self._decode(b, s) for s, b in self._fetch(schema.MEMBERS, (id_,))]
@@ -280,7 +280,7 @@ class History:
             f" LIMIT {MOST_GAPS}",
             (opened_us, until_us, until_us),
         )
-        return [self._guard(lambda row: to_unwatched(Span(*row)), row) for row in found]
+        return [self._guard(lambda row: to_unwatched(BlindSpan(*row)), row) for row in found]
 
     def _decode(self, body: bytes, sequence: int) -> Event:
         try:

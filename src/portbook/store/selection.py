@@ -24,7 +24,7 @@ FIELD = "event"
 _Condition = tuple[str, list[Any]]
 
 
-class Selection(Struct, frozen=True):
+class EventQuery(Struct, frozen=True):
     """What is wanted, as conditions of SQL and a test of what is left."""
 
     query: Query
@@ -67,7 +67,7 @@ class Selection(Struct, frozen=True):
         return sorted({number for first, last in ports for number in range(first, last + 1)})
 
 
-def parse(query: Query | str, *, intervals: bool = False) -> Selection:
+def parse(query: Query | str, *, intervals: bool = False) -> EventQuery:
     """Read a query with ``event:`` terms; raise UsageError.
 
     :param intervals: it is about intervals, which have no kind
@@ -85,7 +85,7 @@ def parse(query: Query | str, *, intervals: bool = False) -> Selection:
     for term in query.terms:
         if term.field in UNRECORDED:
             raise UsageError(f"the history does not have the field {term.field!r}", f"omit {term}"[:80])
-    return Selection(query, tuple(kinds), tuple(excluded), _test(query))
+    return EventQuery(query, tuple(kinds), tuple(excluded), _test(query))
 
 
 def has_kinds(text: str) -> bool:

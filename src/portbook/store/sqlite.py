@@ -17,7 +17,7 @@ from portbook.events import Event
 from portbook.store import chain, connection, retention, schema
 from portbook.store.backlog import Backlog
 from portbook.store.chain import Anchor
-from portbook.store.intervals import Ledger, Row, Span, State
+from portbook.store.intervals import BlindSpan, Ledger, Times, WatchState
 
 INSERT_EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)"
 # An interval that ends is found by its id; a row that was never written is made.
@@ -62,8 +62,8 @@ class Writer:
         self._retry_at, self._retry_s = 0.0, FIRST_RETRY_S
         self._touched_at = clock()
         self._rows: list[EventRow] = []  # prepared, not written
-        self._changed: dict[int, Row] = {}
-        self._spans: dict[int, Span] = {}
+        self._changed: dict[int, Times] = {}
+        self._spans: dict[int, BlindSpan] = {}
         self._backlog = Backlog()
         self._ledger = Ledger()
         connection.prepare_directory(self.path)
@@ -250,17 +250,17 @@ class Writer:
     def _load_state(self) -> None:
         found = self._connection.execute("SELECT value FROM meta WHERE key = 'state'").fetchone()
         if found is not None:
-            self._ledger.resume(msgspec.msgpack.decode(found[0], type=State))
+            self._ledger.resume(msgspec.msgpack.decode(found[0], type=WatchState))
         blind = self._connection.execute(BLIND_SPAN).fetchone()
         if blind is not None:
-            self._ledger.resume_blind(Span(blind[0], blind[1], None, blind[2]))
+            self._ledger.resume_blind(BlindSpan(blind[0], blind[1], None, blind[2]))
         for id_, port, opened_us, marks, body in self._connection.execute(OPEN_INTERVALS).fetchall():
             members = [schema.decode(b, s) for s, b in self._connection.execute(schema.MEMBERS, (id_,))]
-            row = Row(id_, port, opened_us, bool(marks & START_INFERRED))
+            row = Times(id_, port, opened_us, bool(marks & START_INFERRED))
             self._ledger.restore(schema.decode(body, id_), row, members)
 
 
-def _interval_row(row: Row) -> tuple[int | None, ...]:
+def _interval_row(row: Times) -> tuple[int | None, ...]:
     marks = START_INFERRED * row.start_inferred + END_INFERRED * row.end_inferred
     span = schema.span_of(row.opened_us, row.closed_us)
     return row.id, row.port, row.opened_us, row.closed_us, row.closed_by, span, marks
