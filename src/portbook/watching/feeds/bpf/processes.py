@@ -18,7 +18,7 @@ from portbook.numerals import parse_number
 from portbook.records import Owner
 from portbook.system.users import user_name
 
-Key = tuple[int, int, int, int, int]  # pid, start in ns since boot, executions, cgroup id, uid
+DoerKey = tuple[int, int, int, int, int]  # pid, start in ns since boot, executions, cgroup id, uid
 TICKS = os.sysconf("SC_CLK_TCK")
 MOST_KEPT = 4096  # processes
 MOST_CGROUPS = 1024
@@ -41,13 +41,13 @@ class Processes:
     """Looks processes up, and keeps them."""
 
     def __init__(self) -> None:
-        self._kept: dict[Key, Doer] = {}
+        self._kept: dict[DoerKey, Doer] = {}
         self._paths: dict[int, str | None] = {}  # of cgroups, by id
         self._parents: dict[int, Owner] = {}
         self._parents_since = 0.0
         self._ahead_ns = _boot_offset_ns()
 
-    def of(self, key: Key, name: bytes) -> Doer:
+    def of(self, key: DoerKey, name: bytes) -> Doer:
         """The process of a record.
 
         :param name: of the process, from the record: for one that is gone
@@ -60,7 +60,7 @@ class Processes:
             self._kept[key] = known
         return known
 
-    def _read(self, key: Key, name: bytes) -> Doer:
+    def _read(self, key: DoerKey, name: bytes) -> Doer:
         pid, started_ns, _, group, uid = key
         ticks = (started_ns + self._ahead_ns) * TICKS // 1_000_000_000
         owner = Owner(pid)
