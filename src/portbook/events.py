@@ -36,6 +36,7 @@ EventKind = Literal[
     "policy_loaded",
     "policy_refused",
     "stopped",
+    "test",
 ]
 EVENT_KINDS: tuple[EventKind, ...] = get_args(EventKind)
 # quiet: for the record; the sinks for people leave it out unless they are configured otherwise.
@@ -66,6 +67,7 @@ MEANINGS: dict[EventKind, str] = {
     "policy_loaded": "a policy was loaded, or loaded again",
     "policy_refused": "a new policy is not valid; the old one remains in force",
     "stopped": "the watch ended",
+    "test": "nothing happened: portbook watch --test sends it, to show that the sinks deliver",
 }
 
 
@@ -117,3 +119,21 @@ class Event(Struct, frozen=True, gc=False, kw_only=True):
     boot_id: str | None = None  # Linux: /proc/sys/kernel/random/boot_id
     monotonic_ns: int | None = None  # when it happened, by a clock that is never set
     sequence: int | None = None  # its number in the history
+
+
+# In JSON a field that says nothing is left out, but not these: of an event about a socket a reader finds them always.
+ALWAYS = ("protocol", "local_address", "local_port", "pid", "name", "netns")
+_DEFAULTS = dict(zip(Event.__struct_fields__[2:], Event.__struct_defaults__, strict=True))
+
+
+def compact(event: Event) -> dict[str, object]:
+    """The fields of an event that say something, in their order: what its JSON line has.
+
+    The fields of ALWAYS are there in every event that is about a socket, null where they are not known.
+    """
+    fields: dict[str, object] = {}
+    for name in Event.__struct_fields__:
+        value = getattr(event, name)
+        if value != _DEFAULTS.get(name, fields) or name == "severity" or (name in ALWAYS and event.protocol):
+            fields[name] = value
+    return fields

@@ -78,7 +78,7 @@ def style_of(stream: TextIO) -> Style:
     ellipsis = "…" if encoding == "utf8" else "~"
     if not stream.isatty():
         return Style(None, False, ellipsis)
-    colour = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and _understands_colour()
+    colour = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and understands_escapes()
     return Style(_terminal_width(stream), colour, ellipsis)
 
 
@@ -92,7 +92,7 @@ def _terminal_width(stream: TextIO) -> int | None:
         return None
 
 
-def _understands_colour() -> bool:
+def understands_escapes() -> bool:
     """Whether escape sequences work: in a Windows console they must be enabled (SetConsoleMode, Windows 10)."""
     if sys.platform != "win32":
         return True
@@ -285,12 +285,13 @@ def _table_of_wide(columns: Sequence[Column], rows: Rows, style: Style, warn: Se
     for row in (titles, *rows):
         padded: list[str] = []
         for column, cell, width in zip(columns, row, fitted, strict=True):
-            padded.append(_pad(_cut_wide(cell, width, style), width, column.right))
+            padded.append(_pad(cut(cell, width, style), width, column.right))
         lines.append(style.gap.join(padded).rstrip())
     return _coloured(lines[:1], list(map(safe, lines[1:])), style, warn)
 
 
-def _cut_wide(text: str, width: int, style: Style) -> str:
+def cut(text: str, width: int, style: Style) -> str:
+    """The text in so many cells of a terminal; of one that is longer, the beginning."""
     if cell_count(text) <= width:
         return text
     room = width - 1
