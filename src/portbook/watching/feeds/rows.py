@@ -1,6 +1,6 @@
 """Linux: the sockets that wait for peers, in this network namespace and others, and what changed since the last look.
 
-A look costs one pass of sock_diag(7) over the kernel's tables, which leaves out connections. Rows that were there
+A look costs one pass of sock_diag(7) over the kernel's tables, which leaves out connections. dict[TablePart, set[RowNumber]] that were there
 before are recognized by table, port and cookie. Records are made of new ones only.
 
 The kernel keeps its place in a table by position (inet_diag_dump_icsk, udp_dump): while others come and go, a dump of
@@ -27,12 +27,11 @@ from portbook.sources.sockdiag import COOKIE_AT, HEAD, LEAST_ROW, PORT_AT, Sockd
 from portbook.system import namespaces, netlink, privilege
 
 # A row is one number, and to compare ten thousand takes two milliseconds: cookie, and the port in network byte order.
-Row = int
+RowNumber = int
 PORT_BITS = 16
-Rows = dict["Kind", set[Row]]
 
 
-class Kind(Struct, frozen=True):
+class TablePart(Struct, frozen=True):
     """A part of the tables that is read by itself, so that a row need not say its state."""
 
     protocol: Protocol
@@ -43,7 +42,7 @@ class Kind(Struct, frozen=True):
         return Wanted(protocols=(self.protocol,), states=frozenset((self.state,)))
 
 
-BOUND, LISTENERS, UDP = Kind("tcp", "BOUND"), Kind("tcp", "LISTEN"), Kind("udp", None)
+BOUND, LISTENERS, UDP = TablePart("tcp", "BOUND"), TablePart("tcp", "LISTEN"), TablePart("udp", None)
 HOLDING: dict[Protocol, Wanted] = {
     "tcp": Wanted(protocols=("tcp",), states=frozenset[State | None](("BOUND", "LISTEN"))),
     "udp": UDP.wanted(),
@@ -53,7 +52,7 @@ CONNECTED = frozenset[State | None](
     ("SYN_SENT", "ESTABLISHED", "FIN_WAIT1", "FIN_WAIT2", "CLOSE_WAIT", "LAST_ACK", "CLOSING")
 )
 # Where what is missing may be as a client. A listener is never one of the thousands of connections on its port.
-CLIENTS: dict[Kind, Wanted] = {
+CLIENTS: dict[TablePart, Wanted] = {
     BOUND: Wanted(protocols=("tcp",), states=CONNECTED),
     UDP: Wanted(protocols=("udp",), states=frozenset[State | None](("ESTABLISHED",))),
 }
@@ -80,7 +79,7 @@ class _Place:
     """What was seen in one network namespace."""
 
     def __init__(self) -> None:
-        self.rows: Rows = {}
+        self.rows: dict[TablePart, set[RowNumber]] = {}
         self.numbers: tuple[bytes, ...] = ()
         self.read_at = float("-inf")  # by monotonic()
 
@@ -206,7 +205,7 @@ def _end_all(place: _Place, found: Difference) -> None:
 def _compare(place: _Place, found: Difference) -> None:
     """Read the namespace of the calling thread, and add what changed; raises SourceError."""
     dumps = {kind: sockdiag.read(kind.wanted()) for kind in _kinds()}
-    rows: Rows = {kind: _rows_of(dump) for kind, dump in dumps.items()}
+    rows: dict[TablePart, set[RowNumber]] = {kind: _rows_of(dump) for kind, dump in dumps.items()}
     changed: set[int] = set()  # cookies
     for kind, dump in dumps.items():
         appeared = rows[kind] - place.rows.get(kind, set())
@@ -222,12 +221,12 @@ def _compare(place: _Place, found: Difference) -> None:
     place.read_at = monotonic()
 
 
-def _kinds() -> tuple[Kind, ...]:
+def _kinds() -> tuple[TablePart, ...]:
     """In this order: what is bound when it is read first, and listens a moment later, is seen twice, and not missed."""
     return (BOUND, LISTENERS, UDP) if sockdiag.shows_bound() else (LISTENERS, UDP)
 
 
-def _look_again(kind: Kind, missing: set[Row], found: Difference) -> set[Row]:
+def _look_again(kind: TablePart, missing: set[RowNumber], found: Difference) -> set[RowNumber]:
     """Look for rows that were missing; returns those that are there nevertheless, and adds the others to ``found``.
 
     One that has another state since a moment ago is there: the next look sees it as changed.
@@ -241,19 +240,19 @@ def _look_again(kind: Kind, missing: set[Row], found: Difference) -> set[Row]:
     return there
 
 
-def _read_on(wanted: Wanted, ports: list[int]) -> set[Row]:
+def _read_on(wanted: Wanted, ports: list[int]) -> set[RowNumber]:
     """The rows on some ports."""
     return _rows_of(sockdiag.read(replace(wanted, ports=tuple((port, port) for port in ports))))
 
 
-def _rows_of(dump: SockdiagDump) -> set[Row]:
-    rows: set[Row] = set()
+def _rows_of(dump: SockdiagDump) -> set[RowNumber]:
+    rows: set[RowNumber] = set()
     for table in dump.tables:
         rows |= parse_rows(table)
     return rows
 
 
-def _sockets(dump: SockdiagDump, wanted: set[Row]) -> list[Socket]:
+def _sockets(dump: SockdiagDump, wanted: set[RowNumber]) -> list[Socket]:
     """Records of some of the rows; raises SourceGarbled."""
     tables = tuple(SockdiagTable(table.protocol, select_rows(table.data, wanted)) for table in dump.tables)
     reading = sockdiag.parse(SockdiagDump(tables, dump.netns, (), dump.interfaces))
@@ -271,7 +270,7 @@ def _row_of(length: int) -> struct.Struct:
     return struct.Struct(f"{_HEAD_OF_ROW}{length - _ROW.size}x")
 
 
-def parse_rows(table: SockdiagTable) -> set[Row]:
+def parse_rows(table: SockdiagTable) -> set[RowNumber]:
     """Port and cookie of every row; raise SourceGarbled."""
     try:
         return _parse_rows(table.data)
@@ -279,8 +278,8 @@ def parse_rows(table: SockdiagTable) -> set[Row]:
         raise SourceGarbled(f"sock_diag: a {table.protocol} dump of {len(table.data)} bytes: {error}") from error
 
 
-def _parse_rows(data: bytes) -> set[Row]:
-    rows: list[Row] = []
+def _parse_rows(data: bytes) -> set[RowNumber]:
+    rows: list[RowNumber] = []
     end = len(data) - netlink.DONE_SIZE
     whole = memoryview(data)
     words = whole.cast("I")
@@ -309,7 +308,7 @@ def _size(data: bytes, at: int, end: int) -> int:
     return int(length + 3) & ~3
 
 
-def select_rows(data: bytes, wanted: Collection[Row]) -> bytes:
+def select_rows(data: bytes, wanted: Collection[RowNumber]) -> bytes:
     """Those of the rows, as a dump of their own. The rows were parsed before."""
     parts: list[bytes] = []
     end = len(data) - netlink.DONE_SIZE
