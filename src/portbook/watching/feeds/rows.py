@@ -1,7 +1,7 @@
 """Linux: the sockets that wait for peers, in this network namespace and others, and what changed since the last look.
 
-A look costs one pass of sock_diag(7) over each of the kernel's tables, which leaves out connections. Rows that were there
-before are recognized by table, port and cookie. Records are made of new ones only.
+A look is one pass of sock_diag(7) over each of the kernel's tables, which leaves out connections. Rows that were
+there before are recognized by table, port and cookie. Records are made of new ones only.
 
 The kernel keeps its place in a table by position (inet_diag_dump_icsk, udp_dump): while others come and go, a dump of
 several datagrams may pass over a row. So what is missing is looked for once more, by its port, before it is said to
