@@ -16,8 +16,8 @@ from portbook.events import LEVELS, Level
 from portbook.records import PROTOCOLS, Owner, Socket
 from portbook.watching.policy.index import Candidate, Required
 from portbook.watching.policy.keys import port_text
-from portbook.watching.policy.matching import Evidence, match
-from portbook.watching.policy.records import Policy, Rule
+from portbook.watching.policy.matching import PolicyEvidence, match
+from portbook.watching.policy.records import Policy, PolicyRule
 
 INIT = 1  # pid of systemd, which keeps the socket of each socket unit open (systemd.socket(5))
 WAITING = ("LISTEN", None)  # states in which something answers: BOUND does not
@@ -39,7 +39,7 @@ class Judgement(Struct, frozen=True):
     """What a policy says about one socket."""
 
     allowed: bool | None  # None: undecided, because something could not be known
-    rule: Rule | None  # that decided; None: no rule did, but the default
+    rule: PolicyRule | None  # that decided; None: no rule did, but the default
     why: str  # a sentence for people; it may contain names that others chose
     severity: Level  # of a violation; "quiet" where there is none
     unknown: str | None = None  # undecided: the key of a rule that could not be known
@@ -49,14 +49,14 @@ class Judgement(Struct, frozen=True):
 class Requirement(Struct, frozen=True):
     """What a policy says must listen, and whether it does."""
 
-    rule: Rule
+    rule: PolicyRule
     entry: str  # which of the rule's ports: "443/tcp"
     met: bool | None  # None: something listens there, and whether it is what the rule requires is not known
     why: str
     severity: Level
 
 
-def judge(policy: Policy, socket: Socket, at: datetime, evidence: Evidence | None = None) -> Judgement:
+def judge(policy: Policy, socket: Socket, at: datetime, evidence: PolicyEvidence | None = None) -> Judgement:
     """Judge one socket.
 
     :param at: aware; rules that have ended by then do not apply
@@ -80,12 +80,12 @@ def _rank(judgement: Judgement) -> tuple[int, int]:
 
 
 def _judge_holder(
-    policy: Policy, socket: Socket, owner: Owner | None, at: datetime, evidence: Evidence | None
+    policy: Policy, socket: Socket, owner: Owner | None, at: datetime, evidence: PolicyEvidence | None
 ) -> Judgement:
     """The socket as one process holds it."""
     denying, allowing = policy.index.candidates(socket.protocol, socket.local_port)
     pid = owner.pid if owner else None
-    undecided: tuple[Rule, str] | None = None
+    undecided: tuple[PolicyRule, str] | None = None
     for candidate in denying:
         if not candidate.rule.applies(at):
             continue
@@ -111,10 +111,10 @@ def _judge_holder(
 
 
 def _first_allowing(
-    allowing: Sequence[Candidate], socket: Socket, owner: Owner | None, at: datetime, evidence: Evidence | None
-) -> tuple[Rule | None, tuple[Rule, str] | None]:
+    allowing: Sequence[Candidate], socket: Socket, owner: Owner | None, at: datetime, evidence: PolicyEvidence | None
+) -> tuple[PolicyRule | None, tuple[PolicyRule, str] | None]:
     """The first rule that allows the socket; else the first that may, with the key that is not known."""
-    unsure: tuple[Rule, str] | None = None
+    unsure: tuple[PolicyRule, str] | None = None
     for candidate in allowing:
         if not candidate.rule.applies(at):
             continue
@@ -126,7 +126,7 @@ def _first_allowing(
     return None, unsure
 
 
-def _undecided(rule: Rule, key: str, pid: int | None) -> Judgement:
+def _undecided(rule: PolicyRule, key: str, pid: int | None) -> Judgement:
     return Judgement(None, rule, f"{rule.label} needs {KEYS[key]}, which could not be read", "quiet", key, pid)
 
 
@@ -137,7 +137,7 @@ def _severity(policy: Policy, allowing: Sequence[Candidate]) -> Level:
 
 
 def _why_none(
-    allowing: Sequence[Candidate], socket: Socket, owner: Owner | None, at: datetime, evidence: Evidence | None
+    allowing: Sequence[Candidate], socket: Socket, owner: Owner | None, at: datetime, evidence: PolicyEvidence | None
 ) -> str:
     """Why the default denies it: the rule that comes nearest, and in what the socket differs."""
     nearest: Candidate | None = None
@@ -158,7 +158,7 @@ def _why_none(
     return f"no rule allows it: {nearest.rule.label} differs in {difference(differing, owner, evidence)}"
 
 
-def difference(key: str, owner: Owner | None, evidence: Evidence | None) -> str:
+def difference(key: str, owner: Owner | None, evidence: PolicyEvidence | None) -> str:
     """A key in words; of an executable why the process does not run the file of its path."""
     program = evidence.programs.get(owner.pid) if evidence and owner else None
     if key != "exe" or program is None:
@@ -177,7 +177,7 @@ PROGRAM_STATES: dict[str, str] = {
 
 
 def requirements(
-    policy: Policy, sockets: Iterable[Socket], at: datetime, evidence: Evidence | None = None
+    policy: Policy, sockets: Iterable[Socket], at: datetime, evidence: PolicyEvidence | None = None
 ) -> list[Requirement]:
     """Say of each port that the policy requires whether something listens there as it must.
 
@@ -194,7 +194,7 @@ def requirements(
 
 
 def _requirement(
-    policy: Policy, required: Required, by_port: dict[tuple[str, int], list[Socket]], evidence: Evidence | None
+    policy: Policy, required: Required, by_port: dict[tuple[str, int], list[Socket]], evidence: PolicyEvidence | None
 ) -> Requirement:
     rule, entry = required.rule, port_text(required.selector.tcp, required.selector.udp)
     severity = rule.severity or policy.severity

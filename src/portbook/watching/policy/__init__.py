@@ -14,7 +14,7 @@
 """
 
 from portbook.watching.policy.file import default_path, read
-from portbook.watching.policy.records import Policy, Problem, Rule, Selector
+from portbook.watching.policy.records import Policy, PolicyRule, Problem, Selector
 from portbook.watching.policy.text import parse
 
-__all__ = ["Policy", "Problem", "Rule", "Selector", "default_path", "parse", "read"]
+__all__ = ["Policy", "PolicyRule", "Problem", "Selector", "default_path", "parse", "read"]

@@ -8,14 +8,14 @@ from datetime import datetime
 from portbook.records import PortRange
 from portbook.watching.policy.glob import Pattern
 from portbook.watching.policy.keys import SELECTORS
-from portbook.watching.policy.records import ANY, LOOPBACK, Default, Network, Problem, Rule, Selector
+from portbook.watching.policy.records import ANY, LOOPBACK, Default, Network, PolicyRule, Problem, Selector
 
 MOST_COMPARED = 200_000  # pairs of rules
 
 
-def find(rules: Sequence[Rule], file: str) -> Iterator[Problem]:
+def find(rules: Sequence[PolicyRule], file: str) -> Iterator[Problem]:
     """Yield each duplicate, and each rule that another one denies wholly."""
-    seen: dict[tuple[str, Selector], Rule] = {}
+    seen: dict[tuple[str, Selector], PolicyRule] = {}
     contradicted: set[int] = set()
     for rule in rules:
         first = seen.setdefault((rule.kind, rule.selector), rule)
@@ -33,7 +33,7 @@ def find(rules: Sequence[Rule], file: str) -> Iterator[Problem]:
         yield Problem(file, other.line, what, "a rule that denies always wins: narrow it, or remove one of them")
 
 
-def _pairs(rules: Sequence[Rule]) -> Iterator[tuple[Rule, Rule]]:
+def _pairs(rules: Sequence[PolicyRule]) -> Iterator[tuple[PolicyRule, PolicyRule]]:
     """Each rule that denies with each other rule, as many as there is time for."""
     denying = [rule for rule in rules if rule.kind == "deny"]
     others = [rule for rule in rules if rule.kind != "deny"]
@@ -43,12 +43,12 @@ def _pairs(rules: Sequence[Rule]) -> Iterator[tuple[Rule, Rule]]:
             yield rule, other
 
 
-def _lasts(denying: Rule, other: Rule) -> bool:
+def _lasts(denying: PolicyRule, other: PolicyRule) -> bool:
     """Whether it denies as long as the other rule applies."""
     return denying.ends is None or (other.ends is not None and other.ends <= denying.ends)
 
 
-def warn(rules: Sequence[Rule], default: Default, file: str, now: datetime) -> Iterator[Problem]:
+def warn(rules: Sequence[PolicyRule], default: Default, file: str, now: datetime) -> Iterator[Problem]:
     """Yield what is valid and probably not meant."""
     for rule in rules:
         if not rule.applies(now):
@@ -66,7 +66,7 @@ def _is_name_only(selector: Selector) -> bool:
     return "name" in keys and not keys & {"exe", "user", "service", "container", "image"}
 
 
-def name(rule: Rule) -> str:
+def name(rule: PolicyRule) -> str:
     """``allow[3]``."""
     return f"{rule.kind}[{rule.ordinal}]"
 

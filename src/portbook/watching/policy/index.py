@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from portbook.records import PROTOCOLS, Protocol
 from portbook.watching.policy.matching import Check, compile_checks
-from portbook.watching.policy.records import EVERY_PORT, Rule, RuleKind, Selector
+from portbook.watching.policy.records import EVERY_PORT, PolicyRule, RuleKind, Selector
 
 MOST_KEPT = 1_000_000  # references to rules in the lists that are kept
 
@@ -17,7 +17,7 @@ MOST_KEPT = 1_000_000  # references to rules in the lists that are kept
 class Candidate(Struct, frozen=True):
     """A rule with the tests of its keys."""
 
-    rule: Rule
+    rule: PolicyRule
     checks: tuple[Check, ...]
     is_general: bool  # it is about every port
 
@@ -25,7 +25,7 @@ class Candidate(Struct, frozen=True):
 class Required(Struct, frozen=True):
     """One entry of a requirement, with the tests of its keys."""
 
-    rule: Rule
+    rule: PolicyRule
     selector: Selector
     checks: tuple[Check, ...]
 
@@ -37,7 +37,7 @@ Candidates = tuple[tuple[Candidate, ...], tuple[Candidate, ...]]
 class Index:
     """The rules that may apply to a port, in the order of the file. Lists are made when they are first needed."""
 
-    def __init__(self, rules: Sequence[Rule]) -> None:
+    def __init__(self, rules: Sequence[PolicyRule]) -> None:
         self._rules = [_candidate(rule) for rule in rules]
         self.required = [
             Required(rule, entry, compile_checks(entry, "require")) for rule in rules for entry in rule.entries
@@ -70,13 +70,13 @@ class Index:
         return made
 
 
-def _starts(rules: Sequence[Rule], protocol: Protocol) -> list[int]:
+def _starts(rules: Sequence[PolicyRule], protocol: Protocol) -> list[int]:
     """The ports at which the list of candidates may change."""
     starts = {start for rule in rules for first, last in rule.selector.ports(protocol) for start in (first, last + 1)}
     return sorted(starts)
 
 
-def _candidate(rule: Rule) -> Candidate:
+def _candidate(rule: PolicyRule) -> Candidate:
     kind: RuleKind = "deny" if rule.kind == "deny" else "allow"
     is_general = EVERY_PORT == rule.selector.tcp == rule.selector.udp
     return Candidate(rule, compile_checks(rule.selector, kind), is_general)

@@ -5,7 +5,7 @@ A test returns True, False, or None where the fact could not be known: that is n
 A process chooses its name, so ``name`` alone proves nothing. Its executable is what the kernel says; but a path is not
 yet a file: the file of that path may have been replaced or deleted since the process started, and in a container, or
 in a mount namespace that any user may make, other files have the same paths (mount_namespaces(7)). So a rule that
-allows by path wants the process to run the very file that has this path outside; ``Program`` says whether it does.
+allows by path wants the process to run the very file that has this path outside; ``ProgramFile`` says whether it does.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ ProgramState = Literal["same", "deleted", "replaced", "elsewhere", "unknown"]
 MOST_ADDRESSES = 4096  # whose numbers are kept
 
 
-class Program(Struct, frozen=True):
+class ProgramFile(Struct, frozen=True):
     """The executable of a process, looked at."""
 
     state: ProgramState
     sha256: str | None = None  # of the file that runs, also of a deleted one; None: not read, or it could not be
 
 
-class Evidence(Struct, frozen=True):
+class PolicyEvidence(Struct, frozen=True):
     """What is known beyond the sockets and their owners: collected only if a rule needs it."""
 
-    programs: Mapping[int, Program] = {}  # by pid
+    programs: Mapping[int, ProgramFile] = {}  # by pid
     images: Mapping[str, tuple[str, ...]] = {}  # by container as sockets have it: names and ids of its image
     links: Mapping[str, str] = {}  # paths in rules that lead through links: where they lead
     own_netns: int | None = None  # inode of the network namespace of portbook
 
 
-Test = Callable[[Any, Socket, Owner | None, Evidence | None], bool | None]
+KeyTest = Callable[[Any, Socket, Owner | None, PolicyEvidence | None], bool | None]
 
 
 class Check(Struct, frozen=True):
     """One key of a rule: its test and its values."""
 
     key: str
-    test: Test
+    test: KeyTest
     values: Any
 
 
@@ -71,7 +71,7 @@ def compile_checks(selector: Selector, kind: RuleKind) -> tuple[Check, ...]:
 
 
 def match(
-    checks: tuple[Check, ...], socket: Socket, owner: Owner | None, evidence: Evidence | None
+    checks: tuple[Check, ...], socket: Socket, owner: Owner | None, evidence: PolicyEvidence | None
 ) -> tuple[bool | None, str]:
     """Whether every test holds; and the key that does not, or that could not be known."""
     unknown = ""
@@ -144,7 +144,7 @@ def _names_loopback(network: Network) -> bool:
     return reach_of(network.text.partition("/")[0]) == LOOPBACK
 
 
-REACH_TESTS: dict[RuleKind, Test] = {"allow": _reach_allowed, "deny": _reach_denied, "require": _reach_required}
+REACH_TESTS: dict[RuleKind, KeyTest] = {"allow": _reach_allowed, "deny": _reach_denied, "require": _reach_required}
 
 # --- processes -----------------------------------------------------------------------------------------------------
 
@@ -160,7 +160,7 @@ def _name(values: tuple[Pattern, ...], socket: Socket, owner: Owner | None, _: o
 
 
 def _is_path_of(
-    values: tuple[Pattern, ...], socket: Socket, owner: Owner | None, evidence: Evidence | None
+    values: tuple[Pattern, ...], socket: Socket, owner: Owner | None, evidence: PolicyEvidence | None
 ) -> bool | None:
     """Whether the path of the executable is in the rule."""
     if owner is None:
@@ -174,7 +174,7 @@ def _is_path_of(
 
 
 def _is_program(
-    values: tuple[Pattern, ...], socket: Socket, owner: Owner | None, evidence: Evidence | None
+    values: tuple[Pattern, ...], socket: Socket, owner: Owner | None, evidence: PolicyEvidence | None
 ) -> bool | None:
     """Whether the process runs the file that has the path now. Without evidence the path is believed."""
     result = _is_path_of(values, socket, owner, evidence)
@@ -184,7 +184,7 @@ def _is_program(
 
 
 def _is_program_inside(
-    values: tuple[Pattern, ...], socket: Socket, owner: Owner | None, evidence: Evidence | None
+    values: tuple[Pattern, ...], socket: Socket, owner: Owner | None, evidence: PolicyEvidence | None
 ) -> bool | None:
     """The same for a rule about containers: the path is one inside."""
     result = _is_path_of(values, socket, owner, evidence)
@@ -193,14 +193,14 @@ def _is_program_inside(
     return _is_state(owner, evidence, ("same", "elsewhere"))
 
 
-def _is_state(owner: Owner, evidence: Evidence, wanted: tuple[ProgramState, ...]) -> bool | None:
+def _is_state(owner: Owner, evidence: PolicyEvidence, wanted: tuple[ProgramState, ...]) -> bool | None:
     program = evidence.programs.get(owner.pid)
     if program is None or program.state == "unknown":
         return None
     return program.state in wanted
 
 
-def _exe_test(selector: Selector, kind: RuleKind) -> Test:
+def _exe_test(selector: Selector, kind: RuleKind) -> KeyTest:
     """How strictly a path is compared. What is denied is denied by its path; a checksum says more than any path."""
     if kind == "deny" or selector.sha256 is not None:
         return _is_path_of
@@ -209,7 +209,9 @@ def _exe_test(selector: Selector, kind: RuleKind) -> Test:
     return _is_program
 
 
-def _sha256(values: tuple[str, ...], socket: Socket, owner: Owner | None, evidence: Evidence | None) -> bool | None:
+def _sha256(
+    values: tuple[str, ...], socket: Socket, owner: Owner | None, evidence: PolicyEvidence | None
+) -> bool | None:
     if owner is None:
         return False if socket.kernel else None
     program = evidence.programs.get(owner.pid) if evidence else None
@@ -258,7 +260,9 @@ def _container(values: tuple[Pattern, ...], socket: Socket, owner: Owner | None,
     return _place(values, _container_of(socket, owner), socket, owner)
 
 
-def _image(values: tuple[Pattern, ...], socket: Socket, owner: Owner | None, evidence: Evidence | None) -> bool | None:
+def _image(
+    values: tuple[Pattern, ...], socket: Socket, owner: Owner | None, evidence: PolicyEvidence | None
+) -> bool | None:
     container = _container_of(socket, owner)
     if container is None:
         return False if _is_place_known(socket, owner) else None
@@ -268,7 +272,9 @@ def _image(values: tuple[Pattern, ...], socket: Socket, owner: Owner | None, evi
     return any(_any(values, name) for name in names)
 
 
-def _netns(values: tuple[Pattern, ...], socket: Socket, _: Owner | None, evidence: Evidence | None) -> bool | None:
+def _netns(
+    values: tuple[Pattern, ...], socket: Socket, _: Owner | None, evidence: PolicyEvidence | None
+) -> bool | None:
     """By name, by number, or "own". Sources that see no other namespace do not number theirs."""
     own = evidence.own_netns if evidence else None
     is_own = socket.netns is None or socket.netns == own
@@ -284,7 +290,7 @@ def _netns(values: tuple[Pattern, ...], socket: Socket, _: Owner | None, evidenc
 
 
 # By key of a rule, the cheapest first. What "reach" and "exe" mean depends on the rule: compile_checks.
-TESTS: dict[str, Test] = {
+TESTS: dict[str, KeyTest] = {
     "reach": _reach_allowed,
     "netns": _netns,
     "user": _user,

@@ -61,7 +61,7 @@ class Selector(Struct, frozen=True):
         return self.tcp if protocol == "tcp" else self.udp
 
 
-class Rule(Struct, frozen=True):
+class PolicyRule(Struct, frozen=True):
     """One rule."""
 
     kind: RuleKind
@@ -84,7 +84,7 @@ class Rule(Struct, frozen=True):
 class Policy(Struct, frozen=True, dict=True):
     """What may listen, and what must. ``dict``: what is derived from the rules is kept beside the fields."""
 
-    rules: tuple[Rule, ...] = ()  # in the order of the file
+    rules: tuple[PolicyRule, ...] = ()  # in the order of the file
     default: Default = "deny"
     severity: Level = "warning"  # of violations of rules without one
     file: str = "policy.toml"  # where it was read, for messages
@@ -97,7 +97,7 @@ class Policy(Struct, frozen=True, dict=True):
 
         return Index(self.rules)
 
-    def of_kind(self, kind: RuleKind) -> tuple[Rule, ...]:
+    def of_kind(self, kind: RuleKind) -> tuple[PolicyRule, ...]:
         """The rules of one kind."""
         return tuple(rule for rule in self.rules if rule.kind == kind)
 

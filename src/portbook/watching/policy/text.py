@@ -19,8 +19,8 @@ from portbook.watching.policy.records import (
     RULE_KINDS,
     VERSION,
     Policy,
+    PolicyRule,
     Problem,
-    Rule,
     RuleKind,
     Selector,
     end_of,
@@ -118,7 +118,7 @@ class _Reader:
                 hint = f"did you mean {likely}? {hint}"
             self._add(name, ordinal, key, f"unknown key {shown(key)}", hint)
 
-    def _rules(self, document: dict[str, Any]) -> list[Rule]:
+    def _rules(self, document: dict[str, Any]) -> list[PolicyRule]:
         """The rules in the order of the file."""
         tables: list[tuple[int, RuleKind, int, dict[str, Any]]] = []
         for kind in RULE_KINDS:
@@ -135,7 +135,7 @@ class _Reader:
         tables.sort(key=lambda entry: entry[0])
         return [rule for _, kind, ordinal, table in tables for rule in self._rule(kind, ordinal, table)]
 
-    def _rule(self, kind: RuleKind, ordinal: int, table: dict[str, Any]) -> Iterator[Rule]:
+    def _rule(self, kind: RuleKind, ordinal: int, table: dict[str, Any]) -> Iterator[PolicyRule]:
         """The rule, unless something is wrong with it."""
         before = len(self.problems)
         self._check_keys(table, KEYS, kind, ordinal)
@@ -149,7 +149,7 @@ class _Reader:
         whole = Selector(*_joined(entries), **selectors)
         line = self.lines.of(kind, ordinal)
         until = None if about["until"] is None else str(about["until"])
-        yield Rule(
+        yield PolicyRule(
             kind,
             ordinal,
             line,
