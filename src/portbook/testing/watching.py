@@ -25,7 +25,7 @@ from portbook.errors import SourceError
 from portbook.records import Owner, Protocol, Socket
 from portbook.watching import feeds
 from portbook.watching.canary import Canaries, CanaryKind
-from portbook.watching.comparison import Tables
+from portbook.watching.comparison import SocketTables
 from portbook.watching.feeds.base import Change, ChangeKind, FeedKind, FeedSettings, SocketKey, key_of
 from portbook.watching.loop import Loop
 from portbook.watching.records import Moment, Settings
@@ -102,9 +102,9 @@ class FakeFeed:
         fields.setdefault("at_ns", self.clock.now().monotonic_ns)
         self._changes.append(Change(kind, socket=socket, **fields))
 
-    def look(self) -> Tables:
+    def look(self) -> SocketTables:
         """The socket tables."""
-        return Tables(tuple(self.sockets.values()), "fake")
+        return SocketTables(tuple(self.sockets.values()), "fake")
 
     def canaries(self, with_udp: bool) -> Canaries:
         """Canaries without real sockets."""

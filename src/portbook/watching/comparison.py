@@ -14,7 +14,7 @@ from portbook.records import Socket
 JOIN_S = 30.0  # a reading ends by itself before: namespaces.VISIT_LIMIT_S
 
 
-class Tables(Struct, frozen=True):
+class SocketTables(Struct, frozen=True):
     """What the socket tables show."""
 
     sockets: tuple[Socket, ...]
@@ -22,26 +22,26 @@ class Tables(Struct, frozen=True):
     is_whole: bool = True  # with other network namespaces
 
 
-Look = Callable[[], Tables]
+ReadTables = Callable[[], SocketTables]
 
 
-def look(source: str | None, all_namespaces: bool) -> Tables:
+def look(source: str | None, all_namespaces: bool) -> SocketTables:
     """Read every socket that waits, with its owners; raise SourceError."""
     from portbook import inventory, sources
 
     request = Query((term("state", ["listening"]),))
     listing = inventory.read_listing(request, source=source, all_namespaces=all_namespaces)
     is_whole = all_namespaces and "namespaces" in sources.load(listing.source).capabilities
-    return Tables(listing.sockets, listing.source, is_whole)
+    return SocketTables(listing.sockets, listing.source, is_whole)
 
 
-class Reader:
+class TableReader:
     """One reading at a time, in a thread of its own."""
 
-    def __init__(self, look: Look) -> None:
+    def __init__(self, look: ReadTables) -> None:
         self._look = look
         self._thread: Thread | None = None
-        self._answer: Tables | Exception | None = None
+        self._answer: SocketTables | Exception | None = None
 
     @property
     def is_reading(self) -> bool:
@@ -64,7 +64,7 @@ class Reader:
         except Exception as error:  # noqa: BLE001  whoever takes the answer reports it
             self._answer = error
 
-    def take(self) -> Tables | Exception | None:
+    def take(self) -> SocketTables | Exception | None:
         """The answer, or why there is none; None while it is read."""
         if self._thread is None or self._thread.is_alive():
             return None
@@ -79,14 +79,14 @@ class Reader:
             self._thread = None
 
 
-class InlineReader(Reader):
+class InlineTableReader(TableReader):
     """Reads at once, in the thread of the loop: for tests."""
 
     def begin(self) -> None:
         """Read."""
         self._read()
 
-    def take(self) -> Tables | Exception | None:
+    def take(self) -> SocketTables | Exception | None:
         """The answer."""
         answer, self._answer = self._answer, None
         return answer
@@ -97,6 +97,6 @@ def reason_of(error: Exception) -> str:
     return str(error) if isinstance(error, PortbookError) else f"{type(error).__name__}: {error}"
 
 
-def as_tables(sockets: Iterable[Socket]) -> Tables:
+def as_tables(sockets: Iterable[Socket]) -> SocketTables:
     """Sockets as the answer of a reading: for tests."""
-    return Tables(tuple(sockets), "fake")
+    return SocketTables(tuple(sockets), "fake")

@@ -14,7 +14,7 @@ FIRST_UNPRIVILEGED = 1024  # net.ipv4.ip_unprivileged_port_start, ip-sysctl.rst:
 WILDCARDS = ("0.0.0.0", "::")  # noqa: S104  compared, not bound
 
 
-class Failure:
+class FailedBind:
     """The same bind, failed once or more."""
 
     __slots__ = ("count", "first_ns", "is_loud")
@@ -25,22 +25,22 @@ class Failure:
         self.is_loud = is_loud
 
 
-class Failures:
+class FailedBinds:
     """Remembers failed binds for ``repeat_ns``."""
 
     def __init__(self, repeat_ns: int) -> None:
         self._repeat_ns = repeat_ns
-        self._known: dict[tuple[object, ...], Failure] = {}
+        self._known: dict[tuple[object, ...], FailedBind] = {}
         self._by_program: dict[tuple[object, ...], tuple[int, int]] = {}  # since when, and how many different ones
 
-    def add(self, socket: Socket, at_ns: int) -> Failure:
+    def add(self, socket: Socket, at_ns: int) -> FailedBind:
         """Count one. ``count`` is 1 for the first within the time."""
         program = (program_of(socket), socket.uid)
         key = (*program, socket.protocol, socket.local_address, socket.local_port, socket.netns)
         failure = self._known.get(key)
         if failure is None or at_ns - failure.first_ns > self._repeat_ns:
             self._known.pop(key, None)
-            failure = Failure(at_ns, self._is_loud(program, at_ns))
+            failure = FailedBind(at_ns, self._is_loud(program, at_ns))
             self._known[key] = failure
             if len(self._known) > MOST_FAILURES:
                 del self._known[next(iter(self._known))]

@@ -15,7 +15,7 @@ from portbook.records import Reach, Socket
 UNKNOWN = "?"  # the program of a socket whose owner is not visible
 
 
-class Identity(Struct, frozen=True, gc=False):
+class PortIdentity(Struct, frozen=True, gc=False):
     """An identity. Two are the same if their texts are."""
 
     text: str
@@ -24,7 +24,7 @@ class Identity(Struct, frozen=True, gc=False):
     program: str  # program, and unit or namespace
 
 
-def of(socket: Socket, own_netns: int | None = None) -> Identity:
+def of(socket: Socket, own_netns: int | None = None) -> PortIdentity:
     """The identity of a socket.
 
     :param own_netns: the network namespace of the watch, which is no part of an identity
@@ -34,7 +34,7 @@ def of(socket: Socket, own_netns: int | None = None) -> Identity:
         reach = reach_of(socket.local_address)
     place = f"{socket.protocol}/{socket.local_port}"
     program = _program(socket, own_netns)
-    return Identity(f"{place} {reach} {program}", reach, place, program)
+    return PortIdentity(f"{place} {reach} {program}", reach, place, program)
 
 
 def program_of(socket: Socket) -> str:

@@ -26,7 +26,7 @@ from portbook.system import namespaces
 from portbook.watching import comparison, feeds
 from portbook.watching.canary import Canaries
 from portbook.watching.clock import SYSTEM_CLOCK, Clock
-from portbook.watching.comparison import Look, Reader, Tables, reason_of
+from portbook.watching.comparison import ReadTables, SocketTables, TableReader, reason_of
 from portbook.watching.feeds.base import Change, Feed, FeedKind, FeedSettings
 from portbook.watching.records import Listener, Moment, SelfTest, Settings, Status
 from portbook.watching.register import SECOND_NS, Register
@@ -50,7 +50,7 @@ class Loop:
         settings: Settings = DEFAULTS,
         clock: Clock = SYSTEM_CLOCK,
         *,
-        look: Look | None = None,
+        look: ReadTables | None = None,
         canaries: Callable[[bool], Canaries] = Canaries,
     ) -> None:
         """Nothing is opened yet.
@@ -77,7 +77,7 @@ class Loop:
         self._seen_at: datetime | None = None
         self._blind_since: datetime | None = None
         # comparisons
-        self._reader: Reader | None = None
+        self._reader: TableReader | None = None
         self._compare_due_ns = 0
         self._compared_at: datetime | None = None
         # a feed that failed
@@ -317,7 +317,7 @@ class Loop:
             return [self._gap(now, f"the socket tables could not be compared: {reason_of(answer)}")]
         return self._compare_with(answer, now)
 
-    def _compare_with(self, tables: Tables, now: Moment) -> list[Event]:
+    def _compare_with(self, tables: SocketTables, now: Moment) -> list[Event]:
         sockets = [s for s in tables.sockets if not self._canaries.is_own(s)]
         events = self._read(0.0)
         differences, missed = self._register.compare(sockets, self._clock.now(), is_whole=tables.is_whole)
@@ -394,8 +394,8 @@ class Loop:
         return SelfTest(passed, kind.name, tuple(lines))
 
 
-def _reader(look: Look, is_inline: bool) -> Reader:
-    return comparison.InlineReader(look) if is_inline else Reader(look)
+def _reader(look: ReadTables, is_inline: bool) -> TableReader:
+    return comparison.InlineTableReader(look) if is_inline else TableReader(look)
 
 
 def _boot_id() -> str | None:

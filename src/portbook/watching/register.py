@@ -17,10 +17,10 @@ from portbook.events import Event, EventKind, Level
 from portbook.query import Test
 from portbook.records import Owner, Socket
 from portbook.watching import identity as identities
-from portbook.watching.failures import Failures, explain
+from portbook.watching.failures import FailedBinds, explain
 from portbook.watching.feeds.base import Change, SocketKey, key_of
 from portbook.watching.flapping import FlapCounter
-from portbook.watching.identity import Identity
+from portbook.watching.identity import PortIdentity
 from portbook.watching.records import Listener, Moment, Settings
 from portbook.watching.requirements import Requirements
 from portbook.watching.violations import Violation, Violations
@@ -38,7 +38,7 @@ class Followed:
 
     __slots__ = ("at", "change", "identity", "judgement", "key", "rule", "since_ns", "socket")
 
-    def __init__(self, key: SocketKey, socket: Socket, change: Change, identity: Identity, at: datetime) -> None:
+    def __init__(self, key: SocketKey, socket: Socket, change: Change, identity: PortIdentity, at: datetime) -> None:
         self.key = key
         self.socket = socket
         self.change = change  # with which it opened
@@ -54,7 +54,7 @@ class Held:
 
     __slots__ = ("ended", "ended_at", "ended_ns", "identity", "sockets", "violations")
 
-    def __init__(self, identity: Identity) -> None:
+    def __init__(self, identity: PortIdentity) -> None:
         self.identity = identity
         self.sockets: dict[SocketKey, Followed] = {}
         self.ended: Followed | None = None  # the last one, while the end is withheld
@@ -87,7 +87,7 @@ class Register:
         self._withheld: dict[str, Held] = {}  # in the order in which they ended
         self._bound: dict[SocketKey, tuple[EventKind, Change]] = {}  # TCP, so far neither listening nor connected
         self._flaps = FlapCounter(settings.flaps, _ns(settings.flap_window_s))
-        self._failures = Failures(_ns(settings.remind_s))
+        self._failures = FailedBinds(_ns(settings.remind_s))
         self._violations = Violations(settings.policy, _ns(settings.remind_s))
         self._requirements = Requirements(settings.policy, self._grace_ns, _ns(settings.remind_s))
         self._suspects: dict[SocketKey, int] = {}  # differences of a comparison, and when they were first seen
@@ -503,7 +503,7 @@ class Register:
         for violation in held.violations.values():
             self._violations.remove(violation)
 
-    def _end_elsewhere(self, identity: Identity, events: list[Event]) -> str | None:
+    def _end_elsewhere(self, identity: PortIdentity, events: list[Event]) -> str | None:
         """The same program on the same port had another reach until now: report that end, and return that reach."""
         others = self._by_program.get((identity.place, identity.program))
         if not others:
