@@ -43,7 +43,7 @@ def parse_duration(text: str) -> float:
 
 
 def parse_moment(text: str, now: datetime, zone: tzinfo | None = None) -> datetime:
-    """The moment that a text means, as an aware time with the offset that is in force then.
+    """The moment that a text means, in UTC.
 
     :param now: what ``2h ago`` and ``yesterday`` are counted from; aware
     :param zone: of a text without an offset; None: that of this machine
@@ -57,7 +57,8 @@ def parse_moment(text: str, now: datetime, zone: tzinfo | None = None) -> dateti
         moment = None
     if moment is None:
         raise UsageError(f"{text[:MOST_SHOWN]!r} is not a time", FORMS)
-    return moment
+    # In UTC, because times of one zone are compared without their offsets (datetime, "Aware and Naive Objects").
+    return moment.astimezone(UTC)
 
 
 def parse_past(text: str, now: datetime, zone: tzinfo | None = None) -> datetime:
