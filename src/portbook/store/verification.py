@@ -13,11 +13,11 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from portbook.store import chain, connection, schema
 from portbook.store.chain import Anchor, parse_anchor
 from portbook.store.intervals import Ledger
+from portbook.store.records import Break, Verification
 from portbook.store.schema import CHECKPOINT
 
 FORK_FROM = 100_000  # rows
@@ -59,28 +59,6 @@ WATCH = (
     "SELECT sequence, body FROM events WHERE kind IN ('started', 'gap', 'blind', 'seeing')"
     f" AND kind NOT IN {schema.COMMON} AND sequence > ? ORDER BY sequence LIMIT {PAGE}"
 )
-
-
-class Break(Struct, frozen=True):
-    """The first place where a history is not what was written."""
-
-    sequence: int
-    at: datetime | None  # the time that the row has, or the one before it
-    what: str
-
-
-class Verification(Struct, frozen=True):
-    """What ``verify`` found."""
-
-    path: str
-    whole: bool
-    rows: int  # that were checked
-    first: int | None  # sequences of the first and the last row
-    last: int | None
-    removed: int  # rows that retention removed, as the chain says
-    head: str | None  # the last row and its hash: the anchor to keep
-    anchored: bool | None  # whether the anchor that was given is in the chain; None: none was given
-    broken: Break | None = None
 
 
 def verify(path: str, anchor: Anchor | str | None = None) -> Verification:
