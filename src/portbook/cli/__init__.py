@@ -28,6 +28,7 @@ COMMANDS = {
     "stop": "stop",
     "scan": "scan",
     "probe": "probe",
+    "history": "history",
     "sources": "sources",
     "man": "man",
     "help": "help",
