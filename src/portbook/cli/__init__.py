@@ -28,6 +28,7 @@ COMMANDS = {
     "stop": "stop",
     "scan": "scan",
     "probe": "probe",
+    "watch": "watch",
     "sources": "sources",
     "man": "man",
     "help": "help",

@@ -208,7 +208,7 @@ class _Walk:
         self.links += 1
         if self.links > MOST_LINKS:
             raise StoreError(f"{self.path!r} leads through more than {MOST_LINKS} links")
-        if _is_writable_by_others(os.fstat(self.directory)):
+        if is_writable_by_others(os.fstat(self.directory)):
             raise StoreError(
                 f"{self.path!r} leads through the link {name!r}, which another user may have made",
                 "name the file that the link leads to",
@@ -224,7 +224,7 @@ class _Walk:
         self.directory = opened
 
 
-def _is_writable_by_others(directory: os.stat_result) -> bool:
+def is_writable_by_others(directory: os.stat_result) -> bool:
     """Whether another user than root and ours can create files in the directory.
 
     Our own group counts as us: many systems give each user a group, and directories that it may write.
