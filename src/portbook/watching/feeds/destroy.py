@@ -60,7 +60,7 @@ FILTER = b"".join(
 )
 
 
-class End:
+class AnnouncedEnd:
     """What one message says."""
 
     __slots__ = ("cookie", "message", "port", "protocol")
@@ -178,7 +178,7 @@ class DestroyFeed:
         if len(self._remembered) > MOST_REMEMBERED:
             del self._remembered[next(iter(self._remembered))]
 
-    def _unseen(self, end: End) -> Socket | None:
+    def _unseen(self, end: AnnouncedEnd) -> Socket | None:
         """The record of a socket that no reading has shown; None where it may have been a client."""
         try:
             s = socket_of(end, self._netns)
@@ -198,7 +198,7 @@ class DestroyFeed:
         return address != ANY or not self._ephemeral.has(s.local_port)
 
 
-def socket_of(end: End, netns: int | None) -> Socket:
+def socket_of(end: AnnouncedEnd, netns: int | None) -> Socket:
     """The record of what a message describes: the kernel does not know its user any more; raises SourceGarbled."""
     padding = bytes(-len(end.message) % 4)
     dump = SockdiagDump((SockdiagTable(end.protocol, end.message + padding + rows.END),), netns)
@@ -220,7 +220,7 @@ def socket_of(end: End, netns: int | None) -> Socket:
     )
 
 
-def parse(data: bytes, groups: int) -> Iterator[End]:
+def parse(data: bytes, groups: int) -> Iterator[AnnouncedEnd]:
     """What the messages of one datagram say; what is no announcement is left out. Pure.
 
     :param groups: to which it was sent, a bit for each
@@ -237,7 +237,7 @@ def parse(data: bytes, groups: int) -> Iterator[End]:
             (port,) = sockdiag.PORT.unpack_from(message, sockdiag.PORT_AT)
             (cookie,) = struct.unpack_from("=Q", message, sockdiag.COOKIE_AT)
             if family in sockdiag.FAMILY:
-                yield End(protocol, port, cookie, message)
+                yield AnnouncedEnd(protocol, port, cookie, message)
         at += (length + 3) & ~3
 
 
