@@ -29,6 +29,7 @@ import fcntl
 import termios
 
 LIMIT_S = 30.0
+SETSID = ("setsid", "--ctty")  # util-linux: a session of its own, with the terminal of its standard input
 ENTER, LEAVE = "\x1b[?1049h", "\x1b[?25h\x1b[?1049l"
 HOME = "\x1b[H"
 NAMED = """
@@ -90,9 +91,8 @@ def terminal(
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     process = subprocess.Popen(
-        [*prefix, *COMMAND, "--no-store", "--feed", "poll", "--interval", "0.1", *map(str, arguments)],
+        [*SETSID, *prefix, *COMMAND, "--no-store", "--feed", "poll", "--interval", "0.1", *map(str, arguments)],
         stdin=theirs, stdout=theirs, stderr=theirs, env={**ENVIRONMENT, "PYTHONPATH": SOURCE, **env},
-        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )  # fmt: skip
     try:
         yield Terminal(ours, theirs, process)
@@ -149,7 +149,8 @@ def test_the_terminal_is_restored_after_an_error_in_the_loop(port):
         "from portbook.watching.loop import Loop\n"
         "def fail(self, timeout_s): raise ValueError('composed')\n"
         "Loop.wait = fail\n"
-        "import sys; from portbook.__main__ import main; sys.argv = ['portbook', 'watch', '--no-store', '--feed', 'poll']\n"
+        "import sys; from portbook.__main__ import main\n"
+        "sys.argv = ['portbook', 'watch', '--no-store', '--feed', 'poll']\n"
         "raise SystemExit(main())"
     )
     with terminal(port) as shown:
@@ -203,7 +204,7 @@ def test_hostile_names_do_nothing_to_the_terminal(port):
         shown.read_until(lambda: shown.shows(r"\x1b[2J\x1b]0;"))
         written = shown.written.partition(ENTER)[2]
         assert set(re.findall(r"\x1b(?:\[[?0-9;]*[A-Za-z])?", written)) <= {
-            "\x1b[?25l", "\x1b[H", "\x1b[2J", "\x1b[K", "\x1b[J", "\x1b[0m", "\x1b[1m", "\x1b[2m", "\x1b[33m", "\x1b[31m",
+            *("\x1b[?25l", "\x1b[H", "\x1b[2J", "\x1b[K", "\x1b[0m", "\x1b[1m", "\x1b[2m", "\x1b[33m", "\x1b[31m"),
         }  # fmt: skip
         assert written.count("\x1b[2J") == 1, "that of the start"
         shown.press("q")
@@ -248,9 +249,8 @@ def test_a_terminal_that_goes_ends_it(port):
 
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [*COMMAND, "--no-store", "--feed", "poll"], stdin=theirs, stdout=theirs, stderr=theirs,
-        env={**ENVIRONMENT, "PYTHONPATH": SOURCE}, start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        [*SETSID, *COMMAND, "--no-store", "--feed", "poll"], stdin=theirs, stdout=theirs, stderr=theirs,
+        env={**ENVIRONMENT, "PYTHONPATH": SOURCE},
     )  # fmt: skip
     try:
         os.close(theirs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +13,9 @@ from portbook.cli.list_ import QueryCommand
 
 if TYPE_CHECKING:  # not needed to complete options
     from portbook.cli.signals import Signals
-    from portbook.cli.watch_output import Output
+    from portbook.cli.watch_output import WatchOutput
     from portbook.cli.watch_session import Manager
     from portbook.cli.watch_settings import Choices
-    from portbook.events import Event
     from portbook.store.sqlite import Writer
     from portbook.watching.loop import Loop
 
@@ -144,7 +142,7 @@ def _is_live() -> bool:
     return screen.is_possible()
 
 
-def _output(choices: Choices, loop: Loop, is_live: bool, stack: ExitStack) -> Output:
+def _output(choices: Choices, loop: Loop, is_live: bool, stack: ExitStack) -> WatchOutput:
     from portbook.cli import watch_output
 
     if choices.jsonl:
@@ -187,12 +185,14 @@ def _give_up_capabilities() -> None:
 
 
 def _look_once(choices: Choices) -> int:
+    from msgspec.structs import replace
+
     from portbook.cli import watch_output
     from portbook.watching.loop import Loop
 
-    loop = Loop(choices.settings(choices.read_policy()))
-    events: Sequence[Event] = loop.start()
-    events = [*events, *loop.stop()]
+    settings = replace(choices.settings(choices.read_policy()), grace_s=0.0)  # what is required is missed at once
+    loop = Loop(settings)
+    events = [*loop.start(), *loop.wait(0.0), *loop.stop()]
     output = watch_output.JsonLines() if choices.jsonl else watch_output.PlainLines()
     output.write(events)
     output.close()

@@ -1,6 +1,6 @@
 """What ``portbook watch`` writes to standard output: JSON lines, lines for people, or the live view of a terminal.
 
-None of them waits for its reader (``outlet``). Lines that found no room are counted, and ``take_gaps`` says so as an
+None of them waits for its reader (``outlet``). EventLines that found no room are counted, and ``take_gaps`` says so as an
 event: to the reader when it reads again, to the history and to the sinks.
 """
 
@@ -29,7 +29,7 @@ FREEZE, QUIT, RELOAD = "p", "q", "r"
 TOO_SLOW = "the reader of standard output was slower than what happened"
 
 
-class Output(Protocol):
+class WatchOutput(Protocol):
     """Where the events of a session are shown."""
 
     outlet: Outlet
@@ -60,7 +60,7 @@ class Output(Protocol):
         ...
 
 
-class Lines:
+class EventLines:
     """One line for each event."""
 
     step_s = 1.0
@@ -113,7 +113,7 @@ class Lines:
         return self.outlet.close(END_LIMIT_S) and not self._lost
 
 
-class JsonLines(Lines):
+class JsonLines(EventLines):
     """JSON, one object on each line, for programs: every event."""
 
     def __init__(self) -> None:
@@ -127,7 +127,7 @@ class JsonLines(Lines):
         return self._encode(compact(event)) + b"\n"
 
 
-class PlainLines(Lines):
+class PlainLines(EventLines):
     """Sentences for people: without the quiet events."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from portbook.cli import exits
 from portbook.cli.signals import Signals
-from portbook.cli.watch_output import QUIT, RELOAD, Output
+from portbook.cli.watch_output import QUIT, RELOAD, WatchOutput
 from portbook.errors import PortbookError
 from portbook.events import Event
 from portbook.numerals import counted
@@ -67,7 +67,7 @@ class Session:
     def __init__(
         self,
         loop: Loop,
-        output: Output,
+        output: WatchOutput,
         store: Writer | None,
         sinks: Dispatch,
         manager: Manager,

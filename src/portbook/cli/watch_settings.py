@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from msgspec import Struct
 
 from portbook.errors import StoreError, UsageError, nearest
-from portbook.numerals import is_within, number_or_none
+from portbook.numerals import is_within
 
 if TYPE_CHECKING:
     from portbook.query import Query
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 1 << 20  # of a file of options
 MOST_S = 1e6  # as on the command line
-UNITS_S = {"min": 60, "h": 3600, "d": 86400, "w": 7 * 86400, "y": 365 * 86400}
-MOST_UNITS = 100_000
 SINK = "sink"  # the tables of sinks
 # Keys of the file that are options of the command line, and the type of their values.
 NUMBERS = ("interval", "grace", "remind", "canary")
@@ -91,25 +90,18 @@ def choose(options: Mapping[str, Any], config: str | None) -> Choices:
     sinks = [_parse_sink(text) for text in chosen.pop("sinks", ())]
     if config is not None:
         of_file = ConfigFile(config)
-        sinks += of_file.sinks()
         chosen = of_file.options(no_store="store" in chosen) | chosen
+        sinks += of_file.sinks()
     if isinstance(chosen.get("query"), tuple):
         chosen["query"] = " ".join(chosen["query"])
     keep = chosen.pop("keep", None)
     if keep is not None:
-        chosen["keep_s"] = parse_keep(keep)
+        from portbook.times import parse_duration
+
+        chosen["keep_s"] = parse_duration(keep)
     if chosen.get("store") and options.get("no_store"):
         raise UsageError("--store and --no-store contradict each other", "give one of them")
     return Choices(**chosen, sinks=tuple(sinks))
-
-
-def parse_keep(text: str) -> float:
-    """A time such as ``90d`` in seconds; raise UsageError."""
-    unit = text.lstrip("0123456789")
-    number = number_or_none(text.removesuffix(unit), MOST_UNITS, 1) if unit else None
-    if number is None or unit not in UNITS_S:
-        raise UsageError(f"{text[:40]!r} is not a time", "write 90d; valid units are " + ", ".join(UNITS_S))
-    return float(number * UNITS_S[unit])
 
 
 class ConfigFile:
@@ -150,24 +142,27 @@ class ConfigFile:
 
     def sinks(self) -> list[SinkSettings]:
         """The sinks."""
-        from portbook.watching.sinks import configuration
+        from portbook.watching.sinks.configuration import parse_table
 
         tables = self._values.get(SINK, [])
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
             self._refuse(SINK, "sinks are tables", 'write [[sink]], type = "journald"')
         return [
-            configuration.parse_table(table, f"{self._path}:{self._lines.of(SINK, ordinal)}")
+            parse_table(table, self._place(ordinal), partial(self._place, ordinal))
             for ordinal, table in enumerate(tables, 1)
         ]
+
+    def _place(self, ordinal: int, key: str = "") -> str:
+        return f"{self._path}:{self._lines.of(SINK, ordinal, key)}"
 
     def _refuse(self, key: str, what: str, hint: str | None = None) -> NoReturn:
         raise UsageError(f"{self._path}:{self._lines.of('', 1, key) or self._lines.of(key)}: {what}", hint)
 
 
 def _parse_sink(text: str) -> SinkSettings:
-    from portbook.watching.sinks import configuration
+    from portbook.watching.sinks.configuration import parse_text
 
-    return configuration.parse_text(text, "--sink")
+    return parse_text(text, "--sink")
 
 
 def _read(path: str) -> str:

@@ -15,6 +15,7 @@ from portbook.numerals import counted
 from portbook.render import plain
 from portbook.render.holding import format_age
 from portbook.render.text import BOLD, DIM, RED, YELLOW, Column, Style, cut, paint, table_of_columns
+from portbook.times import format_moment
 from portbook.watching.description import describe
 
 if TYPE_CHECKING:
@@ -30,20 +31,9 @@ KEYS_FROZEN = "p go on   r reload the policy   q quit"
 
 def event_line(event: Event, style: Style) -> str:
     """One line for people: when, in local time with its offset, and what happened."""
-    text = f"{local_time(event.at)}  {describe(event)}"
+    text = f"{format_moment(event.at)}  {describe(event)}"
     colour = COLOURS[event.severity]
     return paint(text, colour, style) if colour else safe(text)
-
-
-def local_time(at: datetime) -> str:
-    """``2026-11-28 14:03:01 +01:00``."""
-    local = at.astimezone()
-    return f"{local:%Y-%m-%d %H:%M:%S} {_offset(local)}"
-
-
-def _offset(local: datetime) -> str:
-    text = f"{local:%z}"
-    return f"{text[:3]}:{text[3:5]}"
 
 
 class View(Struct, frozen=True):
@@ -73,7 +63,6 @@ def screen(view: View, columns: int, rows: int, style: Style, frozen: bool = Fal
 
 def _head(view: View, style: Style, frozen: bool) -> list[str]:
     status = view.status
-    local = view.now.astimezone()
     parts = [f"portbook watch: {status.feed or 'no feed'}", counted(len(view.listeners), "listener")]
     if view.has_policy:
         parts.append(counted(status.violations, "violation"))
@@ -82,12 +71,12 @@ def _head(view: View, style: Style, frozen: bool) -> list[str]:
     if status.gaps:
         parts.append(counted(status.gaps, "gap"))
     text = ", ".join(parts)
-    clock = f"{local:%H:%M:%S} {_offset(local)}"
+    clock = format_moment(view.now).partition(" ")[2]
     width = style.width or 0
     pad = " " * max(2, width - len(text) - len(clock))
     lines = [paint(cut(f"{text}{pad}{clock}", width, style), BOLD, style)]
     if status.blind:
-        seen = f" since {local_time(status.seen_at)}" if status.seen_at else ""
+        seen = f" since {format_moment(status.seen_at)}" if status.seen_at else ""
         lines.append(paint(cut(f"BLIND: the feed has not shown what happens{seen}", width, style), RED, style))
     if frozen:
         lines.append(paint(cut("frozen: the watch goes on, the picture does not", width, style), YELLOW, style))
@@ -120,9 +109,10 @@ def _age(listener: Listener, now: datetime) -> str:
 
 
 def _rule(listener: Listener, _: datetime) -> str:
-    if listener.judgement is None:
+    judgement = listener.judgement
+    if judgement is None or judgement.rule is None:
         return ""
-    return safe(listener.judgement.rule or "")
+    return safe(judgement.rule.label)
 
 
 MARK = _Cell(Column(""), lambda listener, _: mark_of(listener))
