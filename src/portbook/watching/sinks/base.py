@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from portbook.escaping import Encoder, safe
 from portbook.events import Event, Level
+from portbook.watching.description import describe
 from portbook.watching.sinks.fields import texts_of
 
 MOST_REASON = 300  # characters of a failure that are kept: a receiver may answer with a page
@@ -171,8 +172,3 @@ class SinkKind(Struct, frozen=True):
     severity: Level  # unless configured otherwise
     options: dict[str, SinkOption]
     open: Callable[[SinkSettings], Sink]  # raises UsageError, StoreError
-
-
-def describe(event: Event) -> str:
-    """A sentence of an event."""
-    return safe(f"{event.event} {event.identity}")
