@@ -86,7 +86,7 @@ def test_a_test_event_arrives(journal):
     (result,) = open_sinks([settings("journald", journal.socket)]).test()
     assert (result.delivered, result.reason) == (True, None)
     (entry,) = journal.wait_for(1, "PORTBOOK_EVENT=test")
-    assert entry["PORTBOOK_REASON"] == "a test of the sinks: nothing happened"
+    assert entry["MESSAGE"] == "this is a test of portbook watch: nothing happened"
 
 
 def test_without_a_journal_it_says_what_to_use(tmp_path):

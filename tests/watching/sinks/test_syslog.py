@@ -62,7 +62,7 @@ def test_values_are_escaped():
 
 
 def test_a_message_that_is_not_ascii_is_marked_as_utf_8():
-    (one,) = encoded(event(1, identity="漢字"))
+    (one,) = encoded(event(1, name="漢字"))
     assert b"] " + BOM in encode(one)
     (one,) = encoded(event(1))
     assert BOM not in encode(one)

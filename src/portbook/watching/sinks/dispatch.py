@@ -106,7 +106,6 @@ class Dispatch:
             Event(
                 at=datetime.now(UTC),
                 event="test",
-                reason="a test of the sinks: nothing happened",
                 feed="test",
                 monotonic_ns=monotonic_ns(),
             )

@@ -16,6 +16,7 @@ from msgspec import Struct
 from portbook.escaping import safe
 from portbook.events import LEVELS, Level
 from portbook.resilience import Breaker, BreakerSettings, waits
+from portbook.watching.description import OF_A_SINK
 from portbook.watching.sinks.base import DeliveryError, EncodedEvent, Loss, Sink
 
 MOST_BYTES = 16 << 20  # of JSON that waits for one sink; as objects it is about three times as much
@@ -263,4 +264,4 @@ class SinkWorker:
 
 def reason_prefix(name: str) -> str:
     """How the reason of a gap begins that a sink caused."""
-    return f"sink {name}: "
+    return f"{OF_A_SINK}{name}: "
