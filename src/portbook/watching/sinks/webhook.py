@@ -28,11 +28,11 @@ from time import monotonic, time
 from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
-from portbook import __version__
 from portbook.addresses import format_endpoint, parse_host, reach_of
 from portbook.errors import StoreError, UsageError
 from portbook.numerals import UINT16, number_or_none
 from portbook.resilience import BreakerSettings
+from portbook.store import path as store_path
 from portbook.watching.sinks import secret
 from portbook.watching.sinks.base import (
     DeliveryError,
@@ -220,7 +220,7 @@ class WebhookSink(PlainSink):
         body = head + events + b"\n]}\n"
         headers = {
             "Content-Type": "application/json",
-            "User-Agent": f"portbook/{__version__}",
+            "User-Agent": "portbook",
             "Idempotency-Key": f'"{spool}-{first}-{last}"',
             **self._credentials.headers(body, time()),
         }
@@ -420,10 +420,8 @@ def _pause_s(retry_after: str | None) -> float | None:
 
 def _default_spool(url: str) -> str:
     """A directory for this receiver: its name has nothing of the URL, which may be a secret."""
-    from portbook import store
-
     name = hashlib.sha256(url.encode()).hexdigest()[:16]
-    return os.path.join(os.path.dirname(store.path()), "spool", name)
+    return os.path.join(os.path.dirname(store_path()), "spool", name)
 
 
 def open_sink(settings: SinkSettings) -> Sink:
