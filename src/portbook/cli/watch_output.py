@@ -1,6 +1,6 @@
 """What ``portbook watch`` writes to standard output: JSON lines, lines for people, or the live view of a terminal.
 
-None of them waits for its reader (``outlet``). EventLines that found no room are counted, and ``take_gaps`` says so as an
+None of them waits for its reader (``outlet``). Lines that found no room are counted, and ``take_gaps`` says so as an
 event: to the reader when it reads again, to the history and to the sinks.
 """
 

@@ -156,15 +156,16 @@ def _copy_owner(descriptor: int, old: os.stat_result) -> int:
     return permissions
 
 
-def open_directory_of(path: str) -> tuple[int, str]:
+def open_directory_of(path: str, purpose: str = "written") -> tuple[int, str]:
     """POSIX: the directory of a file, as a descriptor that the caller closes, and the name of the file in it.
 
+    :param purpose: what the file was to be, for the message: "written", "read"
     :raises StoreError: it does not exist, names no file, or leads through a link that others may have made
     """
     try:
         return _Walk(path).end()
     except OSError as error:
-        raise StoreError(f"{path!r} could not be written: {error.strerror or error}") from error
+        raise StoreError(f"{path!r} could not be {purpose}: {error.strerror or error}") from error
 
 
 class _Walk:
