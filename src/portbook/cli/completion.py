@@ -45,6 +45,7 @@ SUMMARIES = {
     "stop": "End the processes that hold a port.",
     "scan": "Find out which ports answer.",
     "probe": "Probe UDP ports with requests of their services.",
+    "watch": "Report every port that is bound, every bind that fails, and every end, until Ctrl-C.",
     "history": "Show who held which port when, as portbook watch has recorded it.",
     "sources": "Show the data sources of this machine.",
     "man": "Print the manual page.",
