@@ -28,6 +28,7 @@ COMMANDS = {
     "stop": "stop",
     "scan": "scan",
     "probe": "probe",
+    "policy": "policy",
     "sources": "sources",
     "man": "man",
     "help": "help",
@@ -109,6 +110,7 @@ def portbook() -> None:
       1    no
       2    wrong usage
       3    answered with gaps (only with --strict)
+      4    a policy is violated
       5    could not find out
       130  interrupted
     """

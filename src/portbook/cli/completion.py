@@ -45,6 +45,7 @@ SUMMARIES = {
     "stop": "End the processes that hold a port.",
     "scan": "Find out which ports answer.",
     "probe": "Probe UDP ports with requests of their services.",
+    "policy": "Say what may listen on this machine, and check it.",
     "sources": "Show the data sources of this machine.",
     "man": "Print the manual page.",
     "help": "Show the help text of a command, or of portbook.",
@@ -179,7 +180,8 @@ class _Completion(ShellComplete):
         if isinstance(found, click.Parameter):
             return complete_value(ctx, found.name or "", incomplete)
         if isinstance(found, click.Group) and incomplete[:1] not in ("-", "/"):
-            return [CompletionItem(name, help=text) for name, text in SUMMARIES.items() if name.startswith(incomplete)]
+            summaries = getattr(found, "summaries", SUMMARIES)
+            return [CompletionItem(name, help=text) for name, text in summaries.items() if name.startswith(incomplete)]
         return found.shell_complete(ctx, incomplete)
 
 
@@ -486,6 +488,21 @@ VALUES: dict[tuple[str, str], Values] = {
     ("scan", "ports"): _groups,
     ("probe", "words"): _hosts,
     ("probe", "more"): _groups,
+    ("explain", "query"): _terms,
     ("help", "name"): _commands,
 }
-FILES = {("scan", "xml_path")}  # parameters that are a file
+# Parameters that are a file.
+FILES = {
+    ("scan", "xml_path"),
+    ("init", "file"),
+    ("init", "output_path"),
+    ("learn", "file"),
+    ("learn", "path"),
+    ("learn", "history"),
+    ("check", "file"),
+    ("check", "path"),
+    ("explain", "path"),
+    ("diff", "old"),
+    ("diff", "new"),
+    ("diff", "path"),
+}
