@@ -12,8 +12,7 @@ from portbook.records import Owner, Socket
 from portbook.render.machine import ENCODER
 from portbook.render.text import BOLD, DIM, RED, YELLOW, Style, paint, wrap
 from portbook.watching.assessment import CheckedRequirement, JudgedSocket, PolicyReport
-from portbook.watching.policy.keys import SELECTORS, port_text
-from portbook.watching.policy.records import Policy, PolicyRule, Selector
+from portbook.watching.policy.records import Policy
 
 COLOURS: dict[Level, str] = {"quiet": DIM, "info": YELLOW, "warning": YELLOW, "critical": RED}
 INDENT = "  "
@@ -107,25 +106,7 @@ def _holder(owner: Owner) -> str:
     return ", ".join([f"{owner.name or '?'} (pid {owner.pid})", *filter(None, details)])
 
 
-# --- rules ---------------------------------------------------------------------------------------------------------
-
-
-def describe_selector(selector: Selector) -> str:
-    """``port 22/tcp, reach any, exe /usr/sbin/sshd``."""
-    parts = [f"port {port_text(selector.tcp, selector.udp)}"]
-    for key in SELECTORS:
-        values = getattr(selector, key)
-        if values is not None:
-            texts = [str(getattr(value, "text", value)) for value in values]
-            parts.append(f"{key} {' or '.join(texts)}")
-    return ", ".join(parts)
-
-
-def describe_rule(rule: PolicyRule) -> str:
-    """A rule with what is said about it: ``allow[1] (policy.toml:4): port 22, user root; until 2026-12-31``."""
-    text = f"{rule.label}: {describe_selector(rule.selector)}"
-    about = [f"until {rule.until}" if rule.until else "", f"severity {rule.severity}" if rule.severity else ""]
-    return "; ".join([text, *filter(None, about)])
+# --- rules -----------------------------------------------------------------------------------------------------------
 
 
 def warnings(policy: Policy) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from portbook.render.machine import ENCODER
-from portbook.render.policy import INDENT, describe_rule, describe_socket
+from portbook.render.policy import INDENT, describe_socket
 from portbook.render.text import DIM, RED, YELLOW, Style, paint, wrap
 from portbook.watching.policy.difference import PolicyDifference, RuleChange, SocketChange
 
@@ -37,7 +37,7 @@ def _rule_lines(change: RuleChange, style: Style) -> list[str]:
     rule = change.new or change.old
     if rule is None:
         return []
-    text = describe_rule(rule)
+    text = str(rule)
     if change.what:
         text = f"{text} (changed: {change.what})"
     return wrap(text, style, f"{SIGNS[change.change]} ", INDENT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from portbook.render.machine import ENCODER
-from portbook.render.policy import INDENT, blocks, describe_rule, judged_lines
+from portbook.render.policy import INDENT, blocks, judged_lines
 from portbook.render.text import Style, bold, wrap
 from portbook.watching.policy.explanation import ExplainedSocket, PolicyExplanation, RuleOpinion
 
@@ -45,5 +45,5 @@ def _nothing_lines(answer: PolicyExplanation, style: Style) -> list[str]:
         return made + wrap(text, style, INDENT, INDENT)
     made += wrap(f"it would be {verb} by default, except for what these rules are about:", style, INDENT, INDENT)
     for rule in answer.candidates:
-        made += wrap(describe_rule(rule), style, f"{INDENT}- ", f"{INDENT}  ")
+        made += wrap(str(rule), style, f"{INDENT}- ", f"{INDENT}  ")
     return made

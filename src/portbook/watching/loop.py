@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from portbook.errors import SourceError, SourceMissing
 from portbook.events import Event
@@ -28,8 +28,12 @@ from portbook.watching.canary import Canaries
 from portbook.watching.clock import SYSTEM_CLOCK, Clock
 from portbook.watching.comparison import ReadTables, SocketTables, TableReader, reason_of
 from portbook.watching.feeds.base import Change, Feed, FeedKind, FeedSettings
+from portbook.watching.judging import Judging
 from portbook.watching.records import Listener, Moment, SelfTest, Settings, Status
 from portbook.watching.register import SECOND_NS, Register
+
+if TYPE_CHECKING:
+    from portbook.watching.policy.records import Policy
 
 __all__ = ["Listener", "Loop", "Moment", "SelfTest", "Settings", "Status"]
 
@@ -61,8 +65,8 @@ class Loop:
         self._settings = settings
         self._clock = clock
         self._look = look
-        self._policy = settings.policy
-        self._register = Register(settings)
+        self._judging = None if settings.policy is None else Judging(settings.policy)
+        self._register = Register(settings, self._judging)
         self._kind: FeedKind | None = None
         self._feed: Feed | None = None
         self._skipped: tuple[str, ...] = ()
@@ -74,6 +78,8 @@ class Loop:
         self._make_canaries = canaries
         self._canaries = canaries(False)
         self._canary_due_ns = 0
+        self._read_until_ns = 0  # the feed has been read up to here: what happened before would have been reported
+        self._lost_ns = 0  # when changes were last lost
         self._seen_at: datetime | None = None
         self._blind_since: datetime | None = None
         # comparisons
@@ -97,7 +103,9 @@ class Loop:
         own_netns = namespaces.own()
         kind = self._open_feed()
         try:
-            self._register = Register(self._settings, feed=kind.name, boot_id=_boot_id(), own_netns=own_netns)
+            self._register = Register(
+                self._settings, self._judging, feed=kind.name, boot_id=_boot_id(), own_netns=own_netns
+            )
             self._started = self._last = now
             self._canaries = self._make_canaries(kind.sees_udp)
             self._canaries.open(now.monotonic_ns)
@@ -108,8 +116,8 @@ class Loop:
             sockets = [s for s in tables.sockets if not self._canaries.is_own(s)]
             reason = "; ".join(self._skipped) or None
             events = [self._register.make("started", now, count=len(sockets), reason=reason)]
-            if self._policy is not None:
-                events.append(self._policy_loaded(now))
+            if self._judging is not None:
+                events.append(self._policy_loaded(self._judging.policy, now))
             events += self._register.snapshot(sockets, after)
             self._seen_at = self._compared_at = now.wall
             self._schedule(after)
@@ -192,16 +200,18 @@ class Loop:
         return self._apply(changes)
 
     def _apply(self, changes: list[Change]) -> list[Event]:
-        if not changes:
-            return []
         now = self._clock.now()
+        if not changes:
+            self._read_until_ns = now.monotonic_ns
+            return []
+        self._read_until_ns = max(self._read_until_ns, changes[-1].at_ns)
         events: list[Event] = []
         take, apply = self._canaries.take, self._register.apply
         for change in changes:
             if not take(change):
                 events += apply(change, now)
                 if change.kind == "lost":
-                    self._compare_due_ns = now.monotonic_ns
+                    self._compare_due_ns = self._lost_ns = now.monotonic_ns
         return events
 
     def _count(self, events: list[Event]) -> list[Event]:
@@ -272,7 +282,10 @@ class Loop:
             canaries.close()
             self._canary_due_ns = now.monotonic_ns + int(self._settings.canary_s * SECOND_NS)
             return self._see(now)
-        if now.monotonic_ns - canaries.opened_ns < self._canary_limit_ns():
+        if self._read_until_ns - canaries.opened_ns < self._canary_limit_ns():
+            return []  # not yet: on a busy machine the canary may still be in the queue
+        if self._lost_ns > canaries.opened_ns:
+            canaries.open(now.monotonic_ns)  # it may be among what was lost, which is a gap already
             return []
         reasons = [f"a {kind} was opened and not reported" for kind in canaries.unseen]
         reasons += [f"a canary could not be opened ({failure})" for failure in canaries.failures]
@@ -333,22 +346,27 @@ class Loop:
 
     # --- policy and state ------------------------------------------------------------------------------------------
 
-    def replace_policy(self, policy: Any) -> list[Event]:
+    def replace_policy(self, policy: Policy | None) -> list[Event]:
         """Judge by another policy from now on; None: by none."""
-        self._policy = policy
         now = self._clock.now()
-        events = [] if policy is None else [self._policy_loaded(now)]
-        return self._count(events + self._register.replace_policy(policy, now))
+        self._judging = None if policy is None else Judging(policy)
+        events = [] if policy is None else [self._policy_loaded(policy, now)]
+        return self._count(events + self._register.replace_policy(self._judging, now))
 
     def refuse_policy(self, reason: str) -> list[Event]:
         """A new policy was not valid: the old one remains."""
         now = self._clock.now()
         return self._count([self._register.make("policy_refused", now, severity="warning", reason=reason)])
 
-    def _policy_loaded(self, now: Moment) -> Event:
-        policy = self._policy
-        reason = f"{counted(len(policy.rules), 'rule')} of {policy.file}"
-        return self._register.make("policy_loaded", now, count=len(policy.rules), reason=reason)
+    def gap(self, reason: str, count: int = 1) -> Event:
+        """An event for something that was lost behind the watch: by a sink, the history, a reader."""
+        return self._count([self._gap(self._clock.now(), reason, count=count)])[0]
+
+    def _policy_loaded(self, policy: Policy, now: Moment) -> Event:
+        count = len(policy.rules)
+        return self._register.make(
+            "policy_loaded", now, count=count, reason=f"{counted(count, 'rule')} of {policy.file}"
+        )
 
     def listeners(self) -> tuple[Listener, ...]:
         """What is open, as far as the query selects it."""

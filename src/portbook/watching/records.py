@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
@@ -11,6 +11,8 @@ from portbook.records import Socket
 
 if TYPE_CHECKING:
     from portbook.query import Query
+    from portbook.watching.judge import Judgement
+    from portbook.watching.policy.records import Policy
 
 
 class Moment(Struct, frozen=True, gc=False):
@@ -25,7 +27,7 @@ class Settings(Struct, frozen=True):
     """What is watched, and how."""
 
     feed: str | None = None  # a key of FEEDS; None: the best that works here
-    policy: Any = None
+    policy: Policy | None = None
     query: Query | None = None  # only events of sockets that it selects; requirements of the policy are always checked
     interval_s: float = 1.0  # between two readings of a feed that polls
     source: str | None = None  # the data source; None: the best that works
@@ -45,7 +47,7 @@ class Listener(Struct, frozen=True):
     socket: Socket
     identity: str
     since: datetime  # aware, UTC: when it opened, or was first seen
-    judgement: Any = None  # None: there is no policy
+    judgement: Judgement | None = None  # None: there is no policy
 
 
 class Status(Struct, frozen=True):

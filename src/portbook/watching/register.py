@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
@@ -21,9 +21,13 @@ from portbook.watching.failures import FailedBinds, explain
 from portbook.watching.feeds.base import Change, SocketKey, key_of
 from portbook.watching.flapping import FlapCounter
 from portbook.watching.identity import PortIdentity
+from portbook.watching.judging import Judging, label_of
 from portbook.watching.records import Listener, Moment, Settings
 from portbook.watching.requirements import Requirements
 from portbook.watching.violations import Violation, Violations
+
+if TYPE_CHECKING:
+    from portbook.watching.judge import Judgement
 
 MOST_SOCKETS = 100_000
 MOST_WITHHELD = 10_000
@@ -45,7 +49,7 @@ class Followed:
         self.identity = identity
         self.at = at
         self.since_ns = change.at_ns
-        self.judgement: Any = None
+        self.judgement: Judgement | None = None
         self.rule: str | None = None  # that it violates
 
 
@@ -71,8 +75,19 @@ class Register:
     """
 
     def __init__(
-        self, settings: Settings, *, feed: str | None = None, boot_id: str | None = None, own_netns: int | None = None
+        self,
+        settings: Settings,
+        judging: Judging | None = None,
+        *,
+        feed: str | None = None,
+        boot_id: str | None = None,
+        own_netns: int | None = None,
     ) -> None:
+        """Nothing is open.
+
+        :param judging: the policy in force; None: there is none
+        :param own_netns: the network namespace of the watch
+        """
         self.feed = feed
         self._boot_id = boot_id
         self._own_netns = own_netns
@@ -88,8 +103,8 @@ class Register:
         self._bound: dict[SocketKey, tuple[EventKind, Change]] = {}  # TCP, so far neither listening nor connected
         self._flaps = FlapCounter(settings.flaps, _ns(settings.flap_window_s))
         self._failures = FailedBinds(_ns(settings.remind_s))
-        self._violations = Violations(settings.policy, _ns(settings.remind_s))
-        self._requirements = Requirements(settings.policy, self._grace_ns, _ns(settings.remind_s))
+        self._violations = Violations(judging, _ns(settings.remind_s))
+        self._requirements = Requirements(judging, self._grace_ns, _ns(settings.remind_s))
         self._suspects: dict[SocketKey, int] = {}  # differences of a comparison, and when they were first seen
         self._unfollowed = 0
         self._apply: dict[str, Callable[[Change, datetime], Iterator[Event]]] = {
@@ -195,11 +210,11 @@ class Register:
             due.append(next(iter(self._withheld.values())).ended_ns + self._grace_ns + 1)
         return min((ns for ns in due if ns is not None), default=None)
 
-    def replace_policy(self, policy: Any, now: Moment) -> list[Event]:
+    def replace_policy(self, judging: Judging | None, now: Moment) -> list[Event]:
         """Judge everything by another policy; None: by none."""
-        self._violations.replace(policy)
-        self._requirements.replace(policy)
-        events = self._judge_all(now, "a new policy allows it")
+        self._violations.judging = judging
+        self._requirements.replace(judging)
+        events = self._judge_all(now, "the policy has changed")
         return events + self._check_requirements(now)
 
     def finish(self, now: Moment) -> list[Event]:
@@ -248,7 +263,7 @@ class Register:
         count: int = 1,
         reason: str | None = None,
         error: str | None = None,
-        judgement: Any = None,
+        judgement: Judgement | None = None,
         before: str | None = None,
         since: datetime | None = None,
     ) -> list[Event]:
@@ -259,7 +274,9 @@ class Register:
         owner = owners[0] if owners else NO_OWNER
         rule = comment = rule_owner = None
         if judgement is not None:
-            rule, comment, rule_owner = judgement.rule, judgement.comment, judgement.owner
+            rule = label_of(judgement)
+            if judgement.rule is not None:
+                comment, rule_owner = judgement.rule.comment, judgement.rule.owner
         parents: tuple[str, ...] = ()
         process_gone = False
         if change is not None:
@@ -397,7 +414,7 @@ class Register:
         )
         if is_first:
             judgement = self._violations.judge(socket, at)
-            if judgement is not None and not judgement.allowed:
+            if judgement is not None and judgement.allowed is False:
                 yield from self._emit(
                     "violation",
                     at,
@@ -615,7 +632,7 @@ class Register:
         events: list[Event] = []
         old = self._held[followed.identity.text]
         del old.sockets[followed.key]
-        rule = followed.rule
+        rule, violation = followed.rule, None
         if rule is not None:
             violation = old.violations[rule]
             self._violations.leave(violation)
@@ -632,9 +649,10 @@ class Register:
             held = self._held[identity.text] = Held(identity)
         held.sockets[followed.key] = followed
         followed.identity = identity
-        if rule is not None:
+        if rule is not None and violation is not None:
             if rule not in held.violations:
-                held.violations[rule] = self._violations.add(rule, followed, followed.since_ns, followed.at)
+                judgement = violation.judgement
+                held.violations[rule] = self._violations.add(rule, followed, judgement, followed.since_ns, followed.at)
             self._violations.join(held.violations[rule])
         return events
 
@@ -658,7 +676,7 @@ class Register:
 
     def _set_owners(self, followed: Followed, socket: Socket, at_ns: int, at: datetime) -> Iterator[Event]:
         before = followed.socket
-        if _keys(before.owners) == _keys(socket.owners):
+        if not _are_others(before.owners, socket.owners):
             return
         old_text = followed.identity.text
         changed = replace(before, owners=socket.owners, service=socket.service, container=socket.container)
@@ -680,33 +698,35 @@ class Register:
 
     def _judge(self, followed: Followed, at: datetime, at_ns: int, why_recovered: str) -> list[Event]:
         """Judge a socket, and report what that changes for its identity."""
-        judgement = self._violations.judge(followed.socket, at)
-        followed.judgement = judgement
-        rule = None
-        if judgement is not None and not judgement.allowed:
-            rule = judgement.rule or "default"
+        judgement = followed.judgement = self._violations.judge(followed.socket, at)
         held = self._held[followed.identity.text]
-        if rule == followed.rule and (rule is None or rule in held.violations) and not held.violations:
-            return []
+        rule = None
+        if judgement is not None:
+            if judgement.allowed is False:
+                rule = label_of(judgement)
+            elif judgement.allowed is None:  # undecided: what was a violation before remains one
+                rule = followed.rule or next(iter(held.violations), None)
         events: list[Event] = []
         if rule != followed.rule:
             events += self._release(held, followed, at, at_ns, why_recovered, rule)
-            if rule is not None:
-                events += self._violate(held, followed, rule, at, at_ns)
-        for violation in list(held.violations.values()):
-            if not violation.sockets:
-                events += self._recover(held, violation, at, at_ns, why_recovered)
+            if rule is not None and judgement is not None:
+                events += self._violate(held, followed, judgement, rule, at, at_ns)
+        if held.violations:
+            for violation in list(held.violations.values()):
+                if not violation.sockets:
+                    events += self._recover(held, violation, at, at_ns, why_recovered)
         return events
 
-    def _violate(self, held: Held, followed: Followed, rule: str, at: datetime, at_ns: int) -> list[Event]:
+    def _violate(
+        self, held: Held, followed: Followed, judgement: Judgement, rule: str, at: datetime, at_ns: int
+    ) -> list[Event]:
         followed.rule = rule
         violation = held.violations.get(rule)
         if violation is not None:
             self._violations.join(violation)
             return []
-        violation = held.violations[rule] = self._violations.add(rule, followed, at_ns, at)
+        violation = held.violations[rule] = self._violations.add(rule, followed, judgement, at_ns, at)
         self._violations.join(violation)
-        judgement = followed.judgement
         severity = judgement.severity
         flaps = self._flaps.of(held.identity.text)
         if flaps is not None:
@@ -768,7 +788,8 @@ class Register:
 
     def _tick_policy(self, now: Moment) -> list[Event]:
         events: list[Event] = []
-        if self._violations.has_expired(now.wall):
+        judging = self._violations.judging
+        if judging is not None and judging.has_changed(now.wall):
             events += self._judge_all(now, "it is allowed now")
             self._requirements.is_due = True
         for violation in self._violations.due(now.monotonic_ns):
@@ -788,8 +809,11 @@ class Register:
         return events + self._check_requirements(now)
 
     def _check_requirements(self, now: Moment) -> list[Event]:
-        changes = self._requirements.check((f.socket for f in self._sockets.values()), now)
-        return [self.make(kind, now, **fields) for kind, fields in changes]
+        reports = self._requirements.check(self._open_sockets, now)
+        return [self.make(report.kind, now, **report.fields) for report in reports]
+
+    def _open_sockets(self) -> list[Socket]:
+        return [followed.socket for followed in self._sockets.values()]
 
 
 NO_OWNER = Owner(0)
@@ -842,8 +866,17 @@ def _pids(owners: tuple[Owner, ...]) -> tuple[int, ...]:
     return tuple(owner.pid for owner in owners[:MOST_PIDS])
 
 
-def _keys(owners: tuple[Owner, ...]) -> set[tuple[int, datetime | None]]:
-    return {(owner.pid, owner.started) for owner in owners}
+def _are_others(before: tuple[Owner, ...], after: tuple[Owner, ...]) -> bool:
+    """Whether the processes are others. Of one that ends just now less may be known than before."""
+    starts = {owner.pid: owner.started for owner in before}
+    if starts.keys() != {owner.pid for owner in after}:
+        return True
+    return any(_is_later(starts[owner.pid], owner.started) for owner in after)
+
+
+def _is_later(before: datetime | None, after: datetime | None) -> bool:
+    """Whether the pid is that of another process now. Two ways to read a start may differ by a tick of the clock."""
+    return before is not None and after is not None and after - before > timedelta(seconds=1)
 
 
 def _owners_text(socket: Socket) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from portbook.records import Socket
 
 if TYPE_CHECKING:
+    from portbook.watching.judge import Judgement
+    from portbook.watching.judging import Judging
     from portbook.watching.register import Followed
 
 
@@ -17,10 +19,10 @@ class Violation:
 
     __slots__ = ("count", "due_ns", "followed", "judgement", "rule", "since", "sockets")
 
-    def __init__(self, rule: str, followed: Followed, since: datetime, due_ns: int) -> None:
+    def __init__(self, rule: str, followed: Followed, judgement: Judgement, since: datetime, due_ns: int) -> None:
         self.rule = rule
         self.followed = followed
-        self.judgement = followed.judgement
+        self.judgement = judgement
         self.since = since
         self.due_ns = due_ns  # of the next reminder
         self.sockets = 0  # open ones that violate it
@@ -33,36 +35,25 @@ class Violation:
 
 
 class Violations:
-    """The violations of all identities, and the judge."""
+    """The violations of all identities."""
 
-    def __init__(self, policy: Any, remind_ns: int) -> None:
+    def __init__(self, judging: Judging | None, remind_ns: int) -> None:
+        self.judging = judging
         self._remind_ns = remind_ns
         self._lasting: dict[int, Violation] = {}  # by identity of the object; the next reminder first
-        self.replace(policy)
 
-    def replace(self, policy: Any) -> None:
-        """Judge by another policy."""
-        self._policy = policy
-        self._ends: list[datetime] = sorted({rule.ends for rule in policy.rules if rule.ends}) if policy else []
-        if policy is not None:
-            from importlib import import_module
-
-            self._judge = import_module("portbook.watching.judge").judge
-
-    def judge(self, socket: Socket, at: datetime) -> Any:
+    def judge(self, socket: Socket, at: datetime) -> Judgement | None:
         """What the policy says; None: there is none."""
-        if self._policy is None:
-            return None
-        return self._judge(self._policy, socket, at)
+        return None if self.judging is None else self.judging.judge(socket, at)
 
     @property
     def count(self) -> int:
         """How many last."""
         return len(self._lasting)
 
-    def add(self, rule: str, followed: Followed, at_ns: int, at: datetime) -> Violation:
+    def add(self, rule: str, followed: Followed, judgement: Judgement, at_ns: int, at: datetime) -> Violation:
         """One begins."""
-        violation = Violation(rule, followed, at, at_ns + self._remind_ns)
+        violation = Violation(rule, followed, judgement, at, at_ns + self._remind_ns)
         self._lasting[id(violation)] = violation
         return violation
 
@@ -94,11 +85,3 @@ class Violations:
     def next_ns(self) -> int | None:
         """When a reminder is due."""
         return next(iter(self._lasting.values())).due_ns if self._lasting else None
-
-    def has_expired(self, at: datetime) -> bool:
-        """Whether a rule has ended since this was last asked: everything is to be judged again."""
-        expired = False
-        while self._ends and self._ends[0] <= at:
-            del self._ends[0]
-            expired = True
-        return expired

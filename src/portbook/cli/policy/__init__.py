@@ -21,7 +21,10 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
 class PolicyGroup(base.Group):
     """Finds a command by name in SUBCOMMANDS."""
 
-    summaries = {name: text for name, (_, text) in SUBCOMMANDS.items()}
+    @property
+    def summaries(self) -> dict[str, str]:
+        """What completion says about each command."""
+        return {name: text for name, (_, text) in SUBCOMMANDS.items()}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Every command, in the order of the table."""

@@ -8,7 +8,9 @@ from typing import Literal
 from msgspec import Struct
 
 from portbook.records import SCHEMA, Gap, Socket
+from portbook.watching.assessment import Result
 from portbook.watching.policy.records import Policy, PolicyRule, RuleKind, Selector
+from portbook.watching.policy.summary import RuleSummary, summarize
 
 ChangeOfRule = Literal["added", "removed", "changed"]
 # What is said about a rule, and may change while it remains the same rule.
@@ -19,8 +21,8 @@ class RuleChange(Struct, frozen=True):
     """A rule that only one of the policies has, or that says something else about the same sockets."""
 
     change: ChangeOfRule
-    old: PolicyRule | None
-    new: PolicyRule | None
+    old: RuleSummary | None
+    new: RuleSummary | None
     what: str  # of a changed rule: which keys
 
 
@@ -28,8 +30,8 @@ class SocketChange(Struct, frozen=True):
     """A socket that the policies judge differently."""
 
     socket: Socket
-    old: str  # "allowed", "violation", "undecided"
-    new: str
+    old: Result
+    new: Result
     old_why: str
     new_why: str
 
@@ -63,14 +65,14 @@ def _rules(old: Policy, new: Policy) -> Iterator[RuleChange]:
     for key, rule in before.items():
         other = after.get(key)
         if other is None:
-            yield RuleChange("removed", rule, None, "")
+            yield RuleChange("removed", summarize(rule), None, "")
             continue
         changed = [name for name in ABOUT if getattr(rule, name) != getattr(other, name)]
         if changed:
-            yield RuleChange("changed", rule, other, ", ".join(changed))
+            yield RuleChange("changed", summarize(rule), summarize(other), ", ".join(changed))
     for key, rule in after.items():
         if key not in before:
-            yield RuleChange("added", None, rule, "")
+            yield RuleChange("added", None, summarize(rule), "")
 
 
 def _by_selector(policy: Policy) -> dict[tuple[RuleKind, Selector], PolicyRule]:

@@ -20,6 +20,7 @@ from portbook.watching.policy.index import has_port
 from portbook.watching.policy.keys import port_text
 from portbook.watching.policy.matching import PolicyEvidence, match
 from portbook.watching.policy.records import Default, Policy, PolicyRule
+from portbook.watching.policy.summary import RuleSummary, summarize
 
 RuleResult = Literal["matches", "differs", "unknown", "ended"]
 MOST_RULES = 50  # about one socket, or about ports on which nothing waits
@@ -51,7 +52,7 @@ class PolicyExplanation(Struct, frozen=True):
     query: str
     sockets: tuple[ExplainedSocket, ...]
     ports: str | None  # of the query, if nothing waits on them
-    candidates: tuple[PolicyRule, ...]  # the rules about them
+    candidates: tuple[RuleSummary, ...]  # the rules about them
     gaps: tuple[Gap, ...]
 
 
@@ -81,7 +82,7 @@ def explain(policy: Policy, query: Query, *, source: str | None = None) -> Polic
         str(query),
         sockets,
         None if ranges is None else port_text(*ranges),
-        () if ranges is None else tuple(_about(policy, ranges))[:MOST_RULES],
+        () if ranges is None else tuple(map(summarize, _about(policy, ranges)))[:MOST_RULES],
         judged.gaps,
     )
 

@@ -18,7 +18,7 @@ from portbook.watching.policy.records import Policy
 from portbook.watching.policy.text import parse
 
 if TYPE_CHECKING:
-    from portbook.store.intervals import Interval
+    from portbook.store.records import Interval
 
 # A policy with which a collector looks at every executable.
 EVERY_PROGRAM = 'version = 1\n[[allow]]\nexe = "*"\n'
