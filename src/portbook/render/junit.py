@@ -15,7 +15,7 @@ from portbook.events import Level
 from portbook.render.policy import describe_socket
 from portbook.watching.assessment import PolicyReport
 
-Case = tuple[str, bool | None, str, Level]  # name, result, why, severity
+JunitCase = tuple[str, bool | None, str, Level]  # name, result, why, severity
 
 
 def junit(report: PolicyReport) -> Iterator[bytes]:
@@ -33,7 +33,7 @@ def junit(report: PolicyReport) -> Iterator[bytes]:
     yield "".join(f"{line}\n" for line in lines).encode()
 
 
-def _suite(number: int, name: str, cases: list[Case], report: PolicyReport, notes: Iterable[str]) -> Iterator[str]:
+def _suite(number: int, name: str, cases: list[JunitCase], report: PolicyReport, notes: Iterable[str]) -> Iterator[str]:
     failed = sum(result is False for _, result, _, _ in cases)
     skipped = sum(result is None for _, result, _, _ in cases)
     attributes = {
@@ -57,7 +57,7 @@ def _suite(number: int, name: str, cases: list[Case], report: PolicyReport, note
     yield "  </testsuite>"
 
 
-def _case(suite: str, case: Case) -> Iterator[str]:
+def _case(suite: str, case: JunitCase) -> Iterator[str]:
     name, result, why, severity = case
     start = f"    <testcase {_attributes({'name': name, 'classname': f'portbook.policy.{suite}', 'time': '0'})}"
     if result is True:

@@ -21,14 +21,14 @@ from portbook.watching.judge import KEYS, Judgement, judge, requirements
 from portbook.watching.policy.matching import PolicyEvidence
 from portbook.watching.policy.records import Policy, PolicyRule
 
-Result = Literal["allowed", "violation", "undecided"]
-RESULTS: dict[bool | None, Result] = {True: "allowed", False: "violation", None: "undecided"}
+JudgedResult = Literal["allowed", "violation", "undecided"]
+RESULTS: dict[bool | None, JudgedResult] = {True: "allowed", False: "violation", None: "undecided"}
 
 
 class JudgedSocket(Struct, frozen=True):
     """A socket, and what the policy says about it."""
 
-    result: Result
+    result: JudgedResult
     severity: Level
     why: str
     rule: str | None  # that decided; None: the default did
@@ -60,7 +60,7 @@ class PolicyReport(Struct, frozen=True):
     policy: str  # its file
     passed: bool  # nothing violates the policy, and no requirement is known to be lost
     complete: bool  # no gaps
-    counts: dict[Result, int]
+    counts: dict[JudgedResult, int]
     sockets: tuple[JudgedSocket, ...]  # violations first
     requirements: tuple[CheckedRequirement, ...]
     gaps: tuple[Gap, ...]
@@ -111,7 +111,7 @@ def report(policy: Policy, listing: Listing, evidence: PolicyEvidence, gaps: Ite
         )
         for each in requirements(policy, listing.sockets, at, evidence)
     )
-    counts: dict[Result, int] = dict.fromkeys(RESULTS.values(), 0)
+    counts: dict[JudgedResult, int] = dict.fromkeys(RESULTS.values(), 0)
     for one in judged:
         counts[one.result] += 1
     every_gap = (*listing.gaps, *gaps, *_undecided([judgement for _, judgement in judgements], required))

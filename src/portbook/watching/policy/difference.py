@@ -8,7 +8,7 @@ from typing import Literal
 from msgspec import Struct
 
 from portbook.records import SCHEMA, Gap, Socket
-from portbook.watching.assessment import Result
+from portbook.watching.assessment import JudgedResult
 from portbook.watching.policy.records import Policy, PolicyRule, RuleKind, Selector
 from portbook.watching.policy.summary import RuleSummary, summarize
 
@@ -30,8 +30,8 @@ class SocketChange(Struct, frozen=True):
     """A socket that the policies judge differently."""
 
     socket: Socket
-    old: Result
-    new: Result
+    old: JudgedResult
+    new: JudgedResult
     old_why: str
     new_why: str
 

@@ -47,17 +47,17 @@ class Occasion(Struct, frozen=True):
     note: str | None = None
 
 
-Rules = dict[Proposed, list[Occasion]]
+ProposedRules = dict[Proposed, list[Occasion]]
 TrustsPath = Callable[[Owner], bool]  # whether the process runs the file of its path
 
 
-def collect(sockets: Iterable[Socket], trusts_path: TrustsPath, ephemeral: PortRange | None = None) -> Rules:
+def collect(sockets: Iterable[Socket], trusts_path: TrustsPath, ephemeral: PortRange | None = None) -> ProposedRules:
     """Group what would have to be allowed. What nothing is known about is left out.
 
     :param ephemeral: from which the system takes ports of its own choice: a UDP socket on one may have another one
         next time, so its rule is about all of them
     """
-    rules: Rules = {}
+    rules: ProposedRules = {}
     for socket in sorted(sockets, key=lambda s: (s.local_port, s.protocol, s.local_address)):
         owners = [owner for owner in socket.owners if owner.pid != INIT or len(socket.owners) == 1]
         for owner in owners or (None,):
@@ -151,7 +151,7 @@ def head(host: str, at: datetime, source: str) -> str:
     )
 
 
-def text_of(rules: Rules) -> str:
+def text_of(rules: ProposedRules) -> str:
     """The rules as TOML, those of one program together."""
     parts: list[str] = []
     program = ""
