@@ -34,9 +34,9 @@ def missing() -> str | None:
 
 def open_feed(settings: FeedSettings) -> Feed:
     """Begin to trace; raise SourceError."""
-    from portbook.watching.feeds.tracefs.subscription import Subscription
+    from portbook.watching.feeds.tracefs.tracing import Tracing
 
-    return Subscription(settings.interval_s, settings.ring_bytes)
+    return Tracing(settings.interval_s, settings.ring_bytes)
 
 
 FEED = FeedKind(

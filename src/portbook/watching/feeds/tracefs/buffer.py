@@ -42,14 +42,14 @@ ORDER = sys.byteorder
 FAMILIES: dict[int, tuple[Family, str]] = {2: ("ipv4", "saddr"), 10: ("ipv6", "saddr_v6")}
 TCP, LISTEN, CLOSE = 6, 10, 7
 
-Place = tuple[int, int]  # offset and size
+FieldSpan = tuple[int, int]  # offset and size
 
 
 class PageLayout(Struct, frozen=True):
     """Where the parts of a page are."""
 
     size: int
-    commit: Place
+    commit: FieldSpan
     data: int
 
 
@@ -57,7 +57,7 @@ class EventLayout(Struct, frozen=True):
     """Where the fields of the event are."""
 
     number: int  # common_type
-    fields: dict[str, Place]
+    fields: dict[str, FieldSpan]
 
 
 class Turn(Struct, frozen=True):
@@ -94,7 +94,7 @@ def parse_event_layout(text: bytes) -> EventLayout:
     return EventLayout(int(number[1]), {name: fields[name] for name in NEEDED})
 
 
-def _fields(text: bytes) -> dict[str, Place]:
+def _fields(text: bytes) -> dict[str, FieldSpan]:
     return {match[2].decode(): (int(match[3]), int(match[4])) for match in FIELD.finditer(text)}
 
 
@@ -170,7 +170,7 @@ def _parse_event(data: bytes, at_ns: int, events: EventLayout) -> Turn | None:
     )
 
 
-def _number(data: bytes, place: Place) -> int:
+def _number(data: bytes, place: FieldSpan) -> int:
     offset, size = place
     return int.from_bytes(data[offset : offset + size], ORDER)
 

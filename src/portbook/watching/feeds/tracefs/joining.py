@@ -22,7 +22,7 @@ from portbook.watching.feeds.rows import Difference
 from portbook.watching.feeds.tracefs.buffer import Turn
 
 MOST_LISTENERS = 100_000
-Place = tuple[str, str, int]  # family, address, port
+ListenerPlace = tuple[str, str, int]  # family, address, port
 
 
 class Begun(Struct):
@@ -58,7 +58,7 @@ class Joiner:
         self._open: dict[int, Begun] = {}  # by address in the kernel
         self._waiting: dict[int, Begun] = {}  # of them those that are not joined yet
         self._rows: dict[int, Socket] = {}  # listeners in the tables, by cookie
-        self._at: dict[Place, set[int]] = defaultdict(set)  # their cookies
+        self._at: dict[ListenerPlace, set[int]] = defaultdict(set)  # their cookies
         self._by_cookie: dict[int, int] = {}  # addresses in the kernel
         self._moved: set[int | None] = set()  # cookies of rows that were there before, and are elsewhere now
 
@@ -154,7 +154,7 @@ class Joiner:
 
     def _match(self, listeners: list[Socket], read_ns: int, joined: Joined) -> None:
         """Give the listeners that wait their rows."""
-        by_place: dict[Place, list[Socket]] = defaultdict(list)
+        by_place: dict[ListenerPlace, list[Socket]] = defaultdict(list)
         for s in listeners:
             by_place[s.family, s.local_address, s.local_port].append(s)
         crowded = {place for place, sockets in by_place.items() if len(sockets) > 1}
@@ -190,7 +190,7 @@ class Joiner:
                 del self._at[place]
 
 
-def _place_of(turn: Turn) -> Place:
+def _place_of(turn: Turn) -> ListenerPlace:
     return (turn.family, turn.address, turn.port)
 
 

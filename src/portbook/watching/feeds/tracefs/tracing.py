@@ -32,7 +32,7 @@ GATHER_NS = 10_000_000  # turns of so long are joined with one reading of the ta
 MOST_PAGES = 4096  # of one call and processor
 
 
-class Subscription:
+class Tracing:
     """A feed (see watching/feeds/base.py); raises SourceError."""
 
     def __init__(self, interval_s: float, buffer_bytes: int) -> None:
