@@ -29,6 +29,7 @@ COMMANDS = {
     "scan": "scan",
     "probe": "probe",
     "watch": "watch",
+    "history": "history",
     "sources": "sources",
     "man": "man",
     "help": "help",
