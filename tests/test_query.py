@@ -10,7 +10,7 @@ from portbook.addresses import NamedHost
 from portbook.errors import UsageError
 from portbook.inventory import push_down
 from portbook.ports import PORTS, Ports
-from portbook.query import ALIASES, FIELDS, NUMBERS, Query, Term, parse, parse_port_ranges, term
+from portbook.query import ALIASES, FIELDS, NUMBERS, Query, Term, parse, term
 from portbook.records import FAMILIES, PROTOCOLS, REACHES, STATES, Owner, Socket
 
 # --- grammar -------------------------------------------------------------------------------------------------------
@@ -193,10 +193,6 @@ def test_no_alias_hides_a_field(field):
 @pytest.mark.parametrize(("alias", "field"), ALIASES.items())
 def test_aliases_lead_to_fields(alias, field):
     assert field in FIELDS
-
-
-def test_ports_of_an_option():
-    assert parse_port_ranges("80,8000-8100") == ((80, 80), (8000, 8100))
 
 
 # --- properties ----------------------------------------------------------------------------------------------------

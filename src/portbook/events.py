@@ -117,3 +117,21 @@ class Event(Struct, frozen=True, gc=False, kw_only=True):
     boot_id: str | None = None  # Linux: /proc/sys/kernel/random/boot_id
     monotonic_ns: int | None = None  # when it happened, by a clock that is never set
     sequence: int | None = None  # its number in the history
+
+
+# In JSON a field that says nothing is left out, but not these: of an event about a socket a reader finds them always.
+ALWAYS = ("protocol", "local_address", "local_port", "pid", "name", "netns")
+_DEFAULTS = dict(zip(Event.__struct_fields__[2:], Event.__struct_defaults__, strict=True))
+
+
+def compact(event: Event) -> dict[str, object]:
+    """The fields of an event that say something, in their order: what its JSON line has.
+
+    The fields of ALWAYS are there in every event that is about a socket, null where they are not known.
+    """
+    fields: dict[str, object] = {}
+    for name in Event.__struct_fields__:
+        value = getattr(event, name)
+        if value != _DEFAULTS.get(name, fields) or name == "severity" or (name in ALWAYS and event.protocol):
+            fields[name] = value
+    return fields

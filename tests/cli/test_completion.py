@@ -14,6 +14,7 @@ import pytest
 
 from portbook import cli, query, records, sources, testing
 from portbook.cli import completion
+from portbook.query import grammar
 from tests.components import need
 from tests.conftest import unheld_port
 
@@ -262,7 +263,7 @@ def test_the_tables_are_those_of_the_query_and_the_sources():
     assert list(completion.STATES) == [state.lower() for state in records.STATES]
     assert list(completion.STATE_GROUPS) == [group.lower() for group in query.STATE_GROUPS]
     assert {name: field.about for name, field in query.FIELDS.items()} == completion.FIELDS
-    assert {word: f"{name}:{value}" for word, (name, value) in query.WORDS.items()} == completion.WORDS
+    assert {word: f"{name}:{value}" for word, (name, value) in grammar.WORDS.items()} == completion.WORDS
     assert {name: sources.load(name).sees for name in sources.SOURCES} == completion.SOURCES
 
 

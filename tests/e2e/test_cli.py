@@ -25,7 +25,7 @@ import psutil
 import pytest
 
 from portbook import sources, testing
-from portbook.render.text import safe
+from portbook.escaping import safe
 from portbook.testing import child, ports_of
 from tests.components import need
 from tests.conftest import unheld_port

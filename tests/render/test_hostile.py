@@ -15,6 +15,7 @@ import pytest
 
 from portbook.bind.free import Free
 from portbook.dialing import Dial, DialedAddress
+from portbook.escaping import safe
 from portbook.probe.outcome import Answer
 from portbook.records import Holding, Listing, Socket
 from portbook.render import (
@@ -30,7 +31,7 @@ from portbook.render import (
     stop,
     verdict,
 )
-from portbook.render.text import BOLD, DIM, PLAIN, RED, YELLOW, Column, Style, safe, table, wrap
+from portbook.render.text import BOLD, DIM, PLAIN, RED, YELLOW, Column, Style, table, wrap
 from portbook.scanner.report import Report
 from portbook.stop.records import StopPlan, StopReport
 from portbook.verdict.judge import Verdict

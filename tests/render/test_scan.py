@@ -17,12 +17,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from portbook.escaping import safe
 from portbook.probe.outcome import SILENCE, Answer, Evidence
 from portbook.probe.request import ScanEvent
 from portbook.render import nmap_xml, scan, scan_formats, scan_report
 from portbook.render.nmap_xml import MANY, NmapXml
 from portbook.render.scan import FEW, MOST_KINDS, port_ranges
-from portbook.render.text import Style, safe
+from portbook.render.text import Style
 from portbook.scanner.report import Report, SelfCheck
 from tests.components import need
 

@@ -79,7 +79,7 @@ def _with_default(ctx: click.Context, args: list[str]) -> list[str]:
     from portbook.cli import mistakes
 
     if word.lower() not in mistakes.COMMAND_OF:
-        from portbook.query import is_term
+        from portbook.query.grammar import is_term
 
         if is_term(word):
             return [DEFAULT, *args]

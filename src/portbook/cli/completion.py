@@ -303,7 +303,7 @@ def _items(values: Iterable[Item], prefix: str, last: str) -> Iterator[Completio
 def _described(about: str) -> str:
     if about.isprintable():
         return about[:MOST_DESCRIPTION]
-    from portbook.render.text import safe
+    from portbook.escaping import safe
 
     return safe(about)[:MOST_DESCRIPTION]
 

@@ -52,7 +52,7 @@ class Meter:
 
     def show_event(self, event: ScanEvent) -> None:
         """Show an event until the next."""
-        from portbook.render.text import safe
+        from portbook.escaping import safe
 
         self._last_event = safe(str(event))
 

@@ -41,7 +41,8 @@ def command(as_json: bool) -> int:
             for name, reason, source in rows
         )
     else:
-        from portbook.render.text import safe, style_of, wrap
+        from portbook.escaping import safe
+        from portbook.render.text import style_of, wrap
 
         style = style_of(sys.stdout)
         indent = " " * len("  sees   ")

@@ -198,7 +198,7 @@ def _carry_out(
 
 def _notify(action: str) -> None:
     """Show progress on a terminal."""
-    from portbook.render.text import safe
+    from portbook.escaping import safe
 
     if sys.stderr.isatty():
         sys.stderr.write(f"{safe(action)}\n")

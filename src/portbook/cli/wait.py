@@ -77,7 +77,8 @@ def _progress(total: int) -> Callable[[Sequence[Unready]], None] | None:
     """Return what shows progress in one line of a terminal; None elsewhere."""
     if not sys.stderr.isatty():
         return None
-    from portbook.render.text import safe, style_of
+    from portbook.escaping import safe
+    from portbook.render.text import style_of
 
     width = style_of(sys.stderr).width or 80
 

@@ -7,11 +7,12 @@ from datetime import UTC, datetime, timedelta
 
 from portbook.addresses import split_zone
 from portbook.dialing import Dial, DialedAddress, Timing
+from portbook.escaping import safe
 from portbook.numerals import counted
 from portbook.probe.outcome import describe
 from portbook.probe.tls.records import Certificate, Tls
 from portbook.render.machine import ENCODER
-from portbook.render.text import Style, bold, safe, safe_endpoint, wrap
+from portbook.render.text import Style, bold, safe_endpoint, wrap
 
 HEADINGS = {
     "name-not-found": "has no address",

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from portbook.enrich.process.state import explain_state
+from portbook.escaping import safe
 from portbook.holding import PASSED
 from portbook.numerals import counted
 from portbook.query import LISTENING
 from portbook.records import Gap, Holder, Holding, Owner, Socket
 from portbook.render.machine import ENCODER
-from portbook.render.text import REACH, Style, bold, safe, safe_endpoint, shorten, wrap
+from portbook.render.text import REACH, Style, bold, safe_endpoint, shorten, wrap
 
 MOST_NAMES = 12  # names in a list; the rest is counted
 MOST_HOLDERS = 4  # holders described in full: a server may have forked a hundred workers

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from portbook.escaping import Encoder, safe
 from portbook.records import Listing, Owner, Socket
-from portbook.render.text import safe
 
 if TYPE_CHECKING:
     from io import StringIO
@@ -22,58 +22,6 @@ if TYPE_CHECKING:
 # What spreadsheets take for the beginning of a formula (CWE-1236; OWASP, CSV Injection), also as full-width characters.
 FORMULA = frozenset("=+-@\uff1d\uff0b\uff0d\uff20")
 CHUNK = 1000  # sockets encoded at once: a listing of 100,000 sockets is 60 MB of text, never in memory as a whole
-
-
-class Encoder:
-    """As ``msgspec.json.Encoder``, for text that others chose."""
-
-    def __init__(self) -> None:
-        self._encoder = msgspec.json.Encoder()
-
-    def encode(self, record: object) -> bytes:
-        """The record as one line without a line end."""
-        try:
-            data = self._encoder.encode(record)
-        except UnicodeEncodeError:
-            data = self._encoder.encode(_encodable(msgspec.to_builtins(record)))
-        return _escaped(data)
-
-    def encode_lines(self, records: list[Any] | tuple[Any, ...]) -> bytes:
-        """The records, each as a line."""
-        try:
-            data = self._encoder.encode_lines(records)
-        except UnicodeEncodeError:
-            return b"".join(self.encode(record) + b"\n" for record in records)
-        return _escaped(data)
-
-
-def _encodable(value: Any) -> Any:
-    """The same with U+FFFD for each surrogate: UTF-8 has none (RFC 3629 section 3), and JSON is in UTF-8 (RFC 8259)."""
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, dict):
-        return {_encodable(key): _encodable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_encodable(item) for item in value]
-    return value
-
-
-def _escaped(data: bytes) -> bytes:
-    """JSON with every unprintable character escaped (RFC 8259 section 7). Outside of strings there are none.
-
-    The encoder escapes those below 32; others are rare, and DEL is the only one in ASCII.
-    """
-    if data.isascii() and b"\x7f" not in data:
-        return data
-    text = data.decode()
-    for character in set(text):
-        if not character.isprintable() and character != "\n":
-            units = character.encode("utf-16-be")
-            escape = "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
-            text = text.replace(character, escape)
-    return text.encode()
-
-
 ENCODER = Encoder()
 
 

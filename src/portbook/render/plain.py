@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
+from portbook.escaping import safe
 from portbook.records import Owner, Reach, Socket
-from portbook.render.text import REACH, Column, Style, room, safe, safe_endpoint, table_of_columns, wrap
+from portbook.render.text import REACH, Column, Style, room, safe_endpoint, table_of_columns, wrap
 
 if TYPE_CHECKING:
     from portbook.enrich.relays import Served

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from operator import attrgetter
 
+from portbook.escaping import safe
 from portbook.numerals import counted
 from portbook.probe.outcome import WITHOUT_ADDRESS, Answer, Evidence, Outcome, describe
-from portbook.render.text import Column, Style, bold, safe, table
+from portbook.render.text import Column, Style, bold, table
 from portbook.scanner.targets import is_name
 
 FEW = 20  # answers of one kind at one address have rows; more are counted

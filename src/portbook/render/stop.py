@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+from portbook.escaping import safe
 from portbook.managers.supervisor import Supervisor, stop_instruction
 from portbook.records import Owner
 from portbook.render.holding import (
@@ -19,7 +20,7 @@ from portbook.render.holding import (
     row_lines,
 )
 from portbook.render.machine import ENCODER
-from portbook.render.text import Style, cell_count, safe, wrap
+from portbook.render.text import Style, cell_count, wrap
 from portbook.stop.records import Ended, Fate, Override, Refusal, StopPlan, StopReport, StopResult, StopTarget
 
 FATES: Mapping[Fate, str] = {

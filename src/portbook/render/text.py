@@ -16,6 +16,7 @@ from typing import TextIO
 from msgspec import Struct
 
 from portbook.addresses import format_endpoint
+from portbook.escaping import safe
 from portbook.numerals import UINT16, number_or_none
 from portbook.records import Reach
 
@@ -30,13 +31,6 @@ REACH: dict[Reach, str] = {
 MOST_KEPT = 1_000  # padded cells: they stay in the cache of the processor
 MOST_NOTE = 5_000  # characters of a message: two screens; a word from a file of targets may have megabytes
 LEAST = 8  # characters that a shortened column keeps
-
-
-def safe(text: str) -> str:
-    """The text with every unprintable character escaped: controls, line ends, bidirectional overrides."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)  # as str.isprintable() is documented
 
 
 def safe_endpoint(address: str, port: int | None = None, zone: str | None = None) -> str:
@@ -84,7 +78,7 @@ def style_of(stream: TextIO) -> Style:
     ellipsis = "…" if encoding == "utf8" else "~"
     if not stream.isatty():
         return Style(None, False, ellipsis)
-    colour = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and _understands_colour()
+    colour = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and understands_escapes()
     return Style(_terminal_width(stream), colour, ellipsis)
 
 
@@ -98,7 +92,7 @@ def _terminal_width(stream: TextIO) -> int | None:
         return None
 
 
-def _understands_colour() -> bool:
+def understands_escapes() -> bool:
     """Whether escape sequences work: in a Windows console they must be enabled (SetConsoleMode, Windows 10)."""
     if sys.platform != "win32":
         return True

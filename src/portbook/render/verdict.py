@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from portbook.bind.attempt import BindAttempt
+from portbook.escaping import safe
 from portbook.render.machine import ENCODER
-from portbook.render.text import DIM, RED, YELLOW, Style, bold, paint, safe, wrap
+from portbook.render.text import DIM, RED, YELLOW, Style, bold, paint, wrap
 from portbook.verdict.findings import Finding, Severity
 from portbook.verdict.judge import Verdict
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portbook.query import parse_port_ranges
+from portbook.ports import parse_several
 from portbook.scanner.udp.payloads import (
     LONGEST_TEXT,
     PAYLOADS,
@@ -332,7 +332,7 @@ def test_the_page_lists_every_service_with_its_ports() -> None:
     page = (Path(__file__).parents[3] / "docs" / "probe.md").read_text(encoding="utf-8")
     listed = dict(re.findall(r"^\| `([^`]+)` \| ([0-9, -]+) \|", page, re.MULTILINE))
     in_page = {
-        service: {n for low, high in parse_port_ranges(text.replace(" ", "")) for n in range(low, high + 1)}
+        service: {n for ports in parse_several(text.replace(" ", "")) for n in range(ports.first, ports.last + 1)}
         for service, text in listed.items()
     }
     in_table: dict[str, set[int]] = {}

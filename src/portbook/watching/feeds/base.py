@@ -22,6 +22,21 @@ ChangeKind = Literal["bound", "listening", "connected", "ended", "failed", "owne
 SocketKey = int | tuple[object, ...]
 
 
+def key_of(socket: Socket) -> SocketKey:
+    """What identifies a socket that a source read. Feeds that read sources and the loop compare these keys.
+
+    It depends on nothing that enrichment adds. Without a cookie and an inode (Windows, macOS), a socket is what has the
+    address, the port, the creator and the time of creation.
+    """
+    if socket.cookie:
+        return socket.cookie
+    if socket.inode:
+        return ("inode", socket.inode, socket.netns)
+    creator = socket.owners[0].pid if socket.owners else None
+    place = (socket.protocol, socket.local_address, socket.zone, socket.local_port, socket.netns)
+    return (*place, creator, socket.created)
+
+
 class Change(Struct, frozen=True, gc=False):
     """One change that a feed saw."""
 
