@@ -22,6 +22,10 @@ from hypothesis import HealthCheck, settings
 from portbook import testing
 from tests.components import need
 
+# The tests start thousands of processes that import portbook; without bytecode each compiles it, half of their time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # How long an example takes says how busy the machine is.
 settings.register_profile("portbook", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("portbook")

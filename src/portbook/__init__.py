@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from portbook.query import Query, parse
     from portbook.records import Gap, Holder, Holding, Listing, Owner, Socket
     from portbook.scanner.run import Scan, scan
+    from portbook.store.reader import History
     from portbook.verdict.findings import Finding
     from portbook.verdict.judge import Verdict
     from portbook.verdict.why import why
@@ -57,6 +58,7 @@ _HOMES = {
     "query": "Query parse",
     "dialing": "Dial dial dial_async",
     "scanner.run": "Scan scan",
+    "store.reader": "History",
     "records": "Gap Holder Holding Listing Owner Socket",
     "waiting": "wait_for",
 }
@@ -67,6 +69,7 @@ __all__ = [
     "Finding",
     "Free",
     "Gap",
+    "History",
     "Holder",
     "Holding",
     "Lease",

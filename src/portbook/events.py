@@ -36,6 +36,7 @@ EventKind = Literal[
     "policy_loaded",
     "policy_refused",
     "stopped",
+    "test",
 ]
 EVENT_KINDS: tuple[EventKind, ...] = get_args(EventKind)
 # quiet: for the record; the sinks for people leave it out unless they are configured otherwise.
@@ -66,6 +67,7 @@ MEANINGS: dict[EventKind, str] = {
     "policy_loaded": "a policy was loaded, or loaded again",
     "policy_refused": "a new policy is not valid; the old one remains in force",
     "stopped": "the watch ended",
+    "test": "nothing happened: portbook watch --test sends it, to show that the sinks deliver",
 }
 
 

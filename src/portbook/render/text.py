@@ -285,12 +285,13 @@ def _table_of_wide(columns: Sequence[Column], rows: Rows, style: Style, warn: Se
     for row in (titles, *rows):
         padded: list[str] = []
         for column, cell, width in zip(columns, row, fitted, strict=True):
-            padded.append(_pad(_cut_wide(cell, width, style), width, column.right))
+            padded.append(_pad(cut(cell, width, style), width, column.right))
         lines.append(style.gap.join(padded).rstrip())
     return _coloured(lines[:1], list(map(safe, lines[1:])), style, warn)
 
 
-def _cut_wide(text: str, width: int, style: Style) -> str:
+def cut(text: str, width: int, style: Style) -> str:
+    """The text in so many cells of a terminal; of one that is longer, the beginning."""
     if cell_count(text) <= width:
         return text
     room = width - 1

@@ -15,7 +15,6 @@ from portbook.netconfig.linux.ruleset import (
     ChainKind,
     Element,
     Hook,
-    Interval,
     NewDestination,
     PacketAction,
     PacketField,
@@ -23,6 +22,7 @@ from portbook.netconfig.linux.ruleset import (
     PacketTest,
     Ruleset,
     Statement,
+    ValueRange,
 )
 from portbook.numerals import UINT16, number_or_none
 from portbook.records import Family
@@ -164,7 +164,7 @@ def _any_ports(text: str) -> tuple[Element, ...]:
     return (*_ports(text), (None,))
 
 
-def _port_interval(text: str) -> Interval:
+def _port_interval(text: str) -> ValueRange:
     low, colon, high = text.partition(":")
     first = number_or_none(low or "0", UINT16)
     last = number_or_none(high or ("65535" if colon else low), UINT16)

@@ -20,7 +20,6 @@ from portbook.netconfig.linux.ruleset import (
     ChainKey,
     Element,
     Hook,
-    Interval,
     NewDestination,
     PacketAction,
     PacketField,
@@ -29,6 +28,7 @@ from portbook.netconfig.linux.ruleset import (
     PacketTest,
     Ruleset,
     Statement,
+    ValueRange,
 )
 from portbook.numerals import UINT16
 
@@ -422,7 +422,7 @@ def _element(value: Any, fields: tuple[PacketField | None, ...]) -> Element:
     return tuple(_interval(part, field) for part, field in zip(parts, fields, strict=True))
 
 
-def _interval(value: Any, field: PacketField | None) -> Interval:
+def _interval(value: Any, field: PacketField | None) -> ValueRange:
     value = _value_of(value)
     if field is None:
         return None
@@ -450,7 +450,7 @@ def _span(value: Any) -> tuple[int, int] | None:
     return None
 
 
-def _addresses(value: Any) -> Interval:
+def _addresses(value: Any) -> ValueRange:
     if isinstance(value, str):
         return forms.network(value)
     prefix = _members(value).get("prefix")
@@ -462,7 +462,7 @@ def _addresses(value: Any) -> Interval:
     return None
 
 
-def _half_open(field: PacketField | None, op: str, right: Any) -> Interval:
+def _half_open(field: PacketField | None, op: str, right: Any) -> ValueRange:
     """``tcp dport >= 1024``."""
     if field != "port" or not isinstance(right, int):
         return None

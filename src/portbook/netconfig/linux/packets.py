@@ -28,7 +28,6 @@ from portbook.netconfig.linux.ruleset import (
     BaseChain,
     ChainKey,
     Hook,
-    Interval,
     NewDestination,
     Packet,
     PacketAction,
@@ -37,6 +36,7 @@ from portbook.netconfig.linux.ruleset import (
     PacketTest,
     PacketValue,
     Ruleset,
+    ValueRange,
     contains,
     intervals_of,
     is_inside,
@@ -162,7 +162,7 @@ def _address_value(address: str) -> PacketValue:
 
 
 def _alike(
-    values: Sequence[str], intervals: Sequence[Interval], as_value: Callable[[str], PacketValue]
+    values: Sequence[str], intervals: Sequence[ValueRange], as_value: Callable[[str], PacketValue]
 ) -> Iterator[tuple[str, ...]]:
     """The values in groups, which no interval separates."""
     groups: dict[tuple[bool | None, ...], list[str]] = {}

@@ -20,8 +20,8 @@ from portbook.records import Family, Protocol
 PacketField = Literal["family", "protocol", "port", "address", "in", "out", "type", "source type", "state", "direction"]
 # A value: a port, a word, or (4, address as a number). An interval includes both ends; None: not known.
 PacketValue = Any
-Interval = tuple[PacketValue, PacketValue] | None
-Element = tuple[Interval, ...]  # one interval for each field
+ValueRange = tuple[PacketValue, PacketValue] | None
+Element = tuple[ValueRange, ...]  # one interval for each field
 LAST = "\U0010ffff"  # sorts after every character: the end of an interval of names
 MOST_TEXT = 200  # characters of a condition
 
@@ -213,9 +213,9 @@ def _targets(ruleset: Ruleset) -> Iterator[NewDestination]:
             yield from (action.target for _, action in statement.entries if action.target is not None)
 
 
-def intervals_of(ruleset: Ruleset, wanted: PacketField) -> list[Interval]:
+def intervals_of(ruleset: Ruleset, wanted: PacketField) -> list[ValueRange]:
     """The different intervals with which the rules compare a field."""
-    intervals: dict[Interval, None] = {}
+    intervals: dict[ValueRange, None] = {}
     for fields, elements in _tested(ruleset):
         for at, field in enumerate(fields):
             if field == wanted:
@@ -236,7 +236,7 @@ def is_inside(values: Sequence[PacketValue], element: Element) -> bool | None:
     return True
 
 
-def contains(interval: Interval, value: PacketValue) -> bool | None:
+def contains(interval: ValueRange, value: PacketValue) -> bool | None:
     """Whether a value is in an interval; None: not known."""
     if interval is None or value is None:
         return None
@@ -251,12 +251,12 @@ def contains(interval: Interval, value: PacketValue) -> bool | None:
 NUMBERED = {1: "icmp", 6: "tcp", 17: "udp", 33: "dccp", 58: "ipv6-icmp", 132: "sctp", 136: "udplite"}  # IANA
 
 
-def word(text: str) -> Interval:
+def word(text: str) -> ValueRange:
     """One word."""
     return text, text
 
 
-def protocol(value: object) -> Interval:
+def protocol(value: object) -> ValueRange:
     """A transport protocol by its name or number."""
     if isinstance(value, str) and (number := number_or_none(value, 255)) is not None:
         value = number
@@ -265,14 +265,14 @@ def protocol(value: object) -> Interval:
     return word(str(value))
 
 
-def port_range(low: int, high: int) -> Interval:
+def port_range(low: int, high: int) -> ValueRange:
     """Ports; None for numbers that are none."""
     if 0 <= low <= UINT16 and 0 <= high <= UINT16:
         return low, high
     return None
 
 
-def interface(pattern: str, wildcard: str) -> Interval:
+def interface(pattern: str, wildcard: str) -> ValueRange:
     """The name of an interface, or the beginning of one and the tool's wildcard: eth*, eth+."""
     if pattern.endswith(wildcard):
         prefix = pattern.removesuffix(wildcard)
@@ -285,7 +285,7 @@ def number_of(address: IPv4Address | IPv6Address) -> tuple[int, int]:
     return address.version, int(address)
 
 
-def address_range(first: str, last: str) -> Interval:
+def address_range(first: str, last: str) -> ValueRange:
     """Addresses from the first to the last; None for other texts."""
     try:
         low, high = ip_address(first), ip_address(last)
@@ -296,7 +296,7 @@ def address_range(first: str, last: str) -> Interval:
     return number_of(low), number_of(high)
 
 
-def network(text: str) -> Interval:
+def network(text: str) -> ValueRange:
     """An address, or a network such as 10.0.0.0/8 or 10.0.0.0/255.0.0.0; None for other texts."""
     try:
         addresses = ip_network(text, strict=False)

@@ -36,10 +36,15 @@ REGISTERS = R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10 = tuple(Register(number)
 INSTRUCTION = struct.Struct("=BBhi")
 WIDTHS = {4: 0x00, 2: 0x08, 1: 0x10, 8: 0x18}  # bytes to the size bits of loads and stores
 LOAD, STORE_VALUE, STORE = 0x61, 0x62, 0x63  # LDX, ST, STX, in mode MEM
+LOAD_WIDE = 0x18  # LD, 64 bits in mode IMM: two instructions, the second of which has the upper half of the value
+ATOMIC = 0xDB  # STX, 64 bits in mode ATOMIC; the immediate value names the operation, 0 is an addition
+TO_NETWORK = 0xDC  # ALU, END with TO_BE: as many bits as the immediate value says, the others are cleared
 ARITHMETIC, JUMP = 0x07, 0x05  # 64 bits
 FROM_REGISTER = 0x08  # the second operand is a register
 MOVE, CALL, EXIT, ALWAYS = 0xB0, 0x80, 0x90, 0x00
 KERNEL_FUNCTION = R2  # in a call, instead of a source: BPF_PSEUDO_KFUNC_CALL in include/uapi/linux/bpf.h
+# In a wide load, instead of a source: BPF_PSEUDO_MAP_FD and BPF_PSEUDO_MAP_VALUE. The value is a descriptor of a map.
+MAP, MAP_VALUE = R1, R2
 OPERATIONS = {"+": 0x00, "-": 0x10, "*": 0x20, "|": 0x40, "&": 0x50, "<<": 0x60, ">>": 0x70}
 COMPARISONS = {
     "==": 0x10,
@@ -60,6 +65,14 @@ WIDTH_BYTES = {bits: width for width, bits in WIDTHS.items()}
 OPERATION_NAMES = {MOVE: "", **{bits: name for name, bits in OPERATIONS.items()}}
 COMPARISON_NAMES = {bits: name for name, bits in COMPARISONS.items()}
 
+# How the instructions that are shown in a way of their own are shown, by code. 0 is the second half of a wide load.
+UNUSUAL = {
+    ATOMIC: "atomic u64 [{0.to} + {0.offset}] += {0.source}",
+    LOAD_WIDE: "{0.to} = map {0.value}",
+    0: "at {0.value}",
+    TO_NETWORK: "{0.to} = network order of {0.value} bits",
+}
+
 Operand = Register | int
 
 
@@ -77,6 +90,8 @@ class Instruction(Struct, frozen=True):
     def __str__(self) -> str:
         kind, operation = self.code & CLASS, self.code & OPERATION
         operand = self.source if self.code & FROM_REGISTER else self.value
+        if self.code in UNUSUAL:
+            return UNUSUAL[self.code].format(self)
         if kind in (LOAD & CLASS, STORE & CLASS, STORE_VALUE & CLASS):
             return self._transfer(kind)
         if kind == ARITHMETIC:
@@ -149,6 +164,24 @@ class Code:
     def call_kernel(self, function: int, why: str) -> None:
         """Call a function of the kernel that is no helper, by its type number (kfunc; RFC 9669 section 4.3.1)."""
         self.instructions.append(Instruction(JUMP | CALL, source=KERNEL_FUNCTION, value=function, why=why))
+
+    def load_map(self, to: Register, map_descriptor: int, why: str) -> None:
+        """Put a map into a register, as an argument of a call."""
+        self.instructions.append(Instruction(LOAD_WIDE, to, MAP, value=map_descriptor, why=why))
+        self.instructions.append(Instruction(0))
+
+    def load_place(self, to: Register, map_descriptor: int, offset: int, why: str) -> None:
+        """Put the address of a byte of a map's first value into a register; the map is an array (Linux 5.2)."""
+        self.instructions.append(Instruction(LOAD_WIDE, to, MAP_VALUE, value=map_descriptor, why=why))
+        self.instructions.append(Instruction(0, value=offset))
+
+    def add_atomically(self, base: Register, offset: int, what: Register, why: str) -> None:
+        """Add to 8 bytes at ``base + offset`` that others change at the same time."""
+        self.instructions.append(Instruction(ATOMIC, base, what, offset, why=why))
+
+    def to_network_order(self, register: Register, bits: int, why: str) -> None:
+        """Swap the bytes of a number of 16, 32 or 64 bits where this machine's order is another; clear the rest."""
+        self.instructions.append(Instruction(TO_NETWORK, register, value=bits, why=why))
 
     def leave(self) -> None:
         """End the program; R0 is its answer."""

@@ -49,6 +49,7 @@ ALIASES = frozenset((TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG))
 COMPOUND = frozenset((STRUCT, UNION))
 SIZED = frozenset((INT, ENUM, ENUM64, STRUCT, UNION))
 POINTER_SIZE = 8
+TRACE_POINT = "btf_trace_"  # what the names of the typedefs begin with that programs attach to trace points by
 MOST_SIZE = 16  # of a member that is read as a number, or that holds two pointers
 DEEPEST = 32  # of aliases, and of anonymous structures in one another
 
@@ -110,16 +111,17 @@ class Layout(Struct, frozen=True):
     """The wanted members and functions of a kernel; None for one that it lacks."""
 
     places: dict[str, Place | None]
-    functions: dict[str, int | None]  # type numbers, which programs are attached by
+    functions: dict[str, int | None]  # and trace points: type numbers, which programs are attached by
 
 
 def layout(data: bytes, paths: Iterable[str], functions: Iterable[str] = ()) -> Layout:
-    """Look up members by their paths and functions by their names; raise SourceGarbled."""
+    """Look up members by their paths, functions and trace points by their names; raise SourceGarbled."""
     structure_by_path = {path: path.partition(".")[0] for path in paths}
     names = tuple(functions)
     try:
         types = Types(data)
-        numbers = types.find({**dict.fromkeys(structure_by_path.values(), STRUCT), **dict.fromkeys(names, FUNC)})
+        attachable = {name: TYPEDEF if name.startswith(TRACE_POINT) else FUNC for name in names}
+        numbers = types.find({**dict.fromkeys(structure_by_path.values(), STRUCT), **attachable})
         places = {path: _resolve(types, numbers.get(name), path) for path, name in structure_by_path.items()}
     except (struct.error, IndexError, ValueError, TypeError) as error:
         raise SourceGarbled(f"BTF of {len(data)} bytes cannot be read: {error}") from error

@@ -1,6 +1,7 @@
-"""bpf(2) through ctypes: load a program that iterates over files, and read what it writes.
+"""bpf(2) through ctypes: load programs, attach them, make maps; run a program for every open file.
 
-Facts: bpf(2); union bpf_attr in include/uapi/linux/bpf.h; Documentation/bpf/bpf_iterators.rst.
+Facts: bpf(2); union bpf_attr in include/uapi/linux/bpf.h; Documentation/bpf/bpf_iterators.rst. What is attached by a
+link is detached when the last descriptor of the link is closed, also when the process is killed.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from portbook.system.bpf import SYS_BPF
 
 Call = Callable[[int, bytes], int]
 
-PROG_LOAD, PROG_TEST_RUN, LINK_CREATE, ITER_CREATE = 5, 10, 28, 33
-PROG_TYPE_TRACING, PROG_TYPE_SYSCALL, TRACE_ITER = 26, 31, 28
+MAP_CREATE, PROG_LOAD, PROG_TEST_RUN, RAW_TRACEPOINT_OPEN, BTF_LOAD, LINK_CREATE, ITER_CREATE = 0, 5, 10, 17, 18, 28, 33
+PROG_TYPE_TRACING, PROG_TYPE_SYSCALL, TRACE_RAW_TP, TRACE_ITER = 26, 31, 23, 28
+MAP_TYPE_ARRAY, MAP_TYPE_SK_STORAGE, MAP_TYPE_RINGBUF = 2, 24, 27
+F_NO_PREALLOC, F_MMAPABLE = 1, 1 << 10
 F_SLEEPABLE = 16
 # prog_type, insn_cnt, insns, license, log_level, log_size, log_buf, kern_version, prog_flags, prog_name, prog_ifindex,
 # expected_attach_type, prog_btf_fd, func_info_rec_size, func_info, func_info_cnt, line_info_rec_size, line_info,
@@ -29,6 +32,15 @@ ITER = struct.Struct("=II")  # link_fd, flags
 # prog_fd, retval, data_size_in, data_size_out, data_in, data_out, repeat, duration, ctx_size_in, ctx_size_out, ctx_in,
 # ctx_out, flags, cpu, batch_size
 TEST_RUN = struct.Struct("=IIIIQQIIIIQQIII")
+# map_type, key_size, value_size, max_entries, map_flags, inner_map_fd, numa_node, map_name, map_ifindex, btf_fd,
+# btf_key_type_id, btf_value_type_id, btf_vmlinux_value_type_id
+MAP = struct.Struct("=7I16s5I")
+RAW_TRACEPOINT = struct.Struct("=QII")  # name, prog_fd
+BTF = struct.Struct("=QQIII")  # btf, btf_log_buf, btf_size, btf_log_size, btf_log_level
+# A description with one type, int: a header with the lengths of both sections, the type (name at 1, BTF_KIND_INT, 4
+# bytes; signed, 32 bits), the names. Documentation/bpf/btf.rst. The storage of a socket has to have one.
+ONE_INT = struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, 16, 16, 5) + struct.pack("=IIII", 1, 1 << 24, 4, 1 << 24 | 32)
+ONE_INT += b"\0int\0"
 NAME = b"portbook"  # bpftool(8) shows it
 # Some of the helpers may be called only by programs with a licence that is compatible with the GPL:
 # license_is_gpl_compatible() in include/linux/license.h. This concerns the few hundred bytes that go into the kernel,
@@ -94,6 +106,59 @@ def try_to_load(program: bytes, function: int) -> None:
 def load_callable(program: bytes) -> int:
     """Load a program that is run by a call, and return its descriptor; raise what ``read_files`` raises."""
     return _load_as(_caller(), program, PROG_TYPE_SYSCALL, F_SLEEPABLE, 0, 0)
+
+
+def load_for_trace_point(program: bytes, trace_point: int) -> int:
+    """Load a program for a trace point, given by its type number; raise what ``read_files`` raises."""
+    return _load_as(_caller(), program, PROG_TYPE_TRACING, 0, TRACE_RAW_TP, trace_point)
+
+
+def load_for_cgroup(program: bytes, kind: int, attach_type: int) -> int:
+    """Load a program of a kind that cgroups run; raise what ``read_files`` raises."""
+    return _load_as(_caller(), program, kind, 0, attach_type, 0)
+
+
+def attach_to_trace_point(program: int) -> int:
+    """Let the kernel run the program at its trace point; returns a link. Raises what ``read_files`` raises."""
+    return _checked(_caller()(RAW_TRACEPOINT_OPEN, RAW_TRACEPOINT.pack(0, program, 0)), "attach")
+
+
+def attach_to_cgroup(program: int, cgroup: int, attach_type: int) -> int:
+    """Let the kernel run the program for a cgroup and all below it; returns a link. Raises as ``read_files`` does."""
+    return _checked(_caller()(LINK_CREATE, LINK.pack(program, cgroup, attach_type, 0, 0, 0)), "attach")
+
+
+def make_ring(size: int) -> int:
+    """A ring buffer of a power of two of bytes; its descriptor. Raises what ``read_files`` raises."""
+    return _make_map(MAP_TYPE_RINGBUF, 0, 0, size, 0)
+
+
+def make_counters(count: int) -> int:
+    """An array of 64-bit numbers in one value, which mmap(2) shows. Raises what ``read_files`` raises."""
+    return _make_map(MAP_TYPE_ARRAY, 4, 8 * count, 1, F_MMAPABLE)
+
+
+def make_socket_marks() -> int:
+    """Storage for a number in every socket that is marked; it goes with the socket. Raises as ``read_files`` does."""
+    import ctypes
+
+    place = ctypes.cast(ctypes.c_char_p(ONE_INT), ctypes.c_void_p).value
+    types = _caller()(BTF_LOAD, BTF.pack(place, 0, len(ONE_INT), 0, 0))
+    if types < 0:
+        raise _refused(-types, "bpf: the kernel does not take a description of types")
+    try:
+        return _make_map(MAP_TYPE_SK_STORAGE, 4, 4, 0, F_NO_PREALLOC, types)
+    finally:
+        os.close(types)
+
+
+def _make_map(kind: int, key_size: int, value_size: int, entries: int, flags: int, types: int = 0) -> int:
+    type_number = 1 if types else 0  # of the only type
+    first = (kind, key_size, value_size, entries, flags, 0, 0)
+    answer = _caller()(MAP_CREATE, MAP.pack(*first, NAME, 0, types, type_number, type_number, 0))
+    if answer < 0:
+        raise _refused(-answer, f"bpf: the kernel does not make a map of type {kind}")
+    return answer
 
 
 def runner(program: int, size: int) -> Callable[[bytes], bytes]:

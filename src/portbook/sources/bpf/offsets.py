@@ -57,6 +57,8 @@ def _look_up(paths: tuple[str, ...], functions: tuple[str, ...]) -> Layout:
     kept = load(kernel)
     if kept is not None and set(paths) <= kept.places.keys() and set(functions) <= kept.functions.keys():
         return kept
+    if kept is not None:  # the file keeps what others have looked up too: they are not to replace it in turn
+        paths, functions = (*dict.fromkeys((*paths, *kept.places)),), (*dict.fromkeys((*functions, *kept.functions)),)
     layout = btf.layout(btf.read(), paths, functions)
     keep(kernel, layout)
     return layout

@@ -1,0 +1,132 @@
+"""The processes behind the records, read at once: a moment later they may be gone.
+
+What was read is kept by what identifies a process and the program that it runs: pid, start, number of execve(2) calls,
+cgroup and user come with every record, so that nothing that is kept can be of another process.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime, timedelta
+from time import CLOCK_BOOTTIME, clock_gettime, monotonic, time
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from portbook.enrich import cgroup, enrichers, process
+from portbook.numerals import parse_number
+from portbook.records import Owner
+from portbook.system.users import user_name
+
+DoerKey = tuple[int, int, int, int, int]  # pid, start in ns since boot, executions, cgroup id, uid
+TICKS = os.sysconf("SC_CLK_TCK")
+MOST_KEPT = 4096  # processes
+MOST_CGROUPS = 1024
+# Parents are kept by pid alone, for less time than a pid needs to be used again.
+PARENTS_LIMIT_S = 0.25
+MOST_BYTES = 4096
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Doer(Struct, frozen=True, gc=False):
+    """Who did it."""
+
+    owners: tuple[Owner, ...]  # one
+    parents: tuple[Owner, ...]
+    gone: bool  # it had ended before it could be read: only what came with the record is known
+    user: str
+
+
+class Processes:
+    """Looks processes up, and keeps them."""
+
+    def __init__(self) -> None:
+        self._kept: dict[DoerKey, Doer] = {}
+        self._paths: dict[int, str | None] = {}  # of cgroups, by id
+        self._parents: dict[int, Owner] = {}
+        self._parents_since = 0.0
+        self._ahead_ns = _boot_offset_ns()
+
+    def of(self, key: DoerKey, name: bytes) -> Doer:
+        """The process of a record.
+
+        :param name: of the process, from the record: for one that is gone
+        """
+        known = self._kept.get(key)
+        if known is None:
+            known = self._read(key, name)
+            if len(self._kept) >= MOST_KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = known
+        return known
+
+    def _read(self, key: DoerKey, name: bytes) -> Doer:
+        pid, started_ns, _, group, uid = key
+        ticks = (started_ns + self._ahead_ns) * TICKS // 1_000_000_000
+        owner = Owner(pid)
+        if _start_ticks(pid) == ticks:  # what cannot be it is not looked at
+            for enrich in enrichers():
+                (owner,), _ = enrich([owner])
+        if owner.started is None or owner.state == "zombie" or _start_ticks(pid) != ticks:
+            return Doer((self._remains(pid, started_ns, group, uid, name),), (), True, user_name(uid))
+        return Doer((owner,), self._parents_of(owner), False, user_name(uid))
+
+    def _remains(self, pid: int, started_ns: int, group: int, uid: int, name: bytes) -> Owner:
+        """What the record says of a process that is gone."""
+        from portbook.managers import container, systemd
+
+        path = self._path(group)
+        owner = Owner(
+            pid,
+            name.rstrip(b"\0").decode("utf-8", "replace"),
+            user=user_name(uid),
+            started=EPOCH + timedelta(microseconds=(time() - clock_gettime(CLOCK_BOOTTIME)) * 1e6 + started_ns // 1000),
+            cgroup=path,
+        )
+        if path is None:
+            return owner
+        owner = replace(owner, service=systemd.unit_of(path))
+        (owner,), _ = container.enrich([owner])
+        return owner
+
+    def _path(self, group: int) -> str | None:
+        if group not in self._paths:
+            if len(self._paths) >= MOST_CGROUPS:
+                self._paths.clear()
+            self._paths[group] = cgroup.paths_by_id({group}).get(group)
+        return self._paths[group]
+
+    def _parents_of(self, owner: Owner) -> tuple[Owner, ...]:
+        now = monotonic()
+        if now - self._parents_since > PARENTS_LIMIT_S:
+            self._parents.clear()
+            self._parents_since = now
+        self._parents[owner.pid] = owner
+        return process.parents(owner.pid, self._parents)
+
+
+def _start_ticks(pid: int) -> int | None:
+    """When the process with this pid started, in ticks since boot; None if there is none (proc_pid_stat(5))."""
+    try:
+        file = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            line = os.read(file, MOST_BYTES)
+        finally:
+            os.close(file)
+        return parse_number(line[line.rindex(b")") + 2 :].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _boot_offset_ns() -> int:
+    """How far the clock that /proc counts from is ahead of the kernel's in this time namespace: time_namespaces(7)."""
+    try:
+        with open("/proc/self/timens_offsets", "rb") as file:
+            lines = file.read(MOST_BYTES).splitlines()
+    except OSError:
+        return 0
+    for line in lines:
+        clock, *numbers = line.split()
+        if clock in (b"boottime", b"7") and len(numbers) == 2:
+            return int(numbers[0]) * 1_000_000_000 + int(numbers[1])
+    return 0

@@ -1,0 +1,105 @@
+"""An open subscription: reads the ring, and wakes up for attempts that are not decided yet."""
+
+from __future__ import annotations
+
+import os
+import select
+from time import monotonic, monotonic_ns
+
+from portbook.sources.bpf import calls
+from portbook.watching.feeds.base import Change
+from portbook.watching.feeds.bpf import attachment
+from portbook.watching.feeds.bpf.changes import Changes
+from portbook.watching.feeds.bpf.ports import AutomaticPorts
+from portbook.watching.feeds.bpf.program import Maps
+from portbook.watching.feeds.bpf.record import BOUND, KINDS
+from portbook.watching.feeds.bpf.ring import Ring
+from portbook.watching.feeds.bpf.timer import Timer
+
+MOST_BATCHES = 16  # that are read before attempts are decided
+
+
+class Subscription:
+    """A feed (see watching/feeds/base.py)."""
+
+    def __init__(self, ring_bytes: int) -> None:
+        """Attach the programs; raise SourceError."""
+        layout = attachment.look_up()
+        self._ring = Ring(ring_bytes)
+        self._links: list[int] = []
+        self._ports = AutomaticPorts(layout)
+        self._changes = Changes(self._ports.find)
+        self._lost = [0] * len(KINDS)
+        try:
+            marks = calls.make_socket_marks()
+            try:
+                self._links = attachment.attach(layout, Maps(self._ring.descriptor, self._ring.counters, marks))
+            finally:
+                os.close(marks)
+            self._timer = Timer()
+            self._waiting = select.epoll()
+        except BaseException:
+            self._end()
+            raise
+        self._waiting.register(self._ring.descriptor, select.EPOLLIN)
+        self._waiting.register(self._timer.descriptor, select.EPOLLIN)
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when there is something to read or to decide."""
+        return self._waiting.fileno()
+
+    def read(self, timeout_s: float) -> list[Change]:
+        """Wait for changes, at most this long, and return them."""
+        until = monotonic() + timeout_s
+        changes = self._take()
+        while not changes:
+            left_s = until - monotonic()
+            if left_s <= 0:
+                break
+            self._waiting.poll(left_s)
+            changes = self._take()
+        return changes
+
+    def _take(self) -> list[Change]:
+        changes = self._take_records()
+        attempts = self._changes.attempts
+        for _ in range(MOST_BATCHES):
+            if not (over := attempts.over()):
+                break
+            changes += self._take_records()  # what these threads did before they were looked at
+            if not self._ring.is_empty():
+                continue
+            for tid in over:
+                failed = attempts.fail(tid)
+                if failed is not None:
+                    changes.append(self._changes.failure(failed))
+        self._timer.set(attempts.next_look_ns())
+        return changes
+
+    def _take_records(self) -> list[Change]:
+        changes = self._changes.of(self._ring.take())
+        lost = self._ring.lost()
+        if lost != self._lost:
+            changes.append(self._loss(lost))
+        return changes
+
+    def _loss(self, lost: list[int]) -> Change:
+        more = [now - before for now, before in zip(lost, self._lost, strict=True)]
+        self._lost = lost
+        if more[BOUND]:
+            self._changes.attempts.forget()
+        parts = ", ".join(f"{count} {name}" for name, count in zip(KINDS, more, strict=True) if count)
+        return Change("lost", monotonic_ns(), count=sum(more), reason=f"the ring was full: {parts} were not recorded")
+
+    def close(self) -> None:
+        """Detach the programs."""
+        self._waiting.close()
+        self._timer.close()
+        self._end()
+
+    def _end(self) -> None:
+        for link in self._links:
+            os.close(link)
+        self._links = []
+        self._ports.close()
+        self._ring.close()
