@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from heapq import merge
+from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ PAGE = 1000  # rows that are read at once; no statement is left open, so that th
 MOST_PORTS = 16  # ports that are looked up one by one
 CROWD = 5_000  # intervals of one port
 MOST_GAPS = 10_000
+MOST_MEMBERS = 20_000  # events of a page of intervals that are read for their pids
+MOST_VALUES = 500  # of one statement
 NEVER_WATCHED = "no watch had begun"
 
 INTERVAL = "i.id, i.port, i.opened_at, i.closed_at, i.closed_by, i.marks, coalesce(i.kept, e.body)"
@@ -137,10 +140,8 @@ class History:
             since_us = None if since is None else schema.to_us(since)
             until_us = schema.LATEST if until is None else schema.to_us(until)
             rows = self._between(since_us, until_us, wanted)
-        for row in rows:
-            interval = self._interval(row, wanted.test)
-            if interval is not None:
-                yield interval
+        for page in _batches(rows):
+            yield from self._intervals(page, wanted.test)
 
     def unwatched(self, since: datetime | None = None, until: datetime | None = None) -> list[Unwatched]:
         """The times in which something may have happened that is not recorded, within these bounds."""
@@ -259,28 +260,60 @@ class History:
                 return
             at = position(rows[-1])
 
-    def _interval(self, row: Any, test: Callable[[Event], bool] | None) -> Interval | None:
-        id_, port, opened_us, closed_us, closed_by, marks, body = row
-        opening = self._decode(body, id_)
-        if test is not None and not test(opening):
-            return None
-        times = Times(
-            id_, port, opened_us, bool(marks & START_INFERRED), closed_us, closed_by, bool(marks & END_INFERRED)
-        )
-        members = [self._decode(b, s) for s, b in self._fetch(schema.MEMBERS, (id_,))]
-        gaps = self._gaps_over(opened_us, closed_us)
-        interval: Interval = self._guard(lambda times: to_interval(times, opening, members, gaps), times)
-        return interval
+    def _intervals(self, rows: list[Any], test: Callable[[Event], bool] | None) -> Iterator[Interval]:
+        """The intervals of rows whose first event passes the test. What belongs to them is read for all at once."""
+        kept: list[tuple[Times, Event]] = []
+        for id_, port, opened_us, closed_us, closed_by, marks, body in rows:
+            opening = self._view(body, id_)
+            if test is None or test(opening):
+                is_start_inferred, is_end_inferred = bool(marks & START_INFERRED), bool(marks & END_INFERRED)
+                times = Times(id_, port, opened_us, is_start_inferred, closed_us, closed_by, is_end_inferred)
+                kept.append((times, opening))
+        if not kept:
+            return
+        members = self._members([times.id for times, _ in kept])
+        latest = max(schema.LATEST if times.closed_us is None else times.closed_us for times, _ in kept)
+        gaps = self._gaps_over(min(times.opened_us for times, _ in kept), latest)
+        for times, opening in kept:
+            yield self._to_interval(times, opening, members.get(times.id, ()), gaps)
 
-    def _gaps_over(self, opened_us: int, closed_us: int | None) -> list[Unwatched]:
-        until_us = schema.LATEST if closed_us is None else closed_us
+    def _to_interval(
+        self, times: Times, opening: Event, members: Iterable[Event], gaps: Iterable[Unwatched]
+    ) -> Interval:
+        try:
+            return to_interval(times, opening, members, gaps)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise self._damaged(f"the interval that begins with event {times.id} is not readable") from error
+
+    def _members(self, ids: list[int]) -> dict[int, list[Event]]:
+        """The events that joined or ended intervals, but for those of one holder, which say nothing new."""
+        found: dict[int, list[Event]] = {}
+        for at in range(0, len(ids), MOST_VALUES):
+            some = ids[at : at + MOST_VALUES]
+            marks = ", ".join("?" * len(some))
+            rows = self._fetch(
+                f"SELECT interval, sequence, body FROM events WHERE interval IN ({marks}) AND interval < sequence"
+                f" ORDER BY sequence LIMIT {MOST_MEMBERS}",
+                some,
+            )
+            for interval, sequence, body in rows:
+                found.setdefault(interval, []).append(self._view(body, sequence))
+        return found
+
+    def _gaps_over(self, opened_us: int, closed_us: int) -> list[Unwatched]:
         found = self._fetch(
             "SELECT sequence, since, until, reason FROM unwatched WHERE until > ? AND since < ?"
             " UNION ALL SELECT sequence, since, until, reason FROM unwatched WHERE until IS NULL AND since < ?"
             f" LIMIT {MOST_GAPS}",
-            (opened_us, until_us, until_us),
+            (opened_us, closed_us, closed_us),
         )
         return [self._guard(lambda row: to_unwatched(BlindSpan(*row)), row) for row in found]
+
+    def _view(self, body: bytes, sequence: int) -> Event:
+        try:
+            return schema.view(body)
+        except (msgspec.MsgspecError, TypeError, ValueError) as error:
+            raise self._damaged(f"event {sequence} is not readable") from error
 
     def _decode(self, body: bytes, sequence: int) -> Event:
         try:
@@ -304,6 +337,12 @@ class History:
 
     def _damaged(self, what: str) -> StoreError:
         return StoreError(f"{self.path!r} is damaged: {what}", "portbook history verify says where")
+
+
+def _batches(rows: Iterable[Any]) -> Iterator[list[Any]]:
+    iterator = iter(rows)
+    while page := list(islice(iterator, PAGE)):
+        yield page
 
 
 def _first(row: Any) -> Any:

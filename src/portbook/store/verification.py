@@ -18,6 +18,7 @@ from msgspec import Struct
 from portbook.store import chain, connection, schema
 from portbook.store.chain import Anchor, parse_anchor
 from portbook.store.intervals import Ledger
+from portbook.store.schema import CHECKPOINT
 
 FORK_FROM = 100_000  # rows
 PAGE = 5_000
@@ -28,7 +29,7 @@ ROWS = (
     f" ORDER BY sequence LIMIT {PAGE}"
 )
 LAST_CHECKPOINT = (
-    f"SELECT sequence, body FROM events WHERE kind = '{schema.CHECKPOINT}' AND kind NOT IN {schema.COMMON}"
+    f"SELECT sequence, body FROM events WHERE kind = '{CHECKPOINT}' AND kind NOT IN {schema.COMMON}"
     " ORDER BY sequence DESC LIMIT 1"
 )
 # Times of an interval that were observed are those of the events that opened and ended it. What retention removed is
@@ -225,6 +226,7 @@ class _Segment:
     def _check_chain(self, start: int, end: int, before: bytes) -> Break | None:
         at_us: int | None = None
         expected = start
+        link, decode, to_us = chain.link, schema.decode_key, schema.to_us
         while expected < end:
             try:
                 rows = self._database.execute(ROWS, (expected, end)).fetchall()
@@ -237,13 +239,11 @@ class _Segment:
                 if sequence != expected:
                     missing = f"{expected}" if sequence == expected + 1 else f"{expected} to {sequence - 1}"
                     return Break(expected, _moment(at_us), f"removed: {missing} is missing before this time")
-                if chain.link(before, sequence, interval, body) != digest:
+                if link(before, sequence, interval, body) != digest:
                     return Break(sequence, _moment(at_us), "it was altered, or inserted")
                 before = digest
-                key = schema.decode_key(body)
-                if (schema.to_us(key.at), key.event) != (at_us, kind) or (
-                    key.local_port != port and kind != schema.CHECKPOINT
-                ):
+                key = decode(body)
+                if key.event != kind or to_us(key.at) != at_us or key.local_port != port:
                     return Break(sequence, _moment(at_us), "its time, kind or port is not that of the event")
             if not rows:
                 return Break(expected + 1, _moment(at_us), f"removed: the rows up to {end} are missing")

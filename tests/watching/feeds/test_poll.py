@@ -22,37 +22,11 @@ from portbook.watching.feeds import completion, poll
 from portbook.watching.feeds.base import FeedSettings, key_of
 from tests import netlab
 from tests.conftest import unheld_port
+from tests.watching.feeds.opened import bound, cookie_of, kinds, listening, of_port
 
 LINUX = sys.platform == "linux"
-SO_COOKIE = 57  # include/uapi/asm-generic/socket.h
 on_linux = pytest.mark.skipif(not LINUX, reason="sock_diag is Linux")
 NOW = FeedSettings(interval_s=0.01)
-
-
-def cookie_of(sock):
-    return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), sys.byteorder)
-
-
-def bound(kind=socket.SOCK_STREAM, address="127.0.0.1"):
-    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind)
-    sock.bind((address, 0))
-    return sock
-
-
-def listening(address="127.0.0.1"):
-    sock = bound(address=address)
-    sock.listen()
-    return sock
-
-
-def of_port(changes, port):
-    return [change for change in changes if change.socket is not None and change.socket.local_port == port]
-
-
-def kinds(changes, *sockets):
-    """What was reported of these sockets."""
-    cookies = {cookie_of(sock) for sock in sockets}
-    return [change.kind for change in changes if change.key in cookies]
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from portbook.watching.feeds import completion, rows
 from portbook.watching.feeds.base import Change, Feed, FeedKind, FeedSettings, SocketKey, key_of
 
 SECOND_NS = 1_000_000_000
+BUSY = 0.02  # of the time
 REMIND_S = 3600.0  # of a source that fails again and again
 EXAMPLE = Fraction(1, 5)  # of the interval: a listener of this length is the example of what is missed
 
@@ -44,6 +45,10 @@ class RowReader:
         """Read and compare; raise SourceError."""
         found = self._lookout.look()
         return Comparison([*found.ended], [*found.connected], found.appeared, found.problems)
+
+    def forget(self, cookie: int, port: int) -> bool:
+        """See ``Lookout.forget``."""
+        return self._lookout.forget(cookie, port)
 
 
 class RecordReader:
@@ -74,16 +79,18 @@ class Poll:
 
     :param reader: what compares
     :param interval_s: between the beginnings of two readings, in seconds
+    :param shortest_s: the interval as long as readings take less than BUSY of the time
     :raises SourceError: the first reading failed
     """
 
-    def __init__(self, reader: RowReader | RecordReader, interval_s: float) -> None:
+    def __init__(self, reader: RowReader | RecordReader, interval_s: float, shortest_s: float | None = None) -> None:
         self._reader = reader
         self._interval_ns = int(interval_s * SECOND_NS)
+        self._shortest_ns = self._interval_ns if shortest_s is None else int(shortest_s * SECOND_NS)
         self._failure = Failure()
-        began_ns = monotonic_ns()
+        self.read_at_ns = monotonic_ns()
         reader.compare()
-        self._due_ns = self._next_due(began_ns)
+        self.due_ns = self._next_due(self.read_at_ns)
 
     def fileno(self) -> int:
         """None: ``read`` waits."""
@@ -92,27 +99,27 @@ class Poll:
     def read(self, timeout_s: float) -> list[Change]:
         """Wait for the next reading, at most this long, and return what changed."""
         now_ns = monotonic_ns()
-        wait_ns = min(self._due_ns - now_ns, int(timeout_s * SECOND_NS))
+        wait_ns = min(self.due_ns - now_ns, int(timeout_s * SECOND_NS))
         if wait_ns > 0:
             sleep(wait_ns / SECOND_NS)
-        if monotonic_ns() < self._due_ns:
+        if monotonic_ns() < self.due_ns:
             return []
         return self.read_now()
 
     def read_now(self) -> list[Change]:
         """Read at once and return what changed: what ended, and then what is new."""
-        began_ns = monotonic_ns()
+        began_ns = self.read_at_ns = monotonic_ns()
         try:
             found = self._reader.compare()
         except SourceError as error:
-            self._due_ns = self._next_due(began_ns)
+            self.due_ns = self._next_due(began_ns)
             return self._failure.report(str(error))
         at_ns = monotonic_ns()
         changes = [Change("ended", at_ns, key, exact=False) for key in found.ended]
         changes += [Change("connected", at_ns, key, exact=False) for key in found.connected]
         changes += completion.complete(found.appeared, at_ns, all_known=self._reader.all_known)
         changes += self._failure.report("; ".join(found.problems))
-        self._due_ns = self._next_due(began_ns)
+        self.due_ns = self._next_due(began_ns)
         return changes
 
     def close(self) -> None:
@@ -121,7 +128,9 @@ class Poll:
     def _next_due(self, began_ns: int) -> int:
         """When to read next: a source that is slow gets as much time between two readings as it took for one."""
         ended_ns = monotonic_ns()
-        return max(began_ns + self._interval_ns, ended_ns + min(ended_ns - began_ns, 10 * SECOND_NS))
+        took_ns = ended_ns - began_ns
+        interval_ns = min(max(self._shortest_ns, int(took_ns / BUSY)), self._interval_ns)
+        return max(began_ns + interval_ns, ended_ns + min(took_ns, 10 * SECOND_NS))
 
 
 class Failure:

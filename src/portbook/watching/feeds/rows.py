@@ -110,6 +110,17 @@ class Lookout:
             self._look_elsewhere(found)
         return found
 
+    def forget(self, cookie: int, port: int) -> bool:
+        """A socket of this namespace has ended: the next look does not report it. Whether it was known.
+
+        :param port: in network byte order
+        """
+        row = cookie << PORT_BITS | port
+        known = [rows for rows in self._places[self._own].rows.values() if row in rows]
+        for rows in known:
+            rows.discard(row)
+        return bool(known)
+
     def _look_elsewhere(self, found: Difference) -> None:
         entrances = self._entrances(found)
         if not entrances:
