@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from heapq import merge
 from itertools import islice
 from types import TracebackType
@@ -15,14 +15,19 @@ import msgspec
 from portbook import store
 from portbook.errors import StoreError
 from portbook.events import Event
-from portbook.query import Query
+from portbook.ports import Ports, parse_one, with_protocol
+from portbook.query import Query, term
+from portbook.records import SCHEMA
 from portbook.store import connection, schema, selection
 from portbook.store.chain import Anchor
-from portbook.store.intervals import BlindSpan, Interval, Times, Unwatched, to_interval, to_unwatched
+from portbook.store.intervals import BlindSpan, Times, WatchState, to_interval, to_unwatched
+from portbook.store.records import Interval, PastHolding, Unwatched
 from portbook.store.sqlite import END_INFERRED, START_INFERRED
 
 if TYPE_CHECKING:
-    from portbook.store.verification import Verification
+    from portbook.ports import PortLike
+    from portbook.records import Protocol
+    from portbook.store.records import Verification
 
 PAGE = 1000  # rows that are read at once; no statement is left open, so that the writer is never held up
 MOST_PORTS = 16  # ports that are looked up one by one
@@ -30,6 +35,7 @@ CROWD = 5_000  # intervals of one port
 MOST_GAPS = 10_000
 MOST_MEMBERS = 20_000  # events of a page of intervals that are read for their pids
 MOST_VALUES = 500  # of one statement
+SILENT_S = 120.0  # a watch notes more often than this that it still sees
 NEVER_WATCHED = "no watch had begun"
 
 INTERVAL = "i.id, i.port, i.opened_at, i.closed_at, i.closed_by, i.marks, coalesce(i.kept, e.body)"
@@ -143,16 +149,35 @@ class History:
         for page in _batches(rows):
             yield from self._intervals(page, wanted.test)
 
+    def who(self, port: PortLike, at: datetime, protocol: Protocol | None = None) -> PastHolding:
+        """Who held a port at a moment, as far as is known.
+
+        :param port: as for ``portbook.who``
+        :param at: an aware moment
+        :raises UsageError: the port or the protocol is not valid
+        """
+        wanted = with_protocol(parse_one(port), protocol)
+        terms = [term("port", [str(Ports(wanted.port, wanted.port, None, wanted.host))])]
+        if wanted.protocol is not None:
+            terms.append(term("protocol", [wanted.protocol]))
+        intervals = tuple(self.intervals(Query(tuple(terms)), at=at))
+        gaps = tuple(gap for gap in self.unwatched(at, at) if gap.until is None or gap.until > at)
+        return PastHolding(
+            schema=SCHEMA,
+            port=wanted.port,
+            protocol=wanted.protocol,
+            at=at,
+            held=bool(intervals),
+            watched=not gaps,
+            intervals=intervals,
+            gaps=gaps,
+        )
+
     def unwatched(self, since: datetime | None = None, until: datetime | None = None) -> list[Unwatched]:
         """The times in which something may have happened that is not recorded, within these bounds."""
-        since_us = 0 if since is None else schema.to_us(since)
+        since_us = schema.EARLIEST if since is None else schema.to_us(since)
         until_us = schema.LATEST if until is None else schema.to_us(until)
-        found = self._fetch(
-            "SELECT sequence, since, until, reason FROM unwatched WHERE (until >= ? OR until IS NULL) AND since <= ?"
-            f" ORDER BY since LIMIT {MOST_GAPS}",
-            (since_us, until_us),
-        )
-        gaps = [self._guard(lambda row: to_unwatched(BlindSpan(*row)), row) for row in found]
+        gaps = self._gaps_over(since_us, until_us + 1)
         first = self.begin()
         if first is not None and (since is None or since < first):
             gaps.insert(0, Unwatched(None, first, NEVER_WATCHED))
@@ -165,8 +190,6 @@ class History:
 
     def end(self) -> datetime | None:
         """Until when a watch has seen, as far as it has said so; None: nothing was recorded yet."""
-        from portbook.store.intervals import WatchState
-
         found = self._fetch("SELECT value FROM meta WHERE key = 'state'", ())
         if not found:
             return None
@@ -300,14 +323,30 @@ class History:
                 found.setdefault(interval, []).append(self._view(body, sequence))
         return found
 
-    def _gaps_over(self, opened_us: int, closed_us: int) -> list[Unwatched]:
+    def _gaps_over(self, since_us: int, until_us: int) -> list[Unwatched]:
         found = self._fetch(
             "SELECT sequence, since, until, reason FROM unwatched WHERE until > ? AND since < ?"
             " UNION ALL SELECT sequence, since, until, reason FROM unwatched WHERE until IS NULL AND since < ?"
-            f" LIMIT {MOST_GAPS}",
-            (opened_us, closed_us, closed_us),
+            f" ORDER BY since LIMIT {MOST_GAPS}",
+            (since_us, until_us, until_us),
         )
-        return [self._guard(lambda row: to_unwatched(BlindSpan(*row)), row) for row in found]
+        gaps = [self._guard(lambda row: to_unwatched(BlindSpan(*row)), row) for row in found]
+        ended = self._ended()
+        if ended is not None and ended.since is not None and schema.to_us(ended.since) < until_us:
+            gaps.append(ended)
+        return gaps
+
+    def _ended(self) -> Unwatched | None:
+        """The time since the last watch, unless one is running, as far as that can be seen."""
+        end = self.end()
+        if end is None:
+            return None
+        last = self._fetch("SELECT kind FROM events ORDER BY sequence DESC LIMIT 1", ())
+        if last and last[0][0] == "stopped":
+            return Unwatched(end, None, "the watch has ended")
+        if (datetime.now(UTC) - end).total_seconds() > SILENT_S:
+            return Unwatched(end, None, "the watch has not reported since")
+        return None
 
     def _view(self, body: bytes, sequence: int) -> Event:
         try:

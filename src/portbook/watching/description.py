@@ -12,6 +12,7 @@ from portbook.escaping import safe
 from portbook.events import MEANINGS, Event, EventKind
 from portbook.numerals import counted
 
+OF_A_SINK = "sink "  # how the reason of a gap begins that a sink caused: "sink syslog:unix: ..."
 MOST_WORD = 200  # characters of a text that others chose
 
 
@@ -178,6 +179,8 @@ def _seeing(event: Event) -> str:
 
 
 def _gap(event: Event) -> str:
+    if event.reason is not None and event.reason.startswith(OF_A_SINK):
+        return f"{counted(event.count, 'event')} could not be delivered{_since(event)}{_because(event)}"
     missed = f"{event.count:,} changes were missed" if event.count > 1 else "changes may have been missed"
     return f"{missed}{_since(event)}{_because(event)}"
 
@@ -192,6 +195,10 @@ def _policy_refused(event: Event) -> str:
 
 def _stopped(event: Event) -> str:
     return "the watch ended"
+
+
+def _test(event: Event) -> str:
+    return "this is a test of portbook watch: nothing happened"
 
 
 _SENTENCES: dict[EventKind, Callable[[Event], str]] = {
@@ -217,4 +224,5 @@ _SENTENCES: dict[EventKind, Callable[[Event], str]] = {
     "policy_loaded": _policy_loaded,
     "policy_refused": _policy_refused,
     "stopped": _stopped,
+    "test": _test,
 }
