@@ -99,15 +99,16 @@ class Lookout:
         self._everywhere = everywhere and privilege.has("CAP_SYS_ADMIN")
         self._kept: dict[int, namespaces.Entrance] = {}  # namespaces in which no process is
 
-    def look(self) -> Difference:
+    def look(self, only: Collection[int] | None = None) -> Difference:
         """Compare with the last look; after the first one everything has appeared.
 
+        :param only: of other namespaces these, whole; None: all, as far as something changed
         :raises SourceError: this network namespace could not be read; nothing was compared
         """
         found = Difference(appeared=[], ended=[], connected=[])
         _compare(self._places[self._own], found)
-        if self._everywhere:
-            self._look_elsewhere(found)
+        if self._everywhere and (only is None or set(only) - {self._own}):
+            self._look_elsewhere(found, only)
         return found
 
     def forget(self, cookie: int, port: int) -> bool:
@@ -121,15 +122,17 @@ class Lookout:
             rows.discard(row)
         return bool(known)
 
-    def _look_elsewhere(self, found: Difference) -> None:
+    def _look_elsewhere(self, found: Difference, only: Collection[int] | None) -> None:
         entrances = self._entrances(found)
+        if only is not None:
+            entrances = {netns: entrance for netns, entrance in entrances.items() if netns in only}
         if not entrances:
             return
         places = {netns: self._places.get(netns) or _Place() for netns in entrances}
         longest_unread = sorted(entrances, key=lambda netns: places[netns].read_at)
 
         def work(netns: int) -> Difference:
-            return _compare_if_changed(places[netns])
+            return _compare_if_changed(places[netns], is_due=only is not None)
 
         answers = namespaces.visit({n: entrances[n] for n in longest_unread}, work, ELSEWHERE_LIMIT_S)
         problems: dict[str, None] = {}
@@ -167,11 +170,15 @@ class Lookout:
             self._kept.update(namespaces.kept_by_descriptors(lonely))
 
 
-def _compare_if_changed(place: _Place) -> Difference:
-    """Compare the namespace of the calling thread, unless the kernel counts as many sockets in it as before."""
+def _compare_if_changed(place: _Place, is_due: bool) -> Difference:
+    """Compare the namespace of the calling thread, unless the kernel counts as many sockets in it as before.
+
+    :param is_due: in any case
+    """
     found = Difference(appeared=[], ended=[], connected=[])
     numbers = _read_numbers()
-    if numbers and numbers == place.numbers and monotonic() < place.read_at + WHOLE_EVERY_S:
+    is_due = is_due or monotonic() >= place.read_at + WHOLE_EVERY_S
+    if numbers and numbers == place.numbers and not is_due:
         return found
     _compare(place, found)
     place.numbers = numbers
