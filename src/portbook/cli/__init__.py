@@ -111,6 +111,7 @@ def portbook() -> None:
       1    no
       2    wrong usage
       3    answered with gaps (only with --strict)
+      4    a policy was violated
       5    could not find out
       130  interrupted
     """
