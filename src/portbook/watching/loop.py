@@ -44,6 +44,8 @@ RETRY_CANARY_S = 10.0  # while the watch is blind
 LONGEST_RETRY_S = 60.0  # between attempts to open a feed that failed
 LEAST_ASLEEP_NS = SECOND_NS
 SECOND_LOOK_S = 2.0
+READING_S = 0.05  # how often to look whether the tables have been read
+LEAST_BETWEEN_S = 5.0  # two comparisons, when changes are lost again and again
 
 
 class Loop:
@@ -65,7 +67,7 @@ class Loop:
         self._settings = settings
         self._clock = clock
         self._look = look
-        self._judging = None if settings.policy is None else Judging(settings.policy)
+        self._judging = self._judge_by(settings.policy)
         self._register = Register(settings, self._judging)
         self._kind: FeedKind | None = None
         self._feed: Feed | None = None
@@ -82,10 +84,12 @@ class Loop:
         self._lost_ns = 0  # when changes were last lost
         self._seen_at: datetime | None = None
         self._blind_since: datetime | None = None
+        self._untested = ""  # why a canary could not be opened
         # comparisons
         self._reader: TableReader | None = None
         self._compare_due_ns = 0
         self._compared_at: datetime | None = None
+        self._compared_ns = 0
         # a feed that failed
         self._failed_since: datetime | None = None
         self._open_due_ns = 0
@@ -119,10 +123,11 @@ class Loop:
             if self._judging is not None:
                 events.append(self._policy_loaded(self._judging.policy, now))
             events += self._register.snapshot(sockets, after)
-            self._seen_at = self._compared_at = now.wall
+            self._compared_at = now.wall
             self._schedule(after)
             events += self._read(0.0)
         except BaseException:
+            self._started = None
             self._close()
             raise
         return self._count(events)
@@ -133,9 +138,10 @@ class Loop:
             self._close()
             return []
         self._stopped = True
+        events = self._read(0.0)
         now = self._clock.now()
         self._close()
-        events = self._register.finish(now)
+        events += self._register.finish(now)
         events.append(self._register.make("stopped", now))
         return self._count(events)
 
@@ -177,15 +183,19 @@ class Loop:
 
     def _shorten(self, timeout_s: float, now: Moment) -> float:
         """Not longer than until something is due."""
-        due = [self._compare_due_ns, self._canary_due_ns, self._register.next_ns()]
+        due = [self._register.next_ns()]
         if self._feed is None:
             due.append(self._open_due_ns)
-        if self._canaries.opened_ns is not None:
+        elif self._canaries.opened_ns is not None:
             due.append(self._canaries.opened_ns + self._canary_limit_ns())
+        else:
+            due.append(self._canary_due_ns)
         if self._reader is not None and self._reader.is_reading:
-            timeout_s = min(timeout_s, 0.05)
-        next_ns = min(ns for ns in due if ns is not None)
-        return max(0.0, min(timeout_s, (next_ns - now.monotonic_ns) / SECOND_NS))
+            timeout_s = min(timeout_s, READING_S)
+        else:
+            due.append(self._compare_due_ns)
+        waits_s = [(ns - now.monotonic_ns) / SECOND_NS for ns in due if ns is not None]
+        return max(0.0, min(timeout_s, *waits_s))
 
     def _read(self, timeout_s: float) -> list[Event]:
         """Apply the changes that the feed has."""
@@ -211,7 +221,8 @@ class Loop:
             if not take(change):
                 events += apply(change, now)
                 if change.kind == "lost":
-                    self._compare_due_ns = self._lost_ns = now.monotonic_ns
+                    self._lost_ns = now.monotonic_ns
+                    self._compare_soon(now)
         return events
 
     def _count(self, events: list[Event]) -> list[Event]:
@@ -223,12 +234,18 @@ class Loop:
         period_ns = int(self._settings.canary_s * SECOND_NS)
         self._canary_due_ns = self._compare_due_ns = now.monotonic_ns + period_ns
 
+    def _compare_soon(self, now: Moment) -> None:
+        """Something may have been missed. On a machine where that goes on, the tables are not read all the time."""
+        earliest_ns = self._compared_ns + int(LEAST_BETWEEN_S * SECOND_NS)
+        self._compare_due_ns = min(self._compare_due_ns, max(now.monotonic_ns, earliest_ns))
+
     def _notice_sleep(self, now: Moment) -> list[Event]:
         last = self._last
         if last is None or now.asleep_ns - last.asleep_ns < LEAST_ASLEEP_NS:
             return []
         seconds = (now.asleep_ns - last.asleep_ns) // SECOND_NS
-        self._canary_due_ns = self._compare_due_ns = now.monotonic_ns
+        self._canary_due_ns = now.monotonic_ns
+        self._compare_soon(now)
         reason = f"the machine was suspended for {seconds:,} s"
         return [self._gap(now, reason, since=last.wall)]
 
@@ -257,7 +274,8 @@ class Loop:
             self._open_due_ns = now.monotonic_ns + int(next(self._pauses) * SECOND_NS)
             return []
         self._register.feed = kind.name
-        self._canary_due_ns = self._compare_due_ns = now.monotonic_ns
+        self._canary_due_ns = now.monotonic_ns
+        self._compare_soon(now)
         since, self._failed_since = self._failed_since, None
         return [self._gap(now, f"no feed was open; {kind.name} is open now", since=since)]
 
@@ -278,36 +296,45 @@ class Loop:
             if now.monotonic_ns >= self._canary_due_ns:
                 canaries.open(now.monotonic_ns)
             return []
-        if not canaries.unseen and not canaries.failures:
+        if not canaries.unseen:
+            failures = "; ".join(canaries.failures)
             canaries.close()
             self._canary_due_ns = now.monotonic_ns + int(self._settings.canary_s * SECOND_NS)
-            return self._see(now)
+            return self._fail_to_test(now, failures) if failures else self._see(now)
         if self._read_until_ns - canaries.opened_ns < self._canary_limit_ns():
             return []  # not yet: on a busy machine the canary may still be in the queue
         if self._lost_ns > canaries.opened_ns:
             canaries.open(now.monotonic_ns)  # it may be among what was lost, which is a gap already
             return []
-        reasons = [f"a {kind} was opened and not reported" for kind in canaries.unseen]
-        reasons += [f"a canary could not be opened ({failure})" for failure in canaries.failures]
+        reason = "; ".join(f"a {kind} was opened and not reported" for kind in canaries.unseen)
         canaries.close()
         pause_s = min(RETRY_CANARY_S, self._settings.canary_s)
         self._canary_due_ns = now.monotonic_ns + int(pause_s * SECOND_NS)
-        return self._go_blind(now, "; ".join(reasons))
+        return self._go_blind(now, reason)
+
+    def _fail_to_test(self, now: Moment, failures: str) -> list[Event]:
+        """A canary could not be opened: that is no proof that the feed is blind. Each reason is reported once."""
+        if failures == self._untested:
+            return []
+        self._untested = failures
+        return [self._gap(now, f"whether the feed {self._name()} sees what happens could not be tested: {failures}")]
 
     def _see(self, now: Moment) -> list[Event]:
         since, self._blind_since = self._blind_since, None
         self._seen_at = now.wall
+        self._untested = ""
         if since is None:
             return []
-        self._compare_due_ns = now.monotonic_ns
+        self._compare_soon(now)
         gap = self._gap(now, "what happened while the watch was blind may be missing", since=since)
         return [gap, self._register.make("seeing", now, since=since)]
 
     def _go_blind(self, now: Moment, reason: str) -> list[Event]:
         if self._blind_since is not None:
             return []
-        self._blind_since = self._seen_at or now.wall
-        self._compare_due_ns = now.monotonic_ns
+        started = self._started or now
+        self._blind_since = self._seen_at or started.wall
+        self._compare_soon(now)
         blind = self._register.make("blind", now, severity="critical", reason=reason, since=self._blind_since)
         gap = self._gap(now, "the last canary that was seen is older than this", since=self._blind_since)
         return [blind, gap]
@@ -341,15 +368,24 @@ class Loop:
         if missed:
             reason = f"the feed {self._name()} missed {counted(missed, 'change')} of listeners; a comparison found them"
             events.append(self._gap(now, reason, count=missed, since=self._compared_at))
-        self._compared_at = now.wall
+        self._compared_at, self._compared_ns = now.wall, now.monotonic_ns
         return events
 
     # --- policy and state ------------------------------------------------------------------------------------------
 
+    def _judge_by(self, policy: Policy | None) -> Judging | None:
+        if policy is None:
+            return None
+        if self._look is not None:
+            return Judging(policy)  # of tables that are not this machine's
+        from portbook.watching.evidence import Collector
+
+        return Judging(policy, Collector(policy).collect)
+
     def replace_policy(self, policy: Policy | None) -> list[Event]:
         """Judge by another policy from now on; None: by none."""
         now = self._clock.now()
-        self._judging = None if policy is None else Judging(policy)
+        self._judging = self._judge_by(policy)
         events = [] if policy is None else [self._policy_loaded(policy, now)]
         return self._count(events + self._register.replace_policy(self._judging, now))
 

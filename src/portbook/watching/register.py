@@ -40,7 +40,7 @@ CONFIRM_NS = SECOND_NS  # two readings that agree are at least so far apart
 class Followed:
     """An open socket."""
 
-    __slots__ = ("at", "change", "identity", "judgement", "key", "rule", "since_ns", "socket")
+    __slots__ = ("at", "began", "change", "identity", "judgement", "key", "rule", "since_ns", "socket")
 
     def __init__(self, key: SocketKey, socket: Socket, change: Change, identity: PortIdentity, at: datetime) -> None:
         self.key = key
@@ -49,6 +49,7 @@ class Followed:
         self.identity = identity
         self.at = at
         self.since_ns = change.at_ns
+        self.began = True  # False: it was there before it was first seen
         self.judgement: Judgement | None = None
         self.rule: str | None = None  # that it violates
 
@@ -187,7 +188,7 @@ class Register:
             events += self._begin(key, _socket_of(change), change, self._wall(now, change.at_ns), kind)
         while self._withheld:
             held = next(iter(self._withheld.values()))
-            if now_ns - held.ended_ns <= self._grace_ns:
+            if now_ns - held.ended_ns < self._grace_ns:
                 break
             events += self._finish(held)
         for text, flaps in self._flaps.settled(now_ns):
@@ -207,7 +208,7 @@ class Register:
         if self._bound:
             due.append(next(iter(self._bound.values()))[1].at_ns + self._bound_ns)
         if self._withheld:
-            due.append(next(iter(self._withheld.values())).ended_ns + self._grace_ns + 1)
+            due.append(next(iter(self._withheld.values())).ended_ns + self._grace_ns)
         return min((ns for ns in due if ns is not None), default=None)
 
     def replace_policy(self, judging: Judging | None, now: Moment) -> list[Event]:
@@ -344,15 +345,16 @@ class Register:
             if key not in self._sockets:
                 self._bound[key] = ("opened", change)
                 if len(self._bound) > MOST_WITHHELD:
-                    yield from self._begin_oldest(at)
+                    yield from self._begin_oldest(change.at_ns, at)
             return
         yield from self._begin(key, socket, change, at, "opened")
 
-    def _begin_oldest(self, at: datetime) -> Iterator[Event]:
+    def _begin_oldest(self, at_ns: int, at: datetime) -> Iterator[Event]:
         """Report a socket that is only bound early, so that not too many wait."""
         key = next(iter(self._bound))
         kind, change = self._bound.pop(key)
-        yield from self._begin(key, _socket_of(change), change, at, kind)
+        began = at - timedelta(microseconds=(at_ns - change.at_ns) // 1000)
+        yield from self._begin(key, _socket_of(change), change, began, kind)
 
     def _listen(self, change: Change, at: datetime) -> Iterator[Event]:
         self._bound.pop(change.key, None)
@@ -459,11 +461,12 @@ class Register:
         text = identity.text
         events: list[Event] = []
         held = self._held.get(text)
-        if held is not None and held.ended is not None and change.at_ns - held.ended_ns > self._grace_ns:
+        if held is not None and held.ended is not None and change.at_ns - held.ended_ns >= self._grace_ns:
             events += self._finish(held)
             held = None
         before = previous = lasted_ms = flaps = None
         begins = False
+        began = kind != "present"
         if held is None:
             before = self._end_elsewhere(identity, events)
             held = self._held[text] = Held(identity)
@@ -480,6 +483,7 @@ class Register:
             if flaps is not None and flaps.flapping and not begins:
                 severity = "quiet"
         followed = Followed(key, socket, change, identity, at)
+        followed.began = began
         self._follow(followed, held)
         count = max(1, len(held.sockets))
         events += self._emit(
@@ -887,7 +891,7 @@ def _owners_text(socket: Socket) -> str:
 
 def _lasted_ms(followed: Followed, at_ns: int) -> float | None:
     """How long it was open; None: it was there before it was first seen."""
-    if not followed.change.exact and followed.change.kind == "listening" and not followed.change.reason:
+    if not followed.began:
         return None
     return max(0, at_ns - followed.since_ns) / 1e6
 
