@@ -64,6 +64,8 @@ class Processes:
         pid, started_ns, _, group, uid = key
         ticks = (started_ns + self._ahead_ns) * TICKS // 1_000_000_000
         owner = Owner(pid)
+        if not started_ns:
+            ticks = _start_ticks(pid) or 0
         if _start_ticks(pid) == ticks:  # what cannot be it is not looked at
             for enrich in enrichers():
                 (owner,), _ = enrich([owner])
