@@ -24,6 +24,7 @@ from portbook.watching.feeds.bpf.record import (
     MPTCP,
     OF_KERNEL,
     RELEASED,
+    UNLISTENED,
     Record,
 )
 
@@ -60,8 +61,10 @@ class Changes:
             if kind == ATTEMPT:
                 attempt = attempts.begin(record[7], record)
                 self._doer(record)  # now: it may end before it is known whether it succeeded
-            else:
+            elif kind != UNLISTENED:  # which may be the work of another thread
                 attempt = attempts.end(record[7])
+            else:
+                attempt = None
             if attempt is not None and (kind != BOUND or attempt[1] != record[1]):
                 add(self._change("failed", attempt))
                 attempt = None
@@ -167,7 +170,7 @@ class Changes:
         return Change(kind, at_ns, cookie, socket, doer.parents, doer.gone, True, 1, reason)
 
     def _doer(self, record: Record) -> Doer:
-        return self._processes.of((record[8], record[3], record[12], record[2], record[9]), record[6])
+        return self._processes.of((record[8], record[3], record[12], record[2], record[9]), record[6], record[7])
 
     def _zone_or_device(self, netns: int, interface: int, address: str) -> tuple[str | None, str | None]:
         """The interface of a socket, as the zone of its link-local address or as the device that it is bound to."""

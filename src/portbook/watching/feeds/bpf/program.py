@@ -67,7 +67,7 @@ RING_RESERVE, RING_SUBMIT, CURRENT_TASK_BTF = 131, 132, 158
 CREATE = 1  # BPF_SK_STORAGE_GET_F_CREATE
 # Kinds of programs and where they are attached.
 CGROUP_SOCK, CGROUP_SOCK_ADDR = 9, 18
-BIND4, BIND6, POST_BIND4, POST_BIND6, RELEASE = 8, 9, 12, 13, 34
+BIND4, BIND6, CONNECT4, CONNECT6, POST_BIND4, POST_BIND6, RELEASE = 8, 9, 10, 11, 12, 13, 34
 # struct bpf_sock_addr, struct bpf_sock.
 ADDR_IP4, ADDR_IP6, ADDR_PORT, ADDR_PROTOCOL = 4, 8, 24, 36
 SOCK_PROTOCOL, SOCK_STATE = 12, 72
@@ -86,7 +86,11 @@ COPY = SCRATCH - MOST_COPIED  # below it, of the socket
 # Fields that are left out, because to find them takes time: the attempt has those of a success, and who ends a socket
 # is of no interest.
 OF_PROCESS = ("cgroup", "started_ns", "name", "uid", "executions", "netns")
-BRIEF: dict[int | None, tuple[str, ...]] = {BOUND: ("at_ns", *OF_PROCESS), RELEASED: OF_PROCESS}
+BRIEF: dict[int | None, tuple[str, ...]] = {
+    BOUND: ("at_ns", *OF_PROCESS),
+    CONNECTING: OF_PROCESS,
+    RELEASED: OF_PROCESS,
+}
 
 
 class Maps(Struct, frozen=True):
@@ -120,8 +124,10 @@ def build(places: Mapping[str, Place | None], maps: Maps) -> tuple[HookProgram, 
         HookProgram("IPv4 binds", CGROUP_SOCK, POST_BIND4, _Writer(known, maps).bound((V4, 0))),
         HookProgram("IPv4 attempts", CGROUP_SOCK_ADDR, BIND4, _Writer(known, maps).attempt(AF_INET)),
     ]
+    programs.append(HookProgram("IPv4 connects", CGROUP_SOCK_ADDR, CONNECT4, _Writer(known, maps).connect()))
     if all(path in known for path in V6):
         programs += [
+            HookProgram("IPv6 connects", CGROUP_SOCK_ADDR, CONNECT6, _Writer(known, maps).connect()),
             HookProgram(
                 "IPv6 binds", CGROUP_SOCK, POST_BIND6, _Writer(known, maps).bound((V6[0], 0), (V6[0], POINTER))
             ),
@@ -149,10 +155,7 @@ class _Writer:
         code.move(R6, R1, "the context stays in r6")
         code.load(R9, R6, ADDR_PROTOCOL, 4, "protocol")
         self._only_tcp_and_udp(R9)
-        code.move(R3, R6, "the kernel's side of the context")
-        code.change(R3, "+", self.places["bpf_sock_addr_kern.sk"].offset, "where it has the socket")
-        self._read_scratch(R3, POINTER)
-        code.load(R7, R10, SCRATCH, POINTER, "the socket")
+        self._find_socket()
         code.load(R1, R6, ADDR_PORT, 4, "the wanted port, in network byte order")
         code.jump_if(R1, "!=", 0, "wanted", "a certain port")
         self._leave_if_without_port()
@@ -172,6 +175,20 @@ class _Writer:
                 code.load(R1, R6, ADDR_IP6 + at, 4, "a word of the wanted address")
                 code.store(R8, PLACES["address"] + at, 4, R1, "address")
         return self._finish(ATTEMPT)
+
+    def connect(self) -> Code:
+        """A bound UDP socket that becomes a client. What TCP does is seen by its state."""
+        code = self.code
+        code.load(R9, R1, ADDR_PROTOCOL, 4, "protocol")
+        code.jump_if(R9, "!=", UDP, "out", "not UDP")
+        code.move(R6, R1, "the context stays in r6")
+        self._find_socket()
+        self._copy_socket()
+        self._load_copied(R1, COMMON + "skc_num")
+        code.jump_if(R1, "==", 0, "out", "it was not bound")
+        self._reserve(CONNECTING)
+        self._write_port_and_address()
+        return self._finish(CONNECTING)
 
     def bound(self, *addresses: tuple[str, int]) -> Code:
         """A success.
@@ -254,6 +271,13 @@ class _Writer:
         return self._finish(None)
 
     # --- steps
+
+    def _find_socket(self) -> None:
+        """Where the socket of a struct bpf_sock_addr is, into R7."""
+        self.code.move(R3, R6, "the kernel's side of the context")
+        self.code.change(R3, "+", self.places["bpf_sock_addr_kern.sk"].offset, "where it has the socket")
+        self._read_scratch(R3, POINTER)
+        self.code.load(R7, R10, SCRATCH, POINTER, "the socket")
 
     def _only_tcp_and_udp(self, protocol: Register) -> None:
         self.code.jump_if(protocol, "==", TCP, "protocol", "TCP")

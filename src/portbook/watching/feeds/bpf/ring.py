@@ -74,6 +74,7 @@ class Ring:
         :param wake: whether the descriptor is to become readable with the next record
         """
         self._read_to[0] = self._position if wake else max(self._read_to[0], self._position - IN_RING.size)
+        self._order()
 
     def is_empty(self) -> bool:
         """Whether everything was taken, also what was still being written."""

@@ -84,13 +84,13 @@ class Subscription:
     def _take_records(self) -> list[Change]:
         records = self._ring.take()
         now = monotonic()
+        is_recent = now - self._last < 2 * PAUSE_S
         if records:
-            self._is_busy = now - self._last < 2 * PAUSE_S
             self._last = now
-        elif now - self._last > 2 * PAUSE_S:
-            self._is_busy = False
         changes = self._changes.of(records)
-        self._ring.free(wake=not self._is_busy)
+        self._ring.free(wake=not is_recent)
+        # What came meanwhile, or is still being written, wakes nobody.
+        self._is_busy = is_recent or not self._ring.is_empty()
         lost = self._ring.lost()
         if lost != self._lost:
             changes.append(self._loss(lost))
