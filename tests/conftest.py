@@ -20,7 +20,12 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from portbook import testing
+from tests import beside
 from tests.components import need
+
+# The tests start thousands of processes that import portbook; without bytecode each compiles it, half of their time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # How long an example takes says how busy the machine is.
 settings.register_profile("portbook", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -82,6 +87,7 @@ def pytest_configure(config: pytest.Config) -> None:
     exec(2) keeps ignored signals ignored and gives handled ones their default action. So both get handlers: Ctrl-C has
     its usual one, and a hang-up ends a child, but not the tests.
     """
+    beside.register(config)
     config.addinivalue_line("markers", "timeout(seconds): the limit of a test that needs more than the others")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -70,7 +70,7 @@ class Namespace:
     def __init__(self) -> None:
         self._outside: list[int] = []
         self._started: list[tuple[subprocess.Popen[bytes], str]] = []
-        self._logs = tempfile.mkdtemp(prefix="netlab-")
+        self._logs: str | None = None  # a directory, once something is started
         home = _own_namespace()
         try:
             _check(_libc().unshare(CLONE_NEWNET), "unshare")
@@ -108,6 +108,7 @@ class Namespace:
 
     def start(self, *command: str) -> subprocess.Popen[bytes]:
         """Start a command that ends with the namespace; its input is open and silent, what it says is in ``log``."""
+        self._logs = self._logs or tempfile.mkdtemp(prefix="netlab-")
         name = os.path.join(self._logs, str(len(self._started)))
         with self, open(name, "wb") as log:
             process = subprocess.Popen(
@@ -136,9 +137,10 @@ class Namespace:
     def sysctl(self, name: str, value: object) -> None:
         """Set a variable of the network stack, of this namespace alone: sysctl net.ipv4.icmp_ratelimit."""
         path = "/proc/sys/" + name.replace(".", "/")
-        need(os.path.exists(path), f"the kernel's {name}")
-        with self, open(path, "w", encoding="ascii") as file:
-            file.write(str(value))
+        with self:
+            need(os.path.exists(path), f"the kernel's {name}")
+            with open(path, "w", encoding="ascii") as file:
+                file.write(str(value))
 
     def add(self, address: str, device: str = "link0") -> None:
         """Give a device one more address, in the network of its first."""
@@ -176,7 +178,8 @@ class Namespace:
         for process, _ in self._started:
             _reap(process)
         os.close(self.descriptor)
-        shutil.rmtree(self._logs, ignore_errors=True)
+        if self._logs is not None:
+            shutil.rmtree(self._logs, ignore_errors=True)
 
 
 class Lab(NamedTuple):
@@ -185,6 +188,17 @@ class Lab(NamedTuple):
     client: Namespace
     target: Namespace
     router: Namespace | None = None
+
+
+@contextlib.contextmanager
+def namespace() -> Iterator[Namespace]:
+    """A namespace with nothing but its loopback device, which ends with the block; the thread is not in it yet."""
+    needed()
+    space = Namespace()
+    try:
+        yield space
+    finally:
+        space.close()
 
 
 @contextlib.contextmanager

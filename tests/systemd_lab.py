@@ -35,13 +35,14 @@ for procs in $(find /sys/fs/cgroup -maxdepth 2 -name cgroup.procs); do
         echo $$ > "$own/cgroup.procs"
     fi
 done
-exec unshare --cgroup --pid --fork --kill-child --mount-proc --net --uts --ipc sh -ec "$2"
+exec unshare --cgroup --pid --fork --kill-child --mount-proc --net --uts --ipc sh -ec "$2" sh "$3"
 """
 INSIDE = r"""
 ip link set lo up
 mount -t tmpfs tmpfs /run
 mkdir -p /run/systemd/system /run/lock
 mount -t tmpfs tmpfs /etc/systemd
+eval "$1"
 if [ "$(stat -f -c %T /sys/fs/cgroup)" = cgroup2fs ]; then
     umount -l /sys/fs/cgroup
     mount -t cgroup2 cgroup2 /sys/fs/cgroup
@@ -90,13 +91,16 @@ class Lab(NamedTuple):
 
 
 @contextlib.contextmanager
-def running_systemd() -> Iterator[Lab]:
-    """Start one; skip the test if this machine cannot."""
+def running_systemd(prepare: str = "") -> Iterator[Lab]:
+    """Start one; skip the test if this machine cannot.
+
+    :param prepare: shell that runs in its namespaces before it does
+    """
     need(os.geteuid() == 0 and os.path.exists(SYSTEMD), "root and systemd")
     for program in ("systemctl", "unshare", "nsenter"):
         need(shutil.which(program) is not None, program)
     name = f"portbook-test-{os.getpid()}"
-    command = ["unshare", "--mount", "sh", "-c", OUTSIDE, "sh", name, INSIDE]
+    command = ["unshare", "--mount", "sh", "-c", OUTSIDE, "sh", name, INSIDE, prepare]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
         running = Lab(_first_process(process))

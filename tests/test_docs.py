@@ -24,6 +24,7 @@ from portbook.scanner.udp import refusals, schedule, state
 from portbook.sources.base import CAPABILITIES, Capability
 from portbook.stop import protected
 from portbook.stop import records as stop_records
+from portbook.store import records as store_records
 from portbook.verdict.findings import CODES, Finding, FindingCode
 from portbook.verdict.judge import Verdict
 
@@ -75,6 +76,12 @@ JSON_RECORDS = (
     stop_records.Refusal,
     supervisor.Supervisor,
     stop_records.Ended,
+    store_records.Interval,
+    store_records.Unwatched,
+    store_records.Excerpt,
+    store_records.PastHolding,
+    store_records.Verification,
+    store_records.Break,
 )
 OTHER_PAGES = (FindingCode, stop_records.RefusalCode)  # in why.md and stop.md: the tests below
 

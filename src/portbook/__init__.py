@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from portbook.verdict.judge import Verdict
     from portbook.verdict.why import why
     from portbook.waiting import wait_for
+    from portbook.watching.stream import watch
 
 # The module of each public name; it is imported on first use, so that "portbook --version" imports none of them.
 _HOMES = {
@@ -61,6 +62,7 @@ _HOMES = {
     "store.reader": "History",
     "records": "Gap Holder Holding Listing Owner Socket",
     "waiting": "wait_for",
+    "watching.stream": "watch",
 }
 
 __all__ = [
@@ -100,6 +102,7 @@ __all__ = [
     "scan",
     "take",
     "wait_for",
+    "watch",
     "who",
     "why",
 ]

@@ -2,6 +2,7 @@
 
     PortbookError                 exit code
     ├── UsageError                2   the request is not valid
+    │   └── PolicyError           2   a policy is not valid
     ├── SourceError               5   a source of data failed
     │   ├── SourceMissing         5   not on this system, or not in this version of it
     │   ├── SourceDenied          5   more privilege is needed
@@ -18,7 +19,7 @@ Errors of the system and of libraries are translated once, where they happen, an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class PortbookError(Exception):
@@ -43,6 +44,23 @@ class UsageError(PortbookError):
     """The request is not valid; the hint names what is."""
 
     exit_code = 2
+
+
+class PolicyError(UsageError):
+    """A policy is not valid.
+
+    :param problems: every mistake, with its place: ``portbook.watching.policy.Problem``; or a message as text
+    """
+
+    def __init__(self, problems: Sequence[object] | str, hint: str | None = None) -> None:
+        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        more = len(self.problems) - 1
+        mistakes = "mistake" if more == 1 else "mistakes"
+        super().__init__(str(self.problems[0]), hint or (f"and {more} more {mistakes}" if more else None))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle the problems: by default exceptions pickle the message."""
+        return type(self), (self.problems, self.hint)
 
 
 class SourceError(PortbookError):

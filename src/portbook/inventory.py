@@ -132,9 +132,15 @@ class _AheadSearch:
 # --- sources -------------------------------------------------------------------------------------------------------
 
 
-def select(request: Query, source: str | None = None) -> tuple[str, list[Socket], list[Gap]]:
-    """The sockets of this network namespace without their owners: name of the source, sockets, gaps."""
-    selection = _select(request, push_down(request), source, with_owners=False)
+def select(
+    request: Query, source: str | None = None, *, all_namespaces: bool = False
+) -> tuple[str, list[Socket], list[Gap]]:
+    """The sockets without their owners: name of the source, sockets, gaps.
+
+    :param all_namespaces: other network namespaces too, where the source sees them
+    """
+    wanted = replace(push_down(request), all_namespaces=all_namespaces)
+    selection = _select(request, wanted, source, with_owners=False)
     return selection.source, selection.sockets, selection.gaps
 
 

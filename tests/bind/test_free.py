@@ -30,8 +30,8 @@ def command(*arguments: str, **more: object) -> subprocess.CompletedProcess[str]
 @pytest.fixture
 def space(own_network):
     """A separate network: no other program takes a port meanwhile."""
-    netlab.needed()
-    return netlab.Namespace()
+    with netlab.namespace() as space:
+        yield space
 
 
 def test_a_hundred_can_really_be_bound(own_network):

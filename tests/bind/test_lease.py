@@ -25,8 +25,8 @@ TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
 
 @pytest.fixture
 def space(own_network):
-    netlab.needed()
-    return netlab.Namespace()
+    with netlab.namespace() as space:
+        yield space
 
 
 def whole(held):

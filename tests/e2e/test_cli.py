@@ -149,7 +149,7 @@ MISTAKES = [
     ("who abc", "port 'abc'", "portbook list abc"),
     ("stop nginx", "port 'nginx'", "portbook list nginx"),
     ("completion bash", "'completion'", "_PORTBOOK_COMPLETE=bash_source"),
-    ("who -- -80", "port '-80'", "1 to 65535"),
+    ("who -- -80", "port '-80'", "write 1-80"),
     ("who 80 abc", "port 'abc'", "portbook list abc"),
     ("who example.org:443", "not an address of this machine", "portbook dial example.org:443"),
     ("who 203.0.113.77:443", "not an address of this machine", "portbook dial 203.0.113.77:443"),

@@ -286,8 +286,7 @@ def peak_megabytes(host, *words):
 @pytest.mark.parametrize("options", [[], ["--no-breaker"], ["--udp"]], ids=" ".join)
 def test_memory_does_not_grow_with_the_scan(options):
     """65,535 ports of 256 addresses, of which most are silent, for a while and for three times as long."""
-    netlab.needed()
-    with contextlib.closing(netlab.Namespace()) as space:
+    with netlab.namespace() as space:
         space.nft("tcp flags & (syn | ack) == syn tcp dport 1000-65535 drop", "udp dport 1000-60000 drop")
         words = ["scan", "127.0.0.0/24", "-p", "1-65535", "--jsonl", "--timeout", "0.05", *options]
         brief, longer = (peak_megabytes(space, *words, "--deadline", seconds) for seconds in ("1", "3"))

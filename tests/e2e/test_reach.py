@@ -103,12 +103,8 @@ def outcomes_with_a_dns_server(names):
 
 @pytest.mark.root
 def test_what_a_real_resolver_says_about_names():
-    netlab.needed()
-    space = netlab.Namespace()
-    try:
+    with netlab.namespace() as space:
         missing, broken, refused = space.call(outcomes_with_a_dns_server, ["missing", "broken", "refused"])
-    finally:
-        space.close()
     assert missing == ("name-not-found", "EAI_NONAME")
     assert broken == ("lookup-failed", "EAI_AGAIN")
     assert refused == ("lookup-failed", "EAI_AGAIN")

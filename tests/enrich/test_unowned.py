@@ -12,9 +12,9 @@ import pytest
 
 from portbook import sources, take, who, why
 from portbook.testing import child
+from tests import netlab
 from tests.components import need
 from tests.conftest import NOBODY, ROOT, as_user
-from tests.netlab import Namespace, needed
 
 if sys.platform != "linux":
     pytest.skip("io_uring, and what the kernel itself has, are of Linux", allow_module_level=True)
@@ -29,15 +29,11 @@ PORT = 14789
 @pytest.fixture(scope="module")
 def tunnel():
     """A namespace with a vxlan interface, whose name is hostile, and nothing else."""
-    needed()
-    namespace = Namespace()
     name = "vx\u202e0"
-    namespace.run("ip", "link", "add", name, "type", "vxlan", "id", "7", "dstport", str(PORT), "dev", "lo")
-    namespace.run("ip", "link", "set", name, "up")
-    try:
-        yield namespace, f"vxlan {name}"
-    finally:
-        os.close(namespace.descriptor)
+    with netlab.namespace() as space:
+        space.run("ip", "link", "add", name, "type", "vxlan", "id", "7", "dstport", str(PORT), "dev", "lo")
+        space.run("ip", "link", "set", name, "up")
+        yield space, f"vxlan {name}"
 
 
 @pytest.mark.parametrize("source", BY_INODE)
@@ -86,14 +82,10 @@ def test_who_and_why_and_list_say_it(tunnel):
 
 
 def test_the_remedy_names_the_interface():
-    needed()
-    namespace = Namespace()
-    namespace.run("ip", "link", "add", "vx0", "type", "vxlan", "id", "7", "dstport", str(PORT), "dev", "lo")
-    namespace.run("ip", "link", "set", "vx0", "up")
-    try:
-        verdict = namespace.call(_why)
-    finally:
-        os.close(namespace.descriptor)
+    with netlab.namespace() as space:
+        space.run("ip", "link", "add", "vx0", "type", "vxlan", "id", "7", "dstport", str(PORT), "dev", "lo")
+        space.run("ip", "link", "set", "vx0", "up")
+        verdict = space.call(_why)
     (remedy,) = [finding.remedy for finding in verdict.findings if finding.remedy]
     assert remedy.startswith("end it where it is configured: ip link delete vx0;")
 

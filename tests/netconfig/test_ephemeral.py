@@ -83,11 +83,10 @@ def test_sysctl_agrees():
 @LINUX
 def test_connections_get_ephemeral_ports():
     """In a network of ten ephemeral ports, two of them reserved: connections have all the others, and no more."""
-    netlab.needed()
-    space = netlab.Namespace()
-    space.sysctl("net.ipv4.ip_local_port_range", "40000 40009")
-    space.sysctl("net.ipv4.ip_local_reserved_ports", "40003,40007")
-    used, found = space.call(_used)
+    with netlab.namespace() as space:
+        space.sysctl("net.ipv4.ip_local_port_range", "40000 40009")
+        space.sysctl("net.ipv4.ip_local_reserved_ports", "40003,40007")
+        used, found = space.call(_used)
     assert used == {port for port in range(1, 65536) if found.has(port)}
     assert len(used) == 8
 

@@ -20,8 +20,8 @@ from tests.components import need
 
 on_posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and modes of POSIX")
 START_S = 20.0  # Python starts in less, also under load and under Wine
-LIMIT_S = 2.0
-TOLERANCE = 0.1  # of the limit
+LIMIT_S = 1.0
+MARGIN_S = 4.0  # for a machine under load; a limit that is not kept would be missed by more
 SLEEP_S = 30  # of programs that must be killed; they end by themselves if they are not
 SLEEP = f"import time; time.sleep({SLEEP_S})"
 ENVIRONMENT = dict(os.environ)
@@ -140,7 +140,7 @@ def assert_limit_is_kept(script: str) -> None:
     began = time.monotonic()
     with pytest.raises(SourceTimeout, match=f"^tool did not finish within {LIMIT_S:g} s$"):
         run(script, LIMIT_S, name="tool")
-    assert LIMIT_S <= time.monotonic() - began <= LIMIT_S * (1 + TOLERANCE)
+    assert LIMIT_S <= time.monotonic() - began <= LIMIT_S + MARGIN_S
 
 
 def test_a_silent_program():

@@ -27,13 +27,8 @@ NAME = f"portbook-published-{os.getpid()}"
 
 @pytest.fixture
 def network():
-    netlab.needed()
-    space = netlab.Namespace()
-    try:
-        with space:
-            yield space
-    finally:
-        space.close()
+    with netlab.namespace() as space, space:
+        yield space
 
 
 @pytest.fixture

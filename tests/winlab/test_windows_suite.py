@@ -77,7 +77,7 @@ def test_an_excluded_port_is_told_from_one_that_is_held(counts):
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [(["-c", "raise SystemExit(3)"], 3), (["-t", "3", "-c", "import time; time.sleep(60)"], TIME_OUT)],
+    [(["-c", "raise SystemExit(3)"], 3), (["-t", "1", "-c", "import time; time.sleep(60)"], TIME_OUT)],
 )
 def test_the_laboratory_reports_how_a_program_ended(laboratory, arguments, code):
     done = subprocess.run(
@@ -90,16 +90,17 @@ def test_the_laboratory_reports_how_a_program_ended(laboratory, arguments, code)
 
 
 def test_the_laboratory_is_used_by_one_at_a_time(laboratory):
-    holder = subprocess.Popen([str(laboratory / "winns"), "sleep", "3"], stdin=subprocess.DEVNULL)
+    holder = subprocess.Popen([str(laboratory / "winns"), "cat"], stdin=subprocess.PIPE)
     try:
         assert_locked(laboratory)
     finally:
+        holder.stdin.close()
         assert holder.wait(60) == 0
 
 
 def assert_locked(laboratory: Path) -> None:
     lock = str(laboratory / "lock")
-    for _ in range(50):
+    for _ in range(300):
         if subprocess.run(["flock", "-n", lock, "true"], check=False).returncode != 0:
             break
         time.sleep(0.1)

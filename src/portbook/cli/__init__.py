@@ -28,6 +28,8 @@ COMMANDS = {
     "stop": "stop",
     "scan": "scan",
     "probe": "probe",
+    "watch": "watch",
+    "history": "history",
     "sources": "sources",
     "man": "man",
     "help": "help",

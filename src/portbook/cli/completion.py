@@ -45,6 +45,8 @@ SUMMARIES = {
     "stop": "End the processes that hold a port.",
     "scan": "Find out which ports answer.",
     "probe": "Probe UDP ports with requests of their services.",
+    "watch": "Report every port that is bound, every bind that fails, and every end, until Ctrl-C.",
+    "history": "Show who held which port when, as portbook watch has recorded it.",
     "sources": "Show the data sources of this machine.",
     "man": "Print the manual page.",
     "help": "Show the help text of a command, or of portbook.",
@@ -436,6 +438,28 @@ def _terms(ctx: click.Context, written: str) -> Iterator[Item]:
         yield from _held_ports(ctx, "")
 
 
+def _recorded_terms(ctx: click.Context, written: str) -> Iterator[Item]:
+    """The terms of a query, and the kinds of events."""
+    field, colon, _ = written.partition(":")
+    if colon and field == "event":
+        from portbook.events import MEANINGS
+
+        yield from ((f"event:{kind}", about) for kind, about in MEANINGS.items())
+        return
+    if not colon:
+        yield "verify", "check that nothing was altered"
+        yield "event:", "kind of event"
+    yield from _terms(ctx, written)
+
+
+def _moments(_: click.Context, __: str) -> Iterator[Item]:
+    yield "yesterday", "the beginning of yesterday; with a time behind a blank"
+    yield "today", "the beginning of today"
+    yield "monday", "the beginning of this or the last Monday"
+    yield "1h", "an hour ago"
+    yield "1d", "24 hours ago"
+
+
 def _protocols(_: click.Context, __: str) -> Iterator[Item]:
     yield "tcp", "TCP"
     yield "udp", "UDP"
@@ -486,6 +510,11 @@ VALUES: dict[tuple[str, str], Values] = {
     ("scan", "ports"): _groups,
     ("probe", "words"): _hosts,
     ("probe", "more"): _groups,
+    ("history", "query"): _recorded_terms,
+    ("history", "at"): _moments,
+    ("history", "since"): _moments,
+    ("history", "until"): _moments,
+    ("who", "at"): _moments,
     ("help", "name"): _commands,
 }
-FILES = {("scan", "xml_path")}  # parameters that are a file
+FILES = {("scan", "xml_path"), ("history", "path"), ("who", "path")}  # parameters that are a file

@@ -10,9 +10,9 @@ import click
 from portbook.cli import portbook
 from portbook.errors import PortbookError
 
-YES, NO, USAGE, GAPS, UNKNOWN = 0, 1, 2, 3, 5
+YES, NO, USAGE, GAPS, VIOLATED, UNKNOWN, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 # Commands whose output alone is what they are for: a reader that goes away has seen enough of it (head(1), a pager).
-READINGS = frozenset(("list", "scan", "probe", "sources", "man", "help", None))  # None: help
+READINGS = frozenset(("list", "scan", "probe", "sources", "watch", "history", "man", "help", None))  # None: help
 COMPLETE = "_PORTBOOK_COMPLETE"  # set by the shell's completion script
 
 

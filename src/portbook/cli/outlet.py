@@ -38,6 +38,11 @@ class Outlet:
         return self._queued == 0
 
     @property
+    def has_room(self) -> bool:
+        """Whether there is room for much more than one line."""
+        return self._queued <= self._most // 2
+
+    @property
     def reader_is_gone(self) -> bool:
         """Whether the other end of a pipe was closed, also if nothing was written since then (poll(2), POLLERR)."""
         if isinstance(self.failure, BrokenPipeError):

@@ -14,7 +14,9 @@ from typing import Any
 from portbook.cli.outlet import Outlet
 
 ENTER, LEAVE = "\x1b[?1049h\x1b[?25l\x1b[H\x1b[2J", "\x1b[0m\x1b[?25h\x1b[?1049l"
-HOME, REST_OF_LINE, REST_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
+HOME = "\x1b[H"
+CLEAR_LINE = "\x1b[K"  # in front of a text: behind one that fills its line, it would clear the last character
+FALLBACK = 80, 24  # a terminal that does not say its size
 MOST_KEYS = 100  # bytes that are read at once
 LEAVE_LIMIT_S = 1.0  # a terminal that was stopped with Ctrl-S does not hold up the end for longer
 
@@ -70,12 +72,20 @@ class Screen:
         """A descriptor that is readable when a key was pressed; -1 where there is none."""
         return sys.stdin.fileno() if self._has_keys and sys.platform != "win32" else -1
 
+    def size(self) -> tuple[int, int]:
+        """Columns and rows, now: a window may change its size."""
+        try:
+            size = os.get_terminal_size(sys.stdout.fileno())
+        except OSError:
+            return FALLBACK
+        return size.columns or FALLBACK[0], size.lines or FALLBACK[1]
+
     def draw(self, lines: list[str]) -> bool:
-        """Show these lines; False if the terminal has not taken the last ones yet."""
+        """Show these lines, as many as the screen has; False if the terminal has not taken the last ones yet."""
         if not self._outlet.idle:
             return False
-        body = (REST_OF_LINE + "\r\n").join(lines)
-        return self._outlet.put((HOME + body + REST_OF_LINE + REST_OF_SCREEN).encode(self._outlet.encoding, "replace"))
+        body = "\r\n".join(CLEAR_LINE + line for line in lines)
+        return self._outlet.put((HOME + body).encode(self._outlet.encoding, "replace"))
 
     def suspend(self) -> None:
         """Give the shell its terminal back as it was and stop, as Ctrl-Z does; with ``fg`` the screen comes back."""

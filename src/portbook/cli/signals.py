@@ -15,6 +15,7 @@ from typing import Any
 SIGNALLED = 128  # and the number of the signal: the exit code that shells show
 # By the name in signal: Windows has SIGBREAK for Ctrl-Break, and neither SIGHUP nor SIGQUIT.
 ENDING = ("SIGINT", "SIGTERM", "SIGQUIT", "SIGBREAK")
+INTERRUPTS = frozenset(getattr(signal, name, signal.SIGINT) for name in ("SIGINT", "SIGBREAK"))
 RELOADING = ("SIGHUP",)
 SUSPENDING = ("SIGTSTP",)
 
@@ -65,6 +66,20 @@ class Signals:
             for descriptor in self._wakeup:
                 os.close(descriptor)
             self._wakeup = None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C, or Ctrl-Break of Windows, asks for the end."""
+        return self.ended_by in INTERRUPTS
+
+    def end(self) -> None:
+        """Ask for the end as SIGTERM does; from another thread, too."""
+        if self.ended_by is None:
+            self.ended_by = signal.SIGTERM
+
+    def ask_for_reload(self) -> None:
+        """Ask for a reload as SIGHUP does; from another thread, too."""
+        self.reload = True
 
     def fileno(self) -> int:
         """A descriptor that is readable when a signal has come; -1 where there is none."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from portbook.cli import base, exits, output
+from portbook.errors import UsageError
 
 if TYPE_CHECKING:
     from portbook.ports import Ports
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 @base.option("-w", "--wide", is_flag=True, help="show command lines whole")
 @output.json_option
 @base.option("--source", metavar="NAME", help="read this data source; see portbook sources")
+@base.option("--at", metavar="TIME", help="who held it then, as portbook watch has recorded it: 14:03, '2h ago', …")
+@base.option("--db", "path", metavar="FILE", help="with --at: the history; without it that of the user")
 @output.strict_option
 @click.pass_context
 def command(
@@ -29,6 +32,8 @@ def command(
     wide: bool,
     as_json: bool,
     source: str | None,
+    at: str | None,
+    path: str | None,
     strict: bool,
 ) -> int:
     """Show which processes hold a port of this machine.
@@ -37,17 +42,27 @@ def command(
     local port counts: a client that is connected to this port of another machine does not hold it. The exit code is 0
     if every port is held (of a range, at least one), and 1 if one is not.
 
+    With --at, the answer is from the history: who held the port at that moment, as far as is known. The exit code is 1
+    also if nobody watched then and nothing is known.
+
     \b
     Examples:
       portbook who 8080
       portbook who 53/udp https --json
       portbook who 8000-8100
+      portbook who 8080 --at "yesterday 14:03"
       portbook who 8080 >/dev/null || start-the-server
     """
     from portbook.ports import parse_several
     from portbook.render import holding as render
 
     requested = parse_several(base.given(ctx, ports, more))
+    if at is not None:
+        from portbook.cli import past
+
+        return past.answer(requested, at, path, source, as_json, strict)
+    if path is not None:
+        raise UsageError("--db is for questions about the past", "give --at too")
     groups = [_answers(each, source) for each in requested]
     answers = [answer for group in groups for answer in group]
     if as_json:

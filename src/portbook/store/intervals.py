@@ -9,51 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
-from typing import Literal
 
 from msgspec import Struct
 
 from portbook.events import Event, EventKind
-from portbook.records import Protocol, Reach
+from portbook.store.records import Basis, Interval, Unwatched
 from portbook.store.schema import from_us, to_us
-
-# observed: an event says so. inferred: it was worked out from the start of the process, the end of a watch or a boot.
-Basis = Literal["observed", "inferred"]
-
-
-class Unwatched(Struct, frozen=True):
-    """A time in which something may have happened that the history does not have."""
-
-    since: datetime | None  # None: nobody had watched before
-    until: datetime | None  # None: it lasts
-    reason: str
-
-
-class Interval(Struct, frozen=True, kw_only=True):
-    """A time in which an identity held a port. Texts are hostile input, as those of an event."""
-
-    identity: str
-    protocol: Protocol
-    local_address: str
-    local_port: int
-    reach: Reach | None = None
-    netns: int | None = None
-    netns_name: str | None = None
-    name: str | None = None  # of the process
-    exe: str | None = None
-    command_line: tuple[str, ...] | None = None
-    uid: int | None = None
-    user: str | None = None
-    service: str | None = None
-    container: str | None = None
-    pids: tuple[int, ...] = ()  # of all that held it
-    opened_at: datetime
-    closed_at: datetime | None = None  # None: it lasts, as far as is known
-    start: Basis = "observed"
-    end: Basis | None = None  # None: it lasts
-    gaps: tuple[Unwatched, ...] = ()  # inside of it
-    sequence: int | None = None  # of the event that opened it
-    closed_by: int | None = None  # the sequence of the event that ended it
 
 
 class Times(Struct, gc=False):
@@ -158,6 +119,8 @@ class Ledger:
                 self._follow_clock(event, at_us, event.monotonic_ns)
             if kind != "started":
                 self.watched_until_us = at_us
+        elif self.watched_until_us is None or at_us > self.watched_until_us:
+            self.watched_until_us = at_us
         handle = self._apply.get(kind)
         if handle is None:
             return None

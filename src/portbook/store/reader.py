@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from heapq import merge
+from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +15,27 @@ import msgspec
 from portbook import store
 from portbook.errors import StoreError
 from portbook.events import Event
-from portbook.query import Query
+from portbook.ports import Ports, parse_one, with_protocol
+from portbook.query import Query, term
+from portbook.records import SCHEMA
 from portbook.store import connection, schema, selection
 from portbook.store.chain import Anchor
-from portbook.store.intervals import BlindSpan, Interval, Times, Unwatched, to_interval, to_unwatched
+from portbook.store.intervals import BlindSpan, Times, WatchState, to_interval, to_unwatched
+from portbook.store.records import Interval, PastHolding, Unwatched
 from portbook.store.sqlite import END_INFERRED, START_INFERRED
 
 if TYPE_CHECKING:
-    from portbook.store.verification import Verification
+    from portbook.ports import PortLike
+    from portbook.records import Protocol
+    from portbook.store.records import Verification
 
 PAGE = 1000  # rows that are read at once; no statement is left open, so that the writer is never held up
 MOST_PORTS = 16  # ports that are looked up one by one
 CROWD = 5_000  # intervals of one port
 MOST_GAPS = 10_000
+MOST_MEMBERS = 20_000  # events of a page of intervals that are read for their pids
+MOST_VALUES = 500  # of one statement
+SILENT_S = 120.0  # a watch notes more often than this that it still sees
 NEVER_WATCHED = "no watch had begun"
 
 INTERVAL = "i.id, i.port, i.opened_at, i.closed_at, i.closed_by, i.marks, coalesce(i.kept, e.body)"
@@ -137,21 +146,38 @@ class History:
             since_us = None if since is None else schema.to_us(since)
             until_us = schema.LATEST if until is None else schema.to_us(until)
             rows = self._between(since_us, until_us, wanted)
-        for row in rows:
-            interval = self._interval(row, wanted.test)
-            if interval is not None:
-                yield interval
+        for page in _batches(rows):
+            yield from self._intervals(page, wanted.test)
+
+    def who(self, port: PortLike, at: datetime, protocol: Protocol | None = None) -> PastHolding:
+        """Who held a port at a moment, as far as is known.
+
+        :param port: as for ``portbook.who``
+        :param at: an aware moment
+        :raises UsageError: the port or the protocol is not valid
+        """
+        wanted = with_protocol(parse_one(port), protocol)
+        terms = [term("port", [str(Ports(wanted.port, wanted.port, None, wanted.host))])]
+        if wanted.protocol is not None:
+            terms.append(term("protocol", [wanted.protocol]))
+        intervals = tuple(self.intervals(Query(tuple(terms)), at=at))
+        gaps = tuple(gap for gap in self.unwatched(at, at) if gap.until is None or gap.until > at)
+        return PastHolding(
+            schema=SCHEMA,
+            port=wanted.port,
+            protocol=wanted.protocol,
+            at=at,
+            held=bool(intervals),
+            watched=not gaps,
+            intervals=intervals,
+            gaps=gaps,
+        )
 
     def unwatched(self, since: datetime | None = None, until: datetime | None = None) -> list[Unwatched]:
         """The times in which something may have happened that is not recorded, within these bounds."""
-        since_us = 0 if since is None else schema.to_us(since)
+        since_us = schema.EARLIEST if since is None else schema.to_us(since)
         until_us = schema.LATEST if until is None else schema.to_us(until)
-        found = self._fetch(
-            "SELECT sequence, since, until, reason FROM unwatched WHERE (until >= ? OR until IS NULL) AND since <= ?"
-            f" ORDER BY since LIMIT {MOST_GAPS}",
-            (since_us, until_us),
-        )
-        gaps = [self._guard(lambda row: to_unwatched(BlindSpan(*row)), row) for row in found]
+        gaps = self._gaps_over(since_us, until_us + 1)
         first = self.begin()
         if first is not None and (since is None or since < first):
             gaps.insert(0, Unwatched(None, first, NEVER_WATCHED))
@@ -164,8 +190,6 @@ class History:
 
     def end(self) -> datetime | None:
         """Until when a watch has seen, as far as it has said so; None: nothing was recorded yet."""
-        from portbook.store.intervals import WatchState
-
         found = self._fetch("SELECT value FROM meta WHERE key = 'state'", ())
         if not found:
             return None
@@ -259,28 +283,76 @@ class History:
                 return
             at = position(rows[-1])
 
-    def _interval(self, row: Any, test: Callable[[Event], bool] | None) -> Interval | None:
-        id_, port, opened_us, closed_us, closed_by, marks, body = row
-        opening = self._decode(body, id_)
-        if test is not None and not test(opening):
-            return None
-        times = Times(
-            id_, port, opened_us, bool(marks & START_INFERRED), closed_us, closed_by, bool(marks & END_INFERRED)
-        )
-        members = [self._decode(b, s) for s, b in self._fetch(schema.MEMBERS, (id_,))]
-        gaps = self._gaps_over(opened_us, closed_us)
-        interval: Interval = self._guard(lambda times: to_interval(times, opening, members, gaps), times)
-        return interval
+    def _intervals(self, rows: list[Any], test: Callable[[Event], bool] | None) -> Iterator[Interval]:
+        """The intervals of rows whose first event passes the test. What belongs to them is read for all at once."""
+        kept: list[tuple[Times, Event]] = []
+        for id_, port, opened_us, closed_us, closed_by, marks, body in rows:
+            opening = self._view(body, id_)
+            if test is None or test(opening):
+                is_start_inferred, is_end_inferred = bool(marks & START_INFERRED), bool(marks & END_INFERRED)
+                times = Times(id_, port, opened_us, is_start_inferred, closed_us, closed_by, is_end_inferred)
+                kept.append((times, opening))
+        if not kept:
+            return
+        members = self._members([times.id for times, _ in kept])
+        latest = max(schema.LATEST if times.closed_us is None else times.closed_us for times, _ in kept)
+        gaps = self._gaps_over(min(times.opened_us for times, _ in kept), latest)
+        for times, opening in kept:
+            yield self._to_interval(times, opening, members.get(times.id, ()), gaps)
 
-    def _gaps_over(self, opened_us: int, closed_us: int | None) -> list[Unwatched]:
-        until_us = schema.LATEST if closed_us is None else closed_us
+    def _to_interval(
+        self, times: Times, opening: Event, members: Iterable[Event], gaps: Iterable[Unwatched]
+    ) -> Interval:
+        try:
+            return to_interval(times, opening, members, gaps)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise self._damaged(f"the interval that begins with event {times.id} is not readable") from error
+
+    def _members(self, ids: list[int]) -> dict[int, list[Event]]:
+        """The events that joined or ended intervals, but for those of one holder, which say nothing new."""
+        found: dict[int, list[Event]] = {}
+        for at in range(0, len(ids), MOST_VALUES):
+            some = ids[at : at + MOST_VALUES]
+            marks = ", ".join("?" * len(some))
+            rows = self._fetch(
+                f"SELECT interval, sequence, body FROM events WHERE interval IN ({marks}) AND interval < sequence"
+                f" ORDER BY sequence LIMIT {MOST_MEMBERS}",
+                some,
+            )
+            for interval, sequence, body in rows:
+                found.setdefault(interval, []).append(self._view(body, sequence))
+        return found
+
+    def _gaps_over(self, since_us: int, until_us: int) -> list[Unwatched]:
         found = self._fetch(
             "SELECT sequence, since, until, reason FROM unwatched WHERE until > ? AND since < ?"
             " UNION ALL SELECT sequence, since, until, reason FROM unwatched WHERE until IS NULL AND since < ?"
-            f" LIMIT {MOST_GAPS}",
-            (opened_us, until_us, until_us),
+            f" ORDER BY since LIMIT {MOST_GAPS}",
+            (since_us, until_us, until_us),
         )
-        return [self._guard(lambda row: to_unwatched(BlindSpan(*row)), row) for row in found]
+        gaps = [self._guard(lambda row: to_unwatched(BlindSpan(*row)), row) for row in found]
+        ended = self._ended()
+        if ended is not None and ended.since is not None and schema.to_us(ended.since) < until_us:
+            gaps.append(ended)
+        return gaps
+
+    def _ended(self) -> Unwatched | None:
+        """The time since the last watch, unless one is running, as far as that can be seen."""
+        end = self.end()
+        if end is None:
+            return None
+        last = self._fetch("SELECT kind FROM events ORDER BY sequence DESC LIMIT 1", ())
+        if last and last[0][0] == "stopped":
+            return Unwatched(end, None, "the watch has ended")
+        if (datetime.now(UTC) - end).total_seconds() > SILENT_S:
+            return Unwatched(end, None, "the watch has not reported since")
+        return None
+
+    def _view(self, body: bytes, sequence: int) -> Event:
+        try:
+            return schema.view(body)
+        except (msgspec.MsgspecError, TypeError, ValueError) as error:
+            raise self._damaged(f"event {sequence} is not readable") from error
 
     def _decode(self, body: bytes, sequence: int) -> Event:
         try:
@@ -304,6 +376,12 @@ class History:
 
     def _damaged(self, what: str) -> StoreError:
         return StoreError(f"{self.path!r} is damaged: {what}", "portbook history verify says where")
+
+
+def _batches(rows: Iterable[Any]) -> Iterator[list[Any]]:
+    iterator = iter(rows)
+    while page := list(islice(iterator, PAGE)):
+        yield page
 
 
 def _first(row: Any) -> Any:

@@ -71,11 +71,9 @@ class Key(Struct, frozen=True, gc=False, array_like=True):
     local_port: int | None = None
 
 
-class Checkpoint(Struct, frozen=True, array_like=True):
+class Checkpoint(Key, frozen=True, array_like=True, kw_only=True):
     """The body of a row by which retention says what it removed."""
 
-    at: datetime
-    event: str
     first: int  # the sequence of the first row that is kept
     hash: bytes  # of the row before that one
 
@@ -112,6 +110,14 @@ def decode(body: bytes, sequence: int) -> Event:
     fields = dict(zip(Event.__struct_fields__, astuple(_DECODER.decode(body)), strict=True))
     fields["sequence"] = sequence
     return Event(**fields)
+
+
+def view(body: bytes) -> Event:
+    """The event of a body, without its sequence and of a type of its own: to be read, not to be handed on.
+
+    :raises msgspec.MsgspecError: it is not one
+    """
+    return _DECODER.decode(body)
 
 
 def to_us(moment: datetime) -> int:

@@ -129,7 +129,11 @@ class Writer:
             removal = retention.plan(self._connection, cut_us, most_bytes)
             if removal is None:
                 return retention.shrink(self._connection)
-            body = schema.encode_checkpoint(schema.Checkpoint(now, schema.CHECKPOINT, removal.first, removal.hash))
+            body = schema.encode_checkpoint(
+                schema.Checkpoint(
+                    at=now, event=schema.CHECKPOINT, severity="quiet", first=removal.first, hash=removal.hash
+                )
+            )
             self._connection.execute("BEGIN IMMEDIATE")
             row = self._link(schema.to_us(now), schema.CHECKPOINT, None, None, body)
             self._connection.execute(INSERT_EVENT, row)

@@ -10,17 +10,20 @@ import os
 import sqlite3
 from contextlib import closing, suppress
 from datetime import datetime
+from struct import error as StructError  # noqa: N812
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from portbook.store import chain, connection, schema
 from portbook.store.chain import Anchor, parse_anchor
 from portbook.store.intervals import Ledger
+from portbook.store.records import Break, Verification
+from portbook.store.schema import CHECKPOINT
 
 FORK_FROM = 100_000  # rows
 PAGE = 5_000
+ALTERED = "it was altered, or inserted"
 MOST_ANSWER = 1 << 16  # bytes that the second process answers
 
 ROWS = (
@@ -28,7 +31,7 @@ ROWS = (
     f" ORDER BY sequence LIMIT {PAGE}"
 )
 LAST_CHECKPOINT = (
-    f"SELECT sequence, body FROM events WHERE kind = '{schema.CHECKPOINT}' AND kind NOT IN {schema.COMMON}"
+    f"SELECT sequence, body FROM events WHERE kind = '{CHECKPOINT}' AND kind NOT IN {schema.COMMON}"
     " ORDER BY sequence DESC LIMIT 1"
 )
 # Times of an interval that were observed are those of the events that opened and ended it. What retention removed is
@@ -58,28 +61,6 @@ WATCH = (
     "SELECT sequence, body FROM events WHERE kind IN ('started', 'gap', 'blind', 'seeing')"
     f" AND kind NOT IN {schema.COMMON} AND sequence > ? ORDER BY sequence LIMIT {PAGE}"
 )
-
-
-class Break(Struct, frozen=True):
-    """The first place where a history is not what was written."""
-
-    sequence: int
-    at: datetime | None  # the time that the row has, or the one before it
-    what: str
-
-
-class Verification(Struct, frozen=True):
-    """What ``verify`` found."""
-
-    path: str
-    whole: bool
-    rows: int  # that were checked
-    first: int | None  # sequences of the first and the last row
-    last: int | None
-    removed: int  # rows that retention removed, as the chain says
-    head: str | None  # the last row and its hash: the anchor to keep
-    anchored: bool | None  # whether the anchor that was given is in the chain; None: none was given
-    broken: Break | None = None
 
 
 def verify(path: str, anchor: Anchor | str | None = None) -> Verification:
@@ -225,29 +206,43 @@ class _Segment:
     def _check_chain(self, start: int, end: int, before: bytes) -> Break | None:
         at_us: int | None = None
         expected = start
+        link, decode, to_us = chain.link, schema.decode_key, schema.to_us
         while expected < end:
             try:
-                rows = self._database.execute(ROWS, (expected, end)).fetchall()
+                rows = self._rows(expected, end)
             except sqlite3.Error as error:
                 what = f"the rows behind {expected} cannot be read: {error}"
                 return Break(expected + 1, _moment(at_us), what)
-            for row in rows:
-                sequence, at_us, kind, port, interval, digest, body = row
-                expected += 1
-                if sequence != expected:
-                    missing = f"{expected}" if sequence == expected + 1 else f"{expected} to {sequence - 1}"
-                    return Break(expected, _moment(at_us), f"removed: {missing} is missing before this time")
-                if chain.link(before, sequence, interval, body) != digest:
-                    return Break(sequence, _moment(at_us), "it was altered, or inserted")
-                before = digest
-                key = schema.decode_key(body)
-                if (schema.to_us(key.at), key.event) != (at_us, kind) or (
-                    key.local_port != port and kind != schema.CHECKPOINT
-                ):
-                    return Break(sequence, _moment(at_us), "its time, kind or port is not that of the event")
+            try:
+                for sequence, at_us, kind, port, interval, digest, body in rows:
+                    expected += 1
+                    if sequence != expected:
+                        missing = f"{expected}" if sequence == expected + 1 else f"{expected} to {sequence - 1}"
+                        return Break(expected, _moment(at_us), f"removed: {missing} is missing before this time")
+                    if link(before, sequence, interval, body) != digest:
+                        return Break(sequence, _moment(at_us), ALTERED)
+                    before = digest
+                    key = decode(body)
+                    if key.event != kind or to_us(key.at) != at_us or key.local_port != port:
+                        return Break(sequence, _moment(at_us), "its time, kind or port is not that of the event")
+            except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, StructError):
+                return Break(expected, _moment(at_us), ALTERED)  # a value is not of its type
             if not rows:
                 return Break(expected + 1, _moment(at_us), f"removed: the rows up to {end} are missing")
         return None
+
+    def _rows(self, start: int, end: int) -> list[Any]:
+        try:
+            return self._database.execute(ROWS, (start, end)).fetchall()
+        except sqlite3.OperationalError as error:
+            if "decode" not in str(error):
+                raise
+        # Where a hash or a body was replaced by text that is not UTF-8, the row is to be named.
+        self._database.text_factory = lambda text: text.decode("utf-8", "replace")
+        try:
+            return self._database.execute(ROWS, (start, end)).fetchall()
+        finally:
+            self._database.text_factory = str
 
     def _check_intervals(self, start: int, end: int) -> Break | None:
         start = 0 if start < self._first else start  # intervals whose opening was removed are before the first row

@@ -156,15 +156,16 @@ def _copy_owner(descriptor: int, old: os.stat_result) -> int:
     return permissions
 
 
-def open_directory_of(path: str) -> tuple[int, str]:
+def open_directory_of(path: str, purpose: str = "written") -> tuple[int, str]:
     """POSIX: the directory of a file, as a descriptor that the caller closes, and the name of the file in it.
 
+    :param purpose: what the file was to be, for the message: "written", "read"
     :raises StoreError: it does not exist, names no file, or leads through a link that others may have made
     """
     try:
         return _Walk(path).end()
     except OSError as error:
-        raise StoreError(f"{path!r} could not be written: {error.strerror or error}") from error
+        raise StoreError(f"{path!r} could not be {purpose}: {error.strerror or error}") from error
 
 
 class _Walk:
@@ -208,7 +209,7 @@ class _Walk:
         self.links += 1
         if self.links > MOST_LINKS:
             raise StoreError(f"{self.path!r} leads through more than {MOST_LINKS} links")
-        if _is_writable_by_others(os.fstat(self.directory)):
+        if is_writable_by_others(os.fstat(self.directory)):
             raise StoreError(
                 f"{self.path!r} leads through the link {name!r}, which another user may have made",
                 "name the file that the link leads to",
@@ -224,7 +225,7 @@ class _Walk:
         self.directory = opened
 
 
-def _is_writable_by_others(directory: os.stat_result) -> bool:
+def is_writable_by_others(directory: os.stat_result) -> bool:
     """Whether another user than root and ours can create files in the directory.
 
     Our own group counts as us: many systems give each user a group, and directories that it may write.

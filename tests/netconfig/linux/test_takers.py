@@ -31,13 +31,8 @@ LICENSE = bytearray(b"GPL\0")
 
 @pytest.fixture
 def network():
-    netlab.needed()
-    space = netlab.Namespace()
-    try:
-        with space:
-            yield space
-    finally:
-        space.close()
+    with netlab.namespace() as space, space:
+        yield space
 
 
 def instruction(code: int, to: int = 0, source: int = 0, offset: int = 0, value: int = 0) -> bytes:

@@ -485,12 +485,8 @@ def descriptors() -> int:
 @pytest.fixture
 def alone() -> Iterator[netlab.Namespace]:
     """A namespace with nothing but its loopback."""
-    netlab.needed()
-    space = netlab.Namespace()
-    try:
+    with netlab.namespace() as space:
         yield space
-    finally:
-        space.close()
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from portbook.sources.bpf import assembler
-from portbook.sources.bpf.assembler import R0, R1, R2, R3, R10, REGISTERS, Code, Register
+from portbook.sources.bpf.assembler import R0, R1, R2, R3, R10, REGISTERS, Code, RegisterNumber
 from tests.components import need
 from tests.conftest import ROOT
 
@@ -51,11 +51,11 @@ offsets = st.integers(-(2**15), 2**15 - 1)
 
 
 def said(operand):
-    return ("register", int(operand)) if isinstance(operand, Register) else ("value", operand)
+    return ("register", int(operand)) if isinstance(operand, RegisterNumber) else ("value", operand)
 
 
 def source_of(operand):
-    return int(operand) if isinstance(operand, Register) else 0
+    return int(operand) if isinstance(operand, RegisterNumber) else 0
 
 
 def one(*steps):
@@ -73,7 +73,7 @@ def test_loads(to, base, offset, width):
 @given(registers, offsets, widths, operands)
 def test_stores(base, offset, width, what):
     expected = ("STX", width, base, what, offset, 0)
-    if not isinstance(what, Register):
+    if not isinstance(what, RegisterNumber):
         expected = ("ST", width, base, 0, offset, what)
     assert one(("store", base, offset, width, what, "")) == [expected]
 

@@ -344,4 +344,4 @@ def test_a_sink_without_a_file_says_what_to_write():
 def test_encoding_a_sentence_with_a_surrogate():
     from portbook.watching.sinks.text import encode
 
-    assert encode(encoded(event(1, identity="a\udcffb"))).count(b"\n") == 1
+    assert encode(encoded(event(1, name="a\udcffb"))).count(b"\n") == 1

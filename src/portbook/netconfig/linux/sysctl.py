@@ -27,7 +27,7 @@ SysctlTexts = dict[str, bytes | None]  # by name; None: not there, or not readab
 Ipv6State = Literal["on", "disabled", "absent"]
 
 
-class Settings(NamedTuple):
+class PortSettings(NamedTuple):
     """The settings as values; None where the kernel does not report them."""
 
     privileged_below: int | None
@@ -50,10 +50,10 @@ def _file(path: str, size: int) -> bytes | None:
         return None
 
 
-def parse(texts: SysctlTexts) -> Settings:
+def parse(texts: SysctlTexts) -> PortSettings:
     """Parse the numbers; a text that is not a number counts as missing."""
     numbers = {name: number_or_none((text or b"").strip(), UINT32) for name, text in texts.items()}
-    return Settings(
+    return PortSettings(
         privileged_below=numbers.get(UNPRIVILEGED),
         nonlocal_bind=frozenset(family for family, name in NONLOCAL.items() if numbers.get(name)),
         ipv6=_ipv6(texts, numbers),

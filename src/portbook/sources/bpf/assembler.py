@@ -22,14 +22,14 @@ import sys
 from msgspec import Struct
 
 
-class Register(int):
+class RegisterNumber(int):
     """R0 has results; R1 to R5 are arguments, lost in a call; R6 to R9 are preserved; the stack is below R10."""
 
     def __str__(self) -> str:
         return f"r{int(self)}"
 
 
-REGISTERS = R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10 = tuple(Register(number) for number in range(11))
+REGISTERS = R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10 = tuple(RegisterNumber(number) for number in range(11))
 
 # An instruction: code, the two registers in one byte, offset, immediate value. The destination is in the lower half of
 # the byte on little-endian machines, in the upper on others.
@@ -73,15 +73,15 @@ UNUSUAL = {
     TO_NETWORK: "{0.to} = network order of {0.value} bits",
 }
 
-Operand = Register | int
+Operand = RegisterNumber | int
 
 
 class Instruction(Struct, frozen=True):
     """One instruction, before the distance to its label is known."""
 
     code: int
-    to: Register = R0
-    source: Register = R0
+    to: RegisterNumber = R0
+    source: RegisterNumber = R0
     offset: int = 0
     value: int = 0
     label: str | None = None  # where it jumps
@@ -130,26 +130,26 @@ class Code:
             raise ValueError(f"label {name!r} is used already")
         self.labels[name] = len(self.instructions)
 
-    def load(self, to: Register, base: Register, offset: int, width: int, why: str) -> None:
+    def load(self, to: RegisterNumber, base: RegisterNumber, offset: int, width: int, why: str) -> None:
         """Read 1, 2, 4 or 8 bytes at ``base + offset``."""
         self.instructions.append(Instruction(LOAD | WIDTHS[width], to, base, offset, why=why))
 
-    def store(self, base: Register, offset: int, width: int, what: Operand, why: str) -> None:
+    def store(self, base: RegisterNumber, offset: int, width: int, what: Operand, why: str) -> None:
         """Write 1, 2, 4 or 8 bytes at ``base + offset``."""
-        if isinstance(what, Register):
+        if isinstance(what, RegisterNumber):
             self.instructions.append(Instruction(STORE | WIDTHS[width], base, what, offset, why=why))
         else:
             self.instructions.append(Instruction(STORE_VALUE | WIDTHS[width], base, R0, offset, what, why=why))
 
-    def move(self, to: Register, what: Operand, why: str) -> None:
+    def move(self, to: RegisterNumber, what: Operand, why: str) -> None:
         """Put a register's or an immediate value (32 bits, sign extended) into a register."""
         self._operate(ARITHMETIC | MOVE, to, what, why)
 
-    def change(self, to: Register, operation: str, what: Operand, why: str) -> None:
+    def change(self, to: RegisterNumber, operation: str, what: Operand, why: str) -> None:
         """Add, shift and so on, in 64 bits; ``operation`` is one of OPERATIONS."""
         self._operate(ARITHMETIC | OPERATIONS[operation], to, what, why)
 
-    def jump_if(self, one: Register, comparison: str, other: Operand, label: str, why: str) -> None:
+    def jump_if(self, one: RegisterNumber, comparison: str, other: Operand, label: str, why: str) -> None:
         """Continue at ``label`` if the comparison holds; "&" holds if both share a bit. 64 bits, unsigned."""
         self._operate(JUMP | COMPARISONS[comparison], one, other, why, label)
 
@@ -165,21 +165,21 @@ class Code:
         """Call a function of the kernel that is no helper, by its type number (kfunc; RFC 9669 section 4.3.1)."""
         self.instructions.append(Instruction(JUMP | CALL, source=KERNEL_FUNCTION, value=function, why=why))
 
-    def load_map(self, to: Register, map_descriptor: int, why: str) -> None:
+    def load_map(self, to: RegisterNumber, map_descriptor: int, why: str) -> None:
         """Put a map into a register, as an argument of a call."""
         self.instructions.append(Instruction(LOAD_WIDE, to, MAP, value=map_descriptor, why=why))
         self.instructions.append(Instruction(0))
 
-    def load_place(self, to: Register, map_descriptor: int, offset: int, why: str) -> None:
+    def load_place(self, to: RegisterNumber, map_descriptor: int, offset: int, why: str) -> None:
         """Put the address of a byte of a map's first value into a register; the map is an array (Linux 5.2)."""
         self.instructions.append(Instruction(LOAD_WIDE, to, MAP_VALUE, value=map_descriptor, why=why))
         self.instructions.append(Instruction(0, value=offset))
 
-    def add_atomically(self, base: Register, offset: int, what: Register, why: str) -> None:
+    def add_atomically(self, base: RegisterNumber, offset: int, what: RegisterNumber, why: str) -> None:
         """Add to 8 bytes at ``base + offset`` that others change at the same time."""
         self.instructions.append(Instruction(ATOMIC, base, what, offset, why=why))
 
-    def to_network_order(self, register: Register, bits: int, why: str) -> None:
+    def to_network_order(self, register: RegisterNumber, bits: int, why: str) -> None:
         """Swap the bytes of a number of 16, 32 or 64 bits where this machine's order is another; clear the rest."""
         self.instructions.append(Instruction(TO_NETWORK, register, value=bits, why=why))
 
@@ -187,8 +187,8 @@ class Code:
         """End the program; R0 is its answer."""
         self.instructions.append(Instruction(JUMP | EXIT))
 
-    def _operate(self, code: int, to: Register, what: Operand, why: str, label: str | None = None) -> None:
-        if isinstance(what, Register):
+    def _operate(self, code: int, to: RegisterNumber, what: Operand, why: str, label: str | None = None) -> None:
+        if isinstance(what, RegisterNumber):
             self.instructions.append(Instruction(code | FROM_REGISTER, to, what, 0, 0, label, why))
         else:
             self.instructions.append(Instruction(code, to, R0, 0, what, label, why))

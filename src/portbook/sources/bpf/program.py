@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from portbook.records import PortRange
-from portbook.sources.bpf.assembler import R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, Code, Register
+from portbook.sources.bpf.assembler import R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, Code, RegisterNumber
 from portbook.sources.bpf.btf import Place
 from portbook.sources.bpf.record import IPV6_ONLY, IS_COUNTED, IS_MPTCP, OWN_TABLE, PLACES, RECORD, SIZE
 
@@ -115,7 +115,9 @@ class KernelLoads:
     def __init__(self, code: Code, places: Mapping[str, Place]) -> None:
         self.code, self.places = code, places
 
-    def load(self, to: Register, base: Register, path: str, why: str, width: int = 0, beyond: int = 0) -> None:
+    def load(
+        self, to: RegisterNumber, base: RegisterNumber, path: str, why: str, width: int = 0, beyond: int = 0
+    ) -> None:
         """Read a member. For an element of an array, ``width`` is its size and ``beyond`` its offset in the array."""
         place = self.places[path]
         self.code.load(to, base, place.offset + beyond, width or place.size, why)

@@ -4,7 +4,7 @@
 
 One class for each platform behind them, with the same promises:
 
-- stdin is empty; on Windows no console window opens;
+- stdin is empty, or what the caller gives; on Windows no console window opens;
 - the time limit includes starting the program, reading its output and waiting for its end;
 - a program that exceeds the time or the size is killed together with its descendants: the process group on POSIX, a
   job object on Windows;
@@ -20,7 +20,8 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from portbook.errors import SourceDenied, SourceError, SourceMissing
@@ -60,11 +61,22 @@ class Output(NamedTuple):
         raise SourceMissing(message)
 
 
+class RunLimits(NamedTuple):
+    """What a program may take and print."""
+
+    limit_s: float
+    most_bytes: int
+    discards_excess: bool
+
+
 class Running(Protocol):
     """A program that was started. As a context manager, it is killed at the end of the block if it still runs."""
 
     def output(self) -> Output:
         """Wait for the end of the program; raises SourceTimeout or SourceGarbled after killing it."""
+
+    def kill(self) -> None:
+        """Kill it together with its descendants; another thread may wait for its output."""
 
     def __enter__(self) -> Self: ...
 
@@ -143,6 +155,8 @@ def start(
     environment: Mapping[str, str] | None = None,
     most_bytes: int = MOST_BYTES,
     name: str | None = None,
+    stdin: bytes = b"",
+    discards_excess: bool = False,
 ) -> Running:
     """Start a program.
 
@@ -151,20 +165,39 @@ def start(
     :param environment: None: the C locale and directories of the system alone; on Windows that of this process
     :param most_bytes: of standard output and standard error together
     :param name: of the program in messages; None: the last part of its path
+    :param stdin: what it can read from standard input
+    :param discards_excess: what it prints beyond ``most_bytes`` is read and dropped, instead of killing it
     :raises SourceMissing: it does not exist or cannot be started
     :raises SourceDenied: it may not be run
     """
     name = name or os.path.basename(command[0])
+    limits = RunLimits(limit_s, most_bytes, discards_excess)
     try:
         if sys.platform == "win32":
             from portbook.system.program.windows import RunningInJob
 
-            return RunningInJob(command, name, environment, limit_s, most_bytes)
+            return RunningInJob(command, name, environment, limits, stdin)
         from portbook.system.program.posix import RunningInGroup
 
-        return RunningInGroup(command, name, ENVIRONMENT if environment is None else environment, limit_s, most_bytes)
+        return RunningInGroup(command, name, ENVIRONMENT if environment is None else environment, limits, stdin)
     except (OSError, ValueError) as error:  # ValueError: a NUL in an argument
         raise _start_error(name, error) from error
+
+
+@contextmanager
+def input_file(stdin: bytes) -> Iterator[int]:
+    """A descriptor from which a program reads this, for ``Popen``. A file, unlike a pipe, is never waited for."""
+    import subprocess
+
+    if not stdin:
+        yield subprocess.DEVNULL
+        return
+    from tempfile import TemporaryFile
+
+    with open(os.memfd_create("stdin"), "w+b") if sys.platform == "linux" else TemporaryFile() as file:
+        file.write(stdin)
+        file.seek(0)
+        yield file.fileno()
 
 
 def _start_error(name: str, error: OSError | ValueError) -> SourceError:

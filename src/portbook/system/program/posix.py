@@ -11,7 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from portbook.errors import SourceGarbled, SourceTimeout
-from portbook.system.program import CHUNK, DRAIN_S, KILL_WAIT_S, Output
+from portbook.system.program import CHUNK, DRAIN_S, KILL_WAIT_S, Output, RunLimits, input_file
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -24,24 +24,24 @@ class RunningInGroup:
     """A running program; see ``portbook.system.program``."""
 
     def __init__(
-        self, command: Sequence[str], name: str, environment: Mapping[str, str], limit_s: float, most_bytes: int
+        self, command: Sequence[str], name: str, environment: Mapping[str, str], limits: RunLimits, stdin: bytes
     ) -> None:
         import subprocess
 
         self.name = name
-        self.limit_s = limit_s
-        self.most_bytes = most_bytes
-        self.deadline = monotonic() + limit_s
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-            cwd="/",
-            bufsize=0,
-            start_new_session=True,
-        )
+        self.limits = limits
+        self.deadline = monotonic() + limits.limit_s
+        with input_file(stdin) as file:
+            self.process = subprocess.Popen(
+                command,
+                stdin=file,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment,
+                cwd="/",
+                bufsize=0,
+                start_new_session=True,
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -49,8 +49,7 @@ class RunningInGroup:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self.process.returncode is None:
-            self._kill()
+        self.kill()
         for pipe in (self.process.stdout, self.process.stderr):
             if pipe is not None:
                 pipe.close()
@@ -87,21 +86,22 @@ class RunningInGroup:
                 remaining = (drain_until or self.deadline) - now
                 for key, _ in selector.select(min(CHECK_S, remaining)):
                     part = os.read(key.fd, CHUNK)
-                    key.data.extend(part)
                     if not part:
                         selector.unregister(key.fileobj)
-                if len(stdout) + len(stderr) > self.most_bytes:
-                    raise SourceGarbled(f"{self.name} printed more than {self.most_bytes:,} bytes")
+                    room = self.limits.most_bytes - len(stdout) - len(stderr)
+                    if len(part) > room and not self.limits.discards_excess:
+                        raise SourceGarbled(f"{self.name} printed more than {self.limits.most_bytes:,} bytes")
+                    key.data.extend(part[: max(0, room)])
         return bytes(stdout), bytes(stderr)
 
     def _timeout(self) -> SourceTimeout:
-        return SourceTimeout(f"{self.name} did not finish within {self.limit_s:g} s")
+        return SourceTimeout(f"{self.name} did not finish within {self.limits.limit_s:g} s")
 
-    def _kill(self) -> None:
+    def kill(self) -> None:
         """Kill the group. The program was not waited for, so its process id is still its own and its group's."""
         from subprocess import TimeoutExpired
 
-        if sys.platform == "win32":
+        if sys.platform == "win32" or self.process.returncode is not None:
             return
         with suppress(ProcessLookupError, PermissionError):  # PermissionError: a set-user-ID program; macOS: a zombie
             os.killpg(self.process.pid, signal.SIGKILL)

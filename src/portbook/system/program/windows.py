@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from portbook.errors import SourceGarbled, SourceTimeout
 from portbook.system import winapi
-from portbook.system.program import CHUNK, DRAIN_S, KILL_WAIT_S, Output
+from portbook.system.program import CHUNK, DRAIN_S, KILL_WAIT_S, Output, RunLimits, input_file
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -92,20 +92,22 @@ class Job:
 class OutputReader:
     """Reads one pipe in a thread, which ends at the end of the pipe or when there is more than ``most_bytes``."""
 
-    def __init__(self, pipe: IO[bytes], most_bytes: int) -> None:
+    def __init__(self, pipe: IO[bytes], limits: RunLimits) -> None:
         self.data = bytearray()
         self._pipe = pipe
-        self._most_bytes = most_bytes
+        self._limits = limits
         self.thread = threading.Thread(target=self._read, name="portbook-program", daemon=True)
         self.thread.start()
 
     def _read(self) -> None:
         # The thread closes the pipe: closing it in another thread would wait for the read.
         with self._pipe, suppress(OSError):
-            while len(self.data) <= self._most_bytes:
+            while len(self.data) <= self._limits.most_bytes:
                 part = self._pipe.read(CHUNK)
                 if not part:
                     break
+                if self._limits.discards_excess:
+                    part = part[: self._limits.most_bytes - len(self.data)]
                 self.data += part
 
 
@@ -113,27 +115,27 @@ class RunningInJob:
     """A running program; see ``portbook.system.program``."""
 
     def __init__(
-        self, command: Sequence[str], name: str, environment: Mapping[str, str] | None, limit_s: float, most_bytes: int
+        self, command: Sequence[str], name: str, environment: Mapping[str, str] | None, limits: RunLimits, stdin: bytes
     ) -> None:
         import subprocess
 
         self.name = name
-        self.limit_s = limit_s
-        self.most_bytes = most_bytes
-        self.deadline = monotonic() + limit_s
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-            cwd=os.path.dirname(command[0]),  # libraries are looked for in the current directory too
-            bufsize=0,
-            creationflags=CREATE_NO_WINDOW,
-        )
+        self.limits = limits
+        self.deadline = monotonic() + limits.limit_s
+        with input_file(stdin) as file:
+            self.process = subprocess.Popen(
+                command,
+                stdin=file,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment,
+                cwd=os.path.dirname(command[0]),  # libraries are looked for in the current directory too
+                bufsize=0,
+                creationflags=CREATE_NO_WINDOW,
+            )
         self.job = Job(_handle_of(self.process))
         pipes = (self.process.stdout, self.process.stderr)
-        self.readers = [OutputReader(pipe, most_bytes) for pipe in pipes if pipe is not None]
+        self.readers = [OutputReader(pipe, limits) for pipe in pipes if pipe is not None]
 
     def __enter__(self) -> Self:
         return self
@@ -143,13 +145,17 @@ class RunningInJob:
     ) -> None:
         from subprocess import TimeoutExpired
 
-        self.job.end()
-        if self.process.poll() is None:
-            self.process.kill()
+        self.kill()
         with suppress(TimeoutExpired):
             self.process.wait(KILL_WAIT_S)
         for reader in self.readers:
             reader.thread.join(KILL_WAIT_S)
+
+    def kill(self) -> None:
+        """End the program and its descendants."""
+        self.job.end()
+        if self.process.poll() is None:
+            self.process.kill()
 
     def output(self) -> Output:
         """Wait for the end of the program, then for what is left in the pipes."""
@@ -160,7 +166,7 @@ class RunningInJob:
             self._check_size()
             remaining = self.deadline - monotonic()
             if remaining <= 0:
-                raise SourceTimeout(f"{self.name} did not finish within {self.limit_s:g} s")
+                raise SourceTimeout(f"{self.name} did not finish within {self.limits.limit_s:g} s")
             with suppress(TimeoutExpired):
                 code = self.process.wait(min(CHECK_S, remaining))
         drain_until = monotonic() + DRAIN_S
@@ -171,8 +177,9 @@ class RunningInJob:
         return Output(self.name, code, stdout, stderr)
 
     def _check_size(self) -> None:
-        if sum(len(reader.data) for reader in self.readers) > self.most_bytes:
-            raise SourceGarbled(f"{self.name} printed more than {self.most_bytes:,} bytes")
+        most_bytes = self.limits.most_bytes
+        if sum(len(reader.data) for reader in self.readers) > most_bytes and not self.limits.discards_excess:
+            raise SourceGarbled(f"{self.name} printed more than {most_bytes:,} bytes")
 
 
 def _handle_of(process: Any) -> int:

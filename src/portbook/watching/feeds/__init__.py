@@ -8,7 +8,7 @@ from portbook.errors import SourceMissing, UsageError
 from portbook.watching.feeds.base import FeedKind
 
 # name: module. Each has a FEED: FeedKind. Best first: the first that works here is used.
-FEEDS: dict[str, str] = {"bpf": "bpf"}
+FEEDS: dict[str, str] = {"bpf": "bpf", "tracefs": "tracefs", "destroy": "destroy", "poll": "poll"}
 
 
 def load(name: str) -> FeedKind:

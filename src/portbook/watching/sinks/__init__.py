@@ -11,6 +11,10 @@ from portbook.watching.sinks.base import SinkKind
 SINKS: dict[str, str] = {
     "text": "text",
     "jsonl": "jsonl",
+    "syslog": "syslog",
+    "journald": "journald",
+    "webhook": "webhook",
+    "command": "command",
 }
 
 

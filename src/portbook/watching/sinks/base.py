@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from portbook.escaping import Encoder, safe
 from portbook.events import Event, Level
+from portbook.watching.description import describe
 from portbook.watching.sinks.fields import texts_of
 
 MOST_REASON = 300  # characters of a failure that are kept: a receiver may answer with a page
@@ -83,12 +84,19 @@ class Sink(Protocol):
         """Deliver them in their order, within a time limit; raise DeliveryError."""
         ...
 
-    def test(self, event: EncodedEvent) -> None:
-        """Deliver one event past everything that waits; raise DeliveryError."""
+    def test(self, event: EncodedEvent) -> str | None:
+        """Deliver one event past everything that waits; raise DeliveryError.
+
+        :returns: what it cannot know about the delivery; None: nothing
+        """
         ...
 
     def reopen(self) -> None:
         """Open again what is open, as after SIGHUP; raise DeliveryError."""
+        ...
+
+    def interrupt(self) -> None:
+        """End what ``deliver`` does at the moment; called by another thread when the time is up."""
         ...
 
     def waiting(self) -> int:
@@ -112,6 +120,9 @@ class PlainSink:
 
     def reopen(self) -> None:
         """Nothing is open that would have to be opened again."""
+
+    def interrupt(self) -> None:
+        """It ends by itself."""
 
     def waiting(self) -> int:
         """Nothing is kept."""
@@ -144,6 +155,12 @@ class SinkSettings(Struct, frozen=True):
     severity: Level  # events below it are left out
     place: str  # where that is written: "--sink", "watch.toml:12"
     options: dict[str, Any]  # every option of the kind, of the type that its SinkOption names
+    given: frozenset[str] = frozenset()  # those that were written
+
+    def text(self, option: str) -> str | None:
+        """The value of an option of the type "text"."""
+        value: str | None = self.options[option]
+        return value
 
 
 class SinkKind(Struct, frozen=True):
@@ -155,8 +172,3 @@ class SinkKind(Struct, frozen=True):
     severity: Level  # unless configured otherwise
     options: dict[str, SinkOption]
     open: Callable[[SinkSettings], Sink]  # raises UsageError, StoreError
-
-
-def describe(event: Event) -> str:
-    """A sentence of an event."""
-    return safe(f"{event.event} {event.identity}")

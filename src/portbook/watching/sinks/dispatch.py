@@ -32,7 +32,7 @@ class SinkTest(Struct, frozen=True):
 
     name: str  # of the sink
     delivered: bool
-    reason: str | None = None  # why it was not
+    reason: str | None = None  # why it was not; of one that was, what the sink cannot know
 
 
 class Dispatch:
@@ -98,15 +98,14 @@ class Dispatch:
         return all(worker.flush(max(0.0, end_at - monotonic())) for worker in self._workers)
 
     def test(self) -> tuple[SinkTest, ...]:
-        """Send one marked event to each sink, whatever its severity, and say what became of it.
+        """Send one marked event to each sink, whatever its severity, say what became of it, and close the sinks.
 
-        Not after ``start``: it is sent past what waits.
+        Instead of ``start``: it is sent past what waits.
         """
         event = EncodedEvent(
             Event(
                 at=datetime.now(UTC),
                 event="test",
-                reason="a test of the sinks: nothing happened",
                 feed="test",
                 monotonic_ns=monotonic_ns(),
             )
@@ -193,9 +192,11 @@ def _distinct(name: str, others: Sequence[str]) -> str:
 
 def _test(sink: Sink, event: EncodedEvent) -> SinkTest:
     try:
-        sink.test(event)
+        remark = sink.test(event)
     except DeliveryError as error:
         return SinkTest(sink.name, False, error.reason)
     except Exception as error:  # noqa: BLE001  the other sinks are tested all the same
         return SinkTest(sink.name, False, f"unexpected error: {error!r}")
-    return SinkTest(sink.name, True)
+    finally:
+        sink.close(0.0)
+    return SinkTest(sink.name, True, remark)

@@ -66,9 +66,10 @@ class LineSink(PlainSink):
         """Append a line for each event; raise DeliveryError."""
         self._place.append(self._encode(events))
 
-    def test(self, event: EncodedEvent) -> None:
+    def test(self, event: EncodedEvent) -> str | None:
         """Append a line; raise DeliveryError."""
         self.deliver((event,))
+        return None
 
     def reopen(self) -> None:
         """Open the file again; raise DeliveryError."""

@@ -16,10 +16,11 @@ from msgspec import Struct
 from portbook.escaping import safe
 from portbook.events import LEVELS, Level
 from portbook.resilience import Breaker, BreakerSettings, waits
+from portbook.watching.description import OF_A_SINK
 from portbook.watching.sinks.base import DeliveryError, EncodedEvent, Loss, Sink
 
 MOST_BYTES = 16 << 20  # of JSON that waits for one sink; as objects it is about three times as much
-GRACE_S = 0.1  # for a thread that is about to end
+GRACE_S = 0.2  # for a thread that is about to end
 NOTE_S = 10.0  # between two messages about failures
 MOST_REASONS = 20  # of losses that are kept apart
 AT_ONCE = 500  # events given to a sink at once
@@ -142,6 +143,9 @@ class SinkWorker:
         """Wait for the end of the thread; what it did not deliver is lost."""
         if self._thread is not None:
             self._thread.join(max(0.0, end_at - monotonic()) + GRACE_S)
+        if self._thread is not None and self._thread.is_alive():
+            self.sink.interrupt()
+            self._thread.join(GRACE_S)
         with self._changed:
             self._lose([*self._in_hand, *self._queue], self._failure or "the watch ended first")
             self._queue.clear()
@@ -260,4 +264,4 @@ class SinkWorker:
 
 def reason_prefix(name: str) -> str:
     """How the reason of a gap begins that a sink caused."""
-    return f"sink {name}: "
+    return f"{OF_A_SINK}{name}: "

@@ -96,9 +96,9 @@ def _mounted_roots() -> Iterator[bytes]:
             mountinfo = file.read(cgroup.MOST_MOUNTINFO)
     except OSError:
         return
-    for root, point in cgroup.mounts(mountinfo):
-        if root == b"/":
-            yield point
+    # In a cgroup namespace the root of a mount from outside is written as "/..": what was opened decides.
+    for _, point in sorted(cgroup.mounts(mountinfo), key=lambda mount: mount[0] != b"/"):
+        yield point
 
 
 def _mount_root() -> int:

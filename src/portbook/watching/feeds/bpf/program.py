@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 from msgspec import Struct
 
-from portbook.sources.bpf.assembler import R0, R1, R2, R3, R4, R6, R7, R8, R9, R10, Code, Register
+from portbook.sources.bpf.assembler import R0, R1, R2, R3, R4, R6, R7, R8, R9, R10, Code, RegisterNumber
 from portbook.sources.bpf.btf import Place
 from portbook.watching.feeds.bpf.record import (
     ATTEMPT,
@@ -279,7 +279,7 @@ class _Writer:
         self._read_scratch(R3, POINTER)
         self.code.load(R7, R10, SCRATCH, POINTER, "the socket")
 
-    def _only_tcp_and_udp(self, protocol: Register) -> None:
+    def _only_tcp_and_udp(self, protocol: RegisterNumber) -> None:
         self.code.jump_if(protocol, "==", TCP, "protocol", "TCP")
         self.code.jump_if(protocol, "!=", UDP, "out", "neither TCP nor UDP")
         self.code.label("protocol")
@@ -290,7 +290,7 @@ class _Writer:
         self.code.move(R2, size, "as many bytes")
         self.code.call(PROBE_READ_KERNEL, "copy, or zeros and an error")
 
-    def _read_scratch(self, base: Register, size: int) -> None:
+    def _read_scratch(self, base: RegisterNumber, size: int) -> None:
         if base != R3:
             self.code.move(R3, base, "from there")
         self._probe(lambda: self._stack(SCRATCH), size)
@@ -355,7 +355,7 @@ class _Writer:
         self.code.change(R3, "+", self.first, "the first member that is wanted")
         self._probe(lambda: self._stack(COPY), self.length)
 
-    def _load_copied(self, to: Register, path: str, at: int = 0, width: int = 0) -> None:
+    def _load_copied(self, to: RegisterNumber, path: str, at: int = 0, width: int = 0) -> None:
         place = self.places[path]
         base, begin = (R7, 0) if self.is_direct else (R10, COPY - self.first)
         self.code.load(to, base, begin + place.offset + at, width or place.size or POINTER, path)
@@ -521,6 +521,6 @@ class _Writer:
         code.call(CGROUP_ID, "the cgroup of the process")
         code.store(R8, PLACES["cgroup"], 8, R0, "cgroup")
 
-    def _load_member(self, to: Register, base: Register, path: str, why: str) -> None:
+    def _load_member(self, to: RegisterNumber, base: RegisterNumber, path: str, why: str) -> None:
         place = self.places[path]
         self.code.load(to, base, place.offset, place.size, why)
