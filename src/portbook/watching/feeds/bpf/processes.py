@@ -73,10 +73,11 @@ class Processes:
             owner = _enriched(owner)
             if owner.state == "zombie" and tid != pid:
                 owner = _by_thread(owner, tid)
-        if owner.started is None or owner.state == "zombie" or _start_ticks(pid) != ticks:
+        if owner.started is None or _start_ticks(pid) != ticks:
             return Doer((self._remains(pid, started_ns, group, uid, name),), (), True, user_name(uid))
         parents = tuple(replace(parent, command_line=None) for parent in self._parents_of(owner)[:MOST_PARENTS])
-        return Doer((_bounded(owner),), parents, False, user_name(uid))
+        # Of a zombie there is no more than its name, its parents and its cgroup.
+        return Doer((_bounded(owner),), parents, owner.state == "zombie", user_name(uid))
 
     def _remains(self, pid: int, started_ns: int, group: int, uid: int, name: bytes) -> Owner:
         """What the record says of a process that is gone."""
