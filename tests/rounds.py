@@ -1,4 +1,4 @@
-"""Repetition for tests of races: as many rounds as it takes, however fast the machine is. Windows Python imports it."""
+"""Repetition for tests of races and of what comes by itself: as long as it takes, however fast the machine is."""
 
 from __future__ import annotations
 
@@ -21,3 +21,11 @@ def rounds(enough: Callable[[], bool], most: int = 1000, limit_s: float = 60.0, 
         if elapsed_s > limit_s:
             raise AssertionError(f"{number + 1} rounds in {elapsed_s:.0f} s did not show enough")
     raise AssertionError(f"{most} rounds did not show enough")
+
+
+def until(reached: Callable[[], object], what: str, limit_s: float = 30.0) -> None:
+    """Wait for what happens by itself; raise AssertionError when it has not happened after ``limit_s`` seconds."""
+    end = time.monotonic() + limit_s
+    while not reached():
+        assert time.monotonic() < end, f"{what} did not happen within {limit_s:g} s"
+        time.sleep(0.01)

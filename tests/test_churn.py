@@ -18,7 +18,7 @@ if sys.platform != "linux":
 
 pytestmark = pytest.mark.usefixtures("own_network")
 
-PROCESSES, LISTINGS = 100, 200
+PROCESSES, LISTINGS = 100, 120
 
 # Worker number n is called pb-churn-n, like all that it forks, and opens sockets on 127.101.n.1 only: so that every row
 # tells who must have made it. It never leaves a connection in TIME_WAIT (linger 0 resets), and ends with its parent.

@@ -27,6 +27,8 @@ from portbook.stop import records as stop_records
 from portbook.store import records as store_records
 from portbook.verdict.findings import CODES, Finding, FindingCode
 from portbook.verdict.judge import Verdict
+from portbook.watching import assessment
+from portbook.watching.policy import difference, explanation, keys, summary
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -82,6 +84,16 @@ JSON_RECORDS = (
     store_records.PastHolding,
     store_records.Verification,
     store_records.Break,
+    assessment.PolicyReport,
+    assessment.JudgedSocket,
+    assessment.CheckedRequirement,
+    explanation.PolicyExplanation,
+    explanation.ExplainedSocket,
+    explanation.RuleOpinion,
+    summary.RuleSummary,
+    difference.PolicyDifference,
+    difference.RuleChange,
+    difference.SocketChange,
 )
 OTHER_PAGES = (FindingCode, stop_records.RefusalCode)  # in why.md and stop.md: the tests below
 
@@ -105,6 +117,11 @@ def test_json_page_has_exactly_the_words_of_every_closed_set(record: type[Struct
         words = literals(hint)
         if words and hint not in OTHER_PAGES:
             assert set(names(meanings[field])) - {"null"} == set(words) - {""}, field
+
+
+def test_policy_page_has_exactly_the_keys() -> None:
+    cells = first_cells(chapter("policy.md", "The file").partition("### Reach")[0])
+    assert cells == {"version", "default", *keys.KEYS}
 
 
 def test_stop_page_has_exactly_the_codes_of_refusals() -> None:

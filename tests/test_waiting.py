@@ -13,6 +13,7 @@ import time
 import pytest
 
 from portbook import RemoteError, UsageError, dialing, waiting
+from portbook.probe import readiness
 from portbook.probe.resolve import ResolvedAddress
 from tests.components import need
 from tests.listeners import COMMAND, deaf, listening, peer_may_vanish, portbook, refusing
@@ -95,9 +96,10 @@ def test_one_silent_address_delays_nothing(monkeypatch):
             "portbook.probe.resolve.look_up",
             lambda _: [ResolvedAddress("127.0.0.1"), ResolvedAddress("127.0.0.2")],
         )
+        monkeypatch.setattr(readiness, "BESIDE_S", 30.0)  # so long an attempt at the silent address lasts alone
         began = time.monotonic()
         assert waiting.wait_for(f"several.test:{port}", timeout_s=60) == []
-        assert time.monotonic() - began < 2.5  # one connection to the silent address took 3 s
+        assert time.monotonic() - began < 20
 
 
 def test_a_name_that_gets_its_address_later(monkeypatch):

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import click
 import pytest
@@ -241,10 +242,24 @@ def test_ports_that_are_held_now(terminal, listener):
 
 def parameters() -> set[tuple[str, str]]:
     found = set()
+    for command in commands():
+        found |= {(command.name, parameter.name) for parameter in command.params}
+    return found
+
+
+def commands() -> Iterator[click.Command]:
+    """Every command, and the commands of groups."""
     for name in cli.COMMANDS:
         command = cli.portbook.get_command(click.Context(cli.portbook), name)
-        found |= {(name, parameter.name) for parameter in command.params}
-    return found
+        yield command
+        if isinstance(command, click.Group):
+            yield from (command.get_command(click.Context(command), each) for each in command.summaries)
+
+
+def test_the_summaries_of_a_group_are_those_of_its_commands():
+    for group in filter(lambda each: isinstance(each, click.Group), commands()):
+        found = {name: group.get_command(None, name).get_short_help_str() for name in group.list_commands(None)}
+        assert found == group.summaries
 
 
 def test_every_parameter_in_the_tables_exists():

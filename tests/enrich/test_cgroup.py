@@ -4,7 +4,6 @@ import contextlib
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +15,7 @@ from portbook.managers.systemd import unit_of
 from portbook.sources import sockdiag
 from portbook.sources.base import Wanted
 from tests.components import need
+from tests.rounds import until
 
 # --- /proc/PID/cgroup ----------------------------------------------------------------------------------------------
 
@@ -137,10 +137,12 @@ def test_a_runtimes_own_unit_is_not_believed_beside_v1(tree, monkeypatch):
 
 # --- ids: the real thing -------------------------------------------------------------------------------------------
 
+# Elsewhere it leaves what it has inherited: the init.scope of a systemd in a hierarchy of v1, which alone have "tasks".
 CHILD = """
-import os, socket, sys
-with open(sys.argv[1] + "/cgroup.procs", "w") as procs:
-    procs.write(str(os.getpid()))
+import glob, os, socket, sys
+for path in (sys.argv[1], *map(os.path.dirname, glob.glob("/sys/fs/cgroup/*/tasks"))):
+    with open(path + "/cgroup.procs", "w") as procs:
+        procs.write(str(os.getpid()))
 listener = socket.create_server(("127.0.0.1", 0))
 print(listener.getsockname()[1], flush=True)
 sys.stdin.read()
@@ -166,11 +168,13 @@ def cgroup2(point: str) -> Iterator[str]:
 
 def _remove(path: str) -> None:
     """A cgroup stays busy until its last process is reaped."""
-    for _ in range(50):
+
+    def is_removed() -> bool:
         with contextlib.suppress(OSError):
-            return os.rmdir(path)
-        time.sleep(0.02)
-    return os.rmdir(path)
+            os.rmdir(path)
+        return not os.path.exists(path)
+
+    until(is_removed, f"the removal of {path}")
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ import shutil
 import socket
 import subprocess
 import tarfile
-import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -25,6 +24,7 @@ from portbook.records import Owner
 from portbook.sources import sockdiag
 from portbook.sources.base import Wanted
 from tests.components import need
+from tests.rounds import until
 
 pytestmark = pytest.mark.root
 
@@ -103,12 +103,13 @@ def _free_port() -> int:
 def _wait_for_listener(pid: int, port: int) -> None:
     """Look in the container's own network namespace: that of its process."""
     row = f":{port:04X} 00000000:0000 0A"
-    for _ in range(200):
+
+    def is_listed() -> bool:
         with contextlib.suppress(OSError), open(f"/proc/{pid}/net/tcp", encoding="ascii") as table:
-            if row in table.read():
-                return
-        time.sleep(0.05)
-    pytest.fail(f"nothing listens on {port} in the container")
+            return row in table.read()
+        return False
+
+    until(is_listed, f"listening on {port} in the container")
 
 
 @pytest.fixture(autouse=True)
@@ -177,10 +178,7 @@ def api(tmp_path) -> Iterator[str]:
     )
     with process:
         try:
-            for _ in range(200):
-                if os.path.exists(path):
-                    break
-                time.sleep(0.05)
+            until(lambda: os.path.exists(path), "the socket of podman")
             yield path
         finally:
             process.terminate()

@@ -29,6 +29,7 @@ from portbook.records import Holder
 from portbook.stop.run import plan_stop
 from tests.components import need
 from tests.conftest import NOBODY, ROOT
+from tests.rounds import until
 
 pytestmark = [
     pytest.mark.root,
@@ -55,6 +56,11 @@ def run() -> Iterator:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(10)
+
+
+def program_of(process: subprocess.Popen[bytes]) -> str:
+    """What the process runs now: not what it was forked from."""
+    return os.path.basename(os.readlink(f"/proc/{process.pid}/exe"))
 
 
 def relay_of(port: int, protocol: str = "tcp") -> Relay:
@@ -144,10 +150,7 @@ def test_systemd_socket_proxyd(run):
     path = "/lib/systemd/systemd-socket-proxyd"
     need(os.path.exists(path), "systemd-socket-proxyd")
     process = run(sys.executable, "-I", "-S", "-c", PROXYD, path)
-    for _ in range(500):
-        if os.path.basename(os.readlink(f"/proc/{process.pid}/exe")) == "systemd-socket-proxyd":
-            break
-        time.sleep(0.01)
+    until(lambda: program_of(process) == "systemd-socket-proxyd", "systemd-socket-proxyd")
     assert relay_of(8080).to == "127.0.0.1:80"
 
 
@@ -200,21 +203,20 @@ def test_pasta_and_passt(run, shared_path, command, to):
 def test_slirp4netns(run, tmp_path):
     inside = run("unshare", "-Urn", "sleep", "60")
     path = str(tmp_path / "api")
-    for _ in range(500):
-        if os.path.basename(os.readlink(f"/proc/{inside.pid}/exe")) == "sleep":
-            break
-        time.sleep(0.01)
+    until(lambda: program_of(inside) == "sleep", "sleep in the namespaces")
     run("slirp4netns", "--configure", "--api-socket", path, str(inside.pid), "tap0")
     forward = {"proto": "tcp", "host_addr": "127.0.0.1", "host_port": 8080, "guest_port": 80}
     request = json.dumps({"execute": "add_hostfwd", "arguments": forward}).encode()
-    for _ in range(500):
+
+    def is_forwarded() -> bool:
         with socket.socket(socket.AF_UNIX) as api, suppress(FileNotFoundError, ConnectionRefusedError):
             api.connect(path)
             api.sendall(request)
             api.shutdown(socket.SHUT_WR)
-            assert b"return" in api.recv(1000)
-            break
-        time.sleep(0.01)
+            return b"return" in api.recv(1000)
+        return False
+
+    until(is_forwarded, "the answer of slirp4netns")
     assert relay_of(8080).to == "a rootless container"
     assert {refusal.code for refusal in plan_stop(8080).forbidden()} == {"managed"}
 

@@ -18,6 +18,7 @@ from portbook.probe.outcome import Answer, Evidence
 from portbook.scanner import banner
 from portbook.scanner.run import scan
 from tests.components import need
+from tests.rounds import until
 
 # What each server sends first, as its documentation shows it.
 GREETINGS = {
@@ -79,6 +80,11 @@ def test_without_the_option_nothing_is_read():
     assert answer.service_origin != "banner"
 
 
+def is_open(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="sshd of Unix")
 def test_a_real_sshd(tmp_path):
     sshd = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin")
@@ -91,11 +97,7 @@ def test_a_real_sshd(tmp_path):
     command = [sshd, "-D", "-e", "-f", "/dev/null", "-h", key, "-p", str(port), "-o", "ListenAddress=127.0.0.1"]
     process = subprocess.Popen([*command, "-o", "PidFile=none"], stderr=subprocess.DEVNULL)
     try:
-        for _ in range(500):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.01)
+        until(lambda: is_open(port), "listening of sshd")
         (answer,) = scan("127.0.0.1", [port], banner=True)
     finally:
         process.terminate()

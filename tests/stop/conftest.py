@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -104,15 +103,6 @@ def runs(pid: int) -> bool:
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def until(reached: Callable[[], bool], what: str) -> None:
-    """Wait for what happens by itself."""
-    for _ in range(1000):
-        if reached():
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"{what} did not happen within 10 s")
 
 
 def needs_linux() -> None:

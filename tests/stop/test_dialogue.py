@@ -14,7 +14,8 @@ from typing import NamedTuple
 import pytest
 
 from portbook.render.text import cell_count
-from tests.stop.conftest import COMMAND, answers, portbook, until
+from tests.rounds import until
+from tests.stop.conftest import COMMAND, answers, portbook
 from tests.stop.test_stop import LISTEN
 
 pytestmark = [

@@ -13,7 +13,7 @@ from portbook.enrich import process
 from portbook.records import Owner
 from portbook.stop.handle import is_same, linux, open_handle, portable
 from tests.conftest import NOBODY
-from tests.stop.conftest import until
+from tests.rounds import until
 from tests.stop.test_stop import LISTEN, STUBBORN
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="tests/windows/test_stop.py is for Windows")

@@ -12,7 +12,8 @@ from portbook.stop.run import carry_out, plan_stop
 from tests.components import need
 from tests.conftest import unheld_port
 from tests.managers.test_podman import IMAGE, LIMITS, NAME, image, podman, run
-from tests.stop.conftest import answers, portbook, runs, until
+from tests.rounds import until
+from tests.stop.conftest import answers, portbook, runs
 
 __all__ = ["IMAGE", "image", "run"]  # fixtures
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_network")]

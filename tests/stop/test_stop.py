@@ -20,7 +20,8 @@ from portbook.stop.run import carry_out, plan_stop
 from portbook.testing import FakeSource, only_sources
 from tests.components import need
 from tests.conftest import NOBODY, ROOT, as_user, unheld_port
-from tests.stop.conftest import PRELUDE, answers, can_be_bound, portbook, runs, until
+from tests.rounds import until
+from tests.stop.conftest import PRELUDE, answers, can_be_bound, portbook, runs
 
 pytestmark = [
     pytest.mark.usefixtures("own_network"),

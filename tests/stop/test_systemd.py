@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 
 import pytest
 
 from tests.components import need
+from tests.rounds import until
 from tests.systemd_lab import Lab, running_systemd
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(sys.platform != "linux", reason="systemd")]
@@ -30,11 +30,8 @@ def service(port: int, more: str) -> str:
 
 
 def wait_for(lab: Lab, port: int) -> None:
-    for _ in range(200):
-        if f":{port:04X} 00000000:0000 0A" in lab.run("cat", "/proc/net/tcp").stdout:
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"nobody listens on {port}")
+    row = f":{port:04X} 00000000:0000 0A"
+    until(lambda: row in lab.run("cat", "/proc/net/tcp").stdout, f"listening on {port}")
 
 
 def test_what_systemd_starts_again_is_refused_and_stopped_by_systemd(lab):
@@ -146,10 +143,7 @@ def test_a_users_unit_is_stopped_by_the_users_service_manager(lab):
     lab.unit("user@0.service", USER_MANAGER)
     lab.systemctl("start", "user@0.service")
     runtime = ("env", "XDG_RUNTIME_DIR=/run/user/0", "systemctl", "--user")
-    for _ in range(100):
-        if lab.run(*runtime, "start", "mine.service", check=False).returncode == 0:
-            break
-        time.sleep(0.05)
+    until(lambda: lab.run(*runtime, "start", "mine.service", check=False).returncode == 0, "the start of mine.service")
     wait_for(lab, 8007)
     code, answer = lab.stop(8007, "--yes")
     assert (code, answer["refusals"][0]["hint"]) == (1, "systemctl --user stop mine.service")

@@ -30,6 +30,7 @@ COMMANDS = {
     "probe": "probe",
     "watch": "watch",
     "history": "history",
+    "policy": "policy",
     "sources": "sources",
     "man": "man",
     "help": "help",
@@ -111,6 +112,7 @@ def portbook() -> None:
       1    no
       2    wrong usage
       3    answered with gaps (only with --strict)
+      4    a policy is violated
       5    could not find out
       130  interrupted
     """

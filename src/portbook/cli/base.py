@@ -91,6 +91,10 @@ class Command(click.Command):
 class Group(click.Group):
     """A group with ``HELP`` as its help option."""
 
+    def get_short_help_str(self, limit: int = 200) -> str:
+        """The first sentence of the help text; click's own limit would cut it in completions."""
+        return super().get_short_help_str(limit)
+
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
         """The one help option of all commands."""
         return HELP

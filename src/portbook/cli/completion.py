@@ -45,7 +45,8 @@ SUMMARIES = {
     "stop": "End the processes that hold a port.",
     "scan": "Find out which ports answer.",
     "probe": "Probe UDP ports with requests of their services.",
-    "watch": "Report every port that is bound, every bind that fails, and every end, until Ctrl-C.",
+    "policy": "Say what may listen on this machine, and check it.",
+    "watch": "Report every bind, failed bind and end of a port as it happens.",
     "history": "Show who held which port when, as portbook watch has recorded it.",
     "sources": "Show the data sources of this machine.",
     "man": "Print the manual page.",
@@ -181,7 +182,8 @@ class _Completion(ShellComplete):
         if isinstance(found, click.Parameter):
             return complete_value(ctx, found.name or "", incomplete)
         if isinstance(found, click.Group) and incomplete[:1] not in ("-", "/"):
-            return [CompletionItem(name, help=text) for name, text in SUMMARIES.items() if name.startswith(incomplete)]
+            summaries = getattr(found, "summaries", SUMMARIES)
+            return [CompletionItem(name, help=text) for name, text in summaries.items() if name.startswith(incomplete)]
         return found.shell_complete(ctx, incomplete)
 
 
@@ -474,6 +476,18 @@ def _commands(_: click.Context, __: str) -> Iterator[Item]:
     return iter(SUMMARIES.items())
 
 
+def _feeds(_: click.Context, __: str) -> Iterator[Item]:
+    from portbook.watching.feeds import FEEDS
+
+    return ((name, "a way to see changes; portbook watch --explain") for name in FEEDS)
+
+
+def _sinks(_: click.Context, __: str) -> Iterator[Item]:
+    from portbook.watching.sinks import SINKS
+
+    return ((f"{name}:", "a kind of sink") for name in SINKS)
+
+
 FIELD_VALUES: dict[str, Values] = {
     "port": _held_ports,
     "state": _states,
@@ -515,6 +529,29 @@ VALUES: dict[tuple[str, str], Values] = {
     ("history", "since"): _moments,
     ("history", "until"): _moments,
     ("who", "at"): _moments,
+    ("explain", "query"): _terms,
+    ("watch", "query"): _terms,
+    ("watch", "feed"): _feeds,
+    ("watch", "sinks"): _sinks,
     ("help", "name"): _commands,
 }
-FILES = {("scan", "xml_path"), ("history", "path"), ("who", "path")}  # parameters that are a file
+# Parameters that are a file.
+FILES = {
+    ("scan", "xml_path"),
+    ("watch", "policy"),
+    ("watch", "config"),
+    ("watch", "store"),
+    ("history", "path"),
+    ("who", "path"),
+    ("init", "file"),
+    ("init", "output_path"),
+    ("learn", "file"),
+    ("learn", "path"),
+    ("learn", "history"),
+    ("check", "file"),
+    ("check", "path"),
+    ("explain", "path"),
+    ("diff", "old"),
+    ("diff", "new"),
+    ("diff", "path"),
+}

@@ -50,12 +50,14 @@ def _command(name: str, group: click.Group, root: click.Context) -> str:
     assert command is not None  # noqa: S101  the name came from the group
     ctx = click.Context(command, info_name=name, parent=root, **command.context_settings)
     usage = " ".join(command.collect_usage_pieces(ctx))
-    parts = [f".SS portbook {name} {_escape(usage)}", _prose(command.help or "")]
+    parts = [f".SS {ctx.command_path} {_escape(usage)}", _prose(command.help or "")]
     for parameter in command.get_params(ctx):
         record = parameter.get_help_record(ctx)
         if record and record[1]:
             spelling, text = record
             parts.append(f".TP\n\\fB{_escape(spelling)}\\fR\n{_escape(text)}")
+    if isinstance(command, click.Group):
+        parts += [_command(each, command, ctx) for each in command.list_commands(ctx)]
     return "\n".join(parts)
 
 

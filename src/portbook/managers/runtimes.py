@@ -1,4 +1,4 @@
-"""The names of the containers of docker and podman, by id.
+"""The names of the containers of docker and podman, by id, and their images.
 
 They are read only if a container of that runtime was found, within limits of time and size, and only from a socket or
 a file that belongs to root or to the caller. Without a name the id is shown; the reason is a gap.
@@ -30,6 +30,7 @@ MOST_BYTES = 4 << 20  # about 2 KB a container in docker's answer, 0.5 KB in pod
 FRESH_S = 1.0
 # HTTP/1.0: the answer is not chunked and ends with the connection. Without a version in the path, the daemon chooses.
 REQUEST = b"GET /containers/json?all=0 HTTP/1.0\r\nHost: localhost\r\n\r\n"
+SHORT_ID = 12  # digits of an id in labels
 DRIVERS = ("overlay", "vfs", "btrfs", "zfs")
 
 
@@ -52,6 +53,21 @@ class _Stored(msgspec.Struct):
 
     id: str
     names: list[str] | None = None
+    image: str = ""  # its id
+    metadata: str = ""  # JSON that podman wrote: the name of the image is in it
+
+
+class _Imaged(msgspec.Struct, rename="pascal"):
+    """An entry of ContainerList, with what it was made of."""
+
+    id: str
+    names: list[str] | None = None
+    image: str = ""  # as it was named when the container was made
+    image_id: str = msgspec.field(default="", name="ImageID")
+
+
+class _Metadata(msgspec.Struct, rename="kebab"):
+    image_name: str = ""
 
 
 _answers: dict[Daemon, tuple[float, NameLookup]] = {}
@@ -118,6 +134,73 @@ def _read_podman(daemon: int, numbers: set[str]) -> NameLookup:
 
 
 LOOKUPS: dict[str, Callable[[int, set[str]], NameLookup]] = {"docker": _read_docker, "podman": _read_podman}
+
+
+# --- images --------------------------------------------------------------------------------------------------------
+
+Images = dict[str, tuple[str, ...]]  # by label of the container (``docker:web``, also with a short id): names and id
+
+
+def images() -> tuple[Images, list[Gap]]:
+    """The images of the running containers of the daemons of root and of the caller; one that fails is a gap.
+
+    Their names are chosen by who may run containers: only ``sha256:…`` says which image it is.
+    """
+    found: Images = {}
+    gaps: list[Gap] = []
+    if not hasattr(os, "geteuid"):
+        return found, gaps  # Windows: the API is behind a named pipe
+    for daemon in dict.fromkeys((ROOT, os.geteuid())):
+        for runtime, paths in api_sockets(daemon).items():
+            try:
+                found |= _images_of(runtime, daemon, paths)
+            except (OSError, ValueError) as error:
+                why = f"the images of {runtime} containers are not known: {_why(paths[-1], error)}"
+                gaps.append(Gap("container", None, why, "run with sudo" if DENIED in why else None))
+    return found, gaps
+
+
+def _images_of(runtime: str, daemon: int, paths: list[str]) -> Images:
+    """From the first API that answers; of podman also from its lists."""
+    found: Images = {}
+    if runtime == "podman":
+        for path in _podman_lists(daemon):
+            found |= _stored_images(path)
+    for path in paths:
+        try:
+            containers = list_containers(path, _Imaged)
+        except (FileNotFoundError, ConnectionRefusedError):
+            continue
+        for each in containers:
+            found |= _by_labels(runtime, each.id, own_name(each.names or []), (each.image, each.image_id))
+        break
+    return found
+
+
+def _stored_images(path: str) -> Images:
+    found: Images = {}
+    try:
+        entries = _decode(_read(path), _Stored)
+    except FileNotFoundError:
+        return found
+    for each in entries:
+        try:
+            name = msgspec.json.decode(each.metadata or "{}", type=_Metadata).image_name
+        except (msgspec.DecodeError, RecursionError):
+            name = ""
+        found |= _by_labels("podman", each.id, "".join((each.names or [])[:1]), (name, each.image))
+    return found
+
+
+def _by_labels(runtime: str, number: str, name: str | None, image: tuple[str, str]) -> Images:
+    names = tuple(filter(None, (image[0], _with_digest(image[1]))))
+    labels = [f"{runtime}:{text}" for text in (name, number[:SHORT_ID], number) if text]
+    return dict.fromkeys(labels, names) if names else {}
+
+
+def _with_digest(number: str) -> str:
+    """The id of an image, as docker writes it: podman leaves the name of the hash out."""
+    return number if number.startswith("sha256:") or not number else f"sha256:{number}"
 
 
 # --- paths ---------------------------------------------------------------------------------------------------------

@@ -94,14 +94,16 @@ class Writer:
         An event that could not be written yet has none. When events were lost, and writing works again, the returned
         list has a ``gap`` event that says so in addition.
         """
+        recovered: list[Event] = []
         if self._backlog.is_full(self._rows):
-            self._backlog.drop(events, self._ledger)
-        else:
-            numbered = self._prepare(events)
-            if self._flush():
-                return [*numbered, *self._recover()]
-            return list(events)
-        return [*events, *(self._recover() if self._flush() else ())]
+            if not self._flush():
+                self._backlog.drop(events, self._ledger)
+                return list(events)
+            recovered = self._recover()
+        numbered = self._prepare(events)
+        if self._flush():
+            return [*recovered, *numbered]
+        return [*recovered, *events]
 
     def touch(self, now: datetime) -> None:
         """Note that the watch still sees: an interval that it does not find after an interruption ended after this.
@@ -128,7 +130,7 @@ class Writer:
         try:
             removal = retention.plan(self._connection, cut_us, most_bytes)
             if removal is None:
-                return retention.shrink(self._connection)
+                return False
             body = schema.encode_checkpoint(
                 schema.Checkpoint(
                     at=now, event=schema.CHECKPOINT, severity="quiet", first=removal.first, hash=removal.hash

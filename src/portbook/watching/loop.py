@@ -67,7 +67,7 @@ class Loop:
         self._settings = settings
         self._clock = clock
         self._look = look
-        self._judging = None if settings.policy is None else Judging(settings.policy)
+        self._judging = self._judge_by(settings.policy)
         self._register = Register(settings, self._judging)
         self._kind: FeedKind | None = None
         self._feed: Feed | None = None
@@ -373,10 +373,19 @@ class Loop:
 
     # --- policy and state ------------------------------------------------------------------------------------------
 
+    def _judge_by(self, policy: Policy | None) -> Judging | None:
+        if policy is None:
+            return None
+        if self._look is not None:
+            return Judging(policy)  # of tables that are not this machine's
+        from portbook.watching.evidence import Collector
+
+        return Judging(policy, Collector(policy).collect)
+
     def replace_policy(self, policy: Policy | None) -> list[Event]:
         """Judge by another policy from now on; None: by none."""
         now = self._clock.now()
-        self._judging = None if policy is None else Judging(policy)
+        self._judging = self._judge_by(policy)
         events = [] if policy is None else [self._policy_loaded(policy, now)]
         return self._count(events + self._register.replace_policy(self._judging, now))
 

@@ -41,7 +41,12 @@ def read(path: str | None = None) -> Policy:
     :raises PolicyError: it is not valid, or others may write it
     """
     place = default_path() if path is None else path
-    return parse(_decode(_read_bytes(place), place), place)
+    return parse(read_text(place), place)
+
+
+def read_text(path: str) -> str:
+    """The text of a policy; raises as ``read``."""
+    return _decode(_read_bytes(path), path)
 
 
 def _read_bytes(path: str) -> bytes:

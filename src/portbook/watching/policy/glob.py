@@ -1,8 +1,16 @@
-"""Text with ``*`` for any run of characters: names in rules. Pure, and in linear time, whatever the text is."""
+"""Text with ``*`` for any run of characters: names in rules. Pure, and in linear time, whatever the text is.
+
+``[*]`` is an asterisk itself: a process may be called so, and a rule for it must not be one for every process.
+"""
 
 from __future__ import annotations
 
+import re
+
 from msgspec import Struct
+
+STAR = "[*]"  # an asterisk itself
+WILD = re.compile(r"\*(?!(?<=\[\*)\])")
 
 
 class Pattern(Struct, frozen=True):
@@ -16,7 +24,9 @@ class Pattern(Struct, frozen=True):
         """Whether a text is meant."""
         if self.parts is None:
             return text == self.text
-        return _matches(self.parts, text, self.within)
+        if self.within:
+            return _matches_each(self.text, text, self.within)
+        return _matches(self.parts, text)
 
     def covers(self, other: Pattern) -> bool:
         """Whether it is certain that every text that the other matches is matched by this."""
@@ -31,13 +41,19 @@ def pattern(text: str, within: str = "") -> Pattern:
     """Make a pattern."""
     if "*" not in text:
         return Pattern(text)
-    return Pattern(text, tuple(text.split("*")), within)
+    parts = tuple(part.replace(STAR, "*") for part in WILD.split(text))
+    if len(parts) == 1:
+        return Pattern(parts[0])
+    return Pattern(text, parts, within)
 
 
-def _matches(parts: tuple[str, ...], text: str, within: str) -> bool:
-    """The first place of each part is as good as any later one, where an asterisk matches every character."""
-    if within and within in text:
-        return _matches_each("*".join(parts), text, within)
+def quote(text: str) -> str:
+    """A pattern that matches this text only."""
+    return text.replace("*", STAR)
+
+
+def _matches(parts: tuple[str, ...], text: str) -> bool:
+    """The first place of each part is as good as any later one."""
     first, *middle, last = parts
     if len(text) < len(first) + len(last) or not text.startswith(first) or not text.endswith(last):
         return False

@@ -44,6 +44,7 @@ class Index:
         ]
         self._starts = {protocol: _starts(rules, protocol) for protocol in PROTOCOLS}
         self._candidates: dict[tuple[str, int], Candidates] = {}
+        self._needs: dict[tuple[str, int], tuple[frozenset[str], frozenset[str]]] = {}
         self._kept = 0
 
     def candidates(self, protocol: Protocol, port: int) -> Candidates:
@@ -52,6 +53,18 @@ class Index:
         known = self._candidates.get(key)
         if known is None:
             known = self._add(key, protocol, port)
+        return known
+
+    def needs(self, protocol: Protocol, port: int) -> tuple[frozenset[str], frozenset[str]]:
+        """Which keys the rules about a port have, and the paths of executables in them, but for patterns."""
+        key = protocol, bisect_right(self._starts[protocol], port)
+        known = self._needs.get(key)
+        if known is None:
+            denying, allowing = self.candidates(protocol, port)
+            checks = [check for each in (*denying, *allowing) for check in each.checks]
+            paths = {value.text for check in checks if check.key == "exe" for value in check.values if not value.parts}
+            known = self._needs[key] = frozenset(check.key for check in checks), frozenset(paths)
+            self._kept += len(paths)
         return known
 
     def is_required(self, protocol: Protocol, port: int) -> bool:
@@ -64,6 +77,7 @@ class Index:
         made = denying, tuple(each for each in about if each.rule.kind != "deny")
         if self._kept + len(about) > MOST_KEPT:
             self._candidates.clear()
+            self._needs.clear()
             self._kept = 0
         self._candidates[key] = made
         self._kept += len(about)

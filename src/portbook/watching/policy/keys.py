@@ -46,7 +46,7 @@ def _values(value: object, valid: str) -> list[object]:
 def _text(value: object, valid: str) -> str:
     if not isinstance(value, str):
         raise UsageError(f"{shown(value)} is not text", f"write {valid}")
-    if not value.strip():
+    if not value:
         raise UsageError("the text is empty", f"omit the key, or write {valid}")
     if len(value) > MOST_TEXT:
         raise UsageError(f"the text has {len(value):,} characters", f"at most {MOST_TEXT:,}")
@@ -147,7 +147,7 @@ def _network_hint(text: str) -> str:
 def _patterns(valid: str, within: str = "") -> Callable[[object], tuple[Pattern, ...]]:
     def read(value: object) -> tuple[Pattern, ...]:
         texts = [_text(each, valid) for each in _values(value, valid)]
-        return tuple(pattern(text, within) for text in dict.fromkeys(texts))
+        return tuple(pattern(text, "" if text == "*" else within) for text in dict.fromkeys(texts))
 
     return read
 

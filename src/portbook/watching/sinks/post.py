@@ -16,7 +16,7 @@ from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from ssl import SSLCertVerificationError, SSLContext, SSLError
 from time import monotonic
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from portbook.addresses import NamedHost, format_endpoint
 from portbook.resilience import classify
@@ -41,6 +41,37 @@ class PostAnswer(NamedTuple):
             return f"{self.status} {HTTPStatus(self.status).phrase}"
         except ValueError:
             return str(self.status)
+
+
+class _Lines:
+    """The beginning of an answer, line by line, and whether the connection ended in it."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.ended = False
+
+    def readline(self, limit: int) -> bytes:
+        line = self._stream.readline(limit)
+        self.ended = self.ended or not line.endswith(b"\n")
+        return line
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class WholeResponse(HTTPResponse):
+    """An answer whose headers are complete: HTTPResponse takes the end of the connection for the end of the headers."""
+
+    def begin(self) -> None:
+        """Read status and headers; raise HTTPException if they are cut (RFC 9112 section 8)."""
+        stream: Any = self.fp
+        lines: Any = _Lines(stream)
+        self.fp = lines
+        super().begin()
+        if self.fp is lines:
+            self.fp = stream
+        if lines.ended:
+            raise HTTPException("the headers are cut")
 
 
 class Poster:
@@ -68,20 +99,25 @@ class Poster:
         timer = threading.Timer(self._limit_s, self.interrupt)
         timer.daemon = True
         timer.start()
+        answered = False
         try:
             reused = self._connection is not None
             try:
-                return self._exchange(body, headers)
+                answer = self._exchange(body, headers)
             except (OSError, HTTPException):
                 self.close()
                 if not reused or self._interrupted:
                     raise
-            return self._exchange(body, headers)  # the receiver had closed a connection that was not used for a while
+                # The receiver had closed a connection that was not used for a while.
+                answer = self._exchange(body, headers)
+            answered = True
+            return answer
         except (OSError, HTTPException, ValueError) as error:
-            self.close()
             raise PostError(self._reason(error)) from error
         finally:
             timer.cancel()
+            if not answered:
+                self.close()
 
     def _exchange(self, body: bytes, headers: Mapping[str, str]) -> PostAnswer:
         if self._connection is None:
@@ -126,6 +162,7 @@ class Poster:
                     break
                 continue
             self._connection = HTTPConnection(self._host.name, self._port)
+            self._connection.response_class = WholeResponse
             self._connection.auto_open = 0  # it would connect without our limits
             self._connection.sock = sock
             return

@@ -339,10 +339,13 @@ class Spool:
                 continue
             file = _SpoolFile(name, first)
             file.size, lines = self._cut(file)
-            for _, record in self._records(file):
+            for end, record in self._records(file):
                 lines -= 1
                 self._last = max(self._last, record.number)
-                self._on_disk += record.number > self._delivered
+                if record.number > self._delivered:
+                    self._on_disk += 1
+                else:
+                    file.offset = end
             if lines:
                 self._losses.append(Loss(lines, f"{file.name} of the spool is damaged"))
             self._files.append(file)

@@ -189,12 +189,10 @@ class WebhookSink(PlainSink):
             raise UsageError(reason, "name a file in PEM") from error
 
     def start(self) -> None:
-        """Open the spool; raise StoreError. What is in it from before is sent first."""
+        """Open the spool; raise StoreError. What is in it from before is sent first: the thread starts later."""
         path = self._settings.text("spool") or _default_spool(self.target.url)
         self._spool = Spool(path, self._settings.options["spool_bytes"])
         self._courier = _Courier(self._spool, self, self._settings.options["batch"])
-        if self._spool.waiting():
-            self._courier.wake()
 
     def deliver(self, events: Sequence[EncodedEvent]) -> None:
         """Put the events into the spool."""
@@ -231,12 +229,13 @@ class WebhookSink(PlainSink):
 
     def reopen(self) -> None:
         """Read the secrets again, and try at once; raise DeliveryError."""
-        if self._courier is not None:
-            self._courier.retry_now()
         try:
             self._credentials = read_credentials(self._settings)
         except (StoreError, UsageError) as error:
             raise DeliveryError(str(error)) from error
+        finally:
+            if self._courier is not None:
+                self._courier.retry_now()
 
     def waiting(self) -> int:
         """How many events are in the spool."""
@@ -246,6 +245,8 @@ class WebhookSink(PlainSink):
         """What was lost, and messages."""
         if self._spool is None or self._courier is None:
             return [], []
+        if self._spool.waiting():
+            self._courier.wake()
         losses, notes = self._courier.take_reports()
         return self._spool.take_losses() + losses, notes
 
