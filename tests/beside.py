@@ -1,9 +1,10 @@
 """Tests that wait more than they compute run in a second process, beside the others.
 
-The tests of the scanner take minutes in which they wait for answers that do not come, in networks of their own. When
-they are selected together with others, as in a run of all tests, root on Linux runs them in a second pytest, in a
-network namespace of its own: neither process sees a socket of the other. Their reports are shown here as of any other
-test, at the end, in the order of the tests. Alone, as in ``pytest tests/scanner``, they run as every test does.
+The tests of the scanner take minutes in which they wait for answers that do not come, those of stop for a restart that
+does not come. When they are selected together with others, as in a run of all tests, root on Linux runs them in a
+second pytest, in a network namespace of its own: neither process sees a socket of the other there. Their reports are
+shown here as of any other test, at the end, in the order of the tests. Alone, as in ``pytest tests/scanner``, they run
+as every test does.
 
 No process runs two tests at once, and what reads the whole machine stays in the first one.
 """
@@ -30,6 +31,9 @@ BESIDE = (
     "tests/e2e/test_reach.py",
     "tests/e2e/test_scan_cli.py",
     "tests/netconfig/windows/test_netsh_run.py",
+    "tests/stop/test_dialogue.py",
+    "tests/stop/test_handover.py",
+    "tests/stop/test_stop.py",
     "tests/system/test_program.py",
     "tests/test_dialing.py",
     "tests/test_waiting.py",

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -22,6 +23,7 @@ MARK = "portbook-guest "
 CLONE_NEWNET = 0x40000000
 NOBODY = 65534
 REBOOT = 0x01234567  # LINUX_REBOOT_CMD_RESTART of reboot(2)
+FEED_LIMIT_S = 20  # of what a feed reports after a fraction of a second
 COMMAND_LIMIT_S = 240  # a command takes about ten seconds in a guest without acceleration
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -253,6 +255,64 @@ def commands() -> dict:
     return answers | {"pid": os.getpid()}
 
 
+def feeds() -> dict:
+    """What each feed of the watch reports of a hundred listeners that close at once, and of two sockets that stay."""
+    from portbook.watching import feeds
+
+    answers = {}
+    for name in feeds.FEEDS:
+        kind = feeds.load(name)
+        answers[name] = {"missing": kind.missing()}
+        if answers[name]["missing"] is None:
+            answers[name] |= use_feed(kind)
+    return answers
+
+
+def use_feed(kind) -> dict:
+    from portbook.watching.feeds.base import FeedSettings
+
+    feed = kind.open(FeedSettings(interval_s=0.2))
+    try:
+        short = []
+        for number in range(100):
+            with socket.create_server(("127.0.0.1", 0)) if number % 2 else six() as listener:
+                short.append(listener.getsockname()[:2])
+        with socket.create_server(("127.0.0.2", 0)) as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            udp.bind(("127.0.0.3", 0))
+            places = [tcp.getsockname(), udp.getsockname()]
+            changes = read_feed(feed, lambda changes: len(keys_of(changes, places)) == 2)
+        changes += read_feed(feed, lambda more: keys_of(changes, places) <= {c.key for c in more if c.kind == "ended"})
+        keys = keys_of(changes, short)
+        begun = [c for c in changes if c.key in keys and c.socket is not None]
+        ended = {c.key: c.exact for c in changes if c.kind == "ended"}
+        return {
+            "short": len({c.key for c in begun if c.key in ended}),
+            "short_right_pid": len({c.key for c in begun if os.getpid() in [o.pid for o in c.socket.owners]}),
+            "long": len(keys_of(changes, places)),
+            "long_ended": [ended.get(key) for key in sorted(keys_of(changes, places), key=str)],
+            "lost": [c.reason for c in changes if c.kind == "lost"],
+        }
+    finally:
+        feed.close()
+
+
+def six() -> socket.socket:
+    return socket.create_server(("::1", 0), family=socket.AF_INET6)
+
+
+def keys_of(changes, places) -> set:
+    begun = [c for c in changes if c.kind in ("listening", "bound")]
+    return {c.key for c in begun if (c.socket.local_address, c.socket.local_port) in places}
+
+
+def read_feed(feed, enough) -> list:
+    changes = []
+    until = time.monotonic() + FEED_LIMIT_S
+    while not enough(changes) and time.monotonic() < until:
+        changes += feed.read(0.2)
+    return changes
+
+
 def run(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_LIMIT_S, check=False)
     if done.returncode:
@@ -263,7 +323,7 @@ def run(*command: str) -> str:
 def main() -> None:
     for module in ("tcp_diag", "udp_diag", "veth", "vxlan"):
         subprocess.run(["modprobe", "-q", module], check=False, timeout=60)
-    for check in (kernel, sources, zoo, bound_only, namespaces, ordinary_user, tunnel, ports, reach, commands):
+    for check in (kernel, sources, zoo, bound_only, namespaces, ordinary_user, tunnel, ports, reach, feeds, commands):
         try:
             answer = {"answer": check()}
         except Exception:

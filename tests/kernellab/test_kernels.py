@@ -148,6 +148,26 @@ def test_connections_and_scans(guest):
     }
 
 
+def test_the_trace_feed_reports_every_listener(guest):
+    traced = guest["feeds"]["tracefs"]
+    assert traced["missing"] is None
+    assert (traced["short"], traced["short_right_pid"]) == (100, 100)
+    assert (traced["long"], len(traced["long_ended"]), traced["lost"]) == (2, 2, [])
+
+
+def test_the_feed_of_ends_reports_every_end(guest):
+    ends = guest["feeds"]["destroy"]
+    assert ends["missing"] is None
+    assert ends["short"] == 100
+    assert (ends["long"], ends["lost"]) == (2, [])
+
+
+def test_the_polling_feed_reports_what_stays(guest):
+    polled = guest["feeds"]["poll"]
+    assert polled["missing"] is None
+    assert (polled["long"], polled["long_ended"], polled["lost"]) == (2, [False, False], [])
+
+
 def test_commands(guest):
     answers = guest["commands"]
     assert {name: answers[name][0] for name in ("sources", "list", "who", "why", "stop")} == {

@@ -46,7 +46,7 @@ class Run(NamedTuple):
 
 RUNS = {
     "suite": Run(["tests/windows", *EVERYWHERE], {}),
-    "netstat": Run(["tests/windows/test_netstat.py"], {}, replays=True),
+    "netstat": Run(["tests/windows/test_netstat.py", "tests/windows/test_watching_poll.py"], {}, replays=True),
     "netsh": Run(["tests/windows/test_netsh.py"], {}, replays=True),
     # The laboratory refuses ports below WINLAB_MINPORT as Windows refuses excluded ports: with error 10013.
     "excluded": Run(["tests/windows/test_why.py"], {"WINLAB_MINPORT": "4700", "PORTBOOK_EXCLUDED": "4000-4699"}),

@@ -46,7 +46,7 @@ SUMMARIES = {
     "scan": "Find out which ports answer.",
     "probe": "Probe UDP ports with requests of their services.",
     "policy": "Say what may listen on this machine, and check it.",
-    "watch": "Report every port that is bound, every bind that fails, and every end, until Ctrl-C.",
+    "watch": "Report every bind, failed bind and end of a port as it happens.",
     "history": "Show who held which port when, as portbook watch has recorded it.",
     "sources": "Show the data sources of this machine.",
     "man": "Print the manual page.",
@@ -476,6 +476,18 @@ def _commands(_: click.Context, __: str) -> Iterator[Item]:
     return iter(SUMMARIES.items())
 
 
+def _feeds(_: click.Context, __: str) -> Iterator[Item]:
+    from portbook.watching.feeds import FEEDS
+
+    return ((name, "a way to see changes; portbook watch --explain") for name in FEEDS)
+
+
+def _sinks(_: click.Context, __: str) -> Iterator[Item]:
+    from portbook.watching.sinks import SINKS
+
+    return ((f"{name}:", "a kind of sink") for name in SINKS)
+
+
 FIELD_VALUES: dict[str, Values] = {
     "port": _held_ports,
     "state": _states,
@@ -518,11 +530,17 @@ VALUES: dict[tuple[str, str], Values] = {
     ("history", "until"): _moments,
     ("who", "at"): _moments,
     ("explain", "query"): _terms,
+    ("watch", "query"): _terms,
+    ("watch", "feed"): _feeds,
+    ("watch", "sinks"): _sinks,
     ("help", "name"): _commands,
 }
 # Parameters that are a file.
 FILES = {
     ("scan", "xml_path"),
+    ("watch", "policy"),
+    ("watch", "config"),
+    ("watch", "store"),
     ("history", "path"),
     ("who", "path"),
     ("init", "file"),

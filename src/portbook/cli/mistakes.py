@@ -17,11 +17,12 @@ SYNONYMS = {
     "who": "holder owner fuser find which whoami whose pid process",
     "why": "explain diagnose doctor check-port blame reason",
     "dial": "ping connect telnet nc ncat netcat test check test-netconnection tnc tcping curl openssl",
-    "wait": "waitfor wait-for wait-for-it wait-on watch until",
+    "wait": "waitfor wait-for wait-for-it wait-on until",
     "free": "unused random get-port getport pick available",
     "lease": "reserve bind run exec hold",
     "scan": "nmap sweep masscan rustscan",
     "probe": "udp-scan udpscan snmp",
+    "watch": "monitor follow observe tail log events solisten tcplife auditd",
     "help": "/? usage commands",
     "--version": "version ver about",
 }

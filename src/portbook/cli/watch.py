@@ -50,11 +50,11 @@ SECONDS = click.FloatRange(0.01)
 def command(
     config: str | None, once: bool, explain: bool, self_test: bool, service: bool, test_sinks: bool, **options: Any
 ) -> int:
-    """Report every port that is bound, every bind that fails, and every end, until Ctrl-C.
+    """Report every bind, failed bind and end of a port as it happens.
 
-    On a terminal, watch shows who listens and what happened last; elsewhere it prints a line for each event. QUERY
-    selects sockets as in list. With a policy, what it does not allow is a violation. Events are kept in a history that
-    portbook history and portbook who --at read. Sinks send them elsewhere.
+    Ctrl-C ends it. On a terminal, watch shows who listens and what happened last; elsewhere it prints a line for each
+    event. QUERY selects sockets as in list. With a policy, what it does not allow is a violation. Events are kept in a
+    history that portbook history and portbook who --at read. Sinks send them elsewhere.
 
     SIGHUP reads the policy again, and opens log files again. SIGTERM ends the watch with exit code 0. The exit code of
     --once is 4 if the policy is violated; that of --self-test is 1 if the feed does not see.

@@ -67,15 +67,12 @@ def open_to_write(path: str) -> sqlite3.Connection:
 
     :raises StoreError: it cannot be written, or is not one that this version can write
     """
-    is_new = not _size(path)
     try:
-        if is_new:
+        if not _size(path):
             _create(path)
         connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
         try:
             _restrict(connection)
-            if is_new:  # what retention removes is given back in small steps
-                connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
             migrations.migrate(connection, path)
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")  # kill -9 loses nothing; a power cut the last seconds

@@ -216,7 +216,7 @@ class Ledger:
         """Move the starts of open intervals with a clock that was set back: they would lie in the future."""
         clock_us = at_us - monotonic_ns // 1000
         before, self._clock_us = self._clock_us, clock_us
-        if before is None or event.boot_id != self._boot_id or clock_us > before - CLOCK_STEP_US:
+        if before is None or self._boot_id not in (None, event.boot_id) or clock_us > before - CLOCK_STEP_US:
             return
         for holding in (h for group in self._holdings.values() for h in group):
             if holding.row.opened_us > at_us:

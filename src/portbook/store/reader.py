@@ -141,7 +141,7 @@ class History:
         wanted = selection.parse(query, intervals=True)
         if at is not None:
             us = schema.to_us(at)
-            rows: Iterable[Any] = sorted(self._over(us, wanted), key=_second)
+            rows: Iterable[Any] = sorted(self._over(us, wanted), key=_time_and_id)
         else:
             since_us = None if since is None else schema.to_us(since)
             until_us = schema.LATEST if until is None else schema.to_us(until)
@@ -255,7 +255,7 @@ class History:
         if since_us is None:
             since_us = schema.EARLIEST
         else:
-            yield from sorted(self._over(since_us, wanted), key=_second)
+            yield from sorted(self._over(since_us, wanted), key=_time_and_id)
         places: list[tuple[str, list[Any]]]
         ports = wanted.few_ports(MOST_PORTS)
         if ports is not None:
@@ -269,7 +269,7 @@ class History:
                 f"{FROM_INTERVALS} {condition} AND i.opened_at < ? AND (i.opened_at, i.id) > (?, ?)"
                 f" ORDER BY i.opened_at, i.id LIMIT {PAGE}"
             )
-            streams.append(self._pages(statement, [*values, until_us], (since_us, 0), _time_and_id))
+            streams.append(self._pages(statement, [*values, until_us], (since_us, schema.LATEST), _time_and_id))
         yield from merge(*streams, key=_time_and_id)
 
     def _pages(self, statement: str, values: list[Any], start: Any, position: Callable[[Any], Any]) -> Iterator[Any]:
@@ -386,10 +386,6 @@ def _batches(rows: Iterable[Any]) -> Iterator[list[Any]]:
 
 def _first(row: Any) -> Any:
     return row[0]
-
-
-def _second(row: Any) -> Any:
-    return row[2], row[0]
 
 
 def _time_and_id(row: Any) -> Any:

@@ -1,7 +1,8 @@
 """Which rows are old enough to be removed. A few at a time: the writer must not wait.
 
 The rows are removed from the beginning of the chain. A checkpoint, which is a row of the chain like others, says up to
-where, and has the hash of the last row that was removed: the chain can be checked from there on.
+where, and has the hash of the last row that was removed: the chain can be checked from there on. The pages that become
+free are used again; the file does not become smaller.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import sqlite3
 from msgspec import Struct
 
 STEP = 1000  # rows that are removed in one transaction
-SHRINK_PAGES = 500  # that one step gives back to the system
 
 
 class Removal(Struct, frozen=True):
@@ -53,15 +53,6 @@ def remove(connection: sqlite3.Connection, removal: Removal) -> None:
     )
     connection.execute("DELETE FROM unwatched WHERE sequence < ? AND until < ?", (removal.first, removal.cut_us))
     connection.execute("DELETE FROM events WHERE sequence < ?", (removal.first,))
-
-
-def shrink(connection: sqlite3.Connection) -> bool:
-    """Give free pages back to the system; return whether there are more."""
-    (free,) = connection.execute("PRAGMA freelist_count").fetchone()
-    if free <= SHRINK_PAGES:
-        return False
-    connection.execute(f"PRAGMA incremental_vacuum({SHRINK_PAGES})").fetchall()
-    return True
 
 
 def _used_bytes(connection: sqlite3.Connection) -> int:

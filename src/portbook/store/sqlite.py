@@ -94,14 +94,16 @@ class Writer:
         An event that could not be written yet has none. When events were lost, and writing works again, the returned
         list has a ``gap`` event that says so in addition.
         """
+        recovered: list[Event] = []
         if self._backlog.is_full(self._rows):
-            self._backlog.drop(events, self._ledger)
-        else:
-            numbered = self._prepare(events)
-            if self._flush():
-                return [*numbered, *self._recover()]
-            return list(events)
-        return [*events, *(self._recover() if self._flush() else ())]
+            if not self._flush():
+                self._backlog.drop(events, self._ledger)
+                return list(events)
+            recovered = self._recover()
+        numbered = self._prepare(events)
+        if self._flush():
+            return [*recovered, *numbered]
+        return [*recovered, *events]
 
     def touch(self, now: datetime) -> None:
         """Note that the watch still sees: an interval that it does not find after an interruption ended after this.
@@ -128,12 +130,8 @@ class Writer:
         try:
             removal = retention.plan(self._connection, cut_us, most_bytes)
             if removal is None:
-                return retention.shrink(self._connection)
-            body = schema.encode_checkpoint(
-                schema.Checkpoint(
-                    at=now, event=schema.CHECKPOINT, severity="quiet", first=removal.first, hash=removal.hash
-                )
-            )
+                return False
+            body = schema.encode_checkpoint(schema.Checkpoint(removal.first, removal.hash))
             self._connection.execute("BEGIN IMMEDIATE")
             row = self._link(schema.to_us(now), schema.CHECKPOINT, None, None, body)
             self._connection.execute(INSERT_EVENT, row)
@@ -186,7 +184,7 @@ class Writer:
 
     def _link(self, at_us: int, kind: str, port: int | None, interval: int | None, body: bytes) -> EventRow:
         self._sequence += 1
-        self._hash = chain.link(self._hash, self._sequence, interval, body)
+        self._hash = chain.link(self._hash, self._sequence, at_us, kind, port, interval, body)
         return self._sequence, at_us, kind, port, interval, self._hash, body
 
     def _flush(self, with_state: bool = False) -> bool:

@@ -14,12 +14,13 @@ from struct import error as StructError  # noqa: N812
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from portbook.store import chain, connection, schema
 from portbook.store.chain import Anchor, parse_anchor
-from portbook.store.intervals import Ledger
+from portbook.store.intervals import Ledger, WatchState
 from portbook.store.records import Break, Verification
-from portbook.store.schema import CHECKPOINT
+from portbook.store.schema import COMMON_KINDS
 
 FORK_FROM = 100_000  # rows
 PAGE = 5_000
@@ -31,7 +32,7 @@ ROWS = (
     f" ORDER BY sequence LIMIT {PAGE}"
 )
 LAST_CHECKPOINT = (
-    f"SELECT sequence, body FROM events WHERE kind = '{CHECKPOINT}' AND kind NOT IN {schema.COMMON}"
+    f"SELECT sequence, body FROM events WHERE kind = '{schema.CHECKPOINT}' AND kind NOT IN {schema.COMMON}"
     " ORDER BY sequence DESC LIMIT 1"
 )
 # Times of an interval that were observed are those of the events that opened and ended it. What retention removed is
@@ -78,6 +79,43 @@ def verify(path: str, anchor: Anchor | str | None = None) -> Verification:
             raise connection.failure(path, error) from error
 
 
+# Sums that an index and its table have alike, of each row's values and its number. SQLite and Python agree on "&".
+MASK = (1 << 20) - 1
+INDEXES = {
+    "events_by_time": f"SELECT sum((at + 7 * sequence) & {MASK}) FROM events INDEXED BY events_by_time"
+    " WHERE sequence <= :last",
+    "events_by_interval": f"SELECT sum((interval + 7 * sequence) & {MASK}) FROM events INDEXED BY events_by_interval"
+    " WHERE interval < sequence AND sequence <= :last",
+    "events_by_port": f"SELECT sum((port + 7 * sequence) & {MASK}) FROM events INDEXED BY events_by_port"
+    " WHERE interval IS NULL AND port IS NOT NULL AND sequence <= :last",
+    "events_by_kind": f"SELECT sum((length(kind) + 7 * sequence) & {MASK}) FROM events INDEXED BY events_by_kind"
+    f" WHERE kind NOT IN {schema.COMMON} AND sequence <= :last",
+}
+PAIRS = (  # an index, and the same without it
+    (
+        f"SELECT sum((opened_at + 7 * id + 13 * span) & {MASK}) FROM intervals INDEXED BY intervals_by_span",
+        f"SELECT sum((opened_at + 7 * id + 13 * span) & {MASK}) FROM intervals NOT INDEXED",
+    ),
+    (
+        f"SELECT sum((opened_at + 7 * id + 13 * port) & {MASK}) FROM intervals INDEXED BY intervals_by_port",
+        f"SELECT sum((opened_at + 7 * id + 13 * port) & {MASK}) FROM intervals NOT INDEXED",
+    ),
+    (
+        f"SELECT sum((coalesce(until, 1) + 7 * sequence) & {MASK}) FROM unwatched INDEXED BY unwatched_by_end",
+        f"SELECT sum((coalesce(until, 1) + 7 * sequence) & {MASK}) FROM unwatched NOT INDEXED",
+    ),
+)
+
+
+class Sums(Struct):
+    """What the indexes of events have to add up to."""
+
+    time: int = 0
+    interval: int = 0
+    port: int = 0
+    kind: int = 0
+
+
 class _Check:
     def __init__(self, path: str, database: sqlite3.Connection) -> None:
         self._path = path
@@ -86,6 +124,7 @@ class _Check:
     def run(self, anchor: Anchor | None) -> Verification:
         bounds = "SELECT min(sequence), max(sequence), count(*) FROM events"
         try:
+            self._database.execute("BEGIN")  # one state of the file, though a watch may go on writing
             first, last, count = self._database.execute(bounds).fetchone()
         except sqlite3.DatabaseError as error:
             return self._answer(None, None, 0, None, None, Break(0, None, f"the file cannot be read: {error}"))
@@ -124,20 +163,38 @@ class _Check:
         if isinstance(before, Break):
             return before
         middle = first + (last - first) // 2
+        sums = Sums()
         second: _Forked | None = None
         if last - first >= FORK_FROM and _may_fork():
             second = _Forked(self._path, middle, last, first)
         try:
-            broken = _Segment(self._database, first).check(first - 1, middle, before)
+            broken = _Segment(self._database, first, sums).check(first - 1, middle, before)
             if broken is None:
                 if second is not None:
-                    broken = second.answer()
+                    broken = second.answer(sums)
                 else:
-                    broken = _Segment(self._database, first).check(middle, last, None)
+                    broken = _Segment(self._database, first, sums).check(middle, last, None)
         finally:
             if second is not None:
                 second.end()
-        return broken or self._break_of_watch(first)
+        return broken or self._break_of_watch(first) or self._break_of_indexes(first, last, sums)
+
+    def _break_of_indexes(self, first: int, last: int, sums: Sums) -> Break | None:
+        """Whether what is searched in agrees with what is found there."""
+        made = (sums.time, sums.interval, sums.port, sums.kind)
+        try:
+            for (name, statement), expected in zip(INDEXES.items(), made, strict=True):
+                (total,) = self._database.execute(statement, {"last": last}).fetchone()
+                if (total or 0) != expected:
+                    return Break(first, None, f"the index {name} is damaged")
+            for statement, other in PAIRS:
+                if self._database.execute(statement).fetchone() != self._database.execute(other).fetchone():
+                    return Break(first, None, "an index of the intervals is damaged")
+            for (value,) in self._database.execute("SELECT value FROM meta"):
+                msgspec.msgpack.decode(value, type=WatchState)
+        except (sqlite3.Error, msgspec.MsgspecError, TypeError) as error:
+            return Break(first, None, f"an index, or the state of the watch, cannot be read: {error}")
+        return None
 
     def _hash_before(self, first: int) -> bytes | Break:
         """The hash that the first row continues: that of a checkpoint, where retention removed what was before."""
@@ -189,9 +246,12 @@ class _Check:
 class _Segment:
     """Checks the rows behind ``start`` up to ``end``."""
 
-    def __init__(self, database: sqlite3.Connection, first: int) -> None:
+    def __init__(self, database: sqlite3.Connection, first: int, sums: Sums) -> None:
         self._database = database
         self._first = first
+        self._sums = sums
+        self._expected, self._before = 0, b""
+        self._at_us: int | None = None
 
     def check(self, start: int, end: int, before: bytes | None) -> Break | None:
         """Return the first break; ``before`` is the hash of row ``start``, None: the one that it has."""
@@ -204,32 +264,51 @@ class _Segment:
             return Break(start + 1, None, f"the rows from {start + 1} to {end} cannot be read: {error}")
 
     def _check_chain(self, start: int, end: int, before: bytes) -> Break | None:
-        at_us: int | None = None
-        expected = start
-        link, decode, to_us = chain.link, schema.decode_key, schema.to_us
-        while expected < end:
+        self._expected, self._before, self._at_us = start, before, None
+        while self._expected < end:
+            at = self._expected
             try:
-                rows = self._rows(expected, end)
+                rows = self._rows(at, end)
             except sqlite3.Error as error:
-                what = f"the rows behind {expected} cannot be read: {error}"
-                return Break(expected + 1, _moment(at_us), what)
-            try:
-                for sequence, at_us, kind, port, interval, digest, body in rows:
-                    expected += 1
-                    if sequence != expected:
-                        missing = f"{expected}" if sequence == expected + 1 else f"{expected} to {sequence - 1}"
-                        return Break(expected, _moment(at_us), f"removed: {missing} is missing before this time")
-                    if link(before, sequence, interval, body) != digest:
-                        return Break(sequence, _moment(at_us), ALTERED)
-                    before = digest
-                    key = decode(body)
-                    if key.event != kind or to_us(key.at) != at_us or key.local_port != port:
-                        return Break(sequence, _moment(at_us), "its time, kind or port is not that of the event")
-            except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, StructError):
-                return Break(expected, _moment(at_us), ALTERED)  # a value is not of its type
+                return Break(at + 1, _moment(self._at_us), f"the rows behind {at} cannot be read: {error}")
             if not rows:
-                return Break(expected + 1, _moment(at_us), f"removed: the rows up to {end} are missing")
+                return Break(at + 1, _moment(self._at_us), f"removed: the rows up to {end} are missing")
+            try:
+                what = self._check_rows(rows)
+            except (TypeError, ValueError, OverflowError, AttributeError, StructError):
+                what = ALTERED  # a value is not of its type
+            if what is not None:
+                return Break(self._expected, _moment(self._at_us), what)
         return None
+
+    def _check_rows(self, rows: list[Any]) -> str | None:
+        """Check some rows; return what is wrong with the one at ``_expected``."""
+        before, expected, sums = self._before, self._expected, self._sums
+        link = chain.link
+        for sequence, at_us, kind, port, interval, digest, body in rows:
+            expected += 1
+            self._expected, self._at_us = expected, at_us
+            if sequence != expected:
+                missing = f"{expected}" if sequence == expected + 1 else f"{expected} to {sequence - 1}"
+                return f"removed: {missing} is missing before this time"
+            if link(before, sequence, at_us, kind, port, interval, body) != digest:
+                return ALTERED
+            before = digest
+            sums.time += (at_us + 7 * sequence) & MASK
+            if interval is None or kind not in COMMON_KINDS:
+                self._add_rare(sequence, kind, port, interval)
+            elif interval < sequence:
+                sums.interval += (interval + 7 * sequence) & MASK
+        self._before = before
+        return None
+
+    def _add_rare(self, sequence: int, kind: str, port: int | None, interval: int | None) -> None:
+        if kind not in COMMON_KINDS:
+            self._sums.kind += (len(kind) + 7 * sequence) & MASK
+        if interval is None and port is not None:
+            self._sums.port += (port + 7 * sequence) & MASK
+        if interval is not None and interval < sequence:
+            self._sums.interval += (interval + 7 * sequence) & MASK
 
     def _rows(self, start: int, end: int) -> list[Any]:
         try:
@@ -275,15 +354,18 @@ class _Forked:
             _check_and_exit(sender, path, start, end, first)
         os.close(sender)
 
-    def answer(self) -> Break | None:
-        """Wait for what it found."""
+    def answer(self, sums: Sums) -> Break | None:
+        """Wait for what it found, and add its sums."""
         parts: list[bytes] = []
         while (part := os.read(self._answer, MOST_ANSWER)) and len(parts) < 100:
             parts.append(part)
         try:
-            return msgspec.json.decode(b"".join(parts), type=Break | None)
+            broken, more = msgspec.json.decode(b"".join(parts), type=tuple[Break | None, Sums])
         except msgspec.MsgspecError:
             return Break(0, None, "the process that checked one half has ended too early")
+        for name in Sums.__struct_fields__:
+            setattr(sums, name, getattr(sums, name) + getattr(more, name))
+        return broken
 
     def end(self) -> None:
         """End the process, if it has not ended yet."""
@@ -296,8 +378,9 @@ class _Forked:
 def _check_and_exit(sender: int, path: str, start: int, end: int, first: int) -> None:
     try:
         with closing(connection.open_to_read(path)) as database:
-            broken = _Segment(database, first).check(start, end, None)
-        os.write(sender, msgspec.json.encode(broken))
+            sums = Sums()
+            broken = _Segment(database, first, sums).check(start, end, None)
+        os.write(sender, msgspec.json.encode((broken, sums)))
     finally:
         os._exit(0)
 

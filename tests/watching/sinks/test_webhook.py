@@ -60,7 +60,7 @@ def started(tmp_path):
 
     yield start
     for pipeline in pipelines:
-        pipeline.close(1.0)
+        pipeline.close(0.2)
 
 
 def send(pipeline, first, last):

@@ -15,10 +15,11 @@ import errno
 import os
 import select
 import struct
-from _socket import MSG_DONTWAIT, SO_RCVBUF, SOL_SOCKET, socket
+from _socket import SO_RCVBUF, SOL_SOCKET, socket
 from collections.abc import Iterator
 from contextlib import suppress
 from time import monotonic, monotonic_ns
+from typing import TYPE_CHECKING
 
 from portbook.addresses import reach_of
 from portbook.errors import SourceError, SourceGarbled, SourceMissing
@@ -29,12 +30,15 @@ from portbook.sources.sockdiag import ROW, SockdiagDump, SockdiagTable
 from portbook.system import namespaces, netlink
 from portbook.watching.feeds import poll, rows
 from portbook.watching.feeds.base import Change, Feed, FeedKind, FeedSettings
-from portbook.watching.feeds.bpf.timer import Timer
+
+if TYPE_CHECKING:
+    from portbook.watching.feeds.bpf.timer import Timer
 
 # enum sknetlink_groups in include/uapi/linux/sock_diag.h
 GROUPS: dict[int, Protocol] = {1: "tcp", 2: "udp", 3: "tcp", 4: "udp"}
 SOL_NETLINK, NETLINK_ADD_MEMBERSHIP = 270, 1  # include/uapi/linux/netlink.h
 SO_RCVBUFFORCE, SO_ATTACH_FILTER = 33, 26  # include/uapi/asm-generic/socket.h
+MSG_DONTWAIT = 0x40  # include/linux/socket.h
 RECEIVE_BYTES = 4 << 20  # about 3,000 messages; without CAP_NET_ADMIN as much as net.core.rmem_max allows
 BUFFER = 1 << 14
 MOST_MESSAGES = 10_000  # of one call
@@ -76,6 +80,8 @@ class DestroyFeed:
     """A subscription to the ends, with polling for the beginnings; raises SourceError."""
 
     def __init__(self, interval_s: float) -> None:
+        from portbook.watching.feeds.bpf.timer import Timer  # not on Windows, where this module is imported too
+
         self._remembered: dict[int, None] = {}  # in the order in which they ended
         self._ephemeral = ephemeral.take()
         self._netns = namespaces.own()

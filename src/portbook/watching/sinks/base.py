@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 from msgspec import Struct
 
 from portbook.escaping import Encoder, safe
-from portbook.events import Event, Level
+from portbook.events import Event, Level, compact
 from portbook.watching.description import describe
 from portbook.watching.sinks.fields import texts_of
 
@@ -28,7 +28,7 @@ class EncodedEvent:
 
     def __init__(self, event: Event) -> None:
         self.event = event
-        self.json = ENCODER.encode(event)  # one line without a line end; its length is what a queue counts
+        self.json = ENCODER.encode(compact(event))  # one line without a line end; its length is what a queue counts
         self._sentence: str | None = None
         self._fields: tuple[tuple[str, str], ...] | None = None
 

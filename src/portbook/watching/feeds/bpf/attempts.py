@@ -57,12 +57,10 @@ class Attempts:
         self._open[tid] = OpenBind(record)
         return before.record if before else None
 
-    def end(self, tid: int, cookie: int, succeeded: bool) -> Record | None:
-        """The thread did something else, or succeeded; returns its attempt if that failed."""
+    def end(self, tid: int) -> Record | None:
+        """The thread has done something else; returns its attempt, which is over then."""
         attempt = self._open.pop(tid, None)
-        if attempt is None or (succeeded and attempt.record[1] == cookie):
-            return None
-        return attempt.record
+        return attempt.record if attempt else None
 
     def forget(self) -> None:
         """Records were lost: whether the open ones succeeded will not be known."""
@@ -84,11 +82,6 @@ class Attempts:
         wait_ns = min(FIRST_LOOK_NS << max((each.looks for each in self._open.values()), default=0), LONGEST_LOOK_NS)
         self._look_at_ns = now + wait_ns
         return threads
-
-    def fail(self, tid: int) -> Record | None:
-        """The attempt of a thread, which has failed; None if it has ended otherwise meanwhile."""
-        attempt = self._open.pop(tid, None)
-        return attempt.record if attempt else None
 
 
 def _is_over(tid: int, attempt: OpenBind, now: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from _socket import AF_INET6
 from collections.abc import Callable, Iterable, Iterator
+from time import monotonic_ns
 
 from portbook.addresses import interface_names, is_link_local
 from portbook.names import service_names
@@ -13,7 +14,7 @@ from portbook.sources.sockdiag import FAMILY, SIZES, Addresses
 from portbook.system import namespaces
 from portbook.watching.feeds.base import Change, ChangeKind
 from portbook.watching.feeds.bpf.attempts import Attempts
-from portbook.watching.feeds.bpf.processes import Processes
+from portbook.watching.feeds.bpf.processes import Doer, Processes
 from portbook.watching.feeds.bpf.record import (
     ATTEMPT,
     BOUND,
@@ -23,6 +24,7 @@ from portbook.watching.feeds.bpf.record import (
     MPTCP,
     OF_KERNEL,
     RELEASED,
+    UNLISTENED,
     Record,
 )
 
@@ -55,17 +57,20 @@ class Changes:
         changes: list[Change] = []
         add, attempts = changes.append, self.attempts
         for record in records:
-            cookie, kind, port = record[1], record[14], record[13]
-            failed = None
+            kind = record[14]
             if kind == ATTEMPT:
-                failed = attempts.begin(record[7], record)
-            elif attempts.are_open:
-                failed = attempts.end(record[7], cookie, kind == BOUND)
-            if failed is not None:
-                add(self.failure(failed))
+                attempt = attempts.begin(record[7], record)
+                self._doer(record)  # now: it may end before it is known whether it succeeded
+            elif kind != UNLISTENED:  # which may be the work of another thread
+                attempt = attempts.end(record[7])
+            else:
+                attempt = None
+            if attempt is not None and (kind != BOUND or attempt[1] != record[1]):
+                add(self._change("failed", attempt))
+                attempt = None
             if kind == BOUND:
-                add(self._change("bound", record))
-            elif kind == LISTENING and port:
+                add(self._change("bound", _completed(record, attempt)))
+            elif kind == LISTENING and record[13]:
                 add(self._change("listening", record))
             elif kind != ATTEMPT:
                 changes += self._others(kind, record)
@@ -109,9 +114,9 @@ class Changes:
         return Change("ended", record[0], record[1])
 
     def _change(self, kind: ChangeKind, record: Record) -> Change:
-        (at_ns, cookie, cgroup_id, started_ns, _, packed, name, _, pid, uid, netns, interface, executions,
-         port, _, family, protocol_number, flags) = record  # fmt: skip
-        process = self._processes.of((pid, started_ns, executions, cgroup_id, uid), name)
+        (at_ns, cookie, cgroup_id, _, _, packed, _, _, _, uid, netns, interface, _, port, _, family, protocol_number,
+         flags) = record  # fmt: skip
+        doer = self._doer(record)
         texts = self._addresses[family]
         if len(texts) > MOST_ADDRESSES:
             texts.clear()
@@ -128,7 +133,7 @@ class Changes:
             state, reach = "BOUND", "none"
         else:
             state = "LISTEN"
-        owners = process.owners
+        owners = doer.owners
         socket = Socket(
             protocol,
             FAMILY[family],
@@ -141,7 +146,7 @@ class Changes:
             zone,
             self._services.get((port, protocol)),
             uid,
-            process.user,
+            doer.user,
             None,  # inode
             () if flags & OF_KERNEL else owners,
             None,  # recv_queue
@@ -153,16 +158,19 @@ class Changes:
             None,  # created
             None,  # state_text
             cookie,
-            cgroup_id,
+            cgroup_id or None,
             owners[0].service,
             owners[0].container,
-            netns,
+            netns or None,
             self._netns_name(netns, owners[0]),
             None,  # ends_in_ms
             f"made by {owners[0].name or owners[0].pid}" if flags & OF_KERNEL else None,
         )
         reason = FAILED if kind == "failed" else ""
-        return Change(kind, at_ns, cookie, socket, process.parents, process.gone, True, 1, reason)
+        return Change(kind, at_ns, cookie, socket, doer.parents, doer.gone, True, 1, reason)
+
+    def _doer(self, record: Record) -> Doer:
+        return self._processes.of((record[8], record[3], record[12], record[2], record[9]), record[6], record[7])
 
     def _zone_or_device(self, netns: int, interface: int, address: str) -> tuple[str | None, str | None]:
         """The interface of a socket, as the zone of its link-local address or as the device that it is bound to."""
@@ -176,6 +184,25 @@ class Changes:
         if netns == self._own:
             return None
         return self._netns_names.get(netns) or owner.container
+
+
+def _completed(record: Record, attempt: Record | None) -> Record:
+    """A success with what it leaves out: that of its attempt; where that was not seen, what can be known still."""
+    at_ns, cookie, _, _, sock, address, _, tid, pid, _, _, interface, _, port, kind, family, protocol, flags = record
+    if attempt is None:
+        at_ns, cgroup_id, started_ns, name, uid, netns, executions = monotonic_ns(), 0, 0, b"", 0, _netns_of(pid), 0
+    else:
+        at_ns, _, cgroup_id, started_ns, _, _, name, _, _, uid, netns, _, executions, *_ = attempt
+    return (at_ns, cookie, cgroup_id, started_ns, sock, address, name, tid, pid, uid, netns, interface, executions,
+            port, kind, family, protocol, flags)  # fmt: skip
+
+
+def _netns_of(pid: int) -> int:
+    """The network namespace of a process; 0 if it is gone."""
+    try:
+        return os.stat(f"/proc/{pid}/ns/net").st_ino
+    except OSError:
+        return 0
 
 
 class NamespaceNames:

@@ -20,7 +20,9 @@ from portbook.system.users import user_name
 
 DoerKey = tuple[int, int, int, int, int]  # pid, start in ns since boot, executions, cgroup id, uid
 TICKS = os.sysconf("SC_CLK_TCK")
-MOST_KEPT = 4096  # processes
+MOST_KEPT = 1024  # processes
+MOST_PARENTS = 16
+MOST_CHARACTERS = 4096  # of a command line
 MOST_CGROUPS = 1024
 # Parents are kept by pid alone, for less time than a pid needs to be used again.
 PARENTS_LIMIT_S = 0.25
@@ -47,29 +49,35 @@ class Processes:
         self._parents_since = 0.0
         self._ahead_ns = _boot_offset_ns()
 
-    def of(self, key: DoerKey, name: bytes) -> Doer:
+    def of(self, key: DoerKey, name: bytes, tid: int) -> Doer:
         """The process of a record.
 
         :param name: of the process, from the record: for one that is gone
+        :param tid: the thread: for a process whose first thread has ended
         """
         known = self._kept.get(key)
         if known is None:
-            known = self._read(key, name)
+            known = self._read(key, name, tid)
             if len(self._kept) >= MOST_KEPT:
                 del self._kept[next(iter(self._kept))]
             self._kept[key] = known
         return known
 
-    def _read(self, key: DoerKey, name: bytes) -> Doer:
+    def _read(self, key: DoerKey, name: bytes, tid: int) -> Doer:
         pid, started_ns, _, group, uid = key
         ticks = (started_ns + self._ahead_ns) * TICKS // 1_000_000_000
+        if not started_ns:  # the record does not tell
+            ticks = _start_ticks(pid) or 0
         owner = Owner(pid)
-        if _start_ticks(pid) == ticks:  # what cannot be it is not looked at
-            for enrich in enrichers():
-                (owner,), _ = enrich([owner])
-        if owner.started is None or owner.state == "zombie" or _start_ticks(pid) != ticks:
+        if _start_ticks(pid) == ticks:  # a later process with this pid is not looked at
+            owner = _enriched(owner)
+            if owner.state == "zombie" and tid != pid:
+                owner = _by_thread(owner, tid)
+        if owner.started is None or _start_ticks(pid) != ticks:
             return Doer((self._remains(pid, started_ns, group, uid, name),), (), True, user_name(uid))
-        return Doer((owner,), self._parents_of(owner), False, user_name(uid))
+        parents = tuple(replace(parent, command_line=None) for parent in self._parents_of(owner)[:MOST_PARENTS])
+        # Of a zombie there is no more than its name, its parents and its cgroup.
+        return Doer((_bounded(owner),), parents, owner.state == "zombie", user_name(uid))
 
     def _remains(self, pid: int, started_ns: int, group: int, uid: int, name: bytes) -> Owner:
         """What the record says of a process that is gone."""
@@ -103,6 +111,34 @@ class Processes:
             self._parents_since = now
         self._parents[owner.pid] = owner
         return process.parents(owner.pid, self._parents)
+
+
+def _enriched(owner: Owner) -> Owner:
+    owners = [owner]
+    for enrich in enrichers():
+        owners, _ = enrich(owners)
+    return owners[0]
+
+
+def _by_thread(owner: Owner, tid: int) -> Owner:
+    """A process whose first thread has ended, and which goes on: what it runs is known by another of its threads."""
+    thread = _enriched(Owner(tid))
+    if thread.started is None or thread.state == "zombie":
+        return owner
+    return replace(thread, pid=owner.pid, name=owner.name, ppid=owner.ppid, started=owner.started)
+
+
+def _bounded(owner: Owner) -> Owner:
+    """The owner with a command line that can be kept a thousand times."""
+    left = MOST_CHARACTERS
+    arguments: list[str] = []
+    for argument in owner.command_line or ():
+        arguments.append(argument[:left])
+        left -= len(argument)
+        if left <= 0:
+            arguments[-1] += "…"
+            return replace(owner, command_line=tuple(arguments))
+    return owner
 
 
 def _start_ticks(pid: int) -> int | None:

@@ -24,6 +24,7 @@ from portbook.watching.feeds.bpf.record import (
     MPTCP,
     OF_KERNEL,
     PLACES,
+    RECORD,
     RELEASED,
     SIZE,
     UNLISTENED,
@@ -31,16 +32,26 @@ from portbook.watching.feeds.bpf.record import (
 
 TRACE_POINT = "btf_trace_inet_sock_set_state"
 COMMON = "sock.__sk_common."
+V4 = COMMON + "skc_rcv_saddr"
 # The members of a socket that are copied at once. Those of IPv6 do not exist without CONFIG_IPV6.
 COPIED = tuple(
     COMMON + name
-    for name in ("skc_rcv_saddr", "skc_num", "skc_family", "skc_state", "skc_bound_dev_if", "skc_net.net", "skc_cookie")
+    for name in (
+        "skc_rcv_saddr",
+        "skc_num",
+        "skc_family",
+        "skc_state",
+        "skc_net_refcnt",
+        "skc_bound_dev_if",
+        "skc_net.net",
+        "skc_cookie",
+    )
 )
 V6 = tuple(COMMON + name for name in ("skc_v6_rcv_saddr", "skc_ipv6only"))
 REQUIRED = (
-    *COPIED, "net.ns.inum", "sock.sk_protocol", "sock.sk_userlocks", "sock.sk_shutdown", "sock.sk_kern_sock",
-    "bpf_sock_addr_kern.sk",
+    *COPIED, "net.ns.inum", "sock.sk_protocol", "sock.sk_userlocks", "sock.sk_shutdown", "bpf_sock_addr_kern.sk",
     "task_struct.group_leader", "task_struct.start_boottime", "task_struct.comm", "task_struct.self_exec_id",
+    "task_struct.pid", "task_struct.tgid", "task_struct.cred", "cred.euid.val",
 )  # fmt: skip
 # Whether a bind without a port leaves it for later (IP_BIND_ADDRESS_NO_PORT of ip(7)): before and since Linux 6.6.
 NO_PORT_BIT, NO_PORT_FLAGS = "inet_sock.bind_address_no_port", "inet_sock.inet_flags"
@@ -51,12 +62,12 @@ PATHS = (*REQUIRED, *V6, NO_PORT_BIT, NO_PORT_FLAGS, OF_MPTCP, ABOVE)
 MOST_COPIED = 256  # bytes: the stack has 512
 
 # Numbers of helpers.
-KTIME, PID_TGID, UID_GID, CURRENT_TASK, SOCKET_COOKIE, CGROUP_ID = 5, 14, 15, 35, 46, 80
-STORAGE_GET, PROBE_READ_KERNEL, RING_RESERVE, RING_SUBMIT = 107, 113, 131, 132
+KTIME, SOCKET_COOKIE, CGROUP_ID, STORAGE_GET, PROBE_READ_KERNEL = 5, 46, 80, 107, 113
+RING_RESERVE, RING_SUBMIT, CURRENT_TASK_BTF = 131, 132, 158
 CREATE = 1  # BPF_SK_STORAGE_GET_F_CREATE
 # Kinds of programs and where they are attached.
 CGROUP_SOCK, CGROUP_SOCK_ADDR = 9, 18
-BIND4, BIND6, POST_BIND4, POST_BIND6, RELEASE = 8, 9, 12, 13, 34
+BIND4, BIND6, CONNECT4, CONNECT6, POST_BIND4, POST_BIND6, RELEASE = 8, 9, 10, 11, 12, 13, 34
 # struct bpf_sock_addr, struct bpf_sock.
 ADDR_IP4, ADDR_IP6, ADDR_PORT, ADDR_PROTOCOL = 4, 8, 24, 36
 SOCK_PROTOCOL, SOCK_STATE = 12, 72
@@ -64,11 +75,22 @@ TCP, UDP, IPPROTO_MPTCP = 6, 17, 262
 AF_INET, AF_INET6 = 2, 10
 SYN_SENT, CLOSE, LISTEN = 2, 7, 10  # include/net/tcp_states.h
 SHUT = 3  # both directions: tcp_close() sets it before the state
-PORT_LOCK = 8  # SOCK_BINDPORT_LOCK in include/net/sock.h: the port was chosen by the process
+# SOCK_BINDADDR_LOCK, SOCK_BINDPORT_LOCK in include/net/sock.h: the process chose the address, the port.
+LOCKS = 4 | 8
 COMM_SIZE = 16
 POINTER = 8
 SCRATCH = -POINTER  # on the stack
 COPY = SCRATCH - MOST_COPIED  # below it, of the socket
+
+
+# Fields that are left out, because to find them takes time: the attempt has those of a success, and who ends a socket
+# is of no interest.
+OF_PROCESS = ("cgroup", "started_ns", "name", "uid", "executions", "netns")
+BRIEF: dict[int | None, tuple[str, ...]] = {
+    BOUND: ("at_ns", *OF_PROCESS),
+    CONNECTING: OF_PROCESS,
+    RELEASED: OF_PROCESS,
+}
 
 
 class Maps(Struct, frozen=True):
@@ -99,12 +121,16 @@ def build(places: Mapping[str, Place | None], maps: Maps) -> tuple[HookProgram, 
     programs = [
         HookProgram("ends", CGROUP_SOCK, RELEASE, _Writer(known, maps).release()),
         HookProgram("states", None, 0, _Writer(known, maps).state()),
-        HookProgram("IPv4 binds", CGROUP_SOCK, POST_BIND4, _Writer(known, maps).bound()),
+        HookProgram("IPv4 binds", CGROUP_SOCK, POST_BIND4, _Writer(known, maps).bound((V4, 0))),
         HookProgram("IPv4 attempts", CGROUP_SOCK_ADDR, BIND4, _Writer(known, maps).attempt(AF_INET)),
     ]
+    programs.append(HookProgram("IPv4 connects", CGROUP_SOCK_ADDR, CONNECT4, _Writer(known, maps).connect()))
     if all(path in known for path in V6):
         programs += [
-            HookProgram("IPv6 binds", CGROUP_SOCK, POST_BIND6, _Writer(known, maps).bound()),
+            HookProgram("IPv6 connects", CGROUP_SOCK_ADDR, CONNECT6, _Writer(known, maps).connect()),
+            HookProgram(
+                "IPv6 binds", CGROUP_SOCK, POST_BIND6, _Writer(known, maps).bound((V6[0], 0), (V6[0], POINTER))
+            ),
             HookProgram("IPv6 attempts", CGROUP_SOCK_ADDR, BIND6, _Writer(known, maps).attempt(AF_INET6)),
         ]
     return tuple(programs)
@@ -115,6 +141,7 @@ class _Writer:
 
     def __init__(self, places: Mapping[str, Place], maps: Maps) -> None:
         self.places, self.maps, self.code = places, maps, Code()
+        self.is_direct = False  # whether R7 is a pointer that the verifier knows, which needs no copies
         copied = [places[path] for path in (*COPIED, *V6) if path in places]
         self.first = min(place.offset for place in copied) // POINTER * POINTER  # the stack is read in aligned words
         self.length = max(place.offset + (place.size or POINTER) for place in copied) - self.first
@@ -128,10 +155,7 @@ class _Writer:
         code.move(R6, R1, "the context stays in r6")
         code.load(R9, R6, ADDR_PROTOCOL, 4, "protocol")
         self._only_tcp_and_udp(R9)
-        code.move(R3, R6, "the kernel's side of the context")
-        code.change(R3, "+", self.places["bpf_sock_addr_kern.sk"].offset, "where it has the socket")
-        self._read_scratch(R3, POINTER)
-        code.load(R7, R10, SCRATCH, POINTER, "the socket")
+        self._find_socket()
         code.load(R1, R6, ADDR_PORT, 4, "the wanted port, in network byte order")
         code.jump_if(R1, "!=", 0, "wanted", "a certain port")
         self._leave_if_without_port()
@@ -152,7 +176,25 @@ class _Writer:
                 code.store(R8, PLACES["address"] + at, 4, R1, "address")
         return self._finish(ATTEMPT)
 
-    def bound(self) -> Code:
+    def connect(self) -> Code:
+        """A bound UDP socket that becomes a client. What TCP does is seen by its state."""
+        code = self.code
+        code.load(R9, R1, ADDR_PROTOCOL, 4, "protocol")
+        code.jump_if(R9, "!=", UDP, "out", "not UDP")
+        code.move(R6, R1, "the context stays in r6")
+        self._find_socket()
+        self._copy_socket()
+        self._load_copied(R1, COMMON + "skc_num")
+        code.jump_if(R1, "==", 0, "out", "it was not bound")
+        self._reserve(CONNECTING)
+        self._write_port_and_address()
+        return self._finish(CONNECTING)
+
+    def bound(self, *addresses: tuple[str, int]) -> Code:
+        """A success.
+
+        :param addresses: the members that have the address, and where in them
+        """
         code = self.code
         code.move(R6, R1, "the context stays in r6")
         code.load(R9, R6, SOCK_PROTOCOL, 4, "protocol")
@@ -160,6 +202,9 @@ class _Writer:
         code.move(R7, R6, "the kernel's side of the context is the socket")
         self._copy_socket()
         code.jump_if(R9, "!=", UDP, "unmarked", "the state of a TCP socket says enough at its end")
+        for path, at in addresses:
+            self._load_copied(R1, path, at, min(POINTER, self.places[path].size))
+            code.jump_if(R1, "!=", 0, "unmarked", "a chosen address does too: LOCKS")
         self._mark(CREATE)
         code.label("unmarked")
         self._reserve(BOUND)
@@ -180,11 +225,10 @@ class _Writer:
         code.jump_if(R2, "!=", CLOSE, "out", "a connection")
         code.jump("wanted", "bound, or without a port")
         code.label("datagrams")
-        self._mark(0)
-        code.jump_if(R0, "!=", 0, "wanted", "its bind was seen")
         self._read_scratch_member("sock.sk_userlocks")
-        code.jump_if(R1, "&", self._bits("sock.sk_userlocks", PORT_LOCK), "wanted", "bound before the watch began")
-        code.jump("out", "a client")
+        code.jump_if(R1, "&", self._bits("sock.sk_userlocks", LOCKS), "wanted", "it was bound")
+        self._mark(0)
+        code.jump_if(R0, "==", 0, "out", "a client, which has its port from the kernel")
         code.label("wanted")
         self._copy_socket()
         self._load_copied(R1, COMMON + "skc_num")
@@ -196,6 +240,7 @@ class _Writer:
     def state(self) -> Code:
         """Changes of state of every TCP socket of the machine: what is not wanted leaves after three comparisons."""
         code = self.code
+        self.is_direct = True
         code.load(R2, R1, 2 * POINTER, 8, "the new state")
         code.load(R3, R1, POINTER, 8, "the old state")
         code.jump_if(R2, "==", LISTEN, "listens", "it begins to listen")
@@ -221,12 +266,18 @@ class _Writer:
         code.load(R4, R7, protocol.offset, protocol.size, "its protocol")
         code.jump_if(R4, "!=", TCP, "out", "SCTP, DCCP")
         code.move(R6, R7, "the socket, for its cookie")
-        self._copy_socket()
         self._reserve(None)
         self._write_port_and_address()
         return self._finish(None)
 
     # --- steps
+
+    def _find_socket(self) -> None:
+        """Where the socket of a struct bpf_sock_addr is, into R7."""
+        self.code.move(R3, R6, "the kernel's side of the context")
+        self.code.change(R3, "+", self.places["bpf_sock_addr_kern.sk"].offset, "where it has the socket")
+        self._read_scratch(R3, POINTER)
+        self.code.load(R7, R10, SCRATCH, POINTER, "the socket")
 
     def _only_tcp_and_udp(self, protocol: RegisterNumber) -> None:
         self.code.jump_if(protocol, "==", TCP, "protocol", "TCP")
@@ -299,13 +350,15 @@ class _Writer:
         code.jump_if(R4, "==", shut, "out", "it is being closed")
 
     def _copy_socket(self) -> None:
+        """The wanted members, onto the stack: a program of a cgroup may not read them in their place."""
         self.code.move(R3, R7, "the socket")
         self.code.change(R3, "+", self.first, "the first member that is wanted")
         self._probe(lambda: self._stack(COPY), self.length)
 
     def _load_copied(self, to: RegisterNumber, path: str, at: int = 0, width: int = 0) -> None:
         place = self.places[path]
-        self.code.load(to, R10, COPY + place.offset - self.first + at, width or place.size or POINTER, path)
+        base, begin = (R7, 0) if self.is_direct else (R10, COPY - self.first)
+        self.code.load(to, base, begin + place.offset + at, width or place.size or POINTER, path)
 
     def _mark(self, flags: int) -> None:
         code = self.code
@@ -360,9 +413,16 @@ class _Writer:
 
     def _finish(self, kind: int | None) -> Code:
         """The part that all records have: what it is, of which socket, by which process."""
-        self._write_socket(kind)
-        self._write_process()
         code = self.code
+        if kind != BOUND:
+            code.call(KTIME, "the time")
+            code.store(R8, PLACES["at_ns"], 8, R0, "when")
+        self._write_socket(kind)
+        self._write_thread()
+        if kind in BRIEF:
+            self._leave_out(BRIEF[kind])
+        else:
+            self._write_process()
         code.move(R1, R8, "the record")
         code.move(R2, 0, "wake the reader if it waits")
         code.call(RING_SUBMIT, "it is whole")
@@ -383,6 +443,37 @@ class _Writer:
         code.store(R8, PLACES["sock"], 8, R7, "where the socket is")
         self._load_copied(R1, COMMON + "skc_bound_dev_if")
         code.store(R8, PLACES["interface"], 4, R1, "the interface it is bound to")
+        self._write_flags(kind)
+        if kind not in BRIEF:
+            self._write_namespace()
+        self._load_copied(R1, COOKIE)
+        code.jump_if(R1, "!=", 0, "cookie", "it was needed before")
+        code.move(R1, R6, "the socket, or the context that stands for it")
+        code.call(SOCKET_COOKIE, "its number")
+        code.move(R1, R0, "that")
+        code.label("cookie")
+        code.store(R8, PLACES["cookie"], 8, R1, "cookie")
+
+    def _write_namespace(self) -> None:
+        self._load_copied(R3, COMMON + "skc_net.net", width=POINTER)
+        number = self.places["net.ns.inum"]
+        if self.is_direct:
+            self.code.load(R1, R3, number.offset, number.size, "the number of its network namespace")
+            self.code.store(R8, PLACES["netns"], 4, R1, "network namespace")
+        else:
+            self.code.change(R3, "+", number.offset, "the number of its network namespace")
+            self._probe(lambda: self._record("netns"), 4)
+
+    def _write_flags(self, kind: int | None) -> None:
+        code = self.code
+        if kind is None and OF_MPTCP in self.places:
+            code.jump_if(R9, "!=", UNLISTENED, "not closed", "it is not of interest")
+            self._read_scratch_member(OF_MPTCP)
+            code.move(R9, 0, "no flags")
+            code.jump_if(R1, "==", 0, "flags", "it is not")
+            code.move(R9, MPTCP, "it is below an MPTCP socket")
+            code.jump("flags", "the others are of no interest")
+            code.label("not closed")
         code.move(R9, 0, "no flags")
         if all(path in self.places for path in V6):
             self._load_copied(R1, V6[1])
@@ -390,59 +481,46 @@ class _Writer:
             code.jump_if(R1, "==", 0, "dual", "it is not")
             code.change(R9, "|", IPV6_ONLY, "it is")
             code.label("dual")
-        if OF_MPTCP in self.places:  # the TCP socket below an MPTCP socket counts as the kernel's own
-            code.load(R1, R8, PLACES["protocol"], 1, "protocol")
-            code.jump_if(R1, "!=", TCP, "kernel", "UDP")
-            self._read_scratch_member(OF_MPTCP)
-            code.jump_if(R1, "==", 0, "kernel", "not of MPTCP")
-            code.change(R9, "|", MPTCP, "of MPTCP")
-            code.jump("flags", "a process has the socket above")
-            code.label("kernel")
-        self._read_scratch_member("sock.sk_kern_sock")
-        code.jump_if(R1, "==", 0, "flags", "a process has it")
+        refers = COMMON + "skc_net_refcnt"  # sk_alloc(): the kernel's own sockets do not keep their namespace
+        self._load_copied(R1, refers)
+        code.change(R1, "&", self.places[refers].mask, "does it keep its namespace?")
+        code.jump_if(R1, "!=", 0, "flags", "a process has it")
         code.change(R9, "|", OF_KERNEL, "no process has it")
         code.label("flags")
         code.store(R8, PLACES["flags"], 1, R9, "flags")
-        self._load_copied(R3, COMMON + "skc_net.net", width=POINTER)
-        code.change(R3, "+", self.places["net.ns.inum"].offset, "the number of its network namespace")
-        self._probe(lambda: self._record("netns"), 4)
-        if kind == RELEASED:
-            self._load_copied(R1, COOKIE)
-            code.jump_if(R1, "!=", 0, "cookie", "it was needed before")
-        code.move(R1, R6, "the socket, or the context that stands for it")
-        code.call(SOCKET_COOKIE, "its number, given now if it has none")
-        code.move(R1, R0, "that")
-        if kind == RELEASED:
-            code.label("cookie")
-        code.store(R8, PLACES["cookie"], 8, R1, "cookie")
+
+    def _write_thread(self) -> None:
+        """Thread and process; the thread stays in R9."""
+        self.code.call(CURRENT_TASK_BTF, "the thread")
+        self.code.move(R9, R0, "it")
+        self._load_member(R1, R9, "task_struct.pid", "its number")
+        self.code.store(R8, PLACES["tid"], 4, R1, "thread")
+        self._load_member(R1, R9, "task_struct.tgid", "that of its process")
+        self.code.store(R8, PLACES["pid"], 4, R1, "process")
+
+    def _leave_out(self, fields: tuple[str, ...]) -> None:
+        for field in fields:
+            width = min(RECORD[field], POINTER)
+            for at in range(0, RECORD[field], width):
+                self.code.store(R8, PLACES[field] + at, width, 0, "not told")
 
     def _write_process(self) -> None:
         code = self.code
-        code.call(KTIME, "the time")
-        code.store(R8, PLACES["at_ns"], 8, R0, "when")
+        self._load_member(R1, R9, "task_struct.cred", "what it may do")
+        self._load_member(R1, R1, "cred.euid.val", "its user, as the initial user namespace counts")
+        code.store(R8, PLACES["uid"], 4, R1, "user")
+        executions = self.places["task_struct.self_exec_id"]
+        code.load(R1, R9, executions.offset, executions.size, "the count of its programs")
+        code.store(R8, PLACES["executions"], 4, R1, "executions")
+        self._load_member(R9, R9, "task_struct.group_leader", "the first thread of the process")
+        self._load_member(R1, R9, "task_struct.start_boottime", "when it started")
+        code.store(R8, PLACES["started_ns"], 8, R1, "start")
+        code.move(R3, R9, "the task")
+        code.change(R3, "+", self.places["task_struct.comm"].offset, "its name")
+        self._probe(lambda: self._record("name"), COMM_SIZE)
         code.call(CGROUP_ID, "the cgroup of the process")
         code.store(R8, PLACES["cgroup"], 8, R0, "cgroup")
-        code.call(PID_TGID, "thread and process")
-        code.store(R8, PLACES["tid"], 4, R0, "thread")
-        code.change(R0, ">>", 32, "the process is in the upper half")
-        code.store(R8, PLACES["pid"], 4, R0, "process")
-        code.call(UID_GID, "user and group")
-        code.store(R8, PLACES["uid"], 4, R0, "user")
-        code.call(CURRENT_TASK, "the thread")
-        code.move(R9, R0, "where it is")
-        executions = self.places["task_struct.self_exec_id"]
-        self._member_of_r9(executions.offset)
-        self._read_scratch(R3, executions.size)
-        code.load(R1, R10, SCRATCH, 4, "the count of its programs")
-        code.store(R8, PLACES["executions"], 4, R1, "executions")
-        self._member_of_r9(self.places["task_struct.group_leader"].offset)
-        self._read_scratch(R3, POINTER)
-        code.load(R9, R10, SCRATCH, POINTER, "the first thread of the process")
-        self._member_of_r9(self.places["task_struct.start_boottime"].offset)
-        self._probe(lambda: self._record("started_ns"), 8)
-        self._member_of_r9(self.places["task_struct.comm"].offset)
-        self._probe(lambda: self._record("name"), COMM_SIZE)
 
-    def _member_of_r9(self, offset: int) -> None:
-        self.code.move(R3, R9, "the task")
-        self.code.change(R3, "+", offset, "its member")
+    def _load_member(self, to: RegisterNumber, base: RegisterNumber, path: str, why: str) -> None:
+        place = self.places[path]
+        self.code.load(to, base, place.offset, place.size, why)

@@ -34,7 +34,7 @@ SIZE = FORMAT.size
 PLACES = {name: sum(list(RECORD.values())[:i]) for i, name in enumerate(RECORD)}
 
 # Kinds. ATTEMPT: bind(2) was called. BOUND: it succeeded. LISTENING, UNLISTENED: the state of a TCP socket.
-# CONNECTING: a TCP socket that has been bound becomes a client. RELEASED: the last descriptor was closed.
+# CONNECTING: a socket that has been bound becomes a client. RELEASED: the last descriptor was closed.
 ATTEMPT, BOUND, LISTENING, UNLISTENED, CONNECTING, RELEASED = range(6)
 KINDS = ("attempts", "binds", "listens", "ends of listening", "connects", "ends")  # in words, for counts
 # Flags. IPV6_ONLY: the socket takes no IPv4. OF_KERNEL: no process has it. MPTCP: it is

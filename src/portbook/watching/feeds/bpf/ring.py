@@ -43,12 +43,13 @@ class Ring:
         self._written_to = writers[:8].cast("Q")
         self._data = writers[page:]
         self._lost = counters[: 8 * len(KINDS)].cast("Q")
+        self._position = self._read_to[0]  # up to where records were taken
         self._fence = Lock()
         self._fence.acquire()
 
     def take(self) -> list[Record]:
         """The records that are whole, in order, at most MOST_AT_ONCE; empty if there are none."""
-        begin = self._read_to[0]
+        begin = self._position
         count = min((self._written_to[0] - begin) // IN_RING.size, MOST_AT_ONCE)
         if not count:
             return []
@@ -61,12 +62,23 @@ class Ring:
         self._order()
         records = list(islice(IN_RING.iter_unpack(data), count))
         self._order()
-        self._read_to[0] = begin + count * IN_RING.size
+        self._position = begin + count * IN_RING.size
         return records
+
+    def free(self, wake: bool) -> None:
+        """Give back the room of what was taken.
+
+        The kernel wakes the reader when a record is added to a ring that is wholly read, and only then: with a record
+        less given back it does not. Waking costs the process that binds more than all the rest.
+
+        :param wake: whether the descriptor is to become readable with the next record
+        """
+        self._read_to[0] = self._position if wake else max(self._read_to[0], self._position - IN_RING.size)
+        self._order()
 
     def is_empty(self) -> bool:
         """Whether everything was taken, also what was still being written."""
-        return self._written_to[0] == self._read_to[0]
+        return bool(self._written_to[0] == self._position)
 
     def lost(self) -> list[int]:
         """How many records found no room so far, by kind."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import select
-from time import monotonic, monotonic_ns
+from time import monotonic, monotonic_ns, sleep
 
 from portbook.sources.bpf import calls
 from portbook.watching.feeds.base import Change
@@ -16,6 +16,8 @@ from portbook.watching.feeds.bpf.record import BOUND, KINDS
 from portbook.watching.feeds.bpf.ring import Ring
 from portbook.watching.feeds.bpf.timer import Timer
 
+# Between two looks at the ring while records come in quick succession: the kernel does not wake this process then.
+PAUSE_S = 0.0005
 MOST_BATCHES = 16  # that are read before attempts are decided
 
 
@@ -30,6 +32,8 @@ class Subscription:
         self._ports = AutomaticPorts(layout)
         self._changes = Changes(self._ports.find)
         self._lost = [0] * len(KINDS)
+        self._is_busy = False  # records come in such a succession that the ring is looked at in intervals
+        self._last = 0.0  # when there were records
         try:
             marks = calls.make_socket_marks()
             try:
@@ -51,14 +55,15 @@ class Subscription:
     def read(self, timeout_s: float) -> list[Change]:
         """Wait for changes, at most this long, and return them."""
         until = monotonic() + timeout_s
-        changes = self._take()
-        while not changes:
-            left_s = until - monotonic()
-            if left_s <= 0:
-                break
-            self._waiting.poll(left_s)
+        while True:
+            left_s = max(0.0, until - monotonic())
+            if self._is_busy:
+                sleep(min(PAUSE_S, left_s))
+            else:
+                self._waiting.poll(left_s)
             changes = self._take()
-        return changes
+            if changes or left_s == 0:
+                return changes
 
     def _take(self) -> list[Change]:
         changes = self._take_records()
@@ -70,14 +75,22 @@ class Subscription:
             if not self._ring.is_empty():
                 continue
             for tid in over:
-                failed = attempts.fail(tid)
+                failed = attempts.end(tid)
                 if failed is not None:
                     changes.append(self._changes.failure(failed))
         self._timer.set(attempts.next_look_ns())
         return changes
 
     def _take_records(self) -> list[Change]:
-        changes = self._changes.of(self._ring.take())
+        records = self._ring.take()
+        now = monotonic()
+        is_recent = now - self._last < 2 * PAUSE_S
+        if records:
+            self._last = now
+        changes = self._changes.of(records)
+        self._ring.free(wake=not is_recent)
+        # What came meanwhile, or is still being written, wakes nobody.
+        self._is_busy = is_recent or not self._ring.is_empty()
         lost = self._ring.lost()
         if lost != self._lost:
             changes.append(self._loss(lost))
