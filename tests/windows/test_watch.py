@@ -69,11 +69,14 @@ def watch(*arguments: str) -> Iterator[Reading]:
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         creationflags=subprocess.CREATE_NEW_PROCESS_GROUP,
     )  # fmt: skip
+    reading = Reading(process)
     try:
-        yield Reading(process)
+        yield reading
     finally:
         process.kill()
         process.wait(LIMIT_S)
+        reading.thread.join(LIMIT_S)
+        process.stdout.close()
 
 
 def test_it_sees_by_polling_who_listens_and_keeps_a_history(tmp_path):
