@@ -9,7 +9,7 @@ import pytest
 
 from portbook.cli import watch_settings
 from portbook.events import EVENT_KINDS, MEANINGS
-from portbook.watching import feeds, privileges
+from portbook.watching import privileges
 
 PAGE = (Path(__file__).parent.parent / "docs" / "watch.md").read_text(encoding="utf-8")
 
@@ -18,13 +18,6 @@ def rows(title: str) -> list[list[str]]:
     chapter = PAGE.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
     lines = [line for line in chapter.splitlines() if line.startswith("| ")][1:]
     return [re.split(r" (?<!\\)\| ", line.strip("| ")) for line in lines]
-
-
-def test_every_feed_is_there_with_what_it_sees_and_misses():
-    kinds = [feeds.load(name) for name in feeds.FEEDS]
-    assert rows("Feeds") == [
-        [f"`{kind.name}`", "; ".join(kind.sees), "; ".join(kind.misses), kind.needs] for kind in kinds
-    ]
 
 
 def test_every_event_is_there_with_its_meaning():
