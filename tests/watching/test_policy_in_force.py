@@ -200,3 +200,12 @@ def test_what_is_undecided_is_no_violation(feed, watch, exe):
     assert kinds(watched.after(1)) == ["opened"]
     (each,) = watched.loop.listeners()
     assert each.judgement.allowed is (None if exe is None else True)
+
+
+def test_a_restart_as_the_rule_wants_it_recovers(feed, watch):
+    watched = watch(policy=parse('version = 1\n[[allow]]\nport = 80\nuser = "www-data"\n'))
+    first = feed.open(listener(80, uid=0, user="root"))
+    assert kinds(watched.after(10)) == ["opened", "violation"]
+    feed.end(first)
+    feed.open(listener(80, uid=33, user="www-data"))
+    assert kinds(watched.after(10)) == ["restarted", "owner_changed", "recovered"]
