@@ -227,3 +227,12 @@ def test_a_port_that_stays_bound_violates_aloud(feed, watch):
         ("opened", "info"),
         ("violation", "warning"),
     ]
+
+
+def test_a_brief_bind_before_it_does_not_hush_up_a_listener(feed, watch):
+    watched = watch(policy=parse(SSH))
+    feed.end(feed.open(listener(4444, state="BOUND", reach="none", name="nc")))
+    watched.after(1)
+    feed.open(listener(4444, name="nc"))
+    loud = [event.event for event in watched.after(10) if event.severity != "quiet"]
+    assert loud == ["opened", "violation"]
