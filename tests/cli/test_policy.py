@@ -17,6 +17,7 @@ from portbook.cli import exits
 from portbook.store.sqlite import Writer
 from portbook.watching.policy import parse
 from portbook.watching.policy.file import default_path
+from tests.components import need
 from tests.conftest import ROOT, unheld_port
 from tests.store import samples
 from tests.store.samples import event, socket_event
@@ -150,6 +151,17 @@ def test_a_file_that_is_not_to_be_trusted_or_read(run, write, change, message):
 def test_a_policy_as_windows_programs_write_it(run, write, encoding):
     path = write()
     path.write_text(path.read_text(), encoding=encoding)
+    assert run("check", path)[0] == 0
+
+
+@pytest.mark.root
+def test_with_sudo_the_file_may_belong_to_the_user_who_called_it(run, write, monkeypatch):
+    need(ROOT, "root, to give a file away")
+    path = write()
+    os.chown(path, 1234, 1234)
+    code, _, err = run("check", path)
+    assert (code, f"it belongs to uid 1234, who decides what is in it; chown root {path}" in err) == (2, True)
+    monkeypatch.setenv("SUDO_UID", "1234")
     assert run("check", path)[0] == 0
 
 
