@@ -313,8 +313,8 @@ FEED = FeedKind(
         "as root, by polling alone, the sockets of other network namespaces",
     ),
     misses=(
-        "who had a socket that began and ended between two readings, and whether it listened",
-        "of those the TCP sockets at every address with an ephemeral port: they look like clients that were refused",
+        "of a socket that began and ended between two readings: who had it, and whether it listened",
+        "such a TCP socket, if it had every address and an ephemeral port: a client that was refused looks the same",
         "binds that fail",
     ),
     needs="nothing (Linux 4.3, for every user); for the owners of other users' sockets, and other namespaces, root",
