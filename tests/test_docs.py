@@ -27,7 +27,7 @@ from portbook.stop import records as stop_records
 from portbook.store import records as store_records
 from portbook.verdict.findings import CODES, Finding, FindingCode
 from portbook.verdict.judge import Verdict
-from portbook.watching import assessment
+from portbook.watching import assessment, feeds
 from portbook.watching.policy import difference, explanation, keys, summary
 
 ROOT = Path(__file__).parent.parent
@@ -157,6 +157,17 @@ def test_sources_page_has_exactly_the_sources() -> None:
 def test_sources_page_has_exactly_the_capabilities_and_their_meanings() -> None:
     assert table("sources.md", "Capabilities") == CAPABILITIES
     assert tuple(CAPABILITIES) == get_args(Capability)
+
+
+def test_watch_page_says_what_each_feed_sees_misses_and_needs() -> None:
+    page = (DOCS / "watch.md").read_text()
+    for name in feeds.FEEDS:
+        kind = feeds.load(name)
+        seen = (kind.sees_udp, kind.sees_failed, kind.sees_other_namespaces, kind.sees_processes)
+        cells = " | ".join("yes" if each else "no" for each in seen)
+        assert f"| `{name}` | {cells} | {kind.needs} |" in page
+        missed = ". ".join(text[0].upper() + text[1:] for text in kind.all_missed(1.0))
+        assert f"- `{name}`: {missed}." in page
 
 
 def test_scan_page_has_exactly_the_kinds_of_events() -> None:

@@ -19,6 +19,7 @@ from portbook.errors import SourceDenied, SourceError, SourceGarbled, SourceMiss
 from portbook.records import STATES, Gap, Owner, Socket
 from portbook.sources.base import Wanted
 from portbook.testing import FakeSource, child, identity, only_sources, ports_of
+from tests.cgroups import leave_v1_groups
 from tests.components import need
 from tests.conftest import ROOT
 
@@ -370,6 +371,7 @@ def moved_to(path, pid):
             made.append(at)
         with open(f"{at}/cgroup.procs", "w") as file:
             file.write(str(pid))
+        leave_v1_groups(pid)
         yield
     finally:
         for directory in reversed(made):

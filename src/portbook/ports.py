@@ -290,10 +290,10 @@ def _open_range(text: str) -> str | None:
         return None
     firsts = {f">{number}": number + 1, f">={number}": number, f"{number}-": number}
     lasts = {f"<{number}": number - 1, f"<={number}": number, f"-{number}": number}
-    if text in firsts:
-        return f"{min(firsts[text], most)}-{most}"
-    if text in lasts:
-        return f"{least}-{max(lasts[text], least)}"
+    if text in firsts and firsts[text] < most:
+        return f"{firsts[text]}-{most}"
+    if text in lasts and lasts[text] > least:
+        return f"{least}-{lasts[text]}"
     return None
 
 

@@ -196,7 +196,10 @@ def test_the_examples_of_the_help_can_be_run(command):
     lines = [line.strip() for line in good(command, "--help").splitlines() if line.strip().startswith("portbook ")]
     for line in lines:
         words = shlex.split(re.split(r" +[|>]| {3,}|\|\|", line)[0])
-        assert run(*words[1:]).returncode in (0, 1), line
+        answer = run(*words[1:])
+        # Not every machine has the user of an example, or a history.
+        lacks = any(each in answer.stderr for each in ("unknown user", "there is no history"))
+        assert answer.returncode in (0, 1) or lacks, line
 
 
 # --- how a run ends ------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from tests.e2e.terminal import ENVIRONMENT
@@ -98,6 +98,7 @@ def capabilities_of(pid: int) -> set[str]:
     """The effective capabilities of every thread of a process, as hexadecimal text."""
     found: set[str] = set()
     for task in os.listdir(f"/proc/{pid}/task"):
-        with open(f"/proc/{pid}/task/{task}/status", encoding="ascii", errors="replace") as file:
+        ended = suppress(FileNotFoundError, ProcessLookupError)
+        with ended, open(f"/proc/{pid}/task/{task}/status", encoding="ascii", errors="replace") as file:
             found |= {line.split()[1] for line in file if line.startswith("CapEff:")}
     return found

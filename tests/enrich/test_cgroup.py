@@ -14,6 +14,7 @@ from portbook.enrich import cgroup
 from portbook.managers.systemd import unit_of
 from portbook.sources import sockdiag
 from portbook.sources.base import Wanted
+from tests.cgroups import leave_v1_groups
 from tests.components import need
 from tests.rounds import until
 
@@ -137,12 +138,10 @@ def test_a_runtimes_own_unit_is_not_believed_beside_v1(tree, monkeypatch):
 
 # --- ids: the real thing -------------------------------------------------------------------------------------------
 
-# Elsewhere it leaves what it has inherited: the init.scope of a systemd in a hierarchy of v1, which alone have "tasks".
 CHILD = """
-import glob, os, socket, sys
-for path in (sys.argv[1], *map(os.path.dirname, glob.glob("/sys/fs/cgroup/*/tasks"))):
-    with open(path + "/cgroup.procs", "w") as procs:
-        procs.write(str(os.getpid()))
+import os, socket, sys
+with open(sys.argv[1] + "/cgroup.procs", "w") as procs:
+    procs.write(str(os.getpid()))
 listener = socket.create_server(("127.0.0.1", 0))
 print(listener.getsockname()[1], flush=True)
 sys.stdin.read()
@@ -183,7 +182,9 @@ def listener_in(path: str) -> Iterator[tuple[int, int]]:
     process = subprocess.Popen([sys.executable, "-c", CHILD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with process:
         try:
-            yield process.pid, int(process.stdout.readline())
+            port = int(process.stdout.readline())
+            leave_v1_groups(process.pid)
+            yield process.pid, port
         finally:
             process.kill()
 

@@ -23,6 +23,9 @@ from portbook.managers import container, runtimes
 from portbook.records import Owner
 from portbook.sources import sockdiag
 from portbook.sources.base import Wanted
+from portbook.watching.evidence import Collector
+from portbook.watching.judge import judge
+from portbook.watching.policy import parse
 from tests.components import need
 from tests.rounds import until
 
@@ -193,3 +196,35 @@ def test_the_api_tells_the_same_names(run, api, monkeypatch):
     assert labels(running.pid) == [f"podman:{running.name}"]
     as_docker = f"/docker/{running.id}"
     assert container.labels([as_docker]) == ({as_docker: f"docker:{running.name}"}, [])
+
+
+def test_the_image_of_a_container_is_known_from_podmans_lists_and_from_the_api(run, api, monkeypatch):
+    running = run("--network", "none")
+    number = json.loads(podman("inspect", running.name))[0]["Image"]
+    found, gaps = runtimes.images()
+    assert found[f"podman:{running.name}"] == found[f"podman:{running.id[:12]}"] == (IMAGE, f"sha256:{number}")
+    monkeypatch.setattr(runtimes, "_podman_lists", lambda _: [])
+    monkeypatch.setattr(runtimes, "_podman_socket", lambda _: api)
+    monkeypatch.setattr(runtimes, "TIME_LIMIT_S", 10.0)
+    found, gaps = runtimes.images()
+    assert gaps == []
+    assert found[f"podman:{running.name}"] == (IMAGE, f"sha256:{number}")
+
+
+def test_a_rule_names_the_image_of_a_container(run):
+    running = run("--network", "host")
+    listing = take(f"port:{running.port}")
+    for rule, expected in ((IMAGE.removesuffix(":latest"), True), (IMAGE, True), ("other", False)):
+        policy = parse(f'version = 1\n[[allow]]\nport = {running.port}\nimage = "{rule}"\n')
+        evidence = Collector(policy).collect(listing.sockets)
+        assert judge(policy, listing.sockets[0], listing.taken_at, evidence).allowed is expected
+
+
+def test_a_program_in_a_container_is_not_that_of_the_path_outside(run):
+    running = run("--network", "host")
+    listing = take(f"port:{running.port}")
+    assert listing.sockets[0].owners[0].exe == "/bin/busybox"
+    for keys, expected in (("", False), (f'container = "podman:{running.name}"', True)):
+        policy = parse(f'version = 1\n[[allow]]\nport = {running.port}\nexe = "/bin/busybox"\n{keys}\n')
+        evidence = Collector(policy).collect(listing.sockets)
+        assert judge(policy, listing.sockets[0], listing.taken_at, evidence).allowed is expected

@@ -25,6 +25,9 @@ from portbook.render import (
     machine,
     nmap_xml,
     plain,
+    policy,
+    policy_difference,
+    policy_explanation,
     scan,
     scan_formats,
     scan_report,
@@ -35,6 +38,9 @@ from portbook.render.text import BOLD, DIM, PLAIN, RED, YELLOW, Column, Style, t
 from portbook.scanner.report import Report
 from portbook.stop.records import StopPlan, StopReport
 from portbook.verdict.judge import Verdict
+from portbook.watching.assessment import PolicyReport
+from portbook.watching.policy.difference import PolicyDifference
+from portbook.watching.policy.explanation import PolicyExplanation
 from tests.render import hostile
 
 STYLES = [Style(), Style(80), Style(30, ellipsis="~"), Style(200, colour=True)]
@@ -64,6 +70,10 @@ def summary(random: Random, style: Style) -> list[str]:
     return [*scan_report.summary(report), *map(safe, scan_report.notes(report))]  # the command escapes notes
 
 
+def report(random: Random) -> PolicyReport:
+    return hostile.record(random, PolicyReport, counts={"allowed": 1, "violation": 2, "undecided": 3})
+
+
 LINES = {
     "list": lambda random, style: plain.lines(
         many(random, Socket) or [hostile.record(random, Socket)], style, netns=True
@@ -78,6 +88,9 @@ LINES = {
     "scan-report": summary,
     "table": lambda random, style: table([Column("A", 1), Column("B")], [[hostile.text(random)] * 2], style),
     "wrap": lambda random, style: wrap(hostile.text(random), style),
+    "policy-check": lambda random, style: policy.lines(report(random), style, every=True),
+    "policy-explain": lambda random, style: policy_explanation.lines(hostile.record(random, PolicyExplanation), style),
+    "policy-diff": lambda random, style: policy_difference.lines(hostile.record(random, PolicyDifference), style),
     "free": lambda random, style: [free.caution(hostile.record(random, Free))],
 }
 
@@ -119,6 +132,15 @@ JSON_LINES = {
     "free": (lambda records: (part for one in records for part in free.json(one)), Free),
     "dial": (dial.json, Dial),
     "scan": (lambda records: scan_formats.jsonl(records, lambda: None), Answer),
+    "policy-check": (lambda records: (part for one in records for part in policy.json(one)), PolicyReport),
+    "policy-explain": (
+        lambda records: (part for one in records for part in policy_explanation.json(one)),
+        PolicyExplanation,
+    ),
+    "policy-diff": (
+        lambda records: (part for one in records for part in policy_difference.json(one)),
+        PolicyDifference,
+    ),
     "sources": (lambda records: (machine.ENCODER.encode({"why_not": one.zone}) + b"\n" for one in records), Socket),
 }
 

@@ -47,7 +47,7 @@ def test_what_is_written_is_read(ports):
         ("nosuch", "port 'nosuch' is not a number", "80"),
         ("", "no port to scan", "1 to 65535"),
         ("80,", "port '' is not a number", "80"),
-        ("-1", "port '-1' is not a number", "1-1"),
+        ("-1", "port '-1' is not a number", "80"),
         ("localhost:80", "localhost:80 has a host", "target"),
         ("80/tcp,53/udp", "a scan has one protocol", "portbook probe TARGET PORTS"),
         ("53/udp", "these are ports of udp", "portbook probe TARGET PORTS"),

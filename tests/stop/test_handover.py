@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
@@ -11,6 +12,7 @@ from msgspec.structs import replace
 from portbook.stop.run import carry_out, plan_stop
 from tests.components import need
 from tests.conftest import NOBODY, ROOT
+from tests.rounds import until
 from tests.stop.conftest import answers, portbook
 
 pytestmark = [
@@ -123,6 +125,8 @@ sleep()
     )
     plan = plan_stop(server.said)
     os.kill(server.pid, 10)
+    children = Path(f"/proc/{server.pid}/task/{server.pid}/children")
+    until(children.read_text, "the fork")
     answer = carry_out(plan)
     assert (answer.result, len(answer.ended)) == ("stopped", 2)
     assert carry_out(replace(plan, made_at=None)).result == "stopped"

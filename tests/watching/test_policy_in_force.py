@@ -200,3 +200,21 @@ def test_what_is_undecided_is_no_violation(feed, watch, exe):
     assert kinds(watched.after(1)) == ["opened"]
     (each,) = watched.loop.listeners()
     assert each.judgement.allowed is (None if exe is None else True)
+
+
+def test_a_port_that_was_bound_for_a_moment_violates_quietly(feed, watch):
+    """A program that looks for a free port binds it so: nothing could arrive there."""
+    watched = watch(policy=parse(SSH))
+    feed.end(feed.open(listener(4444, state="BOUND", reach="none", name="nc")))
+    events = watched.after(10)
+    assert kinds(events) == ["opened", "violation", "short_lived", "recovered"]
+    assert {event.severity for event in events} == {"quiet"}
+
+
+def test_a_port_that_stays_bound_violates_aloud(feed, watch):
+    watched = watch(policy=parse(SSH))
+    feed.open(listener(4444, state="BOUND", reach="none", name="nc"))
+    assert [(event.event, event.severity) for event in watched.after(1)] == [
+        ("opened", "info"),
+        ("violation", "warning"),
+    ]

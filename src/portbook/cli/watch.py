@@ -205,7 +205,8 @@ def _explain(choices: Choices) -> int:
     from portbook.render.feeds import explanation
     from portbook.render.text import style_of
 
-    lines = explanation(choices.feed, choices.settings(None).canary_s, style_of(sys.stdout))
+    settings = choices.settings(None)
+    lines = explanation(choices.feed, settings.canary_s, style_of(sys.stdout), settings.interval_s)
     sys.stdout.write("".join(line + "\n" for line in lines))
     sys.stdout.flush()
     return exits.YES

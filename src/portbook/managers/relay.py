@@ -101,7 +101,7 @@ PROGRAMS: Mapping[str, Program] = {
         forwarding.ssh,
     ),
     "sshd": Program("tunnel", "", SSH_SESSION, "9.2p1", forwarding.sshd),
-    "sshd-session": Program("tunnel", "", SSH_SESSION, None, forwarding.sshd),
+    "sshd-session": Program("tunnel", "", SSH_SESSION, "10.0p1", forwarding.sshd),
     "kubectl": Program("tunnel", "", "end this kubectl", "1.32.4", forwarding.kubectl),
     "oc": Program("tunnel", "", "end this oc", None, forwarding.kubectl),
     "socat": Program("tunnel", "", "end this socat", "1.7.4.4", forwarding.socat),

@@ -11,11 +11,12 @@ from portbook.watching.feeds.base import FeedKind
 LABEL = 10  # characters of the labels
 
 
-def explanation(chosen: str | None, canary_s: float, style: Style) -> list[str]:
+def explanation(chosen: str | None, canary_s: float, style: Style, interval_s: float = 1.0) -> list[str]:
     """Each feed, best first, with the one that is used here.
 
     :param chosen: the feed that was asked for; None: the best that works
     :param canary_s: how often the feed has to prove that it sees
+    :param interval_s: between two readings of a feed that polls
     """
     kinds = [feeds.load(name) for name in feeds.FEEDS]
     missing = {kind.name: kind.missing() for kind in kinds}
@@ -24,18 +25,18 @@ def explanation(chosen: str | None, canary_s: float, style: Style) -> list[str]:
         used = next((name for name, why in missing.items() if why is None), None)
     lines: list[str] = []
     for kind in kinds:
-        lines += [*_feed(kind, missing[kind.name], kind.name == used, style), ""]
+        lines += [*_feed(kind, missing[kind.name], kind.name == used, style, interval_s), ""]
     return [*lines, *_proof(canary_s, style), *_privileges(style)]
 
 
-def _feed(kind: FeedKind, missing: str | None, is_used: bool, style: Style) -> Iterator[str]:
+def _feed(kind: FeedKind, missing: str | None, is_used: bool, style: Style, interval_s: float) -> Iterator[str]:
     state = "works here"
     if is_used:
         state = "used here"
     if missing is not None:
         state = f"does not work here: {missing}"
     yield from bold(wrap(f"{kind.name}: {state}", style, "", "  "), style)
-    for label, texts in (("sees", kind.sees), ("misses", kind.misses), ("needs", (kind.needs,))):
+    for label, texts in (("sees", kind.sees), ("misses", kind.all_missed(interval_s)), ("needs", (kind.needs,))):
         for number, text in enumerate(texts):
             start = f"  {label:<{LABEL}}" if number == 0 else "  " + " " * LABEL
             yield from wrap(text, style, start, "    " + " " * LABEL)

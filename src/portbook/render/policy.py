@@ -81,7 +81,7 @@ def summary(report: PolicyReport) -> str:
     text = f"{counted(len(report.sockets), 'socket')}: {', '.join(parts)}"
     if report.requirements:
         met = sum(each.met is True for each in report.requirements)
-        text = f"{text}; {met:,} of {counted(len(report.requirements), 'requirement')} met"
+        text = f"{text}; {met:,} of {len(report.requirements):,} requirements met"
     return text
 
 

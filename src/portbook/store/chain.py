@@ -1,7 +1,7 @@
 """The hash chain over the history: which bytes are hashed, and where a chain breaks. Pure.
 
-Every row of the history has a hash (SHA-256, FIPS 180-4) of the hash before it, its sequence, the interval it belongs
-to, and its body. So nobody can alter, remove or insert a row without making every hash after it anew. Who may write the
+Every row of the history has a hash (SHA-256, FIPS 180-4) of the hash before it and of everything else in the row. So
+nobody can alter, remove or insert a row without making every hash after it anew. Who may write the
 file can do that, and can cut off its end: both are found only by who keeps an *anchor*, a sequence and its hash, in
 another place.
 """
@@ -17,12 +17,15 @@ from portbook.errors import UsageError
 from portbook.numerals import UINT64, number_or_none
 
 START = bytes(32)  # stands for the hash before the first row
-_HEAD = Layout(">32sQQ")  # the hash before, sequence, interval; 0: the row belongs to no interval
+_pack = Layout(">32sQqiQ").pack  # the hash before, sequence, time, port or -1, interval or 0; kind, 0 and body follow
 
 
-def link(before: bytes, sequence: int, interval: int | None, body: bytes) -> bytes:
+def link(
+    before: bytes, sequence: int, at_us: int, kind: str, port: int | None, interval: int | None, body: bytes
+) -> bytes:
     """The hash of a row."""
-    return sha256(_HEAD.pack(before, sequence, interval or 0) + body).digest()
+    head = _pack(before, sequence, at_us, -1 if port is None else port, interval or 0)
+    return sha256(b"%b%b\0%b" % (head, kind.encode(), body)).digest()
 
 
 class Anchor(Struct, frozen=True):

@@ -1,7 +1,7 @@
 """The tables of the history, and the bytes of a row.
 
 ``events`` is the truth. The body of a row is the event as a MessagePack array of its fields in their order, without the
-sequence; ``at``, ``kind`` and ``port`` are copies for searching, which ``verify`` compares. ``intervals`` and
+sequence; ``at``, ``kind`` and ``port`` are copies for searching. ``intervals`` and
 ``unwatched`` are made from the events by ``intervals.Ledger``; an interval has the sequence of the event that opened it
 as its id, and everything about it that is no time is in that event.
 """
@@ -60,18 +60,14 @@ class _Packed(Event, frozen=True, gc=False, kw_only=True, array_like=True):
 
 
 class Key(Struct, frozen=True, gc=False, array_like=True):
-    """The fields at the beginning of a body: enough to compare a row with its copies."""
+    """The fields at the beginning of a body."""
 
     at: datetime
     event: str
     severity: str
-    protocol: str | None = None
-    family: str | None = None
-    local_address: str | None = None
-    local_port: int | None = None
 
 
-class Checkpoint(Key, frozen=True, array_like=True, kw_only=True):
+class Checkpoint(Struct, frozen=True, array_like=True):
     """The body of a row by which retention says what it removed."""
 
     first: int  # the sequence of the first row that is kept

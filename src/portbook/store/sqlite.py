@@ -131,11 +131,7 @@ class Writer:
             removal = retention.plan(self._connection, cut_us, most_bytes)
             if removal is None:
                 return False
-            body = schema.encode_checkpoint(
-                schema.Checkpoint(
-                    at=now, event=schema.CHECKPOINT, severity="quiet", first=removal.first, hash=removal.hash
-                )
-            )
+            body = schema.encode_checkpoint(schema.Checkpoint(removal.first, removal.hash))
             self._connection.execute("BEGIN IMMEDIATE")
             row = self._link(schema.to_us(now), schema.CHECKPOINT, None, None, body)
             self._connection.execute(INSERT_EVENT, row)
@@ -188,7 +184,7 @@ class Writer:
 
     def _link(self, at_us: int, kind: str, port: int | None, interval: int | None, body: bytes) -> EventRow:
         self._sequence += 1
-        self._hash = chain.link(self._hash, self._sequence, interval, body)
+        self._hash = chain.link(self._hash, self._sequence, at_us, kind, port, interval, body)
         return self._sequence, at_us, kind, port, interval, self._hash, body
 
     def _flush(self, with_state: bool = False) -> bool:

@@ -93,8 +93,13 @@ def check(policy: Policy, *, source: str | None = None) -> PolicyReport:
     return report(policy, listing, evidence, collector.gaps)
 
 
-def report(policy: Policy, listing: Listing, evidence: PolicyEvidence, gaps: Iterable[Gap] = ()) -> PolicyReport:
-    """Judge a listing."""
+def report(
+    policy: Policy, listing: Listing, evidence: PolicyEvidence, gaps: Iterable[Gap] = (), is_whole: bool = True
+) -> PolicyReport:
+    """Judge a listing.
+
+    :param is_whole: it has every listener; else requirements are left out
+    """
     at = listing.taken_at
     judgements = [(socket, judge(policy, socket, at, evidence)) for socket in listing.sockets]
     judged = sorted((_judged(*each) for each in judgements), key=_order)
@@ -109,7 +114,7 @@ def report(policy: Policy, listing: Listing, evidence: PolicyEvidence, gaps: Ite
             each.rule.owner,
             each.rule.line,
         )
-        for each in requirements(policy, listing.sockets, at, evidence)
+        for each in (requirements(policy, listing.sockets, at, evidence) if is_whole else ())
     )
     counts: dict[JudgedResult, int] = dict.fromkeys(RESULTS.values(), 0)
     for one in judged:
@@ -160,7 +165,7 @@ def _undecided(judgements: list[Judgement], required: tuple[CheckedRequirement, 
         yield Gap("process", count, why, _remedy())
     count = sum(each.met is None for each in required)
     if count:
-        why = f"whether {counted(count, 'requirement')} {'is' if count == 1 else 'are'} met could not be known"
+        why = f"{counted(count, 'requirement')} could not be checked"
         yield Gap("process", count, why, _remedy())
 
 

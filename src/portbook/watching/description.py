@@ -47,12 +47,20 @@ def _program(event: Event) -> str:
 
 
 def _place(event: Event) -> str:
-    """Where: ``127.0.0.1:80/tcp``, and the network namespace if it has a name."""
+    """Where: ``127.0.0.1:80/tcp``, and the network namespace if it is not that of the watch."""
     if event.local_address is None:
         return "no socket"
     endpoint = format_endpoint(event.local_address, event.local_port, event.zone)
-    where = f" in network namespace {_cut(event.netns_name)}" if event.netns_name else ""
-    return f"{_cut(endpoint)}/{event.protocol}{where}"
+    return f"{_cut(endpoint)}/{event.protocol}{_namespace(event)}"
+
+
+def _namespace(event: Event) -> str:
+    if event.netns_name:
+        return f" in network namespace {_cut(event.netns_name)}"
+    # An identity has the namespace when it is another one, and no container says more.
+    if event.netns and (event.identity or "").endswith(f" netns:{event.netns}"):
+        return f" in network namespace {event.netns}"
+    return ""
 
 
 def _verb(event: Event) -> str:
@@ -153,7 +161,7 @@ def _violation(event: Event) -> str:
 
 def _recovered(event: Event) -> str:
     rule = f" [{_cut(event.rule)}]" if event.rule else ""
-    return f"no policy violation any longer: {_program(event)} on {_place(event)}{_because(event)}{rule}"
+    return f"policy violation ended: {_program(event)} on {_place(event)}{_because(event)}{rule}"
 
 
 def _requirement_lost(event: Event) -> str:

@@ -40,7 +40,7 @@ CONFIRM_NS = SECOND_NS  # two readings that agree are at least so far apart
 class Followed:
     """An open socket."""
 
-    __slots__ = ("at", "began", "change", "identity", "judgement", "key", "rule", "since_ns", "socket")
+    __slots__ = ("at", "began", "change", "identity", "is_brief", "judgement", "key", "rule", "since_ns", "socket")
 
     def __init__(self, key: SocketKey, socket: Socket, change: Change, identity: PortIdentity, at: datetime) -> None:
         self.key = key
@@ -50,6 +50,7 @@ class Followed:
         self.at = at
         self.since_ns = change.at_ns
         self.began = True  # False: it was there before it was first seen
+        self.is_brief = False  # a TCP port that was bound for a moment: nothing could arrive there
         self.judgement: Judgement | None = None
         self.rule: str | None = None  # that it violates
 
@@ -391,7 +392,7 @@ class Register:
         if waiting is not None:
             kind, bound = waiting
             began = at - timedelta(microseconds=(change.at_ns - bound.at_ns) // 1000)
-            yield from self._open(change.key, _socket_of(bound), bound, began, kind, severity="quiet")
+            yield from self._open(change.key, _socket_of(bound), bound, began, kind, is_brief=True)
         followed = self._sockets.get(change.key)
         if followed is not None:
             yield from self._end(followed, change.at_ns, at)
@@ -453,9 +454,13 @@ class Register:
     # --- sockets ---------------------------------------------------------------------------------------------------
 
     def _open(
-        self, key: SocketKey, socket: Socket, change: Change, at: datetime, kind: EventKind, severity: Level = "info"
+        self, key: SocketKey, socket: Socket, change: Change, at: datetime, kind: EventKind, *, is_brief: bool = False
     ) -> list[Event]:
-        """A socket that was not there before. One of an identity whose end is withheld is a restart."""
+        """A socket that was not there before. One of an identity whose end is withheld is a restart.
+
+        :param is_brief: a TCP port that was bound for a moment, at which nothing could arrive
+        """
+        severity: Level = "quiet" if is_brief else "info"
         socket = _bounded(socket)
         identity = identities.of(socket, self._own_netns)
         text = identity.text
@@ -484,6 +489,7 @@ class Register:
                 severity = "quiet"
         followed = Followed(key, socket, change, identity, at)
         followed.began = began
+        followed.is_brief = is_brief
         self._follow(followed, held)
         count = max(1, len(held.sockets))
         events += self._emit(
@@ -731,7 +737,7 @@ class Register:
             return []
         violation = held.violations[rule] = self._violations.add(rule, followed, judgement, at_ns, at)
         self._violations.join(violation)
-        severity = judgement.severity
+        severity: Level = "quiet" if followed.is_brief else judgement.severity
         flaps = self._flaps.of(held.identity.text)
         if flaps is not None:
             if rule in flaps.rules:
@@ -770,7 +776,7 @@ class Register:
         self._violations.remove(violation)
         del held.violations[violation.rule]
         followed = violation.followed
-        is_quiet = self._flaps.of(held.identity.text) is not None
+        is_quiet = followed.is_brief or self._flaps.of(held.identity.text) is not None
         return self._emit(
             "recovered",
             at,

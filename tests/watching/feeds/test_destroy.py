@@ -193,7 +193,13 @@ def test_when_announcements_are_lost_it_is_said_and_the_tables_are_read(feed):
     while time.monotonic() < deadline and {c.key for c in changes if c.kind == "ended"} < cookies:
         changes += feed.read(0.1)
     assert sorted(c.key for c in changes if c.kind == "ended" and c.key in cookies) == sorted(cookies)
-    assert "more ends than fit" in next(c.reason for c in changes if c.kind == "lost")
+    (lost,) = [c for c in changes if c.kind == "lost"]  # one for all of a second
+    assert "more ends than fit" in lost.reason
+    assert feed._poll.read_at_ns > 0
+    feed._losses_said_ns = -destroy.LOSSES_TOGETHER_NS
+    feed._losses = 7
+    assert [c.count for c in feed._report_losses(True)] == [8]
+    assert feed._report_losses(True) == []
 
 
 def test_the_descriptor_wakes_a_waiting_loop(feed):

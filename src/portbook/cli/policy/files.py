@@ -66,5 +66,8 @@ def write(path: str, text: str, is_new: bool) -> None:
             os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
         except OSError as error:
             raise StoreError(f"{path!r} could not be written: {error.strerror or error}") from error
+    parent = os.path.dirname(path)
+    if parent and not os.path.isdir(parent):
+        raise StoreError(f"there is no directory {parent!r}", f"mkdir -p {parent}")
     with new_file(path, mode=0o644 if is_new else None) as file:
         file.write(text.encode())

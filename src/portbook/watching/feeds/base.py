@@ -80,6 +80,14 @@ class FeedKind(Struct, frozen=True):
     sees_processes: bool  # the process that did it, at that moment
     missing: Callable[[], str | None]  # why it does not work here, None if it does
     open: Callable[[FeedSettings], Feed]  # raises SourceError
+    # What it misses between two readings, for so many seconds between them; None: it does not read at intervals.
+    between_readings: Callable[[float], str] | None = None
+
+    def all_missed(self, interval_s: float) -> tuple[str, ...]:
+        """What it misses, with what it misses between two readings."""
+        if self.between_readings is None:
+            return self.misses
+        return (self.between_readings(interval_s), *self.misses)
 
 
 class FeedSettings(Struct, frozen=True):

@@ -43,6 +43,7 @@ RECEIVE_BYTES = 4 << 20  # about 3,000 messages; without CAP_NET_ADMIN as much a
 BUFFER = 1 << 14
 MOST_MESSAGES = 10_000  # of one call
 MOST_REMEMBERED = 20_000  # cookies of sockets that have ended, and are not freed yet
+LOSSES_TOGETHER_NS = 1_000_000_000
 SHORTER = 4  # so many readings in the interval of a feed that only polls
 ANY = bytes(16)
 
@@ -82,6 +83,8 @@ class DestroyFeed:
     def __init__(self, interval_s: float) -> None:
         from portbook.watching.feeds.bpf.timer import Timer  # not on Windows, where this module is imported too
 
+        self._losses = 0  # that were not said yet
+        self._losses_said_ns = -LOSSES_TOGETHER_NS
         self._remembered: dict[int, None] = {}  # in the order in which they ended
         self._ephemeral = ephemeral.take()
         self._netns = namespaces.own()
@@ -126,7 +129,9 @@ class DestroyFeed:
     def _take(self) -> list[Change]:
         """What has ended, and, when it is time for that, what is new."""
         changes, has_lost = self._take_ends()
-        if has_lost or monotonic_ns() >= self._poll.due_ns:
+        if has_lost:
+            self._poll.hasten()
+        if monotonic_ns() >= self._poll.due_ns:
             changes += self._poll_now()
         if self._timer is not None:
             self._timer.set(self._poll.due_ns)
@@ -155,10 +160,18 @@ class DestroyFeed:
                 continue
             if sender[0] == netlink.KERNEL[0] and not flags & netlink.MSG_TRUNC:
                 changes += self._changes_of(data, sender[1])
-        if has_lost:
-            why = "the kernel announced more ends than fit into the buffer: those that were known are found by reading"
-            changes.append(Change("lost", monotonic_ns(), exact=False, reason=why))
-        return changes, has_lost
+        return changes + self._report_losses(has_lost), has_lost
+
+    def _report_losses(self, has_lost: bool) -> list[Change]:
+        """One change for all losses of a while: there may be one in every call."""
+        now_ns = monotonic_ns()
+        self._losses += has_lost
+        if not self._losses or now_ns < self._losses_said_ns + LOSSES_TOGETHER_NS:
+            return []
+        why = "the kernel announced more ends than fit into the buffer: those that were known are found by reading"
+        change = Change("lost", now_ns, exact=False, count=self._losses, reason=why)
+        self._losses, self._losses_said_ns = 0, now_ns
+        return [change]
 
     def _changes_of(self, data: bytes, groups: int) -> list[Change]:
         now_ns = monotonic_ns()
@@ -295,14 +308,13 @@ FEED = FeedKind(
     name="destroy",
     sees=(
         "the end of every TCP listener, bound TCP socket and UDP socket of this network namespace, at once",
-        "their beginnings by polling, four times in the interval while that takes less than 2 % of the time",
+        "their beginnings by polling, four times in the interval while that takes less than 2 % of a processor",
         "address and port of a socket that began and ended between two readings",
         "as root, by polling alone, the sockets of other network namespaces",
     ),
     misses=(
-        "who had a socket that began and ended between two readings, and whether it listened",
-        "of those the TCP sockets at every address with an ephemeral port: they look like clients that were refused",
-        f"between readings, in other network namespaces: {poll.blind_spot(0.25)}",
+        "of a socket that began and ended between two readings: who had it, and whether it listened",
+        "such a TCP socket, if it had every address and an ephemeral port: a client that was refused looks the same",
         "binds that fail",
     ),
     needs="nothing (Linux 4.3, for every user); for the owners of other users' sockets, and other namespaces, root",
@@ -312,4 +324,5 @@ FEED = FeedKind(
     sees_processes=False,
     missing=missing,
     open=open_feed,
+    between_readings=lambda interval_s: f"in other network namespaces: {poll.blind_spot(interval_s / SHORTER)}",
 )

@@ -7,7 +7,7 @@ Owners are looked up for new sockets only.
 from __future__ import annotations
 
 from fractions import Fraction
-from time import monotonic_ns, sleep
+from time import monotonic_ns, process_time_ns, sleep
 
 from msgspec import Struct
 
@@ -19,7 +19,8 @@ from portbook.watching.feeds import completion, rows
 from portbook.watching.feeds.base import Change, Feed, FeedKind, FeedSettings, SocketKey, key_of
 
 SECOND_NS = 1_000_000_000
-BUSY = 0.02  # of the time
+LEAST_PAUSE_NS = 50_000_000  # between the beginnings of readings that something made urgent
+BUSY = 0.02
 REMIND_S = 3600.0  # of a source that fails again and again
 EXAMPLE = Fraction(1, 5)  # of the interval: a listener of this length is the example of what is missed
 
@@ -79,7 +80,7 @@ class Poll:
 
     :param reader: what compares
     :param interval_s: between the beginnings of two readings, in seconds
-    :param shortest_s: the interval as long as readings take less than BUSY of the time
+    :param shortest_s: the interval as long as readings take less than BUSY of a processor's time
     :raises SourceError: the first reading failed
     """
 
@@ -88,9 +89,9 @@ class Poll:
         self._interval_ns = int(interval_s * SECOND_NS)
         self._shortest_ns = self._interval_ns if shortest_s is None else int(shortest_s * SECOND_NS)
         self._failure = Failure()
-        self.read_at_ns = monotonic_ns()
+        self.read_at_ns, began_cpu_ns = monotonic_ns(), process_time_ns()
         reader.compare()
-        self.due_ns = self._next_due(self.read_at_ns)
+        self.due_ns = self._next_due(began_cpu_ns)
 
     def fileno(self) -> int:
         """None: ``read`` waits."""
@@ -108,29 +109,34 @@ class Poll:
 
     def read_now(self) -> list[Change]:
         """Read at once and return what changed: what ended, and then what is new."""
-        began_ns = self.read_at_ns = monotonic_ns()
+        self.read_at_ns, began_cpu_ns = monotonic_ns(), process_time_ns()
         try:
             found = self._reader.compare()
         except SourceError as error:
-            self.due_ns = self._next_due(began_ns)
+            self.due_ns = self._next_due(began_cpu_ns)
             return self._failure.report(str(error))
         at_ns = monotonic_ns()
         changes = [Change("ended", at_ns, key, exact=False) for key in found.ended]
         changes += [Change("connected", at_ns, key, exact=False) for key in found.connected]
         changes += completion.complete(found.appeared, at_ns, all_known=self._reader.all_known)
         changes += self._failure.report("; ".join(found.problems))
-        self.due_ns = self._next_due(began_ns)
+        self.due_ns = self._next_due(began_cpu_ns)
         return changes
+
+    def hasten(self) -> None:
+        """Read soon, whatever the interval is."""
+        self.due_ns = min(self.due_ns, self.read_at_ns + LEAST_PAUSE_NS)
 
     def close(self) -> None:
         """Nothing is open between two readings."""
 
-    def _next_due(self, began_ns: int) -> int:
+    def _next_due(self, began_cpu_ns: int) -> int:
         """When to read next: a source that is slow gets as much time between two readings as it took for one."""
         ended_ns = monotonic_ns()
-        took_ns = ended_ns - began_ns
-        interval_ns = min(max(self._shortest_ns, int(took_ns / BUSY)), self._interval_ns)
-        return max(began_ns + interval_ns, ended_ns + min(took_ns, 10 * SECOND_NS))
+        took_ns = ended_ns - self.read_at_ns
+        used_ns = process_time_ns() - began_cpu_ns
+        interval_ns = min(max(self._shortest_ns, int(used_ns / BUSY)), self._interval_ns)
+        return max(self.read_at_ns + interval_ns, ended_ns + min(took_ns, 10 * SECOND_NS))
 
 
 class Failure:
@@ -158,7 +164,7 @@ class Failure:
         return [change]
 
 
-def blind_spot(interval_s: float, lifetime_s: float | None = None) -> str:
+def blind_spot(interval_s: float, lifetime_s: float | None = None, what: str = "a listener") -> str:
     """What an interval misses, as a sentence: "at 1 s, a listener of 200 ms is missed 4 times in 5".
 
     A reading falls into the life of a socket with the probability of lifetime to interval.
@@ -170,9 +176,9 @@ def blind_spot(interval_s: float, lifetime_s: float | None = None) -> str:
     interval = Fraction(interval_s).limit_denominator(1_000_000)
     missed = max(1 - lifetime / interval, Fraction(0)).limit_denominator(100)
     if not missed:
-        return f"at {_duration(interval)}, a listener of {_duration(lifetime)} is never missed"
+        return f"at {_duration(interval)}, {what} of {_duration(lifetime)} is never missed"
     times = f"{missed.numerator} times in {missed.denominator}"
-    return f"at {_duration(interval)}, a listener of {_duration(lifetime)} is missed {times}"
+    return f"at {_duration(interval)}, {what} of {_duration(lifetime)} is missed {times}"
 
 
 def _duration(seconds: Fraction) -> str:
@@ -217,10 +223,10 @@ FEED = FeedKind(
         "as root on Linux, the same in other network namespaces",
     ),
     misses=(
-        f"what begins and ends between two readings: {blind_spot(1.0)}",
         "binds that fail",
         "who it was, if the process has ended before the sockets are read",
         f"in another network namespace, for up to {rows.WHOLE_EVERY_S:g} s, a socket that replaces another one",
+        "network namespaces that neither a process nor a name leads into, and never did while it watched",
     ),
     needs="nothing; for the owners of other users' sockets, and for other network namespaces, root",
     sees_udp=True,
@@ -229,4 +235,5 @@ FEED = FeedKind(
     sees_processes=False,
     missing=missing,
     open=open_poll,
+    between_readings=lambda interval_s: f"what begins and ends between two readings: {blind_spot(interval_s)}",
 )

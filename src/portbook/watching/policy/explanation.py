@@ -68,7 +68,7 @@ def explain(policy: Policy, query: Query, *, source: str | None = None) -> Polic
     listing = inventory.take(wanted, source=source)
     collector = Collector(policy)
     evidence = collector.collect(listing.sockets)
-    judged = report(policy, listing, evidence, collector.gaps)
+    judged = report(policy, listing, evidence, collector.gaps, is_whole=False)
     at = listing.taken_at
     sockets = tuple(
         ExplainedSocket(each, tuple(_opinions(policy, each.socket, at, evidence))) for each in judged.sockets

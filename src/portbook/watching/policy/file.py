@@ -12,6 +12,7 @@ import stat
 import sys
 
 from portbook.errors import PolicyError, StoreError
+from portbook.numerals import UINT32, number_or_none
 from portbook.watching.policy.records import Policy, Problem
 from portbook.watching.policy.text import MOST_BYTES, parse
 
@@ -81,15 +82,23 @@ def _why_not_trusted(path: str, status: os.stat_result) -> Problem | None:
         return Problem(path, 0, "it is not a regular file", "give a file with --policy")
     if sys.platform == "win32":
         return None  # the directory has the access rights
-    if status.st_uid not in (0, os.geteuid()):
-        return Problem(
-            path, 0, f"it belongs to uid {status.st_uid}, who decides what is in it", f"chown {os.geteuid()} {path}"
-        )
+    if status.st_uid not in _trusted(os.geteuid(), "SUDO_UID"):
+        hint = f"chown root {path}" if os.geteuid() == 0 else "copy it to a file of your own"
+        return Problem(path, 0, f"it belongs to uid {status.st_uid}, who decides what is in it", hint)
     if status.st_mode & stat.S_IWOTH:
         return Problem(path, 0, "every user may write it", f"chmod o-w {path}")
-    if status.st_mode & stat.S_IWGRP and status.st_gid not in (0, os.getegid()):
+    if status.st_mode & stat.S_IWGRP and status.st_gid not in _trusted(os.getegid(), "SUDO_GID"):
         return Problem(path, 0, f"the group {status.st_gid} may write it", f"chmod g-w {path}")
     return None
+
+
+def _trusted(own: int, variable: str) -> set[int]:
+    """Root, who reads it, and who became root for this command by sudo(8): as users or groups."""
+    trusted = {0, own}
+    caller = number_or_none(os.environ.get(variable, ""), UINT32)
+    if os.geteuid() == 0 and caller is not None:
+        trusted.add(caller)
+    return trusted
 
 
 def _decode(data: bytes, path: str) -> str:

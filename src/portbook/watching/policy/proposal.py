@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from portbook.addresses import reach_of, unmapped
+from portbook.enrich.process.script import find_script
 from portbook.numerals import join_words
 from portbook.records import Owner, PortRange, Protocol, Socket
 from portbook.watching.policy.glob import quote
@@ -20,7 +22,7 @@ from portbook.watching.policy.records import ANY, LOOPBACK, OWN
 
 INIT = 1  # pid: it holds sockets for the services that it starts (systemd.socket(5)); the judge leaves it out
 MOST_COMMENT = 60  # characters of a name in a comment
-WHO = ("name", "exe", "user", "service", "container")
+WHO = ("name", "exe", "users", "service", "container")
 PLAIN_REACHES = (LOOPBACK, ANY)
 
 
@@ -31,7 +33,7 @@ class Proposed(Struct, frozen=True):
     reach: str
     name: str | None = None
     exe: str | None = None
-    user: str | None = None
+    users: tuple[str, ...] = ()  # any of them
     service: str | None = None
     container: str | None = None
     netns: str | None = None
@@ -70,7 +72,21 @@ def collect(sockets: Iterable[Socket], trusts_path: TrustsPath, ephemeral: PortR
             since = owner.started if owner else None
             occasion = Occasion(port, socket.local_port, _holder(socket, owner), since or socket.created, note)
             rules.setdefault(rule, []).append(occasion)
-    return rules
+    return _join_users(rules)
+
+
+def _join_users(rules: ProposedRules) -> ProposedRules:
+    """One rule for several users who have the same ports, as the workers of a server have them."""
+    users: dict[tuple[Proposed, bool, frozenset[PortRange]], list[str]] = {}
+    occasions: dict[tuple[Proposed, bool, frozenset[PortRange]], list[Occasion]] = {}
+    for rule, seen in rules.items():
+        key = replace(rule, users=()), bool(rule.users), frozenset(each.port for each in seen)
+        users.setdefault(key, []).extend(rule.users)
+        occasions.setdefault(key, []).extend(seen)
+    joined: ProposedRules = {}
+    for key, seen in occasions.items():
+        joined.setdefault(replace(key[0], users=tuple(sorted(set(users[key])))), []).extend(seen)
+    return joined
 
 
 def _propose(socket: Socket, owner: Owner | None, trusts_path: TrustsPath) -> tuple[Proposed, str | None]:
@@ -86,12 +102,15 @@ def _propose(socket: Socket, owner: Owner | None, trusts_path: TrustsPath) -> tu
     elif not trusts_path(owner):
         name, exe = owner.name, None
         note = f"{exe_text(owner)} is not what runs: deleted or replaced since the start, or in another mount namespace"
+    is_alone = owner.service is None and container is None
+    if note is None and is_alone and find_script(owner.command_line, owner.exe):
+        note = "an interpreter runs any program"
     rule = Proposed(
         socket.protocol,
         text,
         name or None,
         exe,
-        owner.user or _user_of(socket),
+        _users(owner.user or _user_of(socket)),
         None if container else owner.service,
         container,
         _netns(socket, container),
@@ -108,11 +127,15 @@ def _propose_unowned(socket: Socket, reach: str) -> tuple[Proposed, str | None]:
     """A socket of the kernel, or of a process that is not visible."""
     container = socket.container
     service = None if container else socket.service
-    user = _user_of(socket)
-    rule = Proposed(socket.protocol, reach, socket.kernel, None, user, service, container, _netns(socket, container))
+    users = _users(_user_of(socket))
+    rule = Proposed(socket.protocol, reach, socket.kernel, None, users, service, container, _netns(socket, container))
     if socket.kernel is not None:
         return rule, None
     return rule, "the process was not visible to this user"
+
+
+def _users(user: str | None) -> tuple[str, ...]:
+    return (user,) if user else ()
 
 
 def _user_of(socket: Socket) -> str | None:
@@ -129,7 +152,9 @@ def _netns(socket: Socket, container: str | None) -> str | None:
 def _holder(socket: Socket, owner: Owner | None) -> str:
     if owner is None:
         return socket.kernel or "unknown process"
-    return owner.name or f"pid {owner.pid}"
+    script = find_script(owner.command_line, owner.exe)
+    name = owner.name or f"pid {owner.pid}"
+    return f"{name} ({script})" if script else name
 
 
 # --- text ----------------------------------------------------------------------------------------------------------
@@ -170,7 +195,11 @@ def _order(item: tuple[Proposed, list[Occasion]]) -> tuple[str, int, str, str, s
 
 def _title(rule: Proposed) -> str:
     return (
-        rule.container or rule.exe or rule.name or rule.service or f"unknown processes of user {rule.user or 'unknown'}"
+        rule.container
+        or rule.exe
+        or rule.name
+        or rule.service
+        or f"unknown processes of user {''.join(rule.users[:1])}"
     )
 
 
@@ -184,8 +213,10 @@ def _rule_lines(rule: Proposed, occasions: list[Occasion]) -> Iterator[str]:
         yield f"port = {_ports(some)}"
         for key in Proposed.__struct_fields__:
             value = getattr(rule, key)
-            if value is not None:
-                yield f"{key} = {toml_text(value if key in ('protocol', 'reach', 'user') else quote(value))}"
+            if value and key != "users":
+                yield f"{key} = {toml_text(value if key in ('protocol', 'reach') else quote(value))}"
+        if rule.users:
+            yield f"user = {_texts(rule.users)}"
 
 
 def _comments(occasions: list[Occasion]) -> Iterator[str]:
@@ -208,6 +239,11 @@ def _ports(ports: list[PortRange]) -> str:
     if len(texts) == 1:
         return texts[0]
     return f"[{', '.join(texts)}]"
+
+
+def _texts(values: tuple[str, ...]) -> str:
+    texts = list(map(toml_text, values))
+    return texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]"
 
 
 def _comment(text: str, most: int = MOST_COMMENT) -> str:

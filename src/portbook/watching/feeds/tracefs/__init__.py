@@ -47,7 +47,6 @@ FEED = FeedKind(
         "by polling, UDP sockets, and TCP sockets that are bound and do not listen",
     ),
     misses=(
-        f"UDP sockets and bound-only TCP sockets that begin and end between two readings: {poll.blind_spot(1.0)}",
         "binds that fail; a listen() that fails looks like a listener that ended at once",
         "the name and the network namespace of a process that ended before it could be read: its pid is known",
         "the process of a thread that ended before it could be read: the id of the thread is known",
@@ -59,4 +58,7 @@ FEED = FeedKind(
     sees_processes=True,
     missing=missing,
     open=open_feed,
+    between_readings=lambda interval_s: (
+        f"UDP and bound-only TCP sockets between two readings: {poll.blind_spot(interval_s, what='one')}"
+    ),
 )

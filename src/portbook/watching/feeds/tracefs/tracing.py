@@ -29,6 +29,7 @@ from portbook.watching.feeds.tracefs.joining import Begun, Joined, Joiner
 
 SECOND_NS = 1_000_000_000
 GATHER_NS = 10_000_000  # turns of so long are joined with one reading of the tables
+MOST_TURNS = 200_000  # that wait
 MOST_PAGES = 4096  # of one call and processor
 
 
@@ -137,14 +138,18 @@ class Tracing:
     # --- joining ---------------------------------------------------------------------------------------------------
 
     def _take(self) -> list[Change]:
+        changes: list[Change] = []
         self._turns += self._drain()
         now_ns = monotonic_ns()
+        if len(self._turns) > MOST_TURNS:  # the tables could not be read for long
+            reason = "the socket tables could not be read: events of listeners were given up"
+            changes.append(Change("lost", now_ns, exact=False, count=len(self._turns), reason=reason))
+            self._turns = []
         if self._turns and self._join_ns is None:
             self._join_ns = now_ns + GATHER_NS
         is_due = now_ns >= self._due_ns
-        changes: list[Change] = []
         if is_due or (self._join_ns is not None and now_ns >= self._join_ns):
-            changes = self._join(is_due)
+            changes += self._join(is_due)
         if self._timer is not None:
             self._timer.set(self._due_ns if self._join_ns is None else min(self._join_ns, self._due_ns))
         return changes
