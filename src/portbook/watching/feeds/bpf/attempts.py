@@ -17,7 +17,7 @@ from msgspec import Struct
 from portbook.watching.feeds.bpf.record import Record
 
 # States of a thread that may be inside bind(2): it runs, or waits for the lock of the socket, which no signal
-# interrupts (__lock_sock() in net/core/sock.c). Any other is that of a thread that waits for something else, or has ended.
+# interrupts (__lock_sock() in net/core/sock.c). Any other thread waits for something else, or has ended.
 MAY_BIND = (b"R", b"D")
 FIRST_LOOK_NS = 1_000_000
 LONGEST_LOOK_NS = 250_000_000
