@@ -452,6 +452,15 @@ def _reader(look: ReadTables, is_inline: bool) -> TableReader:
     return comparison.InlineTableReader(look) if is_inline else TableReader(look)
 
 
+def _judging(policy: Policy | None) -> Judging | None:
+    """The policy in force, which reads checksums and images as its rules need them."""
+    if policy is None:
+        return None
+    from portbook.watching.evidence import Collector
+
+    return Judging(policy, Collector(policy).collect)
+
+
 def _boot_id() -> str | None:
     try:
         with open(BOOT_ID, encoding="ascii") as file:
