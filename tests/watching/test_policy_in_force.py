@@ -202,6 +202,15 @@ def test_what_is_undecided_is_no_violation(feed, watch, exe):
     assert each.judgement.allowed is (None if exe is None else True)
 
 
+def test_a_restart_as_the_rule_wants_it_recovers(feed, watch):
+    watched = watch(policy=parse('version = 1\n[[allow]]\nport = 80\nuser = "www-data"\n'))
+    first = feed.open(listener(80, uid=0, user="root"))
+    assert kinds(watched.after(10)) == ["opened", "violation"]
+    feed.end(first)
+    feed.open(listener(80, uid=33, user="www-data"))
+    assert kinds(watched.after(10)) == ["restarted", "owner_changed", "recovered"]
+
+
 def test_a_port_that_was_bound_for_a_moment_violates_quietly(feed, watch):
     """A program that looks for a free port binds it so: nothing could arrive there."""
     watched = watch(policy=parse(SSH))
@@ -218,3 +227,12 @@ def test_a_port_that_stays_bound_violates_aloud(feed, watch):
         ("opened", "info"),
         ("violation", "warning"),
     ]
+
+
+def test_a_brief_bind_before_it_does_not_hush_up_a_listener(feed, watch):
+    watched = watch(policy=parse(SSH))
+    feed.end(feed.open(listener(4444, state="BOUND", reach="none", name="nc")))
+    watched.after(1)
+    feed.open(listener(4444, name="nc"))
+    loud = [event.event for event in watched.after(10) if event.severity != "quiet"]
+    assert loud == ["opened", "violation"]

@@ -114,6 +114,11 @@ class FakeFeed:
         """A watch of what this feed reports."""
         return Loop(Settings(feed=name, **settings), self.clock, look=self.look, canaries=self.canaries)
 
+    @property
+    def is_drained(self) -> bool:
+        """Whether everything that was reported has been read."""
+        return not self._changes
+
     # Feed
 
     def fileno(self) -> int:

@@ -14,6 +14,7 @@ from portbook.numerals import counted
 
 OF_A_SINK = "sink "  # how the reason of a gap begins that a sink caused: "sink syslog:unix: ..."
 MOST_WORD = 200  # characters of a text that others chose
+MOST_REASON = 1_000
 
 
 def describe(event: Event) -> str:
@@ -70,7 +71,7 @@ def _verb(event: Event) -> str:
 
 
 def _because(event: Event) -> str:
-    return f": {_cut(event.reason)}" if event.reason else ""
+    return f": {_cut(event.reason, MOST_REASON)}" if event.reason else ""
 
 
 def _lasted(event: Event) -> str:
@@ -97,11 +98,21 @@ def _since(event: Event) -> str:
     return f" since {event.since:%Y-%m-%d %H:%M:%S} UTC" if event.since else ""
 
 
+_REACHES = {
+    "loopback": "this machine",
+    "address": "one address",
+    "any": "every network",
+    "none": "nowhere",
+    "multicast": "a multicast group",
+    "broadcast": "broadcasts",
+}
+
+
 # --- sentences -----------------------------------------------------------------------------------------------------
 
 
 def _started(event: Event) -> str:
-    skipped = f" ({_cut(event.reason, 1_000)})" if event.reason else ""
+    skipped = f" ({_cut(event.reason, MOST_REASON)})" if event.reason else ""
     return f"the watch began with the feed {event.feed}{skipped}; {counted(event.count, 'socket')} open"
 
 
@@ -110,11 +121,15 @@ def _present(event: Event) -> str:
 
 
 def _opened(event: Event) -> str:
-    verbs = {"BOUND": "holds", "LISTEN": "now listens on"}
-    verb = verbs.get(event.state or "", "is now bound to")
+    if event.state == "BOUND":
+        what = f"now holds {_place(event)} without listening"
+    elif event.protocol == "udp":
+        what = f"is now bound to {_place(event)}"
+    else:
+        what = f"now listens on {_place(event)}"
     further = f"; {event.count} sockets of this identity are open" if event.count > 1 else ""
     gone = "; the process has ended already" if event.process_gone else ""
-    return f"{_program(event)} {verb} {_place(event)}{further}{gone}"
+    return f"{_program(event)} {what}{further}{gone}"
 
 
 def _closed(event: Event) -> str:
@@ -124,7 +139,7 @@ def _closed(event: Event) -> str:
 
 
 def _short_lived(event: Event) -> str:
-    return f"{_program(event)} had {_place(event)} for {_lasted(event)} only"
+    return f"{_program(event)} had {_place(event)} for only {_lasted(event)}"
 
 
 def _restarted(event: Event) -> str:
@@ -144,11 +159,12 @@ def _owner_changed(event: Event) -> str:
 
 
 def _reach_changed(event: Event) -> str:
-    return f"{_place(event)} of {_program(event)} can be reached from: {event.reach}; before from: {event.before}"
+    after, before = (_REACHES.get(reach or "", _cut(reach or "unknown")) for reach in (event.reach, event.before))
+    return f"{_place(event)} of {_program(event)} can be reached from {after}; before: {before}"
 
 
 def _bind_failed(event: Event) -> str:
-    error = f" ({event.error})" if event.error else ""
+    error = f" ({_cut(event.error)})" if event.error else ""
     repeats = f"; attempt {event.count:,}" if event.count > 1 else ""
     return f"{_program(event)} could not bind {_place(event)}{error}{_because(event)}{repeats}"
 

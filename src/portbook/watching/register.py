@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from portbook.events import Event, EventKind, Level
+from portbook.events import LEVELS, Event, EventKind, Level
 from portbook.query import Test
 from portbook.records import Owner, Socket
 from portbook.watching import identity as identities
@@ -466,7 +466,7 @@ class Register:
         text = identity.text
         events: list[Event] = []
         held = self._held.get(text)
-        if held is not None and held.ended is not None and change.at_ns - held.ended_ns >= self._grace_ns:
+        if held is not None and held.ended is not None and not self._is_restart(held, held.ended, socket, change.at_ns):
             events += self._finish(held)
             held = None
         before = previous = lasted_ms = flaps = None
@@ -514,6 +514,10 @@ class Register:
         if not held.sockets:
             self._drop_unfollowed(held)
         return events
+
+    def _is_restart(self, held: Held, ended: Followed, socket: Socket, at_ns: int) -> bool:
+        """Whether what opens continues what ended. A port that was only bound does not make a listener a restart."""
+        return at_ns - held.ended_ns < self._grace_ns and ended.socket.state == socket.state
 
     def _follow(self, followed: Followed, held: Held) -> None:
         if len(self._sockets) >= MOST_SOCKETS:
@@ -662,7 +666,9 @@ class Register:
         if rule is not None and violation is not None:
             if rule not in held.violations:
                 judgement = violation.judgement
-                held.violations[rule] = self._violations.add(rule, followed, judgement, followed.since_ns, followed.at)
+                moved = self._violations.add(rule, followed, judgement, followed.since_ns, followed.at)
+                moved.reported = violation.reported
+                held.violations[rule] = moved
             self._violations.join(held.violations[rule])
         return events
 
@@ -730,19 +736,23 @@ class Register:
     def _violate(
         self, held: Held, followed: Followed, judgement: Judgement, rule: str, at: datetime, at_ns: int
     ) -> list[Event]:
+        """A socket violates a rule. Of an identity and rule that is reported once, unless it becomes more severe."""
         followed.rule = rule
-        violation = held.violations.get(rule)
-        if violation is not None:
-            self._violations.join(violation)
-            return []
-        violation = held.violations[rule] = self._violations.add(rule, followed, judgement, at_ns, at)
-        self._violations.join(violation)
         severity: Level = "quiet" if followed.is_brief else judgement.severity
         flaps = self._flaps.of(held.identity.text)
         if flaps is not None:
             if rule in flaps.rules:
                 severity = "quiet"
             flaps.rules.add(rule)
+        violation = held.violations.get(rule)
+        is_new = violation is None
+        if violation is None:
+            violation = held.violations[rule] = self._violations.add(rule, followed, judgement, at_ns, at)
+        self._violations.join(violation)
+        if not is_new and LEVELS.index(severity) <= LEVELS.index(violation.reported):
+            return []
+        violation.reported = severity
+        violation.followed = followed
         return self._emit(
             "violation",
             at,

@@ -53,6 +53,7 @@ def watch(
     :param remind_s: seconds between reminders of a violation that lasts
     :param most_queued: events that wait for a reader that is slow; further ones are dropped, and a ``gap`` counts them
     :raises UsageError: at once, the query, the policy, the feed or a number is not valid
+    :raises StoreError: at once, the file of the policy cannot be read
     :raises SourceError: at the first step of the iteration, no feed works here; later, it cannot go on
     """
     for name, value in (("interval_s", interval_s), ("grace_s", grace_s), ("remind_s", remind_s)):

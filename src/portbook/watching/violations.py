@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from portbook.events import Level
 from portbook.records import Socket
 
 if TYPE_CHECKING:
@@ -17,12 +18,13 @@ if TYPE_CHECKING:
 class Violation:
     """A rule that one identity violates."""
 
-    __slots__ = ("count", "due_ns", "followed", "judgement", "rule", "since", "sockets")
+    __slots__ = ("count", "due_ns", "followed", "judgement", "reported", "rule", "since", "sockets")
 
     def __init__(self, rule: str, followed: Followed, judgement: Judgement, since: datetime, due_ns: int) -> None:
         self.rule = rule
         self.followed = followed
         self.judgement = judgement
+        self.reported: Level = "quiet"
         self.since = since
         self.due_ns = due_ns  # of the next reminder
         self.sockets = 0  # open ones that violate it
