@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from datetime import UTC, datetime
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import pytest
 from hypothesis import given
@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 from portbook.errors import UsageError
 from portbook.times import WEEKDAYS, format_moment, parse_duration, parse_moment, parse_past
 
-BERLIN = ZoneInfo("Europe/Berlin")
+try:
+    BERLIN = ZoneInfo("Europe/Berlin")
+except ZoneInfoNotFoundError:
+    pytest.skip("Windows has no time zones of IANA, and the package tzdata is not installed", allow_module_level=True)
 NOW = datetime(2026, 11, 28, 15, 30, tzinfo=BERLIN)  # a Saturday
 LIKELY = st.sampled_from([*"0123456789:-+.@ tz", "ago", "h", "d", "yesterday", "last ", *WEEKDAYS])
 

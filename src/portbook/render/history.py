@@ -228,6 +228,8 @@ def _lasted(interval: Interval) -> str:
     if interval.closed_at is None:
         return ""
     seconds = (interval.closed_at - interval.opened_at).total_seconds()
+    if seconds < 0.01:
+        return f"{seconds * 1000:.2g} ms"
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     return format_age(seconds)

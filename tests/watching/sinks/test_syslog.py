@@ -83,7 +83,7 @@ def test_a_long_message_is_cut_between_characters_and_says_so(most_bytes, name):
 
 def test_what_fits_exactly_is_not_cut():
     (one,) = encoded(event(1))
-    size = len(encode(one)) + len(BOM)
+    size = len(encode(one))
     assert "truncated" not in parse(encode(one, size))[1]
     assert "truncated" in parse(encode(one, size - 1))[1]
 
@@ -129,8 +129,8 @@ def test_each_way_can_be_tested(server):
         None,
         "sent; UDP does not say whether it arrived",
         None,
-        "/nonexistent: No such file or directory",
-        "127.0.0.1:1: Connection refused (nothing listens there)",
+        "No such file or directory",
+        "Connection refused",
     ]
     assert len(server.wait_for(3, msgid="test")) >= 3
 
@@ -200,7 +200,7 @@ def test_octets_are_counted_over_tcp():
 
 def test_a_peer_that_closes_gets_the_next_messages_over_another_connection():
     with listening() as server:
-        stream = StreamConnection("peer", lambda: socket.create_connection(server.getsockname()), frame_by_count)
+        stream = StreamConnection(lambda: socket.create_connection(server.getsockname()), frame_by_count)
         stream.send([b"one"])
         server.accept()[0].close()
         time.sleep(0.01)
@@ -213,7 +213,7 @@ def test_a_peer_that_closes_gets_the_next_messages_over_another_connection():
 def test_a_peer_that_does_not_read_is_a_failure_after_the_limit(monkeypatch):
     monkeypatch.setattr(transports, "LIMIT_S", 0.2)
     with listening() as server:
-        stream = StreamConnection("peer", lambda: socket.create_connection(server.getsockname()), frame_by_count)
+        stream = StreamConnection(lambda: socket.create_connection(server.getsockname()), frame_by_count)
         with pytest.raises(DeliveryError, match="no answer within the time limit") as failure:
             stream.send([b"x" * 60_000] * 300)
         assert failure.value.delivered == 0

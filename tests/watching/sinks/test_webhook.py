@@ -160,7 +160,7 @@ def test_a_redirect_is_said_and_not_followed(server, started):
         send(pipeline, 0, 1)
         wait_until(lambda: server.accepted)
         pipeline.take_gaps()
-        assert "307 Temporary Redirect: a redirect, which is not followed; 1 events wait" in pipeline.take_notes()[0]
+        assert "307 Temporary Redirect: a redirect, which is not followed; 1 event waiting" in pipeline.take_notes()[0]
         assert elsewhere.connections == 0
 
 

@@ -24,11 +24,12 @@ ENCODER = Encoder()
 class EncodedEvent:
     """An event with its forms. Each is made once, when the first sink needs it, and shared by all of them."""
 
-    __slots__ = ("_fields", "_sentence", "event", "json")
+    __slots__ = ("_compact", "_fields", "_sentence", "event", "json")
 
     def __init__(self, event: Event) -> None:
         self.event = event
-        self.json = ENCODER.encode(compact(event))  # one line without a line end; its length is what a queue counts
+        self._compact = compact(event)
+        self.json = ENCODER.encode(self._compact)  # one line without a line end; its length is what a queue counts
         self._sentence: str | None = None
         self._fields: tuple[tuple[str, str], ...] | None = None
 
@@ -43,7 +44,7 @@ class EncodedEvent:
     def fields(self) -> tuple[tuple[str, str], ...]:
         """Name and text of each field that says something; see ``fields``."""
         if self._fields is None:
-            self._fields = texts_of(self.event)
+            self._fields = texts_of(self._compact)
         return self._fields
 
 

@@ -13,12 +13,12 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from portbook.errors import UsageError
 from portbook.watching.sinks.base import DeliveryError, EncodedEvent, PlainSink, Sink, SinkKind, SinkSettings
 from portbook.watching.sinks.syslog import APP_NAME, SEVERITIES
-from portbook.watching.sinks.transports import connect_unix
+from portbook.watching.sinks.transports import connect_unix, sender_of
 
 SOCKET = "/run/systemd/journal/socket"
 PREFIX = "PORTBOOK_"
@@ -45,8 +45,9 @@ class JournaldSink(PlainSink):
         try:
             if self._socket is None:
                 self._socket = connect_unix(self._path, socket.SOCK_DGRAM)
+            send = sender_of(self._socket)
             for event in events:
-                _send(self._socket, encode(event))
+                _send(self._socket, send, encode(event))
                 sent += 1
         except OSError as error:
             self.reopen()
@@ -68,9 +69,9 @@ class JournaldSink(PlainSink):
         self.reopen()
 
 
-def _send(sock: socket.socket, entry: bytes) -> None:
+def _send(sock: socket.socket, send: Callable[[bytes], object], entry: bytes) -> None:
     try:
-        sock.send(entry)
+        send(entry)
     except OSError as error:
         if error.errno not in (errno.EMSGSIZE, errno.ENOBUFS):
             raise

@@ -171,7 +171,7 @@ class LogFile:
 
     def _failure(self, error: OSError | StoreError, delivered: int = 0) -> DeliveryError:
         reason = getattr(error, "strerror", None) or str(error)
-        return DeliveryError(f"{self.path!r} could not be written: {reason}", delivered)
+        return DeliveryError(f"it could not be written: {reason}", delivered)
 
     # --- rotation --------------------------------------------------------------------------------------------------
 

@@ -26,14 +26,12 @@ from portbook.watching.sinks.base import (
     SinkOption,
     SinkSettings,
 )
-from portbook.watching.sinks.fields import timestamp
 from portbook.watching.sinks.transports import (
     Datagrams,
     StreamConnection,
     connect_internet,
     connect_unix,
     parse_receiver,
-    receiver_text,
 )
 
 # RFC 5424 section 6.2.1, table 1, by the names of syslog(3).
@@ -82,31 +80,30 @@ class SyslogEncoder:
     def encode(self, event: EncodedEvent) -> bytes:
         """One message, at most as long as configured."""
         kind = event.event
-        head = f"{self._priorities[kind.severity]}{timestamp(kind.at)}{self._sender}{kind.event} {self._element}"
-        names = [name for name, _ in event.fields]
-        # All at once: no text has a line end.
-        texts = "\n".join([text for _, text in event.fields]).translate(SPECIAL).split("\n")
-        parameters = [f' {name}="{text}"' for name, text in zip(names, texts, strict=True)]
-        sentence = event.sentence
-        data = f"{head}{''.join(parameters)}] "
-        message = (data + sentence).encode()
-        if len(message) + len(BOM) > self._most_bytes:
-            return self._shortened(head, parameters, sentence.encode())
-        if not sentence.isascii():
-            return data.encode() + BOM + sentence.encode()
+        fields = event.fields
+        at = fields[0][1]  # the first field is when it happened
+        head = f"{self._priorities[kind.severity]}{at}{self._sender}{kind.event} {self._element}"
+        parameters = [f' {name}="{text}"' for name, text in fields]
+        data = "".join(parameters)
+        if data.count('"') != 2 * len(fields) or "\\" in data or "]" in data:
+            parameters = [f' {name}="{text.translate(SPECIAL)}"' for name, text in fields]
+            data = "".join(parameters)
+        sentence = event.sentence.encode()
+        bom = b"" if len(sentence) == len(event.sentence) else BOM
+        message = b"%s%s%s" % (f"{head}{data}] ".encode(), bom, sentence)
+        if len(message) > self._most_bytes:
+            return self._shortened(head, parameters, bom, sentence)
         return message
 
-    def _shortened(self, head: str, parameters: Sequence[str], sentence: bytes) -> bytes:
+    def _shortened(self, head: str, parameters: Sequence[str], bom: bytes, sentence: bytes) -> bytes:
         """Without the parameters that have no room, and the end of the sentence; marked."""
-        room = self._most_bytes - len(BOM) - min(len(sentence), LEAST_MESSAGE) - len(f"{TRUNCATED}] ")
+        room = self._most_bytes - len(bom) - min(len(sentence), LEAST_MESSAGE) - len(f"{TRUNCATED}] ")
         data = head.encode()
         for parameter in parameters:
             more = parameter.encode()
             if len(data) + len(more) <= room:
                 data += more
-        data += f"{TRUNCATED}] ".encode()
-        if not sentence.isascii():
-            data += BOM
+        data += f"{TRUNCATED}] ".encode() + bom
         rest = sentence[: self._most_bytes - len(data)]
         return data + rest.decode("utf-8", "ignore").encode()  # no part of a character (section 6.1)
 
@@ -132,8 +129,8 @@ class LocalTransport:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._stream = StreamConnection(path, partial(connect_unix, path, socket.SOCK_STREAM), frame_by_nul)
-        self._datagrams = Datagrams(path, self._connect)
+        self._stream = StreamConnection(partial(connect_unix, path, socket.SOCK_STREAM), frame_by_nul)
+        self._datagrams = Datagrams(self._connect)
 
     def _connect(self) -> socket.socket:
         return connect_unix(self._path, socket.SOCK_DGRAM)
@@ -204,13 +201,13 @@ def open_sink(settings: SinkSettings) -> Sink:
         transport = LocalTransport(path)
     elif scheme == "udp" and separator == "://":
         host, port = parse_receiver(rest, PORT, place)
-        transport = Datagrams(receiver_text(host, port), partial(connect_internet, host, port, socket.SOCK_DGRAM))
+        transport = Datagrams(partial(connect_internet, host, port, socket.SOCK_DGRAM))
         most_bytes = options["max_bytes"] or DEFAULT_UDP_BYTES
         remark = "sent; UDP does not say whether it arrived"
     elif scheme == "tcp" and separator == "://":
         host, port = parse_receiver(rest, PORT, place)
         connect = partial(connect_internet, host, port, socket.SOCK_STREAM)
-        transport = StreamConnection(receiver_text(host, port), connect, frame_by_count)
+        transport = StreamConnection(connect, frame_by_count)
     else:
         hint = "write syslog:unix, syslog:unix:/dev/log, syslog:udp://127.0.0.1:514 or syslog:tcp://127.0.0.1:514"
         raise UsageError(f"{place}: {settings.target[:40]!r} is no target of syslog", hint)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from time import monotonic, sleep
 
-from portbook.addresses import NamedHost, format_endpoint, parse_host, split_host_port
+from portbook.addresses import NamedHost, parse_host, split_host_port
 from portbook.errors import UsageError
 from portbook.numerals import UINT16, number_or_none
 from portbook.resilience import classify
@@ -27,40 +27,36 @@ POLL_S = 0.001  # between two looks whether the peer has acknowledged everything
 class Datagrams:
     """A connected datagram socket: every message is one datagram."""
 
-    def __init__(self, name: str, connect: Callable[[], socket.socket]) -> None:
-        """Keep what is needed to connect.
-
-        :param name: of the receiver, for messages
-        """
-        self._name = name
+    def __init__(self, connect: Callable[[], socket.socket]) -> None:
         self._connect = connect
         self._socket: socket.socket | None = None
 
     def send(self, messages: Sequence[bytes]) -> None:
         """Send each message; raise DeliveryError."""
         sock = self._connected()
+        send = sender_of(sock)
         sent = 0
         try:
             for message in messages:
-                sock.send(message)
+                send(message)
                 sent += 1
         except OSError as error:
             if error.errno == errno.EMSGSIZE:
-                raise DeliveryError(f"{self._name}: {os.strerror(errno.EMSGSIZE)}", sent, refused=True) from error
+                raise DeliveryError(os.strerror(errno.EMSGSIZE), sent, refused=True) from error
             self.close()
-            raise DeliveryError(_reason(self._name, error), sent) from error
+            raise DeliveryError(_reason(error), sent) from error
         # An ICMP error that came for one of them. Which one is not said, so all are sent again.
         number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if number:
             self.close()
-            raise DeliveryError(_reason(self._name, OSError(number, os.strerror(number))))
+            raise DeliveryError(_reason(OSError(number, os.strerror(number))))
 
     def _connected(self) -> socket.socket:
         if self._socket is None:
             try:
                 self._socket = self._connect()
             except OSError as error:
-                raise DeliveryError(_reason(self._name, error)) from error
+                raise DeliveryError(_reason(error)) from error
         return self._socket
 
     def close(self) -> None:
@@ -70,11 +66,36 @@ class Datagrams:
             self._socket = None
 
 
+def sender_of(sock: socket.socket) -> Callable[[bytes], object]:
+    """A function that sends a datagram, within the time limit of the socket; it raises OSError.
+
+    Every method of a socket gives up the interpreter lock, and then waits for it, behind threads that compute, for up
+    to 5 ms (sys.setswitchinterval()): that would be 200 messages a second. A call that does not block may keep it.
+    """
+    if sys.platform != "linux":
+        return sock.send
+    import ctypes
+
+    call = ctypes.PyDLL(None, use_errno=True).send
+    call.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int)
+    call.restype = ctypes.c_ssize_t
+    descriptor = sock.fileno()
+
+    def send(message: bytes) -> None:
+        if call(descriptor, message, len(message), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) >= 0:
+            return
+        number = ctypes.get_errno()
+        if number not in (errno.EAGAIN, errno.EINTR):
+            raise OSError(number, os.strerror(number))
+        sock.send(message)
+
+    return send
+
+
 class StreamConnection:
     """A connected stream socket: messages with frames around them, one after the other."""
 
-    def __init__(self, name: str, connect: Callable[[], socket.socket], frame: Callable[[bytes], bytes]) -> None:
-        self._name = name
+    def __init__(self, connect: Callable[[], socket.socket], frame: Callable[[bytes], bytes]) -> None:
         self._connect = connect
         self._frame = frame
         self._socket: socket.socket | None = None
@@ -95,10 +116,10 @@ class StreamConnection:
         except OSError as error:
             self.close()
             # It is not known what arrived before the connection broke: rather twice than never.
-            raise DeliveryError(_reason(self._name, error)) from error
+            raise DeliveryError(_reason(error)) from error
         if done < len(data):
             self.close()
-            raise DeliveryError(f"{self._name}: the peer did not acknowledge everything", _whole(frames, done))
+            raise DeliveryError("the peer did not acknowledge everything", _whole(frames, done))
 
     def _connected(self) -> socket.socket:
         """The connection; another one if the peer has closed it meanwhile."""
@@ -153,15 +174,10 @@ def _unacknowledged(sock: socket.socket) -> int:
         sleep(POLL_S)
 
 
-def _reason(name: str, error: OSError) -> str:
-    if isinstance(error, socket.gaierror):
-        return f"{name}: {error.strerror}"
-    if error.errno in (errno.ENOENT, errno.ENOTSOCK, errno.EPROTOTYPE):
-        return f"{name}: {error.strerror}"
-    fault = classify(error)
-    if error.errno is None and not isinstance(error, TimeoutError):
-        return f"{name}: {error}"
-    return f"{name}: {error.strerror or fault.name} ({fault.reason})"
+def _reason(error: OSError) -> str:
+    if error.errno is None or isinstance(error, socket.gaierror):
+        return error.strerror or classify(error).reason
+    return error.strerror or os.strerror(error.errno)
 
 
 # --- connecting ----------------------------------------------------------------------------------------------------
@@ -218,8 +234,3 @@ def parse_receiver(text: str, default_port: int, place: str) -> tuple[NamedHost,
         return parse_host(host), number
     except UsageError as error:
         raise UsageError(f"{place}: {error}") from error
-
-
-def receiver_text(host: NamedHost, port: int) -> str:
-    """Host and port, for messages."""
-    return format_endpoint(host.name, port, host.zone)

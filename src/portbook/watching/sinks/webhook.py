@@ -30,7 +30,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from portbook.addresses import format_endpoint, parse_host, reach_of
 from portbook.errors import StoreError, UsageError
-from portbook.numerals import UINT16, number_or_none
+from portbook.numerals import UINT16, counted, number_or_none
 from portbook.resilience import BreakerSettings
 from portbook.store import path as store_path
 from portbook.watching.sinks import secret
@@ -307,6 +307,7 @@ class _Courier:
         """Send what can be sent within the limit, then end."""
         with self._changed:
             self._end_at = monotonic() + limit_s
+            self._pauses = Pauses(PATIENT)  # one more attempt, at once
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join(limit_s)
@@ -380,7 +381,7 @@ class _Courier:
         self._pauses.succeeded()
         with self._changed:
             if self._noted:
-                self._notes.append(f"works again; {self._spool.waiting():,} events wait")
+                self._notes.append(f"works again; {counted(self._spool.waiting(), 'event')} to be sent")
                 self._noted = False
 
     def _fail(self, reason: str, pause_s: float | None) -> None:
@@ -388,9 +389,11 @@ class _Courier:
         self._pauses.failed(now, pause_s)
         with self._changed:
             if now >= self._note_at:
-                self._notes.append(f"{reason}; {self._spool.waiting():,} events wait in {self._spool.path}")
+                self._notes.append(f"{reason}; {counted(self._spool.waiting(), 'event')} waiting in {self._spool.path}")
                 self._note_at = now + 6 * NOTE_S
                 self._noted = True
+            if self._end_at is not None:  # what does not work now will not for the rest of the time
+                self._end_at = now
 
 
 def _is_receipt(answer: PostAnswer) -> bool:

@@ -137,6 +137,7 @@ class SinkWorker:
         """Have the thread end when the queue is empty, or at this time of the monotonic clock."""
         with self._changed:
             self._end_at = end_at
+            self._pauses = Pauses()  # one more attempt, at once
             self._changed.notify_all()
 
     def close(self, end_at: float) -> None:
@@ -232,7 +233,9 @@ class SinkWorker:
         self._failure = failure.reason
         if failure.delivered:
             self._pauses.succeeded()
-        self._pauses.failed(monotonic(), failure.pause_s)
+        self._pauses.failed(now, failure.pause_s)
+        if self._end_at is not None:  # what does not work now will not for the rest of the time
+            self._end_at = now
 
     def _reopen_sink(self) -> None:
         self._reopen = False
