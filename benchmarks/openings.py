@@ -99,7 +99,7 @@ def paced(rate: int, seconds: float) -> None:
         while done < due:
             with socket.socket() as sock:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                sock.bind(("127.0.0.1", 20_000 + done % 20_000))
+                sock.bind(("127.0.0.1", 10_000 + done % 20_000))
                 sock.listen()
             done += 1
         time.sleep(max(0.0, began + done / rate - time.monotonic()))
@@ -112,7 +112,7 @@ def loop(count: int) -> None:
     for number in range(count):
         with socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(("127.0.0.1", 20_000 + number % 20_000))
+            sock.bind(("127.0.0.1", 10_000 + number % 20_000))
             sock.listen()
     print(json.dumps({"ns": (time.perf_counter_ns() - began) / count}), flush=True)
 

@@ -242,11 +242,119 @@ def overhead(bench: Bench) -> list[str]:
     ]
 
 
+CONFIG = """\
+[[sink]]
+type = "text"
+target = "{directory}/events.log"
+[[sink]]
+type = "jsonl"
+target = "{directory}/events.jsonl"
+[[sink]]
+type = "syslog"
+target = "udp://127.0.0.1:5514"
+[[sink]]
+type = "webhook"
+target = "http://127.0.0.1:8088/"
+batch = 1000
+spool = "{directory}/spool"
+spool_bytes = 1073741824
+"""
+RATE, RATE_S = 5_000, 60
+MEMORY_MB = 60.0
+
+
+@contextlib.contextmanager
+def receiving() -> Iterator[dict[str, int]]:
+    """The receivers of events; what they have counted is there at the end."""
+    counts: dict[str, int] = {}
+    command = [sys.executable, f"{HERE}/receivers.py", "5514", "8088"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        process.stdout.readline()
+        yield counts
+        process.stdin.close()
+        counts.update(json.loads(process.stdout.readline()))
+
+
+def rate(bench: Bench) -> list[str]:
+    """Many opens a second for a minute, with a history and with sinks; --grace 0, so that no event is a quiet one."""
+    with tempfile.TemporaryDirectory(prefix="portbook-bench-") as directory, receiving() as received:
+        config, store = f"{directory}/watch.toml", f"{directory}/history.db"
+        with open(config, "w") as file:
+            file.write(CONFIG.format(directory=directory))
+        options = ["--config", config, "--store", store, "--grace", "0"]
+        watcher = watchers.portbook(bench.program, "bpf", *options, store=None)
+        with watching(watcher):
+            before = watcher.cpu_s()
+            made = json.loads(load("paced", RATE, RATE_S))
+            time.sleep(5)
+            percent = 100 * (watcher.cpu_s() - before) / made["seconds"]
+            memory = watcher.peak_mb()
+        kept = count_of(f"{directory}/events.jsonl")
+        history = subprocess.run(
+            [bench.program, "history", "--db", store, "event:opened,restarted", "--jsonl"],
+            check=True, stdout=subprocess.PIPE, text=True, env=PLAIN,
+        )  # fmt: skip
+        with open(f"{directory}/history.jsonl", "w") as file:
+            file.write(history.stdout)
+        found = {
+            "standard output": count_of_text(watcher.text()),
+            "JSON lines": kept,
+            "history": count_of(f"{directory}/history.jsonl"),
+        }
+    found |= {"syslog, UDP": received.get("syslog", 0), "webhook": received.get("webhook", 0)}
+    lines = [
+        f"| {made['count']:,} listeners in {made['seconds']:.1f} s ({percent:.0f} % of a core, {memory:.0f} MB) "
+        "| arrived | |",
+        "|---|--:|---|",
+    ]
+    for name, count in found.items():
+        lines.append(f"| {name} | {count:,} | {'all' if count >= made['count'] else '**not all**'} |")
+    return [*lines, ""]
+
+
+def count_of(path: str) -> int:
+    with open(path) as file:
+        return count_of_text(file.read())
+
+
+def count_of_text(text: str) -> int:
+    """How many listeners of the load have opened: each once, though events may be delivered twice."""
+    seen = set()
+    for line in text.splitlines():
+        if '"local_port":1' in line or '"local_port":2' in line:
+            event = json.loads(line)
+            if event["event"] in ("opened", "restarted"):
+                seen.add(event["cookie"])
+    return len(seen)
+
+
+def memory(bench: Bench) -> list[str]:
+    """100 changes a second for five minutes."""
+    seconds = 300 if bench.seconds >= 60 else bench.seconds
+    with tempfile.TemporaryDirectory(prefix="portbook-bench-") as directory:
+        watcher = watchers.portbook(bench.program, "bpf", "--store", f"{directory}/history.db", store=None)
+        with watching(watcher):
+            time.sleep(5)
+            at_start = watcher.peak_mb()
+            load("paced", 50, seconds)  # each opens and ends
+            peak = watcher.peak_mb()
+    return [
+        "| 100 changes a second | after 5 s | peak | target | |",
+        "|---|--:|--:|---|---|",
+        f"| {seconds:.0f} s | {at_start:.0f} MB | {peak:.0f} MB | {_judged(peak, MEMORY_MB, '≤ 60 MB')} |",
+        "",
+    ]
+
+
 ROWS: dict[str, Callable[[Bench], list[str]]] = {
     "missed": missed,
     "steady": steady,
     "latency": latency,
     "overhead": overhead,
+    "rate": rate,
+    "memory": memory,
 }
 
 

@@ -99,8 +99,10 @@ def read_portbook(text: str) -> Seen:
     return Seen(opened, failed)
 
 
-def portbook(program: str, feed: str, *options: str) -> Watcher:
-    command = [program, "watch", "--jsonl", "--no-store", "--feed", feed, *options]
+def portbook(program: str, feed: str, *options: str, store: str | None = "--no-store") -> Watcher:
+    command = [program, "watch", "--jsonl", "--feed", feed, *options]
+    if store is not None:
+        command.append(store)
     return Watcher(f"portbook, feed {feed}", command, '"event":"started"', read_portbook)
 
 

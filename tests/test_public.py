@@ -22,6 +22,7 @@ from portbook.scanner.report import Report
 from portbook.stop.records import StopReport
 from portbook.verdict.findings import Finding
 from portbook.verdict.judge import Verdict
+from portbook.watching import policy
 
 LIMIT_S = 60.0  # for a pool: its workers import portbook first
 ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
@@ -33,6 +34,7 @@ HOLDER = records.Holder(OWNER, 1.5, (OWNER,), (SOCKET,), ("443/tcp",))
 EVIDENCE = outcome.Evidence("icmp", 111, "ECONNREFUSED", 3, 3, "10.0.0.1", "port unreachable")
 ANSWER = outcome.Answer("localhost", "127.0.0.1", None, 80, "tcp", "closed", EVIDENCE, 0.1)
 FINDING = Finding("listener", "blocks", "in use", "stop it", {"pids": [1]}, ("[::]",), "likely", ("0.0.0.0",))
+POLICY = policy.parse('version = 1\n[[allow]]\nport = 80\nexe = "/usr/*"\nreach = "::1"\nuntil = 2100-01-01\n')
 INSTANCES = (
     OWNER,
     SOCKET,
@@ -48,6 +50,8 @@ INSTANCES = (
     ScanEvent("deadline", None, "the time was up", 1.0),
     StopReport(1, 80, "tcp", "stopped", ()),
     portbook.parse("state:listening port:80"),
+    POLICY,
+    portbook.judge(POLICY, SOCKET, datetime(2026, 1, 1, tzinfo=UTC)),
 )
 
 

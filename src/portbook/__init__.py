@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from portbook.dialing import Dial, dial, dial_async
     from portbook.errors import (
         LeaseError,
+        PolicyError,
         PortbookError,
         RemoteError,
         SourceDenied,
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from portbook.verdict.judge import Verdict
     from portbook.verdict.why import why
     from portbook.waiting import wait_for
+    from portbook.watching.judge import Judgement, judge
+    from portbook.watching.policy.records import Policy
     from portbook.watching.stream import watch
 
 # The module of each public name; it is imported on first use, so that "portbook --version" imports none of them.
@@ -50,7 +53,7 @@ _HOMES = {
     "verdict.findings": "Finding",
     "verdict.judge": "Verdict",
     "verdict.why": "why",
-    "errors": "PortbookError UsageError SourceError SourceMissing SourceDenied SourceGarbled SourceTimeout "
+    "errors": "PortbookError UsageError PolicyError SourceError SourceMissing SourceDenied SourceGarbled SourceTimeout "
     "StoreError RemoteError LeaseError",
     "holding": "who",
     "inventory": "listeners take",
@@ -62,6 +65,8 @@ _HOMES = {
     "store.reader": "History",
     "records": "Gap Holder Holding Listing Owner Socket",
     "waiting": "wait_for",
+    "watching.judge": "Judgement judge",
+    "watching.policy.records": "Policy",
     "watching.stream": "watch",
 }
 
@@ -74,11 +79,14 @@ __all__ = [
     "History",
     "Holder",
     "Holding",
+    "Judgement",
     "Lease",
     "LeaseError",
     "Limits",
     "Listing",
     "Owner",
+    "Policy",
+    "PolicyError",
     "PortbookError",
     "Query",
     "RemoteError",
@@ -96,6 +104,7 @@ __all__ = [
     "dial_async",
     "free",
     "inherited",
+    "judge",
     "lease",
     "listeners",
     "parse",

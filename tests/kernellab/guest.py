@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -313,6 +314,120 @@ def read_feed(feed, enough) -> list:
     return changes
 
 
+def bpf_feed() -> dict:
+    """What the feed bpf reports of sockets of every kind, of another namespace, and where no cgroup2 is mounted."""
+    from portbook.watching.feeds import bpf
+    from portbook.watching.feeds.base import FeedSettings
+
+    if bpf.FEED.missing() is not None:
+        return {"missing": bpf.FEED.missing()}
+    run("/bin/busybox", "umount", "/sys/fs/cgroup")
+    feed = bpf.FEED.open(FeedSettings())
+    run("/bin/busybox", "mount", "-t", "cgroup2", "cg", "/sys/fs/cgroup")
+    kinds = {}
+    try:
+        for name, use in USES.items():
+            use()
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as last:
+                last.bind(("127.0.0.1", 0))
+                end = last.getsockname()[1]
+                changes = read_feed(
+                    feed, lambda more, end=end: any(c.socket and c.socket.local_port == end for c in more)
+                )
+            kinds[name] = [c.kind for c in changes][:-1]
+            pids = {owner.pid for c in changes if c.socket for owner in c.socket.owners}
+            kinds[name] += ["wrong pid"] if pids != {os.getpid()} else []
+            read_feed(feed, lambda more: any(c.kind == "ended" for c in more))
+        with process(other_namespace) as (pid, port):
+            found = read_feed(feed, lambda more: any(c.kind == "listening" for c in more))
+            elsewhere = [c.socket for c in found if c.kind == "listening" and c.socket.local_port == port]
+            namespace = os.stat(f"/proc/{pid}/ns/net").st_ino
+    finally:
+        feed.close()
+    return {
+        "missing": None,
+        "kinds": kinds,
+        "elsewhere": [[s.netns == namespace, s.owners[0].pid == pid] for s in elsewhere],
+        "programs_left": programs_left(),
+    }
+
+
+def use_listener() -> None:
+    socket.create_server(("127.0.0.1", 0)).close()
+
+
+def use_automatic() -> None:
+    with socket.socket() as listener:
+        listener.listen()
+
+
+def use_six() -> None:
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as server:
+        server.bind(("::", 0))
+
+
+def use_wildcard() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("", 0))
+        server.connect(("127.0.0.1", 9))
+
+
+def use_mptcp() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+
+
+def use_client() -> None:
+    """A bind without a port, which gets one by the connection: no record of it, and no failure."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as client:
+        client.setsockopt(socket.IPPROTO_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT
+        client.bind(("127.0.0.1", 0))
+        client.connect(server.getsockname())
+
+
+def use_bound_client() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as client:
+        client.bind(("127.0.0.1", 0))
+        client.connect(server.getsockname())
+
+
+def use_failing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as second, suppress(OSError):
+        second.bind(server.getsockname())
+
+
+USES = {
+    "listener": use_listener,
+    "automatic": use_automatic,
+    "ipv6": use_six,
+    "wildcard": use_wildcard,
+    "mptcp": use_mptcp,
+    "client": use_client,
+    "bound client": use_bound_client,
+    "failing": use_failing,
+}
+
+
+def programs_left() -> int:
+    """How many programs with our name the kernel has, a moment after the feed was closed: BPF_PROG_GET_NEXT_ID."""
+    from portbook.system import bpf
+
+    time.sleep(1)
+    found = number = 0
+    with suppress(FileNotFoundError):
+        while True:
+            request = bytearray(struct.pack("=III", number, 0, 0))
+            bpf.call(11, request)
+            number = struct.unpack_from("=II", request)[1]
+            program = bpf.call(13, bytearray(struct.pack("=III", number, 0, 0)))
+            information = bytearray(128)
+            bpf.call(15, bytearray(struct.pack("=IIQ", program, len(information), bpf.address_of(information))))
+            found += information[64:80].rstrip(b"\0") == b"portbook"
+            os.close(program)
+    return found
+
+
 def run(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_LIMIT_S, check=False)
     if done.returncode:
@@ -323,7 +438,20 @@ def run(*command: str) -> str:
 def main() -> None:
     for module in ("tcp_diag", "udp_diag", "veth", "vxlan"):
         subprocess.run(["modprobe", "-q", module], check=False, timeout=60)
-    for check in (kernel, sources, zoo, bound_only, namespaces, ordinary_user, tunnel, ports, reach, feeds, commands):
+    for check in (
+        kernel,
+        sources,
+        zoo,
+        bound_only,
+        namespaces,
+        ordinary_user,
+        tunnel,
+        ports,
+        reach,
+        feeds,
+        bpf_feed,
+        commands,
+    ):
         try:
             answer = {"answer": check()}
         except Exception:

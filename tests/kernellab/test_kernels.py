@@ -148,6 +148,36 @@ def test_connections_and_scans(guest):
     }
 
 
+def test_the_feed_bpf_reports_everything(guest):
+    answer = guest["feeds"]["bpf"]
+    if not has_bpf(guest):
+        assert answer["missing"].startswith("bpf: needs Linux 5.12, this is 5.10")
+        return
+    assert answer["missing"] is None
+    assert (answer["short"], answer["short_right_pid"]) == (100, 100)
+    assert (answer["long"], answer["long_ended"], answer["lost"]) == (2, [True, True], [])
+
+
+def test_the_feed_bpf_reports_every_kind_of_socket(guest):
+    if not has_bpf(guest):
+        return
+    answer = guest["bpf_feed"]
+    assert isinstance(answer, dict), answer
+    listener = ["bound", "listening"]
+    assert answer["kinds"] == {
+        "listener": [*listener, "ended"],
+        "automatic": ["listening", "ended"],
+        "ipv6": ["bound", "ended"],
+        "wildcard": ["bound", "connected", "ended"],
+        "mptcp": [*listener, "ended", "ended"],
+        "client": [*listener, "ended"],
+        "bound client": [*listener, "bound", "connected", "ended"],
+        "failing": [*listener, "failed", "ended"],
+    }
+    assert answer["elsewhere"] == [[True, True]]
+    assert answer["programs_left"] == 0
+
+
 def test_the_trace_feed_reports_every_listener(guest):
     traced = guest["feeds"]["tracefs"]
     assert traced["missing"] is None

@@ -23,6 +23,7 @@ SYNONYMS = {
     "scan": "nmap sweep masscan rustscan",
     "probe": "udp-scan udpscan snmp",
     "watch": "monitor follow observe tail log events solisten tcplife auditd",
+    "policy": "allowlist allow-list whitelist rules compliance audit",
     "help": "/? usage commands",
     "--version": "version ver about",
 }

@@ -44,6 +44,7 @@ RETRY_CANARY_S = 10.0  # while the watch is blind
 LONGEST_RETRY_S = 60.0  # between attempts to open a feed that failed
 LEAST_ASLEEP_NS = SECOND_NS
 SECOND_LOOK_S = 2.0
+DRAIN_NS = 10 * SECOND_NS  # at the end, for what the feed has reported already
 READING_S = 0.05  # how often to look whether the tables have been read
 LEAST_BETWEEN_S = 5.0  # two comparisons, when changes are lost again and again
 
@@ -138,12 +139,27 @@ class Loop:
             self._close()
             return []
         self._stopped = True
-        events = self._read(0.0)
+        events = self._drain()
         now = self._clock.now()
         self._close()
         events += self._register.finish(now)
         events.append(self._register.make("stopped", now))
         return self._count(events)
+
+    def _drain(self) -> list[Event]:
+        """Apply what happened until now and is in the feed: a busy watch may be behind."""
+        began = self._clock.now()
+        events: list[Event] = []
+        while self._feed is not None:
+            self._read_until_ns = 0
+            events += self._read(0.0)
+            now = self._clock.now()
+            if self._read_until_ns >= began.monotonic_ns:
+                break
+            if now.monotonic_ns - began.monotonic_ns > DRAIN_NS:
+                events.append(self._gap(now, "the watch ended before it had read all that its feed had reported"))
+                break
+        return events
 
     def _close(self) -> None:
         self._canaries.close()

@@ -70,6 +70,38 @@ def test_loads(to, base, offset, width):
     assert one(("load", to, base, offset, width, "")) == [("LDX", width, to, base, offset, 0)]
 
 
+@given(registers, st.integers(0, 1023), st.integers(0, 4096))
+def test_wide_loads(to, descriptor, offset):
+    """Section 5.4: the source says that the value is a map, or a place in one; the second half has the offset."""
+    assert wide("load_map", to, descriptor) == [(0x18, to, 1, 0, descriptor), (0, 0, 0, 0, 0)]
+    assert wide("load_place", to, descriptor, offset) == [(0x18, to, 2, 0, descriptor), (0, 0, 0, 0, offset)]
+
+
+@given(registers, registers, offsets)
+def test_atomic_additions(base, what, offset):
+    """Section 5.3: STX, 64 bits, mode ATOMIC (6), the operation ADD is 0."""
+    assert wide("add_atomically", base, offset, what) == [(3 | 3 << 3 | 6 << 5, base, what, offset, 0)]
+
+
+@given(registers, st.sampled_from([16, 32, 64]))
+def test_network_order(register, bits):
+    """Section 4.2: ALU, END (13), to big-endian."""
+    assert wide("to_network_order", register, bits) == [(4 | 1 << 3 | 13 << 4, register, 0, 0, bits)]
+
+
+def wide(method, *arguments):
+    """Code, destination, source, offset and value of each half."""
+    code = Code()
+    getattr(code, method)(*arguments, "")
+    assert len(code.listing().splitlines()) == len(code.instructions)
+    halves = []
+    for opcode, low_high, offset, value in struct.iter_unpack("=BBhi", code.assemble()):
+        low, high = low_high & 15, low_high >> 4
+        to, source = (low, high) if sys.byteorder == "little" else (high, low)
+        halves.append((opcode, to, source, offset, value))
+    return halves
+
+
 @given(registers, offsets, widths, operands)
 def test_stores(base, offset, width, what):
     expected = ("STX", width, base, what, offset, 0)

@@ -237,3 +237,16 @@ def test_a_member_that_was_not_kept_is_looked_up(cache):
     offsets.offsets(["sock.sk_type"], [])
     found = offsets.offsets(["sock.sk_type", "sock.sk_protocol"], [])
     assert found.places["sock.sk_protocol"] is not None
+
+
+def test_what_another_part_has_looked_up_stays_in_the_file(cache, monkeypatch):
+    """The source and the watch need different members: they must not make each other read BTF again and again."""
+    need(os.path.exists(btf.PATH), "a kernel with BTF")
+    trace_point = "btf_trace_inet_sock_set_state"
+    offsets.offsets(["sock.sk_type"], ["bpf_iter_task_file"])
+    found = offsets.offsets(["sock.sk_protocol"], [trace_point])
+    assert found.functions[trace_point]
+    monkeypatch.setattr(offsets, "_known", {})
+    monkeypatch.setattr(btf, "read", lambda: pytest.fail("BTF was read again"))
+    assert offsets.offsets(["sock.sk_type"], ["bpf_iter_task_file"]).places["sock.sk_type"] is not None
+    assert offsets.offsets(["sock.sk_protocol"], [trace_point]).functions[trace_point] == found.functions[trace_point]

@@ -121,6 +121,39 @@ def test_a_socket_that_moves_to_another_port_is_seen_there(feed):
 
 
 @on_linux
+def test_a_look_at_some_ports_leaves_the_others_alone():
+    lookout = rows.Lookout(everywhere=False)
+    with listening() as first, listening() as second, bound(socket.SOCK_DGRAM) as udp:
+        lookout.look()
+        ports = {first.getsockname()[1]}
+        with socket.create_server(("127.0.0.2", first.getsockname()[1])) as third:
+            found = lookout.look(tcp_ports=ports)
+            assert cookie_of(third) in {s.cookie for s in found.appeared}
+            cookies = [cookie_of(sock) for sock in (first, second, third)]
+        second.close()
+        assert cookies[2] in lookout.look(tcp_ports=ports).ended
+        found = lookout.look()
+        assert cookies[1] in found.ended
+        assert cookies[2] not in found.ended
+        assert not {cookies[0], cookie_of(udp)} & {*found.ended, *(s.cookie for s in found.appeared)}
+
+
+@on_linux
+def test_a_look_at_some_ports_knows_a_socket_that_has_moved_there():
+    lookout = rows.Lookout(everywhere=False)
+    with socket.socket() as sock, bound(address="127.0.0.2") as other:
+        sock.listen()
+        lookout.look()
+        port = other.getsockname()[1]
+        sock.shutdown(socket.SHUT_RDWR)
+        sock.bind(("127.0.0.3", port))
+        sock.listen()
+        assert cookie_of(sock) in {s.cookie for s in lookout.look(tcp_ports={port}).appeared}
+        found = lookout.look()
+        assert cookie_of(sock) not in {*found.ended, *(s.cookie for s in found.appeared)}
+
+
+@on_linux
 def test_what_ended_is_reported_before_what_came(feed):
     with listening() as first:
         feed.read_now()

@@ -11,7 +11,7 @@ have ended. A bound socket that has become a client is found there too.
 from __future__ import annotations
 
 import struct
-from _socket import ntohs
+from _socket import htons, ntohs
 from collections.abc import Collection
 from functools import lru_cache
 from time import monotonic
@@ -99,16 +99,17 @@ class Lookout:
         self._everywhere = everywhere and privilege.has("CAP_SYS_ADMIN")
         self._kept: dict[int, namespaces.Entrance] = {}  # namespaces in which no process is
 
-    def look(self, only: Collection[int] | None = None) -> Difference:
+    def look(self, only: Collection[int] | None = None, tcp_ports: Collection[int] | None = None) -> Difference:
         """Compare with the last look; after the first one everything has appeared.
 
         :param only: of other namespaces these, whole; None: all, as far as something changed
+        :param tcp_ports: compare TCP sockets on these ports alone; None: everything
         :raises SourceError: this network namespace could not be read; nothing was compared
         """
         found = Difference(appeared=[], ended=[], connected=[])
-        _compare(self._places[self._own], found)
+        _compare(self._places[self._own], found, tcp_ports)
         if self._everywhere and (only is None or set(only) - {self._own}):
-            self._look_elsewhere(found, only)
+            self._look_elsewhere(found, only, tcp_ports)
         return found
 
     def forget(self, cookie: int, port: int) -> bool:
@@ -122,7 +123,9 @@ class Lookout:
             rows.discard(row)
         return bool(known)
 
-    def _look_elsewhere(self, found: Difference, only: Collection[int] | None) -> None:
+    def _look_elsewhere(
+        self, found: Difference, only: Collection[int] | None, tcp_ports: Collection[int] | None
+    ) -> None:
         entrances = self._entrances(found)
         if only is not None:
             entrances = {netns: entrance for netns, entrance in entrances.items() if netns in only}
@@ -132,7 +135,7 @@ class Lookout:
         longest_unread = sorted(entrances, key=lambda netns: places[netns].read_at)
 
         def work(netns: int) -> Difference:
-            return _compare_if_changed(places[netns], is_due=only is not None)
+            return _compare_if_changed(places[netns], tcp_ports, is_due=only is not None)
 
         answers = namespaces.visit({n: entrances[n] for n in longest_unread}, work, ELSEWHERE_LIMIT_S)
         problems: dict[str, None] = {}
@@ -170,7 +173,7 @@ class Lookout:
             self._kept.update(namespaces.kept_by_descriptors(lonely))
 
 
-def _compare_if_changed(place: _Place, is_due: bool) -> Difference:
+def _compare_if_changed(place: _Place, tcp_ports: Collection[int] | None, is_due: bool) -> Difference:
     """Compare the namespace of the calling thread, unless the kernel counts as many sockets in it as before.
 
     :param is_due: in any case
@@ -180,8 +183,9 @@ def _compare_if_changed(place: _Place, is_due: bool) -> Difference:
     is_due = is_due or monotonic() >= place.read_at + WHOLE_EVERY_S
     if numbers and numbers == place.numbers and not is_due:
         return found
-    _compare(place, found)
-    place.numbers = numbers
+    _compare(place, found, tcp_ports)
+    if tcp_ports is None:
+        place.numbers, place.read_at = numbers, monotonic()
     return found
 
 
@@ -220,23 +224,29 @@ def _end_all(place: _Place, found: Difference) -> None:
 # --- one namespace -------------------------------------------------------------------------------------------------
 
 
-def _compare(place: _Place, found: Difference) -> None:
+def _compare(place: _Place, found: Difference, tcp_ports: Collection[int] | None) -> None:
     """Read the namespace of the calling thread, and add what changed; raises SourceError."""
-    dumps = {kind: sockdiag.read(kind.wanted()) for kind in _kinds()}
-    rows: dict[TablePart, set[RowNumber]] = {kind: _rows_of(dump) for kind, dump in dumps.items()}
+    kinds = _kinds() if tcp_ports is None else tuple(kind for kind in _kinds() if kind.protocol == "tcp")
+    ranges = None if tcp_ports is None else tuple((port, port) for port in sorted(tcp_ports))
+    dumps = {kind: sockdiag.read(replace(kind.wanted(), ports=ranges)) for kind in kinds}
+    rows = {kind: _rows_of(dump) for kind, dump in dumps.items()}
+    before = {kind: place.rows.get(kind, set()) for kind in kinds}
+    if tcp_ports is not None:
+        ports = {htons(port) for port in tcp_ports}
+        before = {kind: {row for row in known if row & 0xFFFF in ports} for kind, known in before.items()}
+        rows = {kind: {row for row in known if row & 0xFFFF in ports} for kind, known in rows.items()}
     changed: set[int] = set()  # cookies
     for kind, dump in dumps.items():
-        appeared = rows[kind] - place.rows.get(kind, set())
+        appeared = rows[kind] - before[kind]
         if appeared:
             changed |= {row >> PORT_BITS for row in appeared}
             found.appeared += _sockets(dump, appeared)
-    for kind in dumps:
-        missing = place.rows.get(kind, set()) - rows[kind]
-        missing = {row for row in missing if row >> PORT_BITS not in changed}
+    for kind in kinds:
+        missing = {row for row in before[kind] - rows[kind] if row >> PORT_BITS not in changed}
         if missing:
             rows[kind] |= _look_again(kind, missing, found)
-    place.rows = rows
-    place.read_at = monotonic()
+        others = place.rows.get(kind, set()) - before[kind]
+        place.rows[kind] = rows[kind] | {row for row in others if row >> PORT_BITS not in changed}
 
 
 def _kinds() -> tuple[TablePart, ...]:

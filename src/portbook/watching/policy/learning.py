@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -44,7 +44,14 @@ def from_now(source: str | None = None) -> Proposal:
     rules = proposal.collect(listing.sockets, trusts_path(evidence), _ephemeral())
     text = proposal.head(listing.host, listing.taken_at, "what listened then") + proposal.text_of(rules)
     summary = f"{counted(len(rules), 'rule')} for {counted(len(listing.sockets), 'socket')}"
-    return Proposal(text, len(rules), summary, (*listing.gaps, *collector.gaps))
+    return Proposal(text, len(rules), summary, (*listing.gaps, *collector.gaps, *_left_out(listing.sockets)))
+
+
+def _left_out(sockets: Iterable[Socket]) -> Iterator[Gap]:
+    count = proposal.unknown(sockets)
+    if count:
+        why = f"{counted(count, 'socket')} got no rule, because the holder is not known"
+        yield Gap("owner", count, why)
 
 
 def trusts_path(evidence: PolicyEvidence) -> proposal.TrustsPath:
@@ -105,7 +112,7 @@ def from_sockets(
         days = f"the history since {since.astimezone().strftime('%Y-%m-%d %H:%M')}"
         text = proposal.head(host(), at, days) + text
     summary = f"{counted(len(rules), 'rule')} from {counted(len(found), 'interval')} of the history"
-    return Proposal(text, len(rules), summary, gaps, tuple(refused))
+    return Proposal(text, len(rules), summary, (*gaps, *_left_out(wanted)), tuple(refused))
 
 
 def _not_allowed(policy: Policy, sockets: list[Socket], at: datetime) -> tuple[list[Socket], list[str]]:

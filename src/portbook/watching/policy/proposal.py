@@ -18,9 +18,9 @@ from portbook.numerals import join_words
 from portbook.records import Owner, PortRange, Protocol, Socket
 from portbook.watching.policy.glob import quote
 from portbook.watching.policy.keys import MOST_VALUES
+from portbook.watching.policy.matching import judged_owners
 from portbook.watching.policy.records import ANY, LOOPBACK, OWN
 
-INIT = 1  # pid: it holds sockets for the services that it starts (systemd.socket(5)); the judge leaves it out
 MOST_COMMENT = 60  # characters of a name in a comment
 WHO = ("name", "exe", "users", "service", "container")
 PLAIN_REACHES = (LOOPBACK, ANY)
@@ -54,18 +54,17 @@ TrustsPath = Callable[[Owner], bool]  # whether the process runs the file of its
 
 
 def collect(sockets: Iterable[Socket], trusts_path: TrustsPath, ephemeral: PortRange | None = None) -> ProposedRules:
-    """Group what would have to be allowed. What nothing is known about is left out.
+    """Group what would have to be allowed. Where nothing is known about a holder there is no rule: see ``unknown``.
 
     :param ephemeral: from which the system takes ports of its own choice: a UDP socket on one may have another one
         next time, so its rule is about all of them
     """
     rules: ProposedRules = {}
     for socket in sorted(sockets, key=lambda s: (s.local_port, s.protocol, s.local_address)):
-        owners = [owner for owner in socket.owners if owner.pid != INIT or len(socket.owners) == 1]
-        for owner in owners or (None,):
+        for owner in judged_owners(socket):
             rule, note = _propose(socket, owner, trusts_path)
-            if not any(getattr(rule, key) for key in WHO):
-                continue  # it has ended: a rule would allow the port to everybody
+            if not _names_holder(rule):
+                continue  # it would allow the port to everybody
             port = (socket.local_port, socket.local_port)
             if socket.protocol == "udp" and owner and ephemeral and ephemeral[0] <= socket.local_port <= ephemeral[1]:
                 port = ephemeral
@@ -73,6 +72,16 @@ def collect(sockets: Iterable[Socket], trusts_path: TrustsPath, ephemeral: PortR
             occasion = Occasion(port, socket.local_port, _holder(socket, owner), since or socket.created, note)
             rules.setdefault(rule, []).append(occasion)
     return _join_users(rules)
+
+
+def unknown(sockets: Iterable[Socket]) -> int:
+    """Of how many sockets nothing is known about a holder: it has ended, or the system does not say."""
+    rules = [[_propose(socket, owner, lambda owner: True)[0] for owner in judged_owners(socket)] for socket in sockets]
+    return sum(not all(map(_names_holder, each)) for each in rules)
+
+
+def _names_holder(rule: Proposed) -> bool:
+    return any(getattr(rule, key) for key in WHO)
 
 
 def _join_users(rules: ProposedRules) -> ProposedRules:

@@ -4,7 +4,7 @@ At the hooks of the root cgroup for bind(2) and close(2), and at a trace point f
 programs (program.py) write records into a ring (ring.py). They are attached by links (attachment.py): when this process
 ends, however it does, the kernel detaches and frees them. A failed bind is an attempt without a success (attempts.py).
 
-Facts: Documentation/bpf/{prog_cgroup_sysctl,ringbuf,libbpf/program_types}.rst, bpf(2), capabilities(7).
+Facts: Documentation/bpf/{ringbuf,libbpf/program_types}.rst, bpf(2), capabilities(7).
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ FEED = FeedKind(
         "the command line of a process that ended within about a millisecond: its pid, name, user and cgroup are known",
         "that a descriptor was passed to another process: the periodic comparison finds it",
     ),
-    needs="root, or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN; Linux 5.12 with BTF (CONFIG_DEBUG_INFO_BTF); cgroup v2",
+    needs="root, or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, and CAP_SYS_PTRACE for the executables of other users; "
+    "Linux 5.12 with BTF (CONFIG_DEBUG_INFO_BTF) and cgroup v2 (mounted or not)",
     sees_udp=True,
     sees_failed=True,
     sees_other_namespaces=True,

@@ -1,30 +1,31 @@
 """Binds that were attempted: which of them failed.
 
 The kernel tells of every attempt and of every success, and of no failure. A thread does one thing at a time: whatever
-it does next shows that its bind is over, and so does the thread itself, if it waits in another system call, has run in
-user mode since, or has ended. Nothing is called a failure before it is certain; a thread that was only interrupted
-inside bind(2) is waited for.
+it does next shows that its bind is over, and so does the thread itself, if it waits for something, has run in user mode
+since, or has ended. Nothing is called a failure before it is certain; a thread that was only interrupted inside bind(2)
+is waited for.
 """
 
 from __future__ import annotations
 
 import os
+from itertools import islice
 from time import monotonic_ns
 
 from msgspec import Struct
 
 from portbook.watching.feeds.bpf.record import Record
 
-# The numbers of bind(2) and io_uring_enter(2) (which may call it), by machine: include/uapi/asm-generic/unistd.h,
-# arch/x86/entry/syscalls/syscall_64.tbl.
-BIND = {"x86_64": 49}
-BIND_GENERIC, IO_URING_ENTER = 200, 426
+# States of a thread that may be inside bind(2): it runs, or waits for the lock of the socket, which no signal
+# interrupts (__lock_sock() in net/core/sock.c). Any other thread waits for something else, or has ended.
+MAY_BIND = (b"R", b"D")
 FIRST_LOOK_NS = 1_000_000
 LONGEST_LOOK_NS = 250_000_000
 LIMIT_NS = 30_000_000_000  # then it is a failure: no thread waits that long for a processor
 MOST_KEPT = 65_536
+MOST_LOOKS = 256  # at once
 MOST_BYTES = 4096
-UTIME = 11  # of the fields behind the name: user mode time in ticks
+UTIME = 10  # of the fields behind the state: user mode time in ticks
 
 
 class OpenBind(Struct):
@@ -49,8 +50,8 @@ class Attempts:
 
     def begin(self, tid: int, record: Record) -> Record | None:
         """Note an attempt; returns the one before of the same thread, if that failed."""
-        if not self._open:
-            self._look_at_ns = monotonic_ns() + FIRST_LOOK_NS
+        first_look_ns = monotonic_ns() + FIRST_LOOK_NS
+        self._look_at_ns = min(self._look_at_ns, first_look_ns) if self._open else first_look_ns
         before = self._open.pop(tid, None)
         if len(self._open) >= MOST_KEPT:
             del self._open[next(iter(self._open))]
@@ -78,35 +79,31 @@ class Attempts:
         now = monotonic_ns()
         if not self._open or now < self._look_at_ns:
             return []
-        threads = [tid for tid, attempt in self._open.items() if _is_over(tid, attempt, now)]
-        wait_ns = min(FIRST_LOOK_NS << max((each.looks for each in self._open.values()), default=0), LONGEST_LOOK_NS)
-        self._look_at_ns = now + wait_ns
-        return threads
+        over: list[int] = []
+        for tid in list(islice(self._open, MOST_LOOKS)):
+            attempt = self._open[tid]
+            if _is_over(tid, attempt, now):
+                over.append(tid)
+            else:
+                self._open[tid] = self._open.pop(tid)  # behind those that were not looked at
+        least = min(attempt.looks for attempt in self._open.values())
+        self._look_at_ns = now + min(FIRST_LOOK_NS << least, LONGEST_LOOK_NS)
+        return over
 
 
 def _is_over(tid: int, attempt: OpenBind, now: int) -> bool:
+    """Whether the thread is certainly not in that bind(2) any more: proc_pid_stat(5)."""
     attempt.looks = min(attempt.looks + 1, 10)
     if now - attempt.record[0] > LIMIT_NS:
         return True
-    thread = f"/proc/{attempt.record[8]}/task/{tid}"
     try:
-        call = _read(f"{thread}/syscall").split()
-    except PermissionError:
-        call = [b"running"]
-    except OSError:
-        return True
-    if call and call[0] != b"running":
-        return call[0] not in (b"%d" % BIND.get(os.uname().machine, BIND_GENERIC), b"%d" % IO_URING_ENTER)
-    return _has_run(thread, attempt)
-
-
-def _has_run(thread: str, attempt: OpenBind) -> bool:
-    """Whether the thread has run in user mode since it was first looked at: proc_pid_stat(5)."""
-    try:
-        stat = _read(f"{thread}/stat")
-        utime = int(stat[stat.rindex(b")") + 2 :].split()[UTIME])
+        stat = _read(f"/proc/{attempt.record[8]}/task/{tid}/stat")
+        state, *numbers = stat[stat.rindex(b")") + 2 :].split()
+        utime = int(numbers[UTIME])
     except (OSError, ValueError, IndexError):
-        return not os.path.exists(thread)
+        return True  # it has ended
+    if state not in MAY_BIND:
+        return True
     if attempt.utime is None:
         attempt.utime = utime
     return utime > attempt.utime

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from _socket import AF_INET6
 from collections.abc import Callable, Iterable, Iterator
-from time import monotonic_ns
+from time import monotonic, monotonic_ns
 
 from portbook.addresses import interface_names, is_link_local
 from portbook.names import service_names
@@ -31,6 +31,7 @@ from portbook.watching.feeds.bpf.record import (
 PROTOCOLS: dict[int, Protocol] = {6: "tcp", 17: "udp"}
 MOST_ADDRESSES = 4096
 MOST_WITHOUT_PORT = 4096
+NAMES_LIMIT_S = 0.1  # how long a namespace is taken for one without a name
 FAILED = "bind(2) returned an error"
 FindPort = Callable[[int, int], int | None]
 
@@ -211,6 +212,7 @@ class NamespaceNames:
     def __init__(self) -> None:
         self._names: dict[int, str] = {}
         self._changed_ns: int | None = None
+        self._read_at = 0.0
 
     def get(self, netns: int) -> str | None:
         """The name of a namespace; None if it has none."""
@@ -218,8 +220,10 @@ class NamespaceNames:
             changed_ns = os.stat(namespaces.NAMED).st_mtime_ns
         except OSError:
             return None
+        now = monotonic()
         # A file is made first, and the namespace mounted on it a moment later: an unknown one is looked for again.
-        if changed_ns != self._changed_ns or netns not in self._names:
+        is_unknown = netns not in self._names and now - self._read_at > NAMES_LIMIT_S
+        if changed_ns != self._changed_ns or is_unknown:
             self._names = namespaces.names()
-            self._changed_ns = changed_ns
+            self._changed_ns, self._read_at = changed_ns, now
         return self._names.get(netns)

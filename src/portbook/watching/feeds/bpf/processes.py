@@ -47,7 +47,7 @@ class Processes:
         self._paths: dict[int, str | None] = {}  # of cgroups, by id
         self._parents: dict[int, Owner] = {}
         self._parents_since = 0.0
-        self._ahead_ns = _boot_offset_ns()
+        self._ahead_ns = clock_ahead_ns(b"boottime")
 
     def of(self, key: DoerKey, name: bytes, tid: int) -> Doer:
         """The process of a record.
@@ -88,7 +88,7 @@ class Processes:
             pid,
             name.rstrip(b"\0").decode("utf-8", "replace"),
             user=user_name(uid),
-            started=EPOCH + timedelta(microseconds=(time() - clock_gettime(CLOCK_BOOTTIME)) * 1e6 + started_ns // 1000),
+            started=_moment(started_ns + self._ahead_ns),
             cgroup=path,
         )
         if path is None:
@@ -111,6 +111,11 @@ class Processes:
             self._parents_since = now
         self._parents[owner.pid] = owner
         return process.parents(owner.pid, self._parents)
+
+
+def _moment(since_boot_ns: int) -> datetime:
+    booted_s = time() - clock_gettime(CLOCK_BOOTTIME)
+    return EPOCH + timedelta(seconds=booted_s, microseconds=since_boot_ns // 1000)
 
 
 def _enriched(owner: Owner) -> Owner:
@@ -154,15 +159,18 @@ def _start_ticks(pid: int) -> int | None:
         return None
 
 
-def _boot_offset_ns() -> int:
-    """How far the clock that /proc counts from is ahead of the kernel's in this time namespace: time_namespaces(7)."""
+def clock_ahead_ns(clock: bytes) -> int:
+    """How far a clock of this time namespace is ahead of the kernel's own: time_namespaces(7).
+
+    :param clock: b"monotonic" or b"boottime"
+    """
     try:
         with open("/proc/self/timens_offsets", "rb") as file:
             lines = file.read(MOST_BYTES).splitlines()
     except OSError:
         return 0
     for line in lines:
-        clock, *numbers = line.split()
-        if clock in (b"boottime", b"7") and len(numbers) == 2:
+        name, *numbers = line.split()
+        if name == clock and len(numbers) == 2:
             return int(numbers[0]) * 1_000_000_000 + int(numbers[1])
     return 0

@@ -11,6 +11,7 @@ from portbook.watching.feeds.base import Change
 from portbook.watching.feeds.bpf import attachment
 from portbook.watching.feeds.bpf.changes import Changes
 from portbook.watching.feeds.bpf.ports import AutomaticPorts
+from portbook.watching.feeds.bpf.processes import clock_ahead_ns
 from portbook.watching.feeds.bpf.program import Maps
 from portbook.watching.feeds.bpf.record import BOUND, KINDS
 from portbook.watching.feeds.bpf.ring import Ring
@@ -32,6 +33,7 @@ class Subscription:
         self._ports = AutomaticPorts(layout)
         self._changes = Changes(self._ports.find)
         self._lost = [0] * len(KINDS)
+        self._ahead_ns = clock_ahead_ns(b"monotonic")
         self._is_busy = False  # records come in such a succession that the ring is looked at in intervals
         self._last = 0.0  # when there were records
         try:
@@ -87,6 +89,8 @@ class Subscription:
         is_recent = now - self._last < 2 * PAUSE_S
         if records:
             self._last = now
+        if self._ahead_ns:
+            records = [(record[0] + self._ahead_ns, *record[1:]) for record in records]
         changes = self._changes.of(records)
         self._ring.free(wake=not is_recent)
         # What came meanwhile, or is still being written, wakes nobody.

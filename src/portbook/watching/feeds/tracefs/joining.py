@@ -67,6 +67,10 @@ class Joiner:
         """Whether a listener waits for the next reading."""
         return bool(self._waiting)
 
+    def ports_waiting(self) -> set[int]:
+        """The ports of the listeners that wait; 0 for one of which it is not known."""
+        return {begun.turn.port for begun in self._waiting.values()}
+
     def namespaces_of(self, turns: Iterable[Turn]) -> set[int]:
         """The network namespaces of the rows that the turns are about."""
         keys = [begun.key for turn in turns if (begun := self._open.get(turn.socket_at))]

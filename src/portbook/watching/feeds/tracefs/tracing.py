@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import select
 from contextlib import suppress
-from time import monotonic, monotonic_ns
+from time import monotonic, monotonic_ns, process_time_ns
 
 from msgspec.structs import replace
 
@@ -28,7 +28,8 @@ from portbook.watching.feeds.tracefs.instance import Instance
 from portbook.watching.feeds.tracefs.joining import Begun, Joined, Joiner
 
 SECOND_NS = 1_000_000_000
-GATHER_NS = 10_000_000  # turns of so long are joined with one reading of the tables
+GATHER_NS = 10_000_000  # turns of so long, at least, are joined with one reading of the tables
+BUSY = 0.1  # of a processor, that joining may take
 MOST_TURNS = 200_000  # that wait
 MOST_PAGES = 4096  # of one call and processor
 
@@ -47,6 +48,7 @@ class Tracing:
         self._waiting = select.epoll()
         self._turns: list[Turn] = []  # that are not joined yet
         self._join_ns: int | None = None  # when they will be
+        self._free_ns = 0  # not before: what joining may take of a processor is used up
         self._processes: dict[int, tuple[int, bool]] = {}  # of threads of turns, see _process_of
         self._instance = Instance(buffer_bytes)
         try:
@@ -146,7 +148,7 @@ class Tracing:
             changes.append(Change("lost", now_ns, exact=False, count=len(self._turns), reason=reason))
             self._turns = []
         if self._turns and self._join_ns is None:
-            self._join_ns = now_ns + GATHER_NS
+            self._join_ns = max(now_ns + GATHER_NS, self._free_ns)
         is_due = now_ns >= self._due_ns
         if is_due or (self._join_ns is not None and now_ns >= self._join_ns):
             changes += self._join(is_due)
@@ -157,14 +159,16 @@ class Tracing:
     def _join(self, is_due: bool) -> list[Change]:
         """Join the turns with what the tables show now."""
         changes: list[Change] = []
-        began_ns = monotonic_ns()
+        began_ns, began_cpu_ns = monotonic_ns(), process_time_ns()
         if is_due:
             self._due_ns = began_ns + self._interval_ns
             self._open_buffers()
             changes += self._count_losses()
         only = None if is_due else self._namespaces_of(self._turns)
+        ports = {turn.port for turn in self._turns} | self._joiner.ports_waiting()
+        tcp_ports = None if is_due or 0 in ports else ports
         try:
-            found = self._lookout.look(only)
+            found = self._lookout.look(only, tcp_ports)
         except SourceError as error:
             self._join_ns = began_ns + self._interval_ns  # the turns wait
             return changes + self._failure.report(str(error))
@@ -172,7 +176,10 @@ class Tracing:
         turns = sorted(self._turns + self._drain(), key=lambda turn: turn.at_ns)
         joined = self._joiner.join(turns, found, began_ns)
         self._turns = joined.later
-        self._join_ns = monotonic_ns() + GATHER_NS if joined.later or self._joiner.is_waiting else None
+        ended_ns = monotonic_ns()
+        self._free_ns = ended_ns + min(int((process_time_ns() - began_cpu_ns) / BUSY), self._interval_ns)
+        is_waiting = joined.later or self._joiner.is_waiting
+        self._join_ns = max(ended_ns + GATHER_NS, self._free_ns) if is_waiting else None
         changes += self._changes_of(joined, found)
         self._processes = {}
         return sorted(changes, key=lambda change: change.at_ns)
