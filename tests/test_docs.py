@@ -11,7 +11,7 @@ import click
 import pytest
 from msgspec import Struct
 
-from portbook import dialing, errors, query, records, resilience, sources
+from portbook import dialing, errors, events, query, records, resilience, sources
 from portbook.bind.attempt import BindAttempt, Options
 from portbook.bind.free import Free
 from portbook.cli import COMMANDS, portbook
@@ -78,6 +78,7 @@ JSON_RECORDS = (
     stop_records.Refusal,
     supervisor.Supervisor,
     stop_records.Ended,
+    events.Event,
     store_records.Interval,
     store_records.Unwatched,
     store_records.Excerpt,

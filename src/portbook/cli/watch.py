@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # not needed to complete options
     from portbook.watching.loop import Loop
 
 VIOLATIONS = ("violation", "requirement_lost")  # kinds of events that are one for the exit code of --once
+ONCE = "poll"  # the feed of --once: it has nothing to attach
 SECONDS = click.FloatRange(0.01)
 
 
@@ -190,7 +191,8 @@ def _look_once(choices: Choices) -> int:
     from portbook.cli import watch_output
     from portbook.watching.loop import Loop
 
-    settings = replace(choices.settings(choices.read_policy()), grace_s=0.0)  # what is required is missed at once
+    # What is there now is read from the socket tables, and what is required is missed at once.
+    settings = replace(choices.settings(choices.read_policy()), feed=choices.feed or ONCE, grace_s=0.0)
     loop = Loop(settings)
     events = [*loop.start(), *loop.wait(0.0), *loop.stop()]
     output = watch_output.JsonLines() if choices.jsonl else watch_output.PlainLines()

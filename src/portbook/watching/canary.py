@@ -94,7 +94,8 @@ class Canaries:
             return True
         if (socket.protocol, socket.local_port) not in self._ports:
             return False
-        return socket.local_address == LOOPBACK and [owner.pid for owner in socket.owners] == [os.getpid()]
+        # Nobody else can have this address and port; the owner may be unknown.
+        return socket.local_address == LOOPBACK and all(owner.pid == os.getpid() for owner in socket.owners)
 
     def _kind_of(self, socket: Socket) -> CanaryKind:
         return "TCP listener" if socket.protocol == "tcp" else "UDP socket"
