@@ -29,6 +29,8 @@ from portbook.verdict.findings import CODES, Finding, FindingCode
 from portbook.verdict.judge import Verdict
 from portbook.watching import assessment, feeds
 from portbook.watching.policy import difference, explanation, keys, summary
+from portbook.watching.sinks import SINKS
+from portbook.watching.sinks import load as load_sink
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -284,3 +286,17 @@ def test_reach_page_has_the_error_numbers_of_linux() -> None:
 def test_reach_page_has_every_kind_of_silence() -> None:
     told = {name for row in reach("Silence over UDP") for name in names(row[0])}
     assert told == {state.PROVEN, state.STOPPED_REFUSING, schedule.LIMITED, schedule.TIME_UP}
+
+
+def test_sinks_page_has_exactly_the_kinds_and_their_options() -> None:
+    page = (DOCS / "sinks.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|(.*?)\| ([^|]*) \| `(\w+)` \|$", page, re.MULTILINE)
+    kinds = {name: load_sink(name, "") for name in SINKS}
+    assert [row[0] for row in rows] == list(kinds)
+    for name, targets, meaning, severity in rows:
+        kind = kinds[name]
+        assert (names(targets), meaning, severity) == ([t for t in kind.targets if t], kind.meaning, kind.severity)
+    for name, kind in kinds.items():
+        if kind.options:
+            title = "text, jsonl" if name in ("text", "jsonl") else name
+            assert table("sinks.md", title) == {key: option.meaning for key, option in kind.options.items()}

@@ -84,6 +84,22 @@ def match(
     return (None, unknown) if unknown else (True, "")
 
 
+def judged_owners(socket: Socket) -> tuple[Owner | None, ...]:
+    """The processes for which a socket is judged; one None if there are none.
+
+    systemd keeps the socket of each socket unit open (systemd.socket(5)): where another process holds it too, that one
+    counts.
+    """
+    owners = socket.owners
+    if len(owners) > 1:
+        return tuple(owner for owner in owners if not _is_systemd(owner)) or owners[:1]
+    return owners or (None,)
+
+
+def _is_systemd(owner: Owner) -> bool:
+    return owner.pid == 1 and owner.name == "systemd"
+
+
 # --- reach ---------------------------------------------------------------------------------------------------------
 
 
@@ -167,10 +183,17 @@ def _is_path_of(
         return False if socket.kernel else None
     if owner.exe is None:
         return None
-    if _any(values, owner.exe):
+    if _any(values, windows_path(owner.exe) or owner.exe):
         return True
     links = evidence.links if evidence else {}
     return bool(links) and any(links.get(value.text) == owner.exe for value in values)
+
+
+def windows_path(path: str) -> str | None:
+    """A path of Windows as rules are compared with it: there case does not matter. None: it is none."""
+    if path[1:2] == ":" or path.startswith("\\\\"):
+        return path.replace("/", "\\").lower()
+    return None
 
 
 def _is_program(
