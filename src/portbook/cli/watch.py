@@ -28,7 +28,7 @@ SECONDS = click.FloatRange(0.01)
 @click.argument("query", nargs=-1, metavar="[QUERY]...")
 @base.option("--policy", metavar="FILE", help="judge by this policy (default: that of this user or machine, if any)")
 @base.option("--feed", metavar="NAME", help="see changes by this feed (default: the best that works; --explain)")
-@base.option("--source", metavar="NAME", help="read the socket tables by this data source; see portbook sources")
+@base.option("--source", metavar="NAME", help="poll this data source; see portbook sources")
 @base.option(
     "--interval", type=SECONDS, metavar="SECONDS", help="between two readings, of a feed that polls (default: 1)"
 )

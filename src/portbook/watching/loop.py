@@ -171,10 +171,11 @@ class Loop:
 
     def _open_feed(self) -> FeedKind:
         settings = self._settings
-        if settings.feed is None:
+        name = feeds.for_source(settings.feed, settings.source)
+        if name is None:
             kind, self._skipped = feeds.best()
         else:
-            kind = feeds.load(settings.feed)
+            kind = feeds.load(name)
             why = kind.missing()
             if why is not None:
                 raise SourceMissing(f"the feed {kind.name} does not work here: {why}")

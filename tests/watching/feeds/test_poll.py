@@ -423,6 +423,14 @@ def test_each_source_can_be_polled(name):
     assert [each.kind for each in feed.read_now() if each.key == change.key] == ["ended"]
 
 
+def test_a_source_is_for_the_feed_that_polls():
+    assert feeds.for_source(None, None) is None
+    assert feeds.for_source("bpf", None) == "bpf"
+    assert feeds.for_source(None, "procfs") == feeds.for_source("poll", "procfs") == "poll"
+    with pytest.raises(UsageError, match="the feed bpf does not read a data source; name the feed poll, or no source"):
+        feeds.for_source("bpf", "procfs")
+
+
 def test_a_source_that_there_is_not_is_a_wrong_usage():
     with pytest.raises(UsageError, match="unknown source 'nonsense'"):
         poll.open_poll(FeedSettings(source="nonsense"))
