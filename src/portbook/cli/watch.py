@@ -77,11 +77,12 @@ def command(
         return _self_test(choices)
     if test_sinks:
         return _test_sinks(choices)
+    choices = choices.with_output()
     if once:
         return _look_once(choices)
     from portbook.cli.signals import Signals
 
-    is_live = not choices.jsonl and not service and _is_live()
+    is_live = not (choices.jsonl or choices.prints_by_sink or service) and _is_live()
     with Signals(suspends=is_live) as signals:
         if service:
             return _serve(choices, signals)
@@ -148,6 +149,8 @@ def _output(choices: Choices, loop: Loop, is_live: bool, stack: ExitStack) -> Wa
 
     if choices.jsonl:
         return watch_output.JsonLines()
+    if choices.prints_by_sink:
+        return watch_output.NoLines()
     if not is_live:
         return watch_output.PlainLines()
     from portbook.cli.outlet import Outlet

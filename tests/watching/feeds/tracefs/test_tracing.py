@@ -329,6 +329,14 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(instances):
                 os.rmdir(name, dir_fd=instances)
 
 
+def test_one_that_is_in_use_cannot_be_removed(instances):
+    """Another watch may not see our process, from another pid namespace."""
+    feed = tracefs.open_feed(SELDOM)
+    with pytest.raises(OSError, match="busy"):
+        os.rmdir(feed._instance.name, dir_fd=instances)
+    feed.close()
+
+
 def test_names_of_instances_are_checked_wholly():
     stale = f"portbook-1-{(instance.start_of(1) or 0) + 1}-1"
     names = ["portbook-0-1-1", "portbook-1-1", "portbook-01-1-1", f"{stale}\n", "portbook-1-1-1/..", stale]
