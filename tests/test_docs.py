@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 from errno import errorcode
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
@@ -29,6 +30,9 @@ from portbook.verdict.findings import CODES, Finding, FindingCode
 from portbook.verdict.judge import Verdict
 from portbook.watching import assessment, feeds
 from portbook.watching.policy import difference, explanation, keys, summary
+from portbook.watching.policy import parse as parse_policy
+from portbook.watching.sinks import SINKS
+from portbook.watching.sinks import load as load_sink
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -123,6 +127,13 @@ def test_json_page_has_exactly_the_words_of_every_closed_set(record: type[Struct
 def test_policy_page_has_exactly_the_keys() -> None:
     cells = first_cells(chapter("policy.md", "The file").partition("### Reach")[0])
     assert cells == {"version", "default", *keys.KEYS}
+
+
+def test_the_policy_on_the_page_is_valid_and_has_no_warnings() -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", (DOCS / "policy.md").read_text(), re.DOTALL)
+    found = parse_policy(example, now=datetime(2026, 1, 1, tzinfo=UTC))
+    assert [rule.kind for rule in found.rules] == ["allow", "allow", "allow", "deny", "require"]
+    assert found.warnings == ()
 
 
 def test_stop_page_has_exactly_the_codes_of_refusals() -> None:
@@ -284,3 +295,17 @@ def test_reach_page_has_the_error_numbers_of_linux() -> None:
 def test_reach_page_has_every_kind_of_silence() -> None:
     told = {name for row in reach("Silence over UDP") for name in names(row[0])}
     assert told == {state.PROVEN, state.STOPPED_REFUSING, schedule.LIMITED, schedule.TIME_UP}
+
+
+def test_sinks_page_has_exactly_the_kinds_and_their_options() -> None:
+    page = (DOCS / "sinks.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|(.*?)\| ([^|]*) \| `(\w+)` \|$", page, re.MULTILINE)
+    kinds = {name: load_sink(name, "") for name in SINKS}
+    assert [row[0] for row in rows] == list(kinds)
+    for name, targets, meaning, severity in rows:
+        kind = kinds[name]
+        assert (names(targets), meaning, severity) == ([t for t in kind.targets if t], kind.meaning, kind.severity)
+    for name, kind in kinds.items():
+        if kind.options:
+            title = "text, jsonl" if name in ("text", "jsonl") else name
+            assert table("sinks.md", title) == {key: option.meaning for key, option in kind.options.items()}

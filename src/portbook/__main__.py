@@ -21,6 +21,7 @@ SHORTAGES = {  # by the name in errno
     "EMFILE": "this process may not open a further file; ulimit -n shows the limit",
     "ENFILE": "this machine cannot open a further file; sysctl fs.file-max shows the limit",
 }
+FULL = ("ENOSPC", "EDQUOT", "EFBIG")  # of files of portbook's own they are a StoreError
 MOST_TEXT = 500  # characters of an unforeseen error that are shown
 PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
@@ -97,12 +98,16 @@ def _describe(error: BaseException) -> str:
     """One line: an error of the output, or what a report about an error in portbook needs."""
     if isinstance(error, OSError):
         try:
-            sys.stdout.flush()  # what could not be written is still there
+            sys.stdout.flush()  # what could not be written is still there, unless it is more than the buffer holds
+            os.write(sys.stdout.fileno(), b"")
         except OSError as failure:
             return f"the output cannot be written: {failure.strerror or failure}"
         from errno import errorcode  # built into the interpreter: it needs no file
 
-        shortage = SHORTAGES.get(errorcode.get(error.errno or 0, ""))
+        name = errorcode.get(error.errno or 0, "")
+        if name in FULL:
+            return f"the output cannot be written: {error.strerror}"
+        shortage = SHORTAGES.get(name)
         if shortage:
             return shortage
     if isinstance(error, MemoryError):

@@ -158,6 +158,32 @@ def test_a_file_is_read_once_and_within_limits(start, program, monkeypatch):
     ]
 
 
+def test_only_files_that_a_rule_names_are_read_and_only_for_a_share_of_the_time(start, program, monkeypatch):
+    found = start(program, "60", exe=program)
+    now = 0.0
+    digits = f'sha256 = "{"0" * 64}"'
+
+    def slow(*_: object) -> str:
+        nonlocal now
+        now += 6
+        return "0" * 64
+
+    monkeypatch.setattr(evidence, "_digest", slow)
+    other = Collector(rules(found, 'exe = "/usr/bin/other"', digits), clock=lambda: now)
+    other.collect([found])
+    assert now == 0, "its path is in no rule"
+    collector = Collector(rules(found, f'exe = "{program}"', digits), clock=lambda: now)
+    seen = []
+    for _ in range(4):
+        collector._hashes.clear()  # as if it were another file each time
+        now += 2
+        seen.append(collector.collect([found]).programs[found.owners[0].pid].sha256 is not None)
+    assert seen == [True, True, False, False]
+    assert "10% of the time" in collector.gaps[0].why
+    now += 60
+    assert collector.collect([found]).programs[found.owners[0].pid].sha256 is not None
+
+
 def test_reading_ends_although_the_file_does_not():
     times = iter(range(1000))
     with pytest.raises(ValueError, match="takes more than 5 s"):

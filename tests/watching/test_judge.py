@@ -184,6 +184,25 @@ def test_systemd_that_keeps_the_socket_of_a_service_is_left_out():
     rules = policy("[[allow]]", "port = 80", 'exe = "/usr/sbin/nginx"')
     assert judge(rules, socket(80, "0.0.0.0", "tcp", init, OWNER), NOW).allowed is True
     assert judge(rules, socket(80, "0.0.0.0", "tcp", init), NOW).allowed is False
+    other = replace(init, name="app")  # the first process of a container in which portbook runs, too
+    assert judge(rules, socket(80, "0.0.0.0", "tcp", other, OWNER), NOW).allowed is False
+
+
+@pytest.mark.parametrize(
+    ("exe", "expected"),
+    [
+        (r"C:\Windows\System32\svchost.exe", True),
+        (r"c:\windows\system32\SVCHOST.EXE", True),
+        ("C:/Windows/System32/svchost.exe", True),
+        (r"C:\Windows\*\svchost.exe", True),
+        (r"C:\*\svchost.exe", False),
+        (r"D:\Windows\System32\svchost.exe", False),
+    ],
+)
+def test_in_a_path_of_windows_case_does_not_matter(exe, expected):
+    owner = Owner(7, "svchost.exe", r"C:\Windows\System32\svchost.exe")
+    rules = policy("[[allow]]", "port = 135", f"exe = '{exe}'")
+    assert judge(rules, socket(135, "0.0.0.0", "tcp", owner), NOW).allowed is expected
 
 
 # --- what is not known ---------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ EVERYWHERE += [f"tests/test_{name}.py" for name in ("addresses", "numerals", "po
 EVERYWHERE += ["tests/bind/test_choice.py", "tests/bind/test_endpoints.py", "tests/managers/test_relay.py"]
 EVERYWHERE += [f"tests/system/test_{name}.py" for name in ("files", "program", "winapi")]
 EVERYWHERE += [f"tests/verdict/test_{name}.py" for name in ("judge", "rules")]
+EVERYWHERE += [f"tests/watching/test_{name}.py" for name in ("description", "identity", "invariants", "stream")]
 RUN_LIMIT_S = 600  # of one run; the longest takes 110 s on an idle machine
 LOCK_LIMIT_S = 600  # winns waits as long for another run in the same laboratory
 REPLAYED = ("netstat", "tasklist", "netsh")

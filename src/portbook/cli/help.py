@@ -8,9 +8,9 @@ from portbook.cli import base, exits
 
 
 @base.command("help")
-@click.argument("name", required=False, metavar="[COMMAND]")
+@click.argument("name", nargs=-1, metavar="[COMMAND]...")
 @click.pass_context
-def command(ctx: click.Context, name: str | None) -> int:
+def command(ctx: click.Context, name: tuple[str, ...]) -> int:
     """Show the help text of a command, or of portbook.
 
     \b
@@ -21,12 +21,19 @@ def command(ctx: click.Context, name: str | None) -> int:
     from portbook.cli import mistakes, portbook
 
     assert ctx.parent is not None  # noqa: S101  it runs as a command of portbook
-    if name is None:
+    if not name:
         click.echo(ctx.parent.get_help())
         return exits.YES
-    found = portbook.get_command(ctx.parent, name)
-    if found is None:
-        raise click.UsageError(mistakes.unknown_topic(name, portbook.list_commands(ctx)), ctx.parent)
-    with click.Context(found, info_name=name, parent=ctx.parent) as context:
-        click.echo(found.get_help(context))
+    context = ctx.parent
+    group: click.Group = portbook
+    for at, word in enumerate(name):
+        found = group.get_command(context, word)
+        if found is None:
+            topic = " ".join([*name[:at], word])
+            raise click.UsageError(mistakes.unknown_topic(topic, group.list_commands(context)), ctx.parent)
+        context = click.Context(found, info_name=word, parent=context)
+        if not isinstance(found, click.Group):
+            break
+        group = found
+    click.echo(context.command.get_help(context))
     return exits.YES

@@ -28,7 +28,7 @@ SECONDS = click.FloatRange(0.01)
 @click.argument("query", nargs=-1, metavar="[QUERY]...")
 @base.option("--policy", metavar="FILE", help="judge by this policy (default: that of this user or machine, if any)")
 @base.option("--feed", metavar="NAME", help="see changes by this feed (default: the best that works; --explain)")
-@base.option("--source", metavar="NAME", help="read the socket tables by this data source; see portbook sources")
+@base.option("--source", metavar="NAME", help="poll this data source; see portbook sources")
 @base.option(
     "--interval", type=SECONDS, metavar="SECONDS", help="between two readings, of a feed that polls (default: 1)"
 )
@@ -79,11 +79,12 @@ def command(
         return _self_test(choices)
     if test_sinks:
         return _test_sinks(choices)
+    choices = choices.with_output()
     if once:
         return _look_once(choices)
     from portbook.cli.signals import Signals
 
-    is_live = not choices.jsonl and not service and _is_live()
+    is_live = not (choices.jsonl or choices.prints_by_sink or service) and _is_live()
     with Signals(suspends=is_live) as signals:
         if service:
             return _serve(choices, signals)
@@ -150,6 +151,8 @@ def _output(choices: Choices, loop: Loop, is_live: bool, stack: ExitStack) -> Wa
 
     if choices.jsonl:
         return watch_output.JsonLines()
+    if choices.prints_by_sink:
+        return watch_output.NoLines()
     if not is_live:
         return watch_output.PlainLines()
     from portbook.cli.outlet import Outlet

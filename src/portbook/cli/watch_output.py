@@ -127,6 +127,14 @@ class JsonLines(EventLines):
         return self._encode(compact(event)) + b"\n"
 
 
+class NoLines(EventLines):
+    """Nothing: a sink writes to standard output."""
+
+    def line(self, event: Event) -> bytes:
+        """No line."""
+        return b""
+
+
 class PlainLines(EventLines):
     """Sentences for people: without the quiet events."""
 

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from portbook.errors import StoreError, UsageError, nearest
 from portbook.numerals import is_within
@@ -27,6 +28,8 @@ NUMBERS = ("interval", "grace", "remind", "canary")
 TEXTS = ("query", "policy", "feed", "source", "keep")
 FLAGS = ("jsonl",)
 STORE = "store"  # a path, or false
+PRINTING, STDOUT = ("text", "jsonl"), "-"
+JSONL_TO_STDOUT = ("jsonl", STDOUT, "quiet")
 KEYS = (*TEXTS, *NUMBERS, *FLAGS, STORE, SINK)
 
 
@@ -46,6 +49,18 @@ class Choices(Struct, frozen=True):
     keep_s: float | None = None
     jsonl: bool = False
     sinks: tuple[SinkSettings, ...] = ()
+
+    @property
+    def prints_by_sink(self) -> bool:
+        """Whether a sink writes to standard output, which is then its own."""
+        return any(sink.kind in PRINTING and sink.target == STDOUT for sink in self.sinks)
+
+    def with_output(self) -> Choices:
+        """The same, with ``--jsonl`` instead of a sink that writes the same lines: that output ends with its reader."""
+        others = tuple(sink for sink in self.sinks if (sink.kind, sink.target, sink.severity) != JSONL_TO_STDOUT)
+        if others == self.sinks:
+            return self
+        return replace(self, sinks=others, jsonl=True)
 
     def policy_file(self) -> str | None:
         """The policy that was named, or else the one at the default place, if there is one."""

@@ -34,7 +34,7 @@ def _feed(kind: FeedKind, missing: str | None, is_used: bool, style: Style, inte
     if is_used:
         state = "used here"
     if missing is not None:
-        state = f"does not work here: {missing}"
+        state = f"does not work here: {missing.removeprefix(f'{kind.name}: ')}"
     yield from bold(wrap(f"{kind.name}: {state}", style, "", "  "), style)
     for label, texts in (("sees", kind.sees), ("misses", kind.all_missed(interval_s)), ("needs", (kind.needs,))):
         for number, text in enumerate(texts):

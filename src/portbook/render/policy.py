@@ -32,19 +32,31 @@ def lines(report: PolicyReport, style: Style, every: bool = False) -> list[str]:
     :param every: what is allowed, too
     """
     made: list[str] = []
+    groups: dict[tuple[object, ...], list[JudgedSocket]] = {}
     for judged in report.sockets:
         if every or judged.result != "allowed":
-            made += judged_lines(judged, style)
+            groups.setdefault(_alike(judged), []).append(judged)
+    for group in groups.values():
+        made += judged_lines(group, style)
     for required in report.requirements:
         if every or required.met is not True:
             made += _requirement_lines(required, style)
     return [*made, *wrap(summary(report), style, indent=INDENT)]
 
 
-def judged_lines(judged: JudgedSocket, style: Style) -> list[str]:
-    """A socket: what it is, then why it is allowed or not."""
+def _alike(judged: JudgedSocket) -> tuple[object, ...]:
+    """What sockets have in common that are shown together: a server may have many, and most of them twice, for IPv6."""
+    socket = judged.socket
+    pids = tuple(owner.pid for owner in socket.owners)
+    holder = pids or (socket.kernel, socket.user, socket.service, socket.container)
+    return judged.result, judged.severity, judged.why, holder, socket.protocol, socket.state, socket.netns
+
+
+def judged_lines(group: Sequence[JudgedSocket], style: Style) -> list[str]:
+    """Sockets of one holder: what they are, then why they are allowed or not."""
+    judged = group[0]
     severity = f" ({judged.severity})" if judged.result == "violation" else ""
-    heading = f"{judged.result}{severity}: {describe_socket(judged.socket)}"
+    heading = f"{judged.result}{severity}: {describe_sockets([each.socket for each in group])}"
     made = [paint(line, _colour(judged), style) for line in wrap(heading, style, indent=INDENT)]
     made += wrap(judged.why, style, INDENT, INDENT)
     return made + _about_lines(judged.comment, judged.rule_owner, style)
@@ -86,8 +98,14 @@ def summary(report: PolicyReport) -> str:
 
 
 def describe_socket(socket: Socket) -> str:
-    """``tcp 0.0.0.0:80 nginx (pid 812), user root, /usr/sbin/nginx, nginx.service``."""
-    endpoint = format_endpoint(socket.local_address, socket.local_port, socket.zone)
+    """``tcp 0.0.0.0:80, nginx (pid 812), /usr/sbin/nginx, user root, nginx.service``."""
+    return describe_sockets([socket])
+
+
+def describe_sockets(sockets: Sequence[Socket]) -> str:
+    """The same of sockets of one holder."""
+    socket = sockets[0]
+    endpoint = join_words([format_endpoint(each.local_address, each.local_port, each.zone) for each in sockets])
     netns = f" in namespace {socket.netns_name}" if socket.netns_name else ""
     state = " (bound)" if socket.state == "BOUND" else ""
     return safe(f"{socket.protocol} {endpoint}{state}{netns}, {_holders(socket)}")

@@ -25,7 +25,7 @@ def lines(answer: PolicyExplanation, style: Style) -> list[str]:
 
 
 def _socket_lines(explained: ExplainedSocket, style: Style) -> list[str]:
-    made = judged_lines(explained.judged, style)
+    made = judged_lines([explained.judged], style)
     for opinion in explained.rules:
         made += wrap(_opinion_text(opinion), style, f"{INDENT}- ", f"{INDENT}  ")
     if not explained.rules:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import socket as net
+import sys
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Literal
 
 from portbook.records import Socket
 from portbook.system import namespaces
-from portbook.watching.feeds.base import Change, SocketKey
+from portbook.watching.feeds.base import Change, SocketKey, key_of
 
 SO_COOKIE = 57  # include/uapi/asm-generic/socket.h
 COOKIE_BYTES = 8
@@ -35,7 +36,7 @@ class Canaries:
         self._kinds: list[CanaryKind] = ["TCP listener", "UDP socket"] if with_udp else ["TCP listener"]
         self._open: dict[CanaryKind, net.socket] = {}
         self._keys: dict[SocketKey, CanaryKind] = {}  # also of earlier ones
-        self._ports: dict[tuple[str, int], CanaryKind] = {}  # where sockets have no number
+        self._ports: dict[tuple[str, int], CanaryKind] = {}  # of those that are open, where sockets have no number
         self.opened_ns: int | None = None  # when those that are open were opened
         self.unseen: list[CanaryKind] = []
         self.failures: list[str] = []  # why some could not be opened
@@ -66,7 +67,6 @@ class Canaries:
         if kind == "TCP listener":
             opened.listen(1)
         _forget_oldest(self._keys)
-        _forget_oldest(self._ports)
 
     def close(self) -> None:
         """Close those that are open."""
@@ -74,6 +74,7 @@ class Canaries:
             with suppress(OSError):
                 opened.close()
         self._open = {}
+        self._ports = {}  # from now on another process may have them
         self.opened_ns = None
 
     def take(self, change: Change) -> bool:
@@ -90,36 +91,26 @@ class Canaries:
 
     def is_own(self, socket: Socket) -> bool:
         """Whether this is the socket of a canary."""
-        if socket.cookie in self._keys or ("inode", socket.inode, socket.netns) in self._keys:
+        if key_of(socket) in self._keys:
             return True
-        if (socket.protocol, socket.local_port) not in self._ports:
+        if (socket.protocol, socket.local_port) not in self._ports or socket.local_address != LOOPBACK:
             return False
-        # Nobody else can have this address and port; the owner may be unknown.
-        return socket.local_address == LOOPBACK and all(owner.pid == os.getpid() for owner in socket.owners)
+        return all(owner.pid == os.getpid() for owner in socket.owners)  # of some sockets Windows tells none
 
     def _kind_of(self, socket: Socket) -> CanaryKind:
         return "TCP listener" if socket.protocol == "tcp" else "UDP socket"
 
 
-def _forget_oldest(kept: dict[Any, CanaryKind]) -> None:
-    while len(kept) > MOST_KEPT:
-        del kept[next(iter(kept))]
+def _forget_oldest(keys: dict[SocketKey, CanaryKind]) -> None:
+    while len(keys) > MOST_KEPT:
+        del keys[next(iter(keys))]
 
 
 def _number(opened: net.socket) -> list[SocketKey]:
     """The keys that feeds and sources have for a socket of this process; none where sockets have no numbers."""
-    keys: list[SocketKey] = []
-    try:
-        cookie = opened.getsockopt(net.SOL_SOCKET, SO_COOKIE, COOKIE_BYTES)
-    except OSError:
-        return keys
-    if len(cookie) == COOKIE_BYTES and os.name == "posix" and os.path.exists("/proc/self/fd"):
-        keys.append(int.from_bytes(cookie, "little" if _is_little() else "big"))
-        keys += [("inode", os.fstat(opened.fileno()).st_ino, netns) for netns in (None, namespaces.own())]
+    if sys.platform != "linux":
+        return []
+    keys: list[SocketKey] = [("inode", os.fstat(opened.fileno()).st_ino, netns) for netns in {None, namespaces.own()}]
+    with suppress(OSError):  # before Linux 4.12: socket(7)
+        keys.append(int.from_bytes(opened.getsockopt(net.SOL_SOCKET, SO_COOKIE, COOKIE_BYTES), sys.byteorder))
     return keys
-
-
-def _is_little() -> bool:
-    import sys
-
-    return sys.byteorder == "little"

@@ -11,14 +11,15 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from portbook.numerals import counted
 from portbook.records import Gap, Owner, Socket
 from portbook.sources import PLATFORM
+from portbook.watching.policy.glob import Pattern
 from portbook.watching.policy.keys import image_name
-from portbook.watching.policy.matching import PolicyEvidence, ProgramFile, ProgramState
+from portbook.watching.policy.matching import PolicyEvidence, ProgramFile, ProgramState, windows_path
 from portbook.watching.policy.records import Policy
 
 FRESH_S = 1.0  # a process that was looked at is not looked at again
@@ -28,6 +29,8 @@ LINKS_FRESH_S = 10.0
 MOST_KEPT = 10_000  # of everything that is kept
 MOST_HASHED_BYTES = 1 << 30
 HASH_LIMIT_S = 5.0  # for one file
+HASH_SHARE = 0.1  # of the time may go into checksums in the long run
+MOST_SPENT_S = 10.0
 CHUNK = 1 << 20
 DELETED = " (deleted)"
 
@@ -53,7 +56,8 @@ class Collector:
         self.policy = policy
         self.gaps: list[Gap] = []  # of the last ``collect``
         self._clock = clock
-        self._programs: _Kept[tuple[int, object, bool], tuple[float, ProgramFile | None]] = _Kept()
+        self._own_netns = _own_netns()
+        self._programs: _Kept[tuple[int, object, str, bool], tuple[float, ProgramFile | None]] = _Kept()
         self._hashes: _Kept[FileVersion, str] = _Kept()
         self._paths: _Kept[str, tuple[float, tuple[int, int] | None]] = _Kept()
         self._links: _Kept[str, tuple[float, str]] = _Kept()
@@ -62,6 +66,8 @@ class Collector:
         self._images_at = float("-inf")
         self._unreadable = 0
         self._unhashed: list[str] = []
+        self._spent_s = 0.0  # on checksums, as far as it is not forgotten yet
+        self._spent_at = 0.0
 
     def collect(self, sockets: Iterable[Socket]) -> PolicyEvidence:
         """Return what the rules about these sockets need; what could not be known is missing there, and in ``gaps``."""
@@ -71,15 +77,15 @@ class Collector:
         links: dict[str, str] = {}
         image_gaps: list[Gap] = []
         for socket in sockets:
-            keys, paths = self.policy.index.needs(socket.protocol, socket.local_port)
-            if "exe" in keys:
-                links.update(self._links_of(paths))
-                programs.update(self._programs_of(socket, "sha256" in keys))
-            if "image" in keys:
+            needs = self.policy.index.needs(socket.protocol, socket.local_port)
+            if needs.programs:
+                links.update(self._links_of(needs.paths))
+                programs.update(self._programs_of(socket, needs.hashed, links))
+            if needs.images:
                 images.update(self._images_of(socket))
                 image_gaps = self._image_gaps
         self.gaps = [*self._gaps(), *image_gaps]
-        return PolicyEvidence(programs, images, links, _own_netns())
+        return PolicyEvidence(programs, images, links, self._own_netns)
 
     def _gaps(self) -> Iterator[Gap]:
         if self._unreadable:
@@ -90,16 +96,20 @@ class Collector:
 
     # --- executables -----------------------------------------------------------------------------------------------
 
-    def _programs_of(self, socket: Socket, with_hash: bool) -> Iterator[tuple[int, ProgramFile]]:
+    def _programs_of(
+        self, socket: Socket, hashed: Iterable[Pattern], links: Mapping[str, str]
+    ) -> Iterator[tuple[int, ProgramFile]]:
         for owner in socket.owners:
             if owner.exe is None:
                 continue
+            path = windows_path(owner.exe) or owner.exe
+            with_hash = any(each.matches(path) or links.get(each.text) == owner.exe for each in hashed)
             program = self._program(owner, with_hash)
             if program is not None:
                 yield owner.pid, program
 
     def _program(self, owner: Owner, with_hash: bool) -> ProgramFile | None:
-        key = owner.pid, owner.started, with_hash
+        key = owner.pid, owner.started, owner.exe or "", with_hash
         kept = self._programs.get(key)
         now = self._clock()
         if kept is not None and now - kept[0] < FRESH_S:
@@ -178,10 +188,22 @@ class Collector:
             known = self._hashes.get(version)
             if known is not None:
                 return known
-            digest = _digest(file.read, self._clock)
+            digest = self._spend(lambda: _digest(file.read, self._clock))
             if _version(os.fstat(descriptor)) != version:
                 raise ValueError("it changed while it was read")
             return self._hashes.keep(version, digest)
+
+    def _spend(self, work: Callable[[], str]) -> str:
+        """Do work that takes long, unless too much time has gone into it lately: users choose what they run."""
+        began = self._clock()
+        self._spent_s = max(0.0, self._spent_s - (began - self._spent_at) * HASH_SHARE)
+        self._spent_at = began
+        if self._spent_s > MOST_SPENT_S:
+            raise ValueError(f"more than {HASH_SHARE:.0%} of the time has gone into checksums")
+        try:
+            return work()
+        finally:
+            self._spent_s += self._clock() - began
 
     # --- images ----------------------------------------------------------------------------------------------------
 

@@ -16,10 +16,9 @@ from portbook.events import LEVELS, Level
 from portbook.records import PROTOCOLS, Owner, Socket
 from portbook.watching.policy.index import Candidate, Required
 from portbook.watching.policy.keys import port_text
-from portbook.watching.policy.matching import PolicyEvidence, match
+from portbook.watching.policy.matching import PolicyEvidence, judged_owners, match
 from portbook.watching.policy.records import Policy, PolicyRule
 
-INIT = 1  # pid of systemd, which keeps the socket of each socket unit open (systemd.socket(5))
 WAITING = ("LISTEN", None)  # states in which something answers: BOUND does not
 # What a key is called where a socket differs in it, or where it could not be known.
 KEYS = {
@@ -63,14 +62,10 @@ def judge(policy: Policy, socket: Socket, at: datetime, evidence: PolicyEvidence
     :param evidence: what ``evidence.Collector`` has found out for this policy and this socket. None: paths of
         executables are believed, and rules with an image or a checksum are undecided
     """
-    owners = socket.owners
-    if len(owners) < 2:
-        return _judge_holder(policy, socket, owners[0] if owners else None, at, evidence)
-    judgements = [_judge_holder(policy, socket, owner, at, evidence) for owner in owners if owner.pid != INIT]
-    worst = min(judgements, key=_rank, default=None)
-    if worst is None:
+    owners = judged_owners(socket)
+    if len(owners) == 1:
         return _judge_holder(policy, socket, owners[0], at, evidence)
-    return worst
+    return min((_judge_holder(policy, socket, owner, at, evidence) for owner in owners), key=_rank)
 
 
 def _rank(judgement: Judgement) -> tuple[int, int]:
@@ -87,7 +82,7 @@ def _judge_holder(
     pid = owner.pid if owner else None
     undecided: tuple[PolicyRule, str] | None = None
     for candidate in denying:
-        if not candidate.rule.applies(at):
+        if candidate.rule.ends is not None and not candidate.rule.applies(at):
             continue
         result, key = match(candidate.checks, socket, owner, evidence)
         if result:
@@ -116,7 +111,7 @@ def _first_allowing(
     """The first rule that allows the socket; else the first that may, with the key that is not known."""
     unsure: tuple[PolicyRule, str] | None = None
     for candidate in allowing:
-        if not candidate.rule.applies(at):
+        if candidate.rule.ends is not None and not candidate.rule.applies(at):
             continue
         result, key = match(candidate.checks, socket, owner, evidence)
         if result:

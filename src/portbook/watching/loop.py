@@ -119,7 +119,8 @@ class Loop:
             tables = look()
             after = self._clock.now()
             sockets = [s for s in tables.sockets if not self._canaries.is_own(s)]
-            reason = "; ".join(self._skipped) or None
+            limits = [gap.why if gap.hint is None else f"{gap.why} ({gap.hint})" for gap in tables.gaps]
+            reason = "; ".join([*self._skipped, *limits]) or None
             events = [self._register.make("started", now, count=len(sockets), reason=reason)]
             if self._judging is not None:
                 events.append(self._policy_loaded(self._judging.policy, now))
@@ -171,10 +172,11 @@ class Loop:
 
     def _open_feed(self) -> FeedKind:
         settings = self._settings
-        if settings.feed is None:
+        name = feeds.for_source(settings.feed, settings.source)
+        if name is None:
             kind, self._skipped = feeds.best()
         else:
-            kind = feeds.load(settings.feed)
+            kind = feeds.load(name)
             why = kind.missing()
             if why is not None:
                 raise SourceMissing(f"the feed {kind.name} does not work here: {why}")

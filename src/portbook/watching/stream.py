@@ -48,7 +48,7 @@ def watch(
     :param policy: what is allowed: the path of a TOML file, or what ``portbook.watching.policy.parse`` returns
     :param feed: one of ``portbook.watching.feeds.FEEDS``; None: the best that works here
     :param interval_s: seconds between two readings of a feed that polls
-    :param source: the data source to read, as for ``take``
+    :param source: the data source that the feed ``poll`` reads, as for ``take``; None: the best that works
     :param grace_s: a server that comes back within so many seconds was restarted
     :param remind_s: seconds between reminders of a violation that lasts
     :param most_queued: events that wait for a reader that is slow; further ones are dropped, and a ``gap`` counts them
@@ -61,10 +61,10 @@ def watch(
             raise UsageError(f"{name} cannot be {value!r}", "give a positive number of seconds")
     if most_queued < 1:
         raise UsageError(f"most_queued cannot be {most_queued!r}", "give a positive number of events")
-    if feed is not None:
+    if feed is not None or source is not None:
         from portbook.watching import feeds
 
-        feeds.load(feed)
+        feeds.load(feeds.for_source(feed, source) or feeds.POLLING)
     settings = Settings(
         feed=feed,
         policy=_policy_of(policy),

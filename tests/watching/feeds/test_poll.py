@@ -190,7 +190,7 @@ def test_connections_are_no_changes(feed):
     with listening() as server:
         feed.read_now()
         port = server.getsockname()[1]
-        for _ in range(50):
+        for _ in range(8):
             with socket.create_connection(server.getsockname()), server.accept()[0]:
                 assert not of_port(feed.read_now(), port)
 
@@ -216,7 +216,7 @@ def test_nothing_that_stays_is_said_to_have_ended_while_others_come_and_go(feed)
         stack.callback(thread.join)
         stack.callback(stop.set)
         lookout = feed._reader._lookout
-        found = [lookout.look() for _ in range(40)]
+        found = [lookout.look() for _ in range(25)]
     assert not cookies & {key for each in found for key in (*each.ended, *each.connected)}
     assert not cookies & {s.cookie for each in found for s in each.appeared}
     assert any(each.appeared for each in found)
@@ -421,6 +421,14 @@ def test_each_source_can_be_polled(name):
         assert [owner.pid for owner in change.socket.owners] == [os.getpid()]
         assert not of_port(feed.read_now(), port)
     assert [each.kind for each in feed.read_now() if each.key == change.key] == ["ended"]
+
+
+def test_a_source_is_for_the_feed_that_polls():
+    assert feeds.for_source(None, None) is None
+    assert feeds.for_source("bpf", None) == "bpf"
+    assert feeds.for_source(None, "procfs") == feeds.for_source("poll", "procfs") == "poll"
+    with pytest.raises(UsageError, match="the feed bpf does not read a data source; name the feed poll, or no source"):
+        feeds.for_source("bpf", "procfs")
 
 
 def test_a_source_that_there_is_not_is_a_wrong_usage():

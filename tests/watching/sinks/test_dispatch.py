@@ -145,6 +145,24 @@ def test_a_sink_that_blocks_holds_up_nobody_for_long_and_loses_the_oldest(blocke
     pipeline.close()
 
 
+def test_a_flood_does_not_push_out_what_is_more_severe(blocked, monkeypatch):
+    monkeypatch.setattr(dispatch, "PATIENCE_S", 0.0)
+    sink, free = blocked
+    pipeline = dispatch_of(sink, most_bytes=20_000)
+    pipeline.write([event(0)])
+    wait_until(lambda: pipeline._workers[0]._in_hand)
+    pipeline.write([event(1, severity="critical"), event(2, severity="warning")])
+    for n in range(3, 1000):
+        pipeline.write([event(n)])
+    free.set()
+    assert pipeline.flush(LIMIT_S)
+    assert sink.got[:3] == ["tcp/0", "tcp/1", "tcp/2"], "and the order is kept"
+    assert sink.got[-1] == "tcp/999"
+    (gap,) = pipeline.take_gaps()
+    assert gap.count == 1000 - len(sink.got)
+    pipeline.close()
+
+
 def test_losses_are_reported_at_once_and_then_at_a_pace(monkeypatch):
     sink = Collector(trouble=lambda events: (_ for _ in ()).throw(DeliveryError("no", refused=True)))
     pipeline = dispatch_of(sink)

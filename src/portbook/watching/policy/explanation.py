@@ -15,10 +15,10 @@ from portbook.query import Query, term
 from portbook.records import PROTOCOLS, SCHEMA, Gap, Owner, PortRange, Protocol, Socket
 from portbook.watching.assessment import JudgedSocket, report
 from portbook.watching.evidence import Collector
-from portbook.watching.judge import INIT, KEYS, difference
+from portbook.watching.judge import KEYS, difference
 from portbook.watching.policy.index import has_port
 from portbook.watching.policy.keys import port_text
-from portbook.watching.policy.matching import PolicyEvidence, match
+from portbook.watching.policy.matching import PolicyEvidence, judged_owners, match
 from portbook.watching.policy.records import Default, Policy, PolicyRule
 from portbook.watching.policy.summary import RuleSummary, summarize
 
@@ -89,10 +89,9 @@ def explain(policy: Policy, query: Query, *, source: str | None = None) -> Polic
 
 def _opinions(policy: Policy, socket: Socket, at: datetime, evidence: PolicyEvidence) -> Iterator[RuleOpinion]:
     denying, allowing = policy.index.candidates(socket.protocol, socket.local_port)
-    owners: list[Owner | None] = [owner for owner in socket.owners if owner.pid != INIT or len(socket.owners) == 1]
     for candidate in (*denying, *allowing)[:MOST_RULES]:
         said: set[tuple[RuleResult, str]] = set()
-        for owner in owners or [None]:
+        for owner in judged_owners(socket):
             result, key = match(candidate.checks, socket, owner, evidence)
             opinion = _opinion(candidate.rule, result, key, owner, at, evidence)
             if (opinion.result, opinion.why) not in said:

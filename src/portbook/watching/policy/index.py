@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from portbook.records import PROTOCOLS, Protocol
+from portbook.watching.policy.glob import Pattern
 from portbook.watching.policy.matching import Check, compile_checks
 from portbook.watching.policy.records import EVERY_PORT, PolicyRule, RuleKind, Selector
 
@@ -30,6 +31,15 @@ class Required(Struct, frozen=True):
     checks: tuple[Check, ...]
 
 
+class Needs(Struct, frozen=True):
+    """What rules need to know beyond the sockets and their owners."""
+
+    programs: bool  # whether processes run the files of their paths
+    images: bool
+    paths: frozenset[str]  # of executables, but for patterns: they may lead through links
+    hashed: tuple[Pattern, ...]  # the executables whose SHA-256 counts
+
+
 # Those that deny, and those that allow: a requirement allows what it requires.
 Candidates = tuple[tuple[Candidate, ...], tuple[Candidate, ...]]
 
@@ -44,7 +54,7 @@ class Index:
         ]
         self._starts = {protocol: _starts(rules, protocol) for protocol in PROTOCOLS}
         self._candidates: dict[tuple[str, int], Candidates] = {}
-        self._needs: dict[tuple[str, int], tuple[frozenset[str], frozenset[str]]] = {}
+        self._needs: dict[tuple[str, int], Needs] = {}
         self._kept = 0
 
     def candidates(self, protocol: Protocol, port: int) -> Candidates:
@@ -55,16 +65,14 @@ class Index:
             known = self._add(key, protocol, port)
         return known
 
-    def needs(self, protocol: Protocol, port: int) -> tuple[frozenset[str], frozenset[str]]:
-        """Which keys the rules about a port have, and the paths of executables in them, but for patterns."""
+    def needs(self, protocol: Protocol, port: int) -> Needs:
+        """What the rules about a port need to know."""
         key = protocol, bisect_right(self._starts[protocol], port)
         known = self._needs.get(key)
         if known is None:
             denying, allowing = self.candidates(protocol, port)
-            checks = [check for each in (*denying, *allowing) for check in each.checks]
-            paths = {value.text for check in checks if check.key == "exe" for value in check.values if not value.parts}
-            known = self._needs[key] = frozenset(check.key for check in checks), frozenset(paths)
-            self._kept += len(paths)
+            known = self._needs[key] = _needs([each.rule.selector for each in (*denying, *allowing)])
+            self._kept += len(known.paths) + len(known.hashed)
         return known
 
     def is_required(self, protocol: Protocol, port: int) -> bool:
@@ -94,6 +102,17 @@ def _candidate(rule: PolicyRule) -> Candidate:
     kind: RuleKind = "deny" if rule.kind == "deny" else "allow"
     is_general = EVERY_PORT == rule.selector.tcp == rule.selector.udp
     return Candidate(rule, compile_checks(rule.selector, kind), is_general)
+
+
+def _needs(selectors: Sequence[Selector]) -> Needs:
+    named = [selector.exe for selector in selectors if selector.exe is not None]
+    hashed = [selector.exe for selector in selectors if selector.sha256 is not None and selector.exe is not None]
+    return Needs(
+        bool(named),
+        any(selector.image is not None for selector in selectors),
+        frozenset(path.text for paths in named for path in paths if path.parts is None),
+        tuple(path for paths in hashed for path in paths),
+    )
 
 
 def has_port(selector: Selector, protocol: Protocol, port: int) -> bool:

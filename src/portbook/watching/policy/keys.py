@@ -156,15 +156,25 @@ EXE_VALID = '"/usr/sbin/nginx", the whole path'
 
 
 def _exe(value: object) -> tuple[Pattern, ...]:
-    found = _patterns(EXE_VALID, "/")(value)
-    for each in found:
-        is_windows = re.match(r"[A-Za-z]:[\\/]|\\\\", each.text) is not None
-        if not each.text.startswith("/") and not is_windows and each.text != "*":
-            hint = f"write {EXE_VALID}; a name without its path is name = {shown(each.text)}"
-            raise UsageError(f"{shown(each.text)} is not a whole path", hint)
-        if each.text.endswith(" (deleted)"):
-            raise UsageError(f"{shown(each.text)} is a deleted file", "write the path without (deleted)")
-    return found
+    found: list[Pattern] = []
+    for text in [_text(each, EXE_VALID) for each in _values(value, EXE_VALID)]:
+        on_windows = re.match(r"[A-Za-z]:[\\/]|\\\\", text) is not None
+        if not text.startswith("/") and not on_windows and text != "*":
+            hint = f"write {EXE_VALID}; a name without its path is name = {shown(text)}"
+            raise UsageError(f"{shown(text)} is not a whole path", hint)
+        if text.endswith(" (deleted)"):
+            raise UsageError(f"{shown(text)} is a deleted file", "write the path without (deleted)")
+        found.append(_path(text, on_windows))
+    return tuple(dict.fromkeys(found))
+
+
+def _path(text: str, on_windows: bool) -> Pattern:
+    """A path. On Windows case does not matter, and neither does which slash it has."""
+    if text == "*":
+        return pattern(text)
+    if on_windows:
+        return pattern(text.replace("/", "\\").lower(), "\\")
+    return pattern(text, "/")
 
 
 def _sha256(value: object) -> tuple[str, ...]:

@@ -18,9 +18,9 @@ from portbook.numerals import join_words
 from portbook.records import Owner, PortRange, Protocol, Socket
 from portbook.watching.policy.glob import quote
 from portbook.watching.policy.keys import MOST_VALUES
+from portbook.watching.policy.matching import judged_owners
 from portbook.watching.policy.records import ANY, LOOPBACK, OWN
 
-INIT = 1  # pid: it holds sockets for the services that it starts (systemd.socket(5)); the judge leaves it out
 MOST_COMMENT = 60  # characters of a name in a comment
 WHO = ("name", "exe", "users", "service", "container")
 PLAIN_REACHES = (LOOPBACK, ANY)
@@ -61,7 +61,7 @@ def collect(sockets: Iterable[Socket], trusts_path: TrustsPath, ephemeral: PortR
     """
     rules: ProposedRules = {}
     for socket in sorted(sockets, key=lambda s: (s.local_port, s.protocol, s.local_address)):
-        for owner in _holders(socket):
+        for owner in judged_owners(socket):
             rule, note = _propose(socket, owner, trusts_path)
             if not _names_holder(rule):
                 continue  # it would allow the port to everybody
@@ -76,13 +76,8 @@ def collect(sockets: Iterable[Socket], trusts_path: TrustsPath, ephemeral: PortR
 
 def unknown(sockets: Iterable[Socket]) -> int:
     """Of how many sockets nothing is known about a holder: it has ended, or the system does not say."""
-    rules = [[_propose(socket, owner, lambda owner: True)[0] for owner in _holders(socket)] for socket in sockets]
+    rules = [[_propose(socket, owner, lambda owner: True)[0] for owner in judged_owners(socket)] for socket in sockets]
     return sum(not all(map(_names_holder, each)) for each in rules)
-
-
-def _holders(socket: Socket) -> list[Owner | None]:
-    holders: list[Owner | None] = [owner for owner in socket.owners if owner.pid != INIT or len(socket.owners) == 1]
-    return holders or [None]
 
 
 def _names_holder(rule: Proposed) -> bool:

@@ -1,7 +1,7 @@
 """The thread that feeds one sink from a bounded queue, and tries again after failures.
 
 What the sink cannot take now waits in the queue; the pauses between attempts grow, and a breaker keeps them long while
-nothing works. A queue that is full loses its oldest events, which are counted.
+nothing works. A queue that is full loses events, the oldest of the least severe first, which are counted.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ MOST_BYTES = 16 << 20  # of JSON that waits for one sink; as objects it is about
 GRACE_S = 0.2  # for a thread that is about to end
 NOTE_S = 10.0  # between two messages about failures
 MOST_REASONS = 20  # of losses that are kept apart
+KEPT_SHARE = 0.9  # of a full queue
 AT_ONCE = 500  # events given to a sink at once
 QUICK = BreakerSettings(failures=5, pause_s=5.0, most_pause_s=60.0)
 
@@ -100,12 +101,26 @@ class SinkWorker:
                 self._stuck = not self._changed.wait(room_until - monotonic())
             self._queue.extend(events)
             self._bytes += size
-            dropped: list[EncodedEvent] = []
-            while self._bytes > self._most_bytes and len(self._queue) > 1:
-                dropped.append(self._queue.popleft())
-                self._bytes -= len(dropped[-1].json)
-            self._lose(dropped, self._failure or "events come faster than it takes them")
+            if self._bytes > self._most_bytes:
+                self._lose(self._make_room(), self._failure or "events come faster than it takes them")
             self._changed.notify_all()
+
+    def _make_room(self) -> list[EncodedEvent]:
+        """Drop the oldest of the least severe: who floods the watch with opened ports hides no violation by that.
+
+        More is dropped than must be, so that this is rare.
+        """
+        dropped: list[EncodedEvent] = []
+        for level in LEVELS:
+            kept: deque[EncodedEvent] = deque()
+            for event in self._queue:
+                if event.event.severity == level and self._bytes > self._most_bytes * KEPT_SHARE:
+                    dropped.append(event)
+                    self._bytes -= len(event.json)
+                else:
+                    kept.append(event)
+            self._queue = kept
+        return dropped
 
     def reopen(self) -> None:
         """Have the sink open its files and connections again."""

@@ -106,6 +106,7 @@ def test_not_local(feed: Subscription, family: int) -> None:
         failed = failure_of(feed, pid)
     assert failed.socket is not None
     assert (failed.socket.local_address, failed.socket.local_port) == (NOT_LOCAL[family], 8081)
+    assert failed.socket.reach == "none"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -7,9 +7,12 @@ from _socket import AF_INET6
 from collections.abc import Callable, Iterable, Iterator
 from time import monotonic, monotonic_ns
 
+from msgspec.structs import replace
+
 from portbook.addresses import interface_names, is_link_local
+from portbook.enrich import reach as reaches
 from portbook.names import service_names
-from portbook.records import Owner, Protocol, Socket, State
+from portbook.records import Owner, Protocol, Reach, Socket, State
 from portbook.sources.sockdiag import FAMILY, SIZES, Addresses
 from portbook.system import namespaces
 from portbook.watching.feeds.base import Change, ChangeKind
@@ -31,6 +34,7 @@ from portbook.watching.feeds.bpf.record import (
 PROTOCOLS: dict[int, Protocol] = {6: "tcp", 17: "udp"}
 MOST_ADDRESSES = 4096
 MOST_WITHOUT_PORT = 4096
+MOST_LOOKS = 100  # at addresses, a second
 NAMES_LIMIT_S = 0.1  # how long a namespace is taken for one without a name
 FAILED = "bind(2) returned an error"
 FindPort = Callable[[int, int], int | None]
@@ -49,6 +53,7 @@ class Changes:
         self._processes = Processes()
         self._addresses = {number: Addresses(SIZES[family]) for number, family in FAMILY.items()}
         self._netns_names = NamespaceNames()
+        self._local = LocalAddresses()
         self._services = service_names()
         self._own = namespaces.own()
         self._without_port: dict[int, Record] = {}  # listeners that were not bound, by cookie
@@ -116,7 +121,7 @@ class Changes:
 
     def _change(self, kind: ChangeKind, record: Record) -> Change:
         (at_ns, cookie, cgroup_id, _, _, packed, _, _, _, uid, netns, interface, _, port, _, family, protocol_number,
-         flags) = record  # fmt: skip
+         flags, _) = record  # fmt: skip
         doer = self._doer(record)
         texts = self._addresses[family]
         if len(texts) > MOST_ADDRESSES:
@@ -167,11 +172,15 @@ class Changes:
             None,  # ends_in_ms
             f"made by {owners[0].name or owners[0].pid}" if flags & OF_KERNEL else None,
         )
-        reason = FAILED if kind == "failed" else ""
+        reason = ""
+        if kind == "failed":
+            reason = FAILED
+            if reach == "address" and netns == self._own:
+                socket = self._local.complete(socket)
         return Change(kind, at_ns, cookie, socket, doer.parents, doer.gone, True, 1, reason)
 
     def _doer(self, record: Record) -> Doer:
-        return self._processes.of((record[8], record[3], record[12], record[2], record[9]), record[6], record[7])
+        return self._processes.of((record[8], record[3], record[12], record[2], record[9]), record)
 
     def _zone_or_device(self, netns: int, interface: int, address: str) -> tuple[str | None, str | None]:
         """The interface of a socket, as the zone of its link-local address or as the device that it is bound to."""
@@ -189,13 +198,15 @@ class Changes:
 
 def _completed(record: Record, attempt: Record | None) -> Record:
     """A success with what it leaves out: that of its attempt; where that was not seen, what can be known still."""
-    at_ns, cookie, _, _, sock, address, _, tid, pid, _, _, interface, _, port, kind, family, protocol, flags = record
+    at_ns, cookie, _, _, sock, address, _, tid, pid, _, _, interface, _, port, kind, family, protocol, flags, ppid = (
+        record
+    )
     if attempt is None:
         at_ns, cgroup_id, started_ns, name, uid, netns, executions = monotonic_ns(), 0, 0, b"", 0, _netns_of(pid), 0
     else:
-        at_ns, _, cgroup_id, started_ns, _, _, name, _, _, uid, netns, _, executions, *_ = attempt
+        at_ns, _, cgroup_id, started_ns, _, _, name, _, _, uid, netns, _, executions, *_, ppid = attempt
     return (at_ns, cookie, cgroup_id, started_ns, sock, address, name, tid, pid, uid, netns, interface, executions,
-            port, kind, family, protocol, flags)  # fmt: skip
+            port, kind, family, protocol, flags, ppid)  # fmt: skip
 
 
 def _netns_of(pid: int) -> int:
@@ -204,6 +215,30 @@ def _netns_of(pid: int) -> int:
         return os.stat(f"/proc/{pid}/ns/net").st_ino
     except OSError:
         return 0
+
+
+class LocalAddresses:
+    """Whether an interface has the address of a failed bind: that is one of the reasons for which it can fail.
+
+    To look takes the time of a hundred records, and who makes binds fail decides how many there are: a look serves for
+    a second, and so many are taken in it.
+    """
+
+    def __init__(self) -> None:
+        self._reaches: dict[str, Reach] = {}
+        self._since = 0.0
+
+    def complete(self, socket: Socket) -> Socket:
+        """The socket with reach "none" if no interface has its address."""
+        now = monotonic()
+        if now - self._since > 1:
+            self._reaches.clear()
+            self._since = now
+        known = self._reaches.get(socket.local_address)
+        if known is None and len(self._reaches) < MOST_LOOKS:
+            known = reaches.complete([socket])[0].reach
+            self._reaches[socket.local_address] = known
+        return socket if known is None else replace(socket, reach=known)
 
 
 class NamespaceNames:
