@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 from errno import errorcode
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
@@ -29,6 +30,7 @@ from portbook.verdict.findings import CODES, Finding, FindingCode
 from portbook.verdict.judge import Verdict
 from portbook.watching import assessment, feeds
 from portbook.watching.policy import difference, explanation, keys, summary
+from portbook.watching.policy import parse as parse_policy
 from portbook.watching.sinks import SINKS
 from portbook.watching.sinks import load as load_sink
 
@@ -125,6 +127,13 @@ def test_json_page_has_exactly_the_words_of_every_closed_set(record: type[Struct
 def test_policy_page_has_exactly_the_keys() -> None:
     cells = first_cells(chapter("policy.md", "The file").partition("### Reach")[0])
     assert cells == {"version", "default", *keys.KEYS}
+
+
+def test_the_policy_on_the_page_is_valid_and_has_no_warnings() -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", (DOCS / "policy.md").read_text(), re.DOTALL)
+    found = parse_policy(example, now=datetime(2026, 1, 1, tzinfo=UTC))
+    assert [rule.kind for rule in found.rules] == ["allow", "allow", "allow", "deny", "require"]
+    assert found.warnings == ()
 
 
 def test_stop_page_has_exactly_the_codes_of_refusals() -> None:

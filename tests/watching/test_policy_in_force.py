@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from portbook.testing.watching import START, listener
+from portbook.watching.description import describe
 from portbook.watching.policy import parse
 from tests.watching.conftest import kinds
 
@@ -236,3 +237,12 @@ def test_a_brief_bind_before_it_does_not_hush_up_a_listener(feed, watch):
     feed.open(listener(4444, name="nc"))
     loud = [event.event for event in watched.after(10) if event.severity != "quiet"]
     assert loud == ["opened", "violation"]
+
+
+def test_the_violation_of_a_failed_bind_says_that_it_failed(feed, watch):
+    watched = watch(policy=parse(SSH))
+    feed.fail(listener(81, name="nc"))
+    failed, violation = watched.after()
+    assert (failed.event, failed.state, violation.event) == ("bind_failed", None, "violation")
+    assert "nc" in describe(violation)
+    assert "could not bind 0.0.0.0:81/tcp" in describe(violation)

@@ -170,7 +170,8 @@ def _bind_failed(event: Event) -> str:
 
 
 def _violation(event: Event) -> str:
-    verb = "could not bind" if event.error else _verb(event)
+    is_failed_bind = event.error is not None or (event.protocol == "tcp" and event.state is None)
+    verb = "could not bind" if is_failed_bind else _verb(event)
     rule = f" [{_cut(event.rule)}]" if event.rule else ""
     return f"policy violation: {_program(event)} {verb} {_place(event)}{_because(event)}{rule}"
 

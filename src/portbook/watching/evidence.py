@@ -56,6 +56,7 @@ class Collector:
         self.policy = policy
         self.gaps: list[Gap] = []  # of the last ``collect``
         self._clock = clock
+        self._own_netns = _own_netns()
         self._programs: _Kept[tuple[int, object, str, bool], tuple[float, ProgramFile | None]] = _Kept()
         self._hashes: _Kept[FileVersion, str] = _Kept()
         self._paths: _Kept[str, tuple[float, tuple[int, int] | None]] = _Kept()
@@ -84,7 +85,7 @@ class Collector:
                 images.update(self._images_of(socket))
                 image_gaps = self._image_gaps
         self.gaps = [*self._gaps(), *image_gaps]
-        return PolicyEvidence(programs, images, links, _own_netns())
+        return PolicyEvidence(programs, images, links, self._own_netns)
 
     def _gaps(self) -> Iterator[Gap]:
         if self._unreadable:

@@ -82,7 +82,7 @@ def _judge_holder(
     pid = owner.pid if owner else None
     undecided: tuple[PolicyRule, str] | None = None
     for candidate in denying:
-        if not candidate.rule.applies(at):
+        if candidate.rule.ends is not None and not candidate.rule.applies(at):
             continue
         result, key = match(candidate.checks, socket, owner, evidence)
         if result:
@@ -111,7 +111,7 @@ def _first_allowing(
     """The first rule that allows the socket; else the first that may, with the key that is not known."""
     unsure: tuple[PolicyRule, str] | None = None
     for candidate in allowing:
-        if not candidate.rule.applies(at):
+        if candidate.rule.ends is not None and not candidate.rule.applies(at):
             continue
         result, key = match(candidate.checks, socket, owner, evidence)
         if result:

@@ -398,7 +398,7 @@ class Register:
             yield from self._end(followed, change.at_ns, at)
 
     def _fail(self, change: Change, at: datetime) -> Iterator[Event]:
-        socket = _bounded(_socket_of(change))
+        socket = replace(_bounded(_socket_of(change)), state=None)  # it is in none: it has no port
         failure = self._failures.add(socket, change.at_ns)
         error, reason = explain(socket, self._on(socket))
         text = identities.of(socket, self._own_netns).text
@@ -427,6 +427,7 @@ class Register:
                     severity=judgement.severity if failure.is_loud else "quiet",
                     change=change,
                     reason=judgement.why,
+                    error=error,
                     judgement=judgement,
                 )
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from msgspec import Struct
 
@@ -50,6 +51,33 @@ def pattern(text: str, within: str = "") -> Pattern:
 def quote(text: str) -> str:
     """A pattern that matches this text only."""
     return text.replace("*", STAR)
+
+
+class PatternSet:
+    """Several patterns, of which any matches: those that are only text, or only end in an asterisk, in one step."""
+
+    __slots__ = ("_others", "_prefixes", "texts")
+
+    def __init__(self, patterns: Iterable[Pattern]) -> None:
+        texts: set[str] = set()
+        prefixes: list[str] = []
+        others: list[Pattern] = []
+        for each in patterns:
+            if each.parts is None:
+                texts.add(each.text)
+            elif len(each.parts) == 2 and not each.parts[1] and not each.within:
+                prefixes.append(each.parts[0])
+            else:
+                others.append(each)
+        self.texts = frozenset(texts)
+        self._prefixes = tuple(prefixes)
+        self._others = tuple(others)
+
+    def matches(self, text: str) -> bool:
+        """Whether a text is meant."""
+        if text in self.texts or text.startswith(self._prefixes):
+            return True
+        return bool(self._others) and any(each.matches(text) for each in self._others)
 
 
 def _matches(parts: tuple[str, ...], text: str) -> bool:

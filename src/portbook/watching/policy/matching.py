@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from portbook.addresses import reach_of, unmapped
 from portbook.records import Owner, Reach, Socket
-from portbook.watching.policy.glob import Pattern
+from portbook.watching.policy.glob import Pattern, PatternSet
 from portbook.watching.policy.records import ANY, LOOPBACK, NONE, OWN, Network, RuleKind, Selector
 
 # What the file that a process runs has become. same: it is the file of its path. elsewhere: the path is one in
@@ -66,6 +66,8 @@ def compile_checks(selector: Selector, kind: RuleKind) -> tuple[Check, ...]:
             test = _exe_test(selector, kind)  # noqa: PLW2901
         elif key == "reach":
             test = REACH_TESTS[kind]  # noqa: PLW2901
+        if isinstance(values[0], Pattern):
+            values = PatternSet(values)
         made.append(Check(key, test, values))
     return tuple(made)
 
@@ -165,28 +167,24 @@ REACH_TESTS: dict[RuleKind, KeyTest] = {"allow": _reach_allowed, "deny": _reach_
 # --- processes -----------------------------------------------------------------------------------------------------
 
 
-def _any(patterns: tuple[Pattern, ...], text: str) -> bool:
-    return any(pattern.matches(text) for pattern in patterns)
-
-
-def _name(values: tuple[Pattern, ...], socket: Socket, owner: Owner | None, _: object) -> bool | None:
+def _name(values: PatternSet, socket: Socket, owner: Owner | None, _: object) -> bool | None:
     """The name of the process; of a socket of the kernel what has it: ``wireguard wg0``."""
     name = socket.kernel if owner is None else owner.name
-    return None if name is None else _any(values, name)
+    return None if name is None else values.matches(name)
 
 
 def _is_path_of(
-    values: tuple[Pattern, ...], socket: Socket, owner: Owner | None, evidence: PolicyEvidence | None
+    values: PatternSet, socket: Socket, owner: Owner | None, evidence: PolicyEvidence | None
 ) -> bool | None:
     """Whether the path of the executable is in the rule."""
     if owner is None:
         return False if socket.kernel else None
     if owner.exe is None:
         return None
-    if _any(values, windows_path(owner.exe) or owner.exe):
+    if values.matches(windows_path(owner.exe) or owner.exe):
         return True
     links = evidence.links if evidence else {}
-    return bool(links) and any(links.get(value.text) == owner.exe for value in values)
+    return bool(links) and any(links.get(text) == owner.exe for text in values.texts)
 
 
 def windows_path(path: str) -> str | None:
@@ -197,7 +195,7 @@ def windows_path(path: str) -> str | None:
 
 
 def _is_program(
-    values: tuple[Pattern, ...], socket: Socket, owner: Owner | None, evidence: PolicyEvidence | None
+    values: PatternSet, socket: Socket, owner: Owner | None, evidence: PolicyEvidence | None
 ) -> bool | None:
     """Whether the process runs the file that has the path now. Without evidence the path is believed."""
     result = _is_path_of(values, socket, owner, evidence)
@@ -207,7 +205,7 @@ def _is_program(
 
 
 def _is_program_inside(
-    values: tuple[Pattern, ...], socket: Socket, owner: Owner | None, evidence: PolicyEvidence | None
+    values: PatternSet, socket: Socket, owner: Owner | None, evidence: PolicyEvidence | None
 ) -> bool | None:
     """The same for a rule about containers: the path is one inside."""
     result = _is_path_of(values, socket, owner, evidence)
@@ -252,12 +250,12 @@ def _user(values: tuple[str, ...], socket: Socket, owner: Owner | None, _: objec
     return socket.user in values or str(socket.uid) in values
 
 
-def _place(values: tuple[Pattern, ...], text: str | None, socket: Socket, owner: Owner | None) -> bool | None:
+def _place(values: PatternSet, text: str | None, socket: Socket, owner: Owner | None) -> bool | None:
     """A service or a container; "none" is what is in no such."""
     if text is not None:
-        return _any(values, text)
+        return values.matches(text)
     if _is_place_known(socket, owner):
-        return any(value.text == NONE for value in values)
+        return NONE in values.texts
     return None
 
 
@@ -270,7 +268,7 @@ def _is_place_known(socket: Socket, owner: Owner | None) -> bool:
     return owner.cgroup is not None or (socket.inode is None and owner.name is not None)
 
 
-def _service(values: tuple[Pattern, ...], socket: Socket, owner: Owner | None, _: object) -> bool | None:
+def _service(values: PatternSet, socket: Socket, owner: Owner | None, _: object) -> bool | None:
     text = socket.service if owner is None else owner.service
     return _place(values, text, socket, owner)
 
@@ -279,37 +277,33 @@ def _container_of(socket: Socket, owner: Owner | None) -> str | None:
     return socket.container if owner is None else owner.container
 
 
-def _container(values: tuple[Pattern, ...], socket: Socket, owner: Owner | None, _: object) -> bool | None:
+def _container(values: PatternSet, socket: Socket, owner: Owner | None, _: object) -> bool | None:
     return _place(values, _container_of(socket, owner), socket, owner)
 
 
-def _image(
-    values: tuple[Pattern, ...], socket: Socket, owner: Owner | None, evidence: PolicyEvidence | None
-) -> bool | None:
+def _image(values: PatternSet, socket: Socket, owner: Owner | None, evidence: PolicyEvidence | None) -> bool | None:
     container = _container_of(socket, owner)
     if container is None:
         return False if _is_place_known(socket, owner) else None
     names = evidence.images.get(container) if evidence else None
     if names is None:
         return None
-    return any(_any(values, name) for name in names)
+    return any(map(values.matches, names))
 
 
-def _netns(
-    values: tuple[Pattern, ...], socket: Socket, _: Owner | None, evidence: PolicyEvidence | None
-) -> bool | None:
+def _netns(values: PatternSet, socket: Socket, _: Owner | None, evidence: PolicyEvidence | None) -> bool | None:
     """By name, by number, or "own". Sources that see no other namespace do not number theirs."""
     own = evidence.own_netns if evidence else None
     is_own = socket.netns is None or socket.netns == own
-    if is_own and any(value.text == OWN for value in values):
+    if is_own and OWN in values.texts:
         return True
-    if socket.netns_name is not None and _any(values, socket.netns_name):
+    if socket.netns_name is not None and values.matches(socket.netns_name):
         return True
     if socket.netns is None:
         return False
-    if own is None and socket.netns_name is None and any(value.text == OWN for value in values):
+    if own is None and socket.netns_name is None and OWN in values.texts:
         return None
-    return _any(values, str(socket.netns))
+    return values.matches(str(socket.netns))
 
 
 # By key of a rule, the cheapest first. What "reach" and "exe" mean depends on the rule: compile_checks.
