@@ -20,6 +20,8 @@ def check(connection: sqlite3.Connection, path: str) -> None:
 
     :raises StoreError: with what to do
     """
+    if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        raise StoreError(f"{path!r} is empty", "portbook watch fills it")
     _refuse_others(connection, path)
     version = _version(connection)
     if version < schema.VERSION:

@@ -11,7 +11,7 @@ import sqlite3
 
 from msgspec import Struct
 
-STEP = 1000  # rows that are removed in one transaction
+STEP = 500  # rows that are removed in one transaction
 
 
 class Removal(Struct, frozen=True):
