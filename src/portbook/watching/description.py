@@ -57,10 +57,10 @@ def _place(event: Event) -> str:
 
 def _namespace(event: Event) -> str:
     if event.netns_name:
-        return f" in network namespace {_cut(event.netns_name)}"
+        return f" in namespace {_cut(event.netns_name)}"
     # An identity has the namespace when it is another one, and no container says more.
     if event.netns and (event.identity or "").endswith(f" netns:{event.netns}"):
-        return f" in network namespace {event.netns}"
+        return f" in namespace {event.netns}"
     return ""
 
 
