@@ -757,7 +757,7 @@ class Register:
             followed.socket,
             identity=held.identity.text,
             severity="quiet" if followed.is_brief else "info",
-            change=followed.change,
+            origin=followed.origin,
             reason=judgement.why,
             judgement=judgement,
         )
