@@ -120,7 +120,7 @@ class Loop:
             after = self._clock.now()
             sockets = [s for s in tables.sockets if not self._canaries.is_own(s)]
             reason = "; ".join(self._skipped) or None
-            events = [self._register.make("started", now, count=len(sockets), reason=reason)]
+            events = [self._register.make("started", now, count=len(sockets), reason=reason, netns=own_netns)]
             if self._judging is not None:
                 events.append(self._policy_loaded(self._judging.policy, now))
             events += self._register.snapshot(sockets, after)
