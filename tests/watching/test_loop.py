@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from portbook.errors import SourceError, UsageError
+from portbook.records import Gap
 from portbook.testing.watching import START, listener
 from portbook.watching.comparison import SocketTables
 from portbook.watching.loop import Loop, Settings
@@ -222,3 +223,11 @@ def test_counts_and_listeners(feed, watch):
     gap = watched.loop.gap("the disk is full", 3)
     assert (gap.event, gap.count, gap.severity) == ("gap", 3, "warning")
     assert watched.loop.status().gaps == 1
+
+
+def test_the_start_says_what_could_not_be_known(feed):
+    tables = SocketTables((), "fake", gaps=(Gap("owner", 3, "owners of 3 sockets are not visible", "run with sudo"),))
+    loop = Loop(Settings(feed="fake"), feed.clock, look=lambda: tables, canaries=feed.canaries)
+    started = loop.start()[0]
+    loop.stop()
+    assert started.reason == "owners of 3 sockets are not visible (run with sudo)"

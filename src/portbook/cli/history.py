@@ -26,7 +26,9 @@ FORMATS = {
     "csv": "CSV, one interval or event on each line",
 }
 ANCHOR = "print the last event and its hash, to be kept elsewhere; with verify: such text, which has to be in the chain"
-database_option = base.option("--db", "path", metavar="FILE", help="the history; without it that of the user")
+database_option = base.option(
+    "--db", "--store", "path", metavar="FILE", help="the history; without it that of the user"
+)
 
 
 def _formats(command: base.Decorated) -> base.Decorated:

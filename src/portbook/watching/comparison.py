@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from threading import Thread
 
 from msgspec import Struct
 
 from portbook.errors import PortbookError
 from portbook.query import Query, term
-from portbook.records import Socket
+from portbook.records import Gap, Socket
 
 JOIN_S = 30.0  # a reading ends by itself before: namespaces.VISIT_LIMIT_S
 
@@ -20,6 +20,7 @@ class SocketTables(Struct, frozen=True):
     sockets: tuple[Socket, ...]
     source: str
     is_whole: bool = True  # with other network namespaces
+    gaps: tuple[Gap, ...] = ()
 
 
 ReadTables = Callable[[], SocketTables]
@@ -32,7 +33,7 @@ def look(source: str | None, all_namespaces: bool) -> SocketTables:
     request = Query((term("state", ["listening"]),))
     listing = inventory.read_listing(request, source=source, all_namespaces=all_namespaces)
     is_whole = all_namespaces and "namespaces" in sources.load(listing.source).capabilities
-    return SocketTables(listing.sockets, listing.source, is_whole)
+    return SocketTables(listing.sockets, listing.source, is_whole, listing.gaps)
 
 
 class TableReader:
@@ -95,8 +96,3 @@ class InlineTableReader(TableReader):
 def reason_of(error: Exception) -> str:
     """Why a reading failed, for an event."""
     return str(error) if isinstance(error, PortbookError) else f"{type(error).__name__}: {error}"
-
-
-def as_tables(sockets: Iterable[Socket]) -> SocketTables:
-    """Sockets as the answer of a reading: for tests."""
-    return SocketTables(tuple(sockets), "fake")

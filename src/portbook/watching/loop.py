@@ -119,7 +119,8 @@ class Loop:
             tables = look()
             after = self._clock.now()
             sockets = [s for s in tables.sockets if not self._canaries.is_own(s)]
-            reason = "; ".join(self._skipped) or None
+            limits = [gap.why if gap.hint is None else f"{gap.why} ({gap.hint})" for gap in tables.gaps]
+            reason = "; ".join([*self._skipped, *limits]) or None
             events = [self._register.make("started", now, count=len(sockets), reason=reason, netns=own_netns)]
             if self._judging is not None:
                 events.append(self._policy_loaded(self._judging.policy, now))

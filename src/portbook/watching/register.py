@@ -58,7 +58,7 @@ class Followed:
 class Held:
     """An identity that is open, or whose end is withheld."""
 
-    __slots__ = ("ended", "ended_at", "ended_ns", "identity", "sockets", "violations")
+    __slots__ = ("ended", "ended_at", "ended_ns", "identity", "sockets", "undecided", "violations")
 
     def __init__(self, identity: PortIdentity) -> None:
         self.identity = identity
@@ -67,6 +67,7 @@ class Held:
         self.ended_ns = 0
         self.ended_at: datetime | None = None
         self.violations: dict[str, Violation] = {}  # that last, by rule
+        self.undecided: set[str] = set()  # rules for which something was not known, and which were reported
 
 
 class Register:
@@ -724,6 +725,8 @@ class Register:
             elif judgement.allowed is None:  # undecided: what was a violation before remains one
                 rule = followed.rule or next(iter(held.violations), None)
         events: list[Event] = []
+        if rule is None and judgement is not None and judgement.allowed is None:
+            events += self._report_undecided(held, followed, judgement, at, at_ns)
         if rule != followed.rule:
             events += self._release(held, followed, at, at_ns, why_recovered, rule)
             if rule is not None and judgement is not None:
@@ -733,6 +736,26 @@ class Register:
                 if not violation.sockets:
                     events += self._recover(held, violation, at, at_ns, why_recovered)
         return events
+
+    def _report_undecided(
+        self, held: Held, followed: Followed, judgement: Judgement, at: datetime, at_ns: int
+    ) -> list[Event]:
+        """Say once of an identity and a rule that it could not be judged."""
+        label = label_of(judgement)
+        if label in held.undecided:
+            return []
+        held.undecided.add(label)
+        return self._emit(
+            "undecided",
+            at,
+            at_ns,
+            followed.socket,
+            identity=held.identity.text,
+            severity="quiet" if followed.is_brief else "info",
+            change=followed.change,
+            reason=judgement.why,
+            judgement=judgement,
+        )
 
     def _violate(
         self, held: Held, followed: Followed, judgement: Judgement, rule: str, at: datetime, at_ns: int

@@ -199,6 +199,7 @@ def test_the_process_is_known_when_it_was_gone_first(feed: Subscription) -> None
     assert listening.socket is not None
     owner = listening.socket.owners[0]
     assert (owner.pid, owner.name, owner.user, owner.exe) == (pid, "\ufffd\n\x1b[2Jevil", "root", None)
+    assert listening.parents[0].pid == owner.ppid == os.getpid()
     assert owner.started is not None
     assert abs(owner.started.timestamp() - time.time()) < 30
 

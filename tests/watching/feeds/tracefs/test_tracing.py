@@ -369,6 +369,24 @@ def test_it_says_why_it_does_not_work(as_nobody, monkeypatch):
         instance._mount_privately()
 
 
+def test_tracefs_that_may_not_be_written():
+    """A hardened unit has it read-only."""
+    needed()
+    code = "from portbook.watching.feeds import tracefs; print(tracefs.missing())"
+    mount = "mount -t tracefs tracefs /sys/kernel/tracing && mount -o remount,bind,ro /sys/kernel/tracing"
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$0" -c "$1"', sys.executable, code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == (
+        "tracefs: /sys/kernel/tracing may not be written here; "
+        "in a unit of systemd, ReadWritePaths=/sys/kernel/tracing makes it writable\n"
+    ), done.stderr
+
+
 def test_the_descriptor_wakes_a_waiting_loop(feed):
     import select
 

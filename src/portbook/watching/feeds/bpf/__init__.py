@@ -41,7 +41,7 @@ FEED = FeedKind(
     misses=(
         "a UDP socket that gets a port by sending, without bind(2): the periodic comparison finds those that last",
         "why a bind failed: the kernel does not tell the error",
-        "the command line of a process that ended within about a millisecond: its pid, name, user and cgroup are known",
+        "the executable and command line of a process that ended within about a millisecond: the rest is known",
         "that a descriptor was passed to another process: the periodic comparison finds it",
     ),
     needs="root, or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, and CAP_SYS_PTRACE for the executables of other users; "

@@ -121,7 +121,7 @@ class Changes:
 
     def _change(self, kind: ChangeKind, record: Record) -> Change:
         (at_ns, cookie, cgroup_id, _, _, packed, _, _, _, uid, netns, interface, _, port, _, family, protocol_number,
-         flags) = record  # fmt: skip
+         flags, _) = record  # fmt: skip
         doer = self._doer(record)
         texts = self._addresses[family]
         if len(texts) > MOST_ADDRESSES:
@@ -180,7 +180,7 @@ class Changes:
         return Change(kind, at_ns, cookie, socket, doer.parents, doer.gone, True, 1, reason)
 
     def _doer(self, record: Record) -> Doer:
-        return self._processes.of((record[8], record[3], record[12], record[2], record[9]), record[6], record[7])
+        return self._processes.of((record[8], record[3], record[12], record[2], record[9]), record)
 
     def _zone_or_device(self, netns: int, interface: int, address: str) -> tuple[str | None, str | None]:
         """The interface of a socket, as the zone of its link-local address or as the device that it is bound to."""
@@ -198,13 +198,15 @@ class Changes:
 
 def _completed(record: Record, attempt: Record | None) -> Record:
     """A success with what it leaves out: that of its attempt; where that was not seen, what can be known still."""
-    at_ns, cookie, _, _, sock, address, _, tid, pid, _, _, interface, _, port, kind, family, protocol, flags = record
+    at_ns, cookie, _, _, sock, address, _, tid, pid, _, _, interface, _, port, kind, family, protocol, flags, ppid = (
+        record
+    )
     if attempt is None:
         at_ns, cgroup_id, started_ns, name, uid, netns, executions = monotonic_ns(), 0, 0, b"", 0, _netns_of(pid), 0
     else:
-        at_ns, _, cgroup_id, started_ns, _, _, name, _, _, uid, netns, _, executions, *_ = attempt
+        at_ns, _, cgroup_id, started_ns, _, _, name, _, _, uid, netns, _, executions, *_, ppid = attempt
     return (at_ns, cookie, cgroup_id, started_ns, sock, address, name, tid, pid, uid, netns, interface, executions,
-            port, kind, family, protocol, flags)  # fmt: skip
+            port, kind, family, protocol, flags, ppid)  # fmt: skip
 
 
 def _netns_of(pid: int) -> int:

@@ -17,6 +17,7 @@ from portbook.enrich import cgroup, enrichers, process
 from portbook.numerals import parse_number
 from portbook.records import Owner
 from portbook.system.users import user_name
+from portbook.watching.feeds.bpf.record import Record
 
 DoerKey = tuple[int, int, int, int, int]  # pid, start in ns since boot, executions, cgroup id, uid
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -49,22 +50,19 @@ class Processes:
         self._parents_since = 0.0
         self._ahead_ns = clock_ahead_ns(b"boottime")
 
-    def of(self, key: DoerKey, name: bytes, tid: int) -> Doer:
-        """The process of a record.
-
-        :param name: of the process, from the record: for one that is gone
-        :param tid: the thread: for a process whose first thread has ended
-        """
+    def of(self, key: DoerKey, record: Record) -> Doer:
+        """The process of a record."""
         known = self._kept.get(key)
         if known is None:
-            known = self._read(key, name, tid)
+            known = self._read(key, record)
             if len(self._kept) >= MOST_KEPT:
                 del self._kept[next(iter(self._kept))]
             self._kept[key] = known
         return known
 
-    def _read(self, key: DoerKey, name: bytes, tid: int) -> Doer:
+    def _read(self, key: DoerKey, record: Record) -> Doer:
         pid, started_ns, _, group, uid = key
+        tid = record[7]
         ticks = (started_ns + self._ahead_ns) * TICKS // 1_000_000_000
         if not started_ns:  # the record does not tell
             ticks = _start_ticks(pid) or 0
@@ -74,22 +72,23 @@ class Processes:
             if owner.state == "zombie" and tid != pid:
                 owner = _by_thread(owner, tid)
         if owner.started is None or _start_ticks(pid) != ticks:
-            return Doer((self._remains(pid, started_ns, group, uid, name),), (), True, user_name(uid))
-        parents = tuple(replace(parent, command_line=None) for parent in self._parents_of(owner)[:MOST_PARENTS])
+            owner = self._remains(pid, started_ns, group, uid, record)
+            return Doer((owner,), self._parents_of(owner), True, user_name(uid))
         # Of a zombie there is no more than its name, its parents and its cgroup.
-        return Doer((_bounded(owner),), parents, owner.state == "zombie", user_name(uid))
+        return Doer((_bounded(owner),), self._parents_of(owner), owner.state == "zombie", user_name(uid))
 
-    def _remains(self, pid: int, started_ns: int, group: int, uid: int, name: bytes) -> Owner:
+    def _remains(self, pid: int, started_ns: int, group: int, uid: int, record: Record) -> Owner:
         """What the record says of a process that is gone."""
         from portbook.managers import container, systemd
 
         path = self._path(group)
         owner = Owner(
             pid,
-            name.rstrip(b"\0").decode("utf-8", "replace"),
+            record[6].rstrip(b"\0").decode("utf-8", "replace"),
             user=user_name(uid),
             started=_moment(started_ns + self._ahead_ns),
             cgroup=path,
+            ppid=record[18] or None,
         )
         if path is None:
             return owner
@@ -110,7 +109,8 @@ class Processes:
             self._parents.clear()
             self._parents_since = now
         self._parents[owner.pid] = owner
-        return process.parents(owner.pid, self._parents)
+        chain = process.parents(owner.pid, self._parents)[:MOST_PARENTS]
+        return tuple(replace(parent, command_line=None) for parent in chain)
 
 
 def _moment(since_boot_ns: int) -> datetime:

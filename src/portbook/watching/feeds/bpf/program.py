@@ -28,6 +28,7 @@ from portbook.watching.feeds.bpf.record import (
     RELEASED,
     SIZE,
     UNLISTENED,
+    UNUSED,
 )
 
 TRACE_POINT = "btf_trace_inet_sock_set_state"
@@ -51,7 +52,7 @@ V6 = tuple(COMMON + name for name in ("skc_v6_rcv_saddr", "skc_ipv6only"))
 REQUIRED = (
     *COPIED, "net.ns.inum", "sock.sk_protocol", "sock.sk_userlocks", "sock.sk_shutdown", "bpf_sock_addr_kern.sk",
     "task_struct.group_leader", "task_struct.start_boottime", "task_struct.comm", "task_struct.self_exec_id",
-    "task_struct.pid", "task_struct.tgid", "task_struct.cred", "cred.euid.val",
+    "task_struct.pid", "task_struct.tgid", "task_struct.real_parent", "task_struct.cred", "cred.euid.val",
 )  # fmt: skip
 # Whether a bind without a port leaves it for later (IP_BIND_ADDRESS_NO_PORT of ip(7)): before and since Linux 6.6.
 NO_PORT_BIT, NO_PORT_FLAGS = "inet_sock.bind_address_no_port", "inet_sock.inet_flags"
@@ -85,7 +86,7 @@ COPY = SCRATCH - MOST_COPIED  # below it, of the socket
 
 # Fields that are left out, because to find them takes time: the attempt has those of a success, and who ends a socket
 # is of no interest.
-OF_PROCESS = ("cgroup", "started_ns", "name", "uid", "executions", "netns")
+OF_PROCESS = ("cgroup", "started_ns", "name", "uid", "executions", "netns", "ppid")
 BRIEF: dict[int | None, tuple[str, ...]] = {
     BOUND: ("at_ns", *OF_PROCESS),
     CONNECTING: OF_PROCESS,
@@ -439,7 +440,7 @@ class _Writer:
         else:
             code.store(R8, PLACES["kind"], 1, kind, "what happened")
             code.store(R8, PLACES["protocol"], 1, R9, "protocol")
-        code.store(R8, PLACES["unused"], 2, 0, "not used")
+        self._leave_out(UNUSED)
         code.store(R8, PLACES["sock"], 8, R7, "where the socket is")
         self._load_copied(R1, COMMON + "skc_bound_dev_if")
         code.store(R8, PLACES["interface"], 4, R1, "the interface it is bound to")
@@ -512,6 +513,9 @@ class _Writer:
         executions = self.places["task_struct.self_exec_id"]
         code.load(R1, R9, executions.offset, executions.size, "the count of its programs")
         code.store(R8, PLACES["executions"], 4, R1, "executions")
+        self._load_member(R1, R9, "task_struct.real_parent", "its parent")
+        self._load_member(R1, R1, "task_struct.tgid", "the number of that one")
+        code.store(R8, PLACES["ppid"], 4, R1, "parent")
         self._load_member(R9, R9, "task_struct.group_leader", "the first thread of the process")
         self._load_member(R1, R9, "task_struct.start_boottime", "when it started")
         code.store(R8, PLACES["started_ns"], 8, R1, "start")

@@ -25,9 +25,12 @@ RECORD = {
     "protocol": 1,
     "flags": 1,
     "unused": 2,
+    "ppid": 4,
+    "unused at the end": 4,
 }
 CODES = {1: "B", 2: "H", 4: "I", 8: "Q", 16: "16s"}  # of the struct module, by size
-BODY = "".join(CODES[size] for name, size in RECORD.items() if name != "unused") + "2x"
+UNUSED = tuple(name for name in RECORD if name.startswith("unused"))
+BODY = "".join(f"{size}x" if name in UNUSED else CODES[size] for name, size in RECORD.items())
 FORMAT = struct.Struct("=" + BODY)
 IN_RING = struct.Struct("=8x" + BODY)  # behind the header that each record in a ring has
 SIZE = FORMAT.size
@@ -42,5 +45,5 @@ KINDS = ("attempts", "binds", "listens", "ends of listening", "connects", "ends"
 IPV6_ONLY, OF_KERNEL, MPTCP = 1, 2, 4
 
 Record = tuple[
-    int, int, int, int, int, bytes, bytes, int, int, int, int, int, int, int, int, int, int, int
-]  # the fields in the order of RECORD
+    int, int, int, int, int, bytes, bytes, int, int, int, int, int, int, int, int, int, int, int, int
+]  # the fields in the order of RECORD, without those that are not used
