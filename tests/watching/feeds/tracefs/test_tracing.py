@@ -339,8 +339,9 @@ def test_one_that_is_in_use_cannot_be_removed(instances):
 
 def test_names_of_instances_are_checked_wholly():
     stale = f"portbook-1-{(instance.start_of(1) or 0) + 1}-1"
-    names = ["portbook-0-1-1", "portbook-1-1", "portbook-01-1-1", f"{stale}\n", "portbook-1-1-1/..", stale]
-    assert [*instance._stale(names)] == [stale]
+    names = ["portbook-0-1-1", "portbook-1-1", "portbook-01-1-1", f"{stale}\n", "portbook-1-1-1/.."]
+    fullwidth = "portbook-1\uff11-1-1"
+    assert [*instance._stale([*names, fullwidth, stale])] == [stale]
 
 
 def test_tracefs_is_mounted_for_us_alone():

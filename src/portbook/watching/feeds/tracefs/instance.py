@@ -28,7 +28,7 @@ EVENT = "events/sock/inet_sock_set_state"
 # LISTEN is 10, CLOSE 7 (include/net/tcp_states.h). "oldstate==10" alone would record every incoming connection.
 FILTER = b"newstate==10||(oldstate==10&&newstate==7)"
 CLOCK = b"mono"  # CLOCK_MONOTONIC, that of time.monotonic_ns()
-NAME = re.compile(r"portbook-([1-9]\d{0,9})-(\d{1,20})-(\d{1,9})")
+NAME = re.compile(r"portbook-([1-9]\d{0,9})-(\d{1,20})-(\d{1,9})", re.ASCII)
 LEAST_KB, MOST_KB = 64, 1 << 16  # of a processor
 MOST_BYTES = 1 << 16
 MOST_INSTANCES = 1000  # that are looked at
