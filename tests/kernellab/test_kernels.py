@@ -185,6 +185,10 @@ def test_the_trace_feed_reports_every_listener(guest):
     assert (traced["long"], len(traced["long_ended"]), traced["lost"]) == (2, 2, [])
 
 
+def test_the_best_feed_is_one_that_is_told(guest):
+    assert guest["feeds"]["best"] == ("bpf" if has_bpf(guest) else "tracefs")
+
+
 def test_the_feed_of_ends_reports_every_end(guest):
     ends = guest["feeds"]["destroy"]
     assert ends["missing"] is None

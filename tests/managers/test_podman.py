@@ -25,7 +25,7 @@ from portbook.sources import sockdiag
 from portbook.sources.base import Wanted
 from portbook.watching.evidence import Collector
 from portbook.watching.judge import judge
-from portbook.watching.policy import parse
+from portbook.watching.policy import learning, parse
 from tests.components import need
 from tests.rounds import until
 
@@ -228,3 +228,13 @@ def test_a_program_in_a_container_is_not_that_of_the_path_outside(run):
         policy = parse(f'version = 1\n[[allow]]\nport = {running.port}\nexe = "/bin/busybox"\n{keys}\n')
         evidence = Collector(policy).collect(listing.sockets)
         assert judge(policy, listing.sockets[0], listing.taken_at, evidence).allowed is expected
+
+
+def test_a_policy_from_what_listens_allows_the_programs_of_containers(run):
+    running = run("--network", "host")
+    policy = parse(learning.from_now().text)
+    listing = take(f"port:{running.port}")
+    found = judge(policy, listing.sockets[0], listing.taken_at, Collector(policy).collect(listing.sockets))
+    assert found.allowed, found.why
+    (selector,) = [rule.selector for rule in policy.rules if rule is found.rule]
+    assert [each.text for each in selector.container] == [f"podman:{running.name}"]

@@ -132,3 +132,19 @@ def test_many_threads_of_a_program_do_not_stop_a_check(path):
         done.set()
         for thread in threads:
             thread.join()
+
+
+def test_a_holder_in_another_network_namespace_does_not_count(path):
+    with Writer(path) as writer:
+        writer.append(
+            [
+                event("started", 0, netns=1),
+                socket_event("opened", 1, netns=2, netns_name="blue", cookie=1, identity="tcp/8080 any a netns:blue"),
+                socket_event("opened", 9, netns=1, cookie=2),
+            ]
+        )
+    with portbook.History(path) as history:
+        before, after = history.who(8080, at(5)), history.who(8080, at(10))
+    assert (before.held, before.intervals) == (False, ())
+    assert [i.netns_name for i in before.intervals_elsewhere] == ["blue"]
+    assert (after.held, [i.netns for i in after.intervals]) == (True, [1])

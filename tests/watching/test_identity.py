@@ -39,8 +39,13 @@ def test_what_identifies_a_socket(socket, text):
         (listener(80, **NGINX), listener(80, name="/usr/sbin/nginx", exe=None)),
         (listener(80, service="a.service", **NGINX), listener(80, exe="/usr/sbin/nginx a.service")),
         (listener(80, exe="/a\\ b"), listener(80, exe="/a b")),
+        (listener(80, exe="/" + "a" * 4_000 + "b"), listener(80, exe="/" + "a" * 4_000 + "c")),
         (listener(80, **NGINX), replace(listener(80), owners=(Owner(1, "nginx"),))),
     ],
 )
 def test_no_process_can_choose_the_identity_of_another(honest, forged):
     assert identity.of(honest).text != identity.of(forged).text
+
+
+def test_a_very_long_path_is_not_kept():
+    assert len(identity.of(listener(80, exe="/" + "a " * 2_000, service="s" * 4_000)).text) < 1_500

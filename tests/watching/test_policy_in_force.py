@@ -198,7 +198,7 @@ def test_what_is_undecided_is_no_violation(feed, watch, exe):
     watched = watch(policy=parse(SSH))
     socket = replace(listener(22, exe=exe), owners=() if exe is None else listener(22, exe=exe).owners)
     feed.open(socket)
-    assert kinds(watched.after(1)) == ["opened"]
+    assert kinds(watched.after(1)) == (["opened", "undecided"] if exe is None else ["opened"])
     (each,) = watched.loop.listeners()
     assert each.judgement.allowed is (None if exe is None else True)
 
@@ -246,3 +246,16 @@ def test_the_violation_of_a_failed_bind_says_that_it_failed(feed, watch):
     assert (failed.event, failed.state, violation.event) == ("bind_failed", None, "violation")
     assert "nc" in describe(violation)
     assert "could not bind 0.0.0.0:81/tcp" in describe(violation)
+
+
+def test_what_could_not_be_judged_is_said_once_and_is_no_violation(feed, watch):
+    watched = watch(policy=parse(SSH))
+    unknown = {"name": "sshd", "exe": None}
+    feed.open(listener(22, **unknown))
+    opened, undecided = watched.after()
+    assert (opened.event, undecided.event, undecided.severity) == ("opened", "undecided", "info")
+    assert undecided.rule == "allow[1] (policy.toml:3)"
+    assert "needs the executable, which could not be read" in describe(undecided)
+    feed.open(listener(22, "::", **unknown))
+    assert "violation" not in kinds(watched.after(10))
+    assert kinds(watched.after(10)) == []

@@ -445,3 +445,12 @@ def test_what_a_hostile_process_leaves_behind_does_not_grow(monkeypatch):
         assert tracemalloc.get_traced_memory()[0] < before * 1.1
     finally:
         tracemalloc.stop()
+
+
+def test_an_event_has_what_the_feed_knows_of_the_process(feed, watch):
+    watched = watch()
+    parents = (Owner(9, "bash", command_line=("x" * 100_000,)), Owner(1, "systemd"))
+    feed.open(listener(80), parents=parents, process_gone=True)
+    (opened,) = watched.after()
+    assert (opened.parents, opened.process_gone) == (("bash(9)", "systemd(1)"), True)
+    assert (opened.feed, len(opened.boot_id or "0" * 36)) == ("fake", 36)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import click
@@ -19,13 +19,16 @@ if TYPE_CHECKING:
     from portbook.store.records import Excerpt, Interval
 
 VERIFY = "verify"
+DAY = timedelta(days=1)
 FORMATS = {
     "json": "one JSON object",
     "jsonl": "JSON lines, one interval or event on each line",
     "csv": "CSV, one interval or event on each line",
 }
 ANCHOR = "print the last event and its hash, to be kept elsewhere; with verify: such text, which has to be in the chain"
-database_option = base.option("--db", "path", metavar="FILE", help="the history; without it that of the user")
+database_option = base.option(
+    "--db", "--store", "path", metavar="FILE", help="the history; without it that of the user"
+)
 
 
 def _formats(command: base.Decorated) -> base.Decorated:
@@ -59,9 +62,10 @@ def command(
 ) -> int:
     """Show who held which port when, as portbook watch has recorded it.
 
-    On a terminal, the answer is a picture: one line for each port, time to the right, a bar for each holder; what was
-    not watched is hatched. Elsewhere, with --at and with --list, it is a table. QUERY selects as for portbook list, and
-    has the field event in addition, which selects events of these kinds: event:bind_failed,violation.
+    On a terminal, the answer is a picture, of the last 24 hours without --since: one line for each port, time to the
+    right, a bar for each holder; what was not watched is hatched. Elsewhere, with --at and with --list, it is a table.
+    QUERY selects as for portbook list, and has the field event in addition, which selects events of these kinds:
+    event:bind_failed,violation.
 
     TIME is 14:03, "yesterday 14:03", "monday 09:00", "2h ago", 2026-11-28T14:03 or 2026-11-28T14:03+01:00. Without an
     offset it is local time.
@@ -135,19 +139,29 @@ def _write_intervals(
     from portbook.render import history as render
     from portbook.render.text import style_of
 
+    is_picture = form is None and excerpt.at is None and sys.stdout.isatty() and not as_list
+    if is_picture and excerpt.since is None:
+        excerpt = _last_day(history, excerpt)
     intervals = history.intervals(query, at=excerpt.at, since=excerpt.since, until=excerpt.until)
     if form is not None:
         output.write_bytes(render.FORMATS[form](excerpt, intervals, "intervals"))
         return _code(excerpt, strict)
-    lines: list[str] = []
-    if excerpt.at is None and sys.stdout.isatty() and not as_list:
-        lines = _picture(excerpt, intervals)
-    else:
-        lines = render.interval_lines(intervals, style_of(sys.stdout))
+    lines = _picture(excerpt, intervals) if is_picture else render.interval_lines(intervals, style_of(sys.stdout))
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     sys.stdout.flush()
     _write_notes(excerpt, bool(lines))
     return _code(excerpt, strict)
+
+
+def _last_day(history: History, excerpt: Excerpt) -> Excerpt:
+    """What a picture shows unless more is wanted: the last 24 hours, as far as they were recorded."""
+    from msgspec.structs import replace
+
+    since = (excerpt.until or datetime.now(UTC)) - DAY
+    if excerpt.recorded_since is not None and excerpt.recorded_since > since:
+        return excerpt
+    gaps = history.unwatched(since, excerpt.until)
+    return replace(excerpt, since=since, complete=not gaps, gaps=tuple(gaps))
 
 
 def _picture(excerpt: Excerpt, intervals: Iterable[Interval]) -> list[str]:

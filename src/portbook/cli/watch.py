@@ -39,7 +39,9 @@ SECONDS = click.FloatRange(0.01)
 @base.option("--canary", type=SECONDS, metavar="SECONDS", help="between two proofs that the feed sees (default: 300)")
 @base.option("--sink", "sinks", multiple=True, metavar="KIND:TARGET", help="send events there; see docs/sinks.md")
 @base.option("--config", metavar="FILE", help="read these options, and more about sinks, from a TOML file")
-@base.option("--store", metavar="FILE", help="keep the history there (default: that of this user or machine)")
+@base.option(
+    "--store", "--db", "store", metavar="FILE", help="keep the history there (default: that of this user or machine)"
+)
 @base.option("--no-store", is_flag=True, help="keep no history")
 @base.option("--keep", metavar="TIME", help="remove events from the history after this time: 90d")
 @base.option("--jsonl", is_flag=True, default=None, help="JSON, one event on each line")

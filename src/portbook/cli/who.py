@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @output.json_option
 @base.option("--source", metavar="NAME", help="read this data source; see portbook sources")
 @base.option("--at", metavar="TIME", help="who held it then, as portbook watch has recorded it: 14:03, '2h ago', …")
-@base.option("--db", "path", metavar="FILE", help="with --at: the history; without it that of the user")
+@base.option("--db", "--store", "path", metavar="FILE", help="with --at: the history; without it that of the user")
 @output.strict_option
 @click.pass_context
 def command(

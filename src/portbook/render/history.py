@@ -158,7 +158,7 @@ def past_lines(answers: Iterable[PastHolding], style: Style) -> list[str]:
         if blocks:
             blocks.append("")
         blocks += bold(wrap(_past_heading(answer), style, indent="  "), style)
-        for interval in answer.intervals:
+        for interval in (*answer.intervals, *answer.intervals_elsewhere):
             blocks.append("")
             for title, text in _interval_rows(interval):
                 if text:
@@ -260,7 +260,8 @@ def _past_heading(answer: PastHolding) -> str:
         port += f"/{answer.protocol}"
     when = format_moment(answer.at)
     if not answer.held and answer.watched:
-        return f"nobody held {port} at {when}"
+        where = " in the network namespace of the watch" if answer.intervals_elsewhere else ""
+        return f"nobody held {port}{where} at {when}"
     if not answer.held:
         return f"it is not known who held {port} at {when}: nobody watched"
     names = ", ".join(dict.fromkeys(_holder_text(interval) for interval in answer.intervals))

@@ -66,7 +66,7 @@ SocketId = int | tuple[str | None, str | None, int | None]  # the kernel's cooki
 _SNAPSHOT: frozenset[EventKind] = frozenset(
     (
         "started", "present", "violation", "requirement_lost", "requirement_restored", "policy_loaded",
-        "policy_refused", "gap", "blind", "seeing", "reminder", "recovered",
+        "policy_refused", "gap", "blind", "seeing", "reminder", "recovered", "undecided",
     )
 )  # fmt: skip
 _BACKDATED: frozenset[EventKind] = frozenset(("closed", "short_lived"))  # withheld for the grace time

@@ -35,7 +35,7 @@ CROWD = 5_000  # intervals of one port
 MOST_GAPS = 10_000
 MOST_MEMBERS = 20_000  # events of a page of intervals that are read for their pids
 MOST_VALUES = 500  # of one statement
-SILENT_S = 120.0  # a watch notes more often than this that it still sees
+SILENT_S = 30.0  # a watch notes more often than this that it still sees
 NEVER_WATCHED = "no watch had begun"
 
 INTERVAL = "i.id, i.port, i.opened_at, i.closed_at, i.closed_by, i.marks, coalesce(i.kept, e.body)"
@@ -160,18 +160,32 @@ class History:
         terms = [term("port", [str(Ports(wanted.port, wanted.port, None, wanted.host))])]
         if wanted.protocol is not None:
             terms.append(term("protocol", [wanted.protocol]))
-        intervals = tuple(self.intervals(Query(tuple(terms)), at=at))
+        found = tuple(self.intervals(Query(tuple(terms)), at=at))
+        ours = (None, self._netns_of_watch(at)) if found else (None, None)
+        here = tuple(i for i in found if i.netns in ours or ours[1] is None)
         gaps = tuple(gap for gap in self.unwatched(at, at) if gap.until is None or gap.until > at)
         return PastHolding(
             schema=SCHEMA,
             port=wanted.port,
             protocol=wanted.protocol,
             at=at,
-            held=bool(intervals),
+            held=bool(here),
             watched=not gaps,
-            intervals=intervals,
+            intervals=here,
             gaps=gaps,
+            intervals_elsewhere=tuple(i for i in found if i not in here),
         )
+
+    def _netns_of_watch(self, at: datetime) -> int | None:
+        """The network namespace of the watch that ran at a moment; None: it is not known."""
+        rows = self._fetch(
+            "SELECT sequence, body FROM events WHERE kind = 'started'"
+            f" AND kind NOT IN {schema.COMMON} AND at <= ? ORDER BY sequence DESC LIMIT 1",
+            (schema.to_us(at),),
+        )
+        for sequence, body in rows:
+            return self._view(body, sequence).netns
+        return None
 
     def unwatched(self, since: datetime | None = None, until: datetime | None = None) -> list[Unwatched]:
         """The times in which something may have happened that is not recorded, within these bounds."""

@@ -76,6 +76,8 @@ class PastHolding(Struct, frozen=True):
     watched: bool  # whether a watch saw what happened at that moment
     intervals: tuple[Interval, ...]
     gaps: tuple[Unwatched, ...] = ()  # that lie over the moment
+    # Linux: in other network namespaces than that of the watch. The port is held there, and may have been free here.
+    intervals_elsewhere: tuple[Interval, ...] = ()
 
 
 class Break(Struct, frozen=True):

@@ -17,7 +17,7 @@ from msgspec.structs import astuple
 
 from portbook.events import Event
 
-VERSION = 1  # of the schema: PRAGMA user_version
+VERSION = 1  # PRAGMA user_version: of the tables, and of the kinds of events, which an older reader has to know
 APPLICATION_ID = 0x706F7274  # PRAGMA application_id: "port"
 OPEN = 64  # the span of an interval that has not ended
 CHECKPOINT = "checkpoint"  # the kind of a row that is no event: retention removed what came before

@@ -126,6 +126,7 @@ class Writer:
         """
         if self._rows or self.problem is not None:
             return False
+        before = self._sequence, self._hash
         cut_us = None if keep_s is None else schema.to_us(now) - round(keep_s * 1e6)
         try:
             removal = retention.plan(self._connection, cut_us, most_bytes)
@@ -139,7 +140,7 @@ class Writer:
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             self._roll_back()
-            self._reload_head()
+            self._sequence, self._hash = before
             self._fail(error)
             return False
         return True

@@ -57,10 +57,10 @@ def _place(event: Event) -> str:
 
 def _namespace(event: Event) -> str:
     if event.netns_name:
-        return f" in network namespace {_cut(event.netns_name)}"
+        return f" in namespace {_cut(event.netns_name)}"
     # An identity has the namespace when it is another one, and no container says more.
     if event.netns and (event.identity or "").endswith(f" netns:{event.netns}"):
-        return f" in network namespace {event.netns}"
+        return f" in namespace {event.netns}"
     return ""
 
 
@@ -181,6 +181,10 @@ def _recovered(event: Event) -> str:
     return f"policy violation ended: {_program(event)} on {_place(event)}{_because(event)}{rule}"
 
 
+def _undecided(event: Event) -> str:
+    return f"the policy cannot be applied: {_program(event)} {_verb(event)} {_place(event)}{_because(event)}"
+
+
 def _requirement_lost(event: Event) -> str:
     return f"what the policy requires does not listen: {_cut(event.rule or 'a rule')}{_because(event)}"
 
@@ -240,6 +244,7 @@ _SENTENCES: dict[EventKind, Callable[[Event], str]] = {
     "bind_failed": _bind_failed,
     "violation": _violation,
     "recovered": _recovered,
+    "undecided": _undecided,
     "requirement_lost": _requirement_lost,
     "requirement_restored": _requirement_restored,
     "reminder": _reminder,

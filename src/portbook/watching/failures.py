@@ -8,7 +8,7 @@ from portbook.addresses import unmapped
 from portbook.records import Socket
 from portbook.watching.identity import program_of
 
-MOST_FAILURES = 4_096  # that are remembered
+MOST_FAILURES = 2_048  # that are remembered
 MOST_LOUD = 100  # different failures of one program within the time of repeats; further ones are quiet
 FIRST_UNPRIVILEGED = 1024  # net.ipv4.ip_unprivileged_port_start, ip-sysctl.rst: the default
 WILDCARDS = ("0.0.0.0", "::")  # noqa: S104  compared, not bound

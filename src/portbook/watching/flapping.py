@@ -6,7 +6,7 @@ from collections import deque
 
 from portbook.records import Socket
 
-MOST_REMEMBERED = 4_096  # identities of which an end is remembered
+MOST_REMEMBERED = 2_048  # identities of which an end is remembered
 MOST_TIMES = 1_000  # returns of one identity that are counted
 
 

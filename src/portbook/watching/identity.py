@@ -12,6 +12,7 @@ from msgspec import Struct
 from portbook.addresses import reach_of
 from portbook.records import Reach, Socket
 
+MOST_WORD = 256  # characters: identities that ended are remembered, and a path may have 4,096
 UNKNOWN = "?"  # the program of a socket whose owner is not visible
 
 
@@ -62,7 +63,12 @@ def _program(socket: Socket, own_netns: int | None) -> str:
 
 
 def _word(text: str) -> str:
-    """The text without blanks, so that no part of an identity is taken for two."""
+    """The text without blanks, so that no part of an identity is taken for two; of a very long one its digest."""
+    if len(text) > MOST_WORD:
+        from hashlib import blake2b
+
+        digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+        text = f"{text[:MOST_WORD]}...{digest}"
     if " " in text or "\\" in text:
         return text.replace("\\", "\\\\").replace(" ", "\\ ")
     return text

@@ -121,7 +121,7 @@ class Loop:
             sockets = [s for s in tables.sockets if not self._canaries.is_own(s)]
             limits = [gap.why if gap.hint is None else f"{gap.why} ({gap.hint})" for gap in tables.gaps]
             reason = "; ".join([*self._skipped, *limits]) or None
-            events = [self._register.make("started", now, count=len(sockets), reason=reason)]
+            events = [self._register.make("started", now, count=len(sockets), reason=reason, netns=own_netns)]
             if self._judging is not None:
                 events.append(self._policy_loaded(self._judging.policy, now))
             events += self._register.snapshot(sockets, after)

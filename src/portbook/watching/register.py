@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from portbook.events import LEVELS, Event, EventKind, Level
@@ -37,15 +38,22 @@ SECOND_NS = 1_000_000_000
 CONFIRM_NS = SECOND_NS  # two readings that agree are at least so far apart
 
 
+class Origin(Struct, frozen=True, gc=False):
+    """What a feed reports of the process besides the socket."""
+
+    parents: tuple[str, ...] = ()  # as events have them
+    process_gone: bool = False
+
+
 class Followed:
     """An open socket."""
 
-    __slots__ = ("at", "began", "change", "identity", "is_brief", "judgement", "key", "rule", "since_ns", "socket")
+    __slots__ = ("at", "began", "identity", "is_brief", "judgement", "key", "origin", "rule", "since_ns", "socket")
 
     def __init__(self, key: SocketKey, socket: Socket, change: Change, identity: PortIdentity, at: datetime) -> None:
         self.key = key
         self.socket = socket
-        self.change = change  # with which it opened
+        self.origin = _origin_of(change)
         self.identity = identity
         self.at = at
         self.since_ns = change.at_ns
@@ -58,7 +66,7 @@ class Followed:
 class Held:
     """An identity that is open, or whose end is withheld."""
 
-    __slots__ = ("ended", "ended_at", "ended_ns", "identity", "sockets", "violations")
+    __slots__ = ("ended", "ended_at", "ended_ns", "identity", "sockets", "undecided", "violations")
 
     def __init__(self, identity: PortIdentity) -> None:
         self.identity = identity
@@ -67,6 +75,7 @@ class Held:
         self.ended_ns = 0
         self.ended_at: datetime | None = None
         self.violations: dict[str, Violation] = {}  # that last, by rule
+        self.undecided: set[str] = set()  # rules for which something was not known, and which were reported
 
 
 class Register:
@@ -260,7 +269,7 @@ class Register:
         *,
         identity: str | None,
         severity: Level = "info",
-        change: Change | None = None,
+        origin: Origin | None = None,
         lasted_ms: float | None = None,
         count: int = 1,
         reason: str | None = None,
@@ -279,12 +288,8 @@ class Register:
             rule = label_of(judgement)
             if judgement.rule is not None:
                 comment, rule_owner = judgement.rule.comment, judgement.rule.owner
-        parents: tuple[str, ...] = ()
-        process_gone = False
-        if change is not None:
-            process_gone = change.process_gone
-            if change.parents:
-                parents = tuple(f"{parent.name}({parent.pid})" for parent in change.parents)
+        if origin is None:
+            origin = NO_ORIGIN
         event = Event(
             at=at,
             event=kind,
@@ -304,14 +309,14 @@ class Register:
             uid=socket.uid,
             user=owner.user or socket.user,
             process_started=owner.started,
-            parents=parents,
+            parents=origin.parents,
             service=owner.service or socket.service,
             container=owner.container or socket.container,
             cgroup=owner.cgroup,
             netns=socket.netns,
             netns_name=socket.netns_name,
             pids=_pids(owners),
-            process_gone=process_gone,
+            process_gone=origin.process_gone,
             cookie=socket.cookie,
             identity=identity,
             lasted_ms=lasted_ms,
@@ -375,10 +380,10 @@ class Register:
     def _promote(self, followed: Followed, socket: Socket, change: Change, at: datetime) -> Iterator[Event]:
         """What was only bound listens now."""
         yield from self._rename(followed, socket)
-        followed.change = change
+        followed.origin = _origin_of(change)
         count = len(self._held[followed.identity.text].sockets)
         text = followed.identity.text
-        yield from self._emit("opened", at, change.at_ns, socket, identity=text, change=change, count=count)
+        yield from self._emit("opened", at, change.at_ns, socket, identity=text, origin=followed.origin, count=count)
         yield from self._judge(followed, at, change.at_ns, "it is allowed now")
 
     def _connect(self, change: Change, at: datetime) -> Iterator[Event]:
@@ -403,6 +408,7 @@ class Register:
         error, reason = explain(socket, self._on(socket))
         text = identities.of(socket, self._own_netns).text
         is_first = failure.count == 1
+        origin = _origin_of(change)
         yield from self._emit(
             "bind_failed",
             at,
@@ -410,7 +416,7 @@ class Register:
             socket,
             identity=text,
             severity="info" if is_first and failure.is_loud else "quiet",
-            change=change,
+            origin=origin,
             count=failure.count,
             reason=reason or change.reason or None,
             error=error,
@@ -425,7 +431,7 @@ class Register:
                     socket,
                     identity=text,
                     severity=judgement.severity if failure.is_loud else "quiet",
-                    change=change,
+                    origin=origin,
                     reason=judgement.why,
                     error=error,
                     judgement=judgement,
@@ -500,7 +506,7 @@ class Register:
             socket,
             identity=text,
             severity=severity,
-            change=change,
+            origin=followed.origin,
             lasted_ms=lasted_ms,
             count=count,
         )
@@ -561,7 +567,7 @@ class Register:
                 after,
                 identity=followed.identity.text,
                 severity="warning",
-                change=followed.change,
+                origin=followed.origin,
                 before=f"{_owners_text(before)} of user {before.user or before.uid}",
             )
 
@@ -614,7 +620,7 @@ class Register:
             followed.socket,
             identity=text,
             severity="quiet" if is_quiet else "info",
-            change=followed.change,
+            origin=followed.origin,
             lasted_ms=lasted_ms,
         )
         for violation in list(held.violations.values()):
@@ -724,6 +730,8 @@ class Register:
             elif judgement.allowed is None:  # undecided: what was a violation before remains one
                 rule = followed.rule or next(iter(held.violations), None)
         events: list[Event] = []
+        if rule is None and judgement is not None and judgement.allowed is None:
+            events += self._report_undecided(held, followed, judgement, at, at_ns)
         if rule != followed.rule:
             events += self._release(held, followed, at, at_ns, why_recovered, rule)
             if rule is not None and judgement is not None:
@@ -733,6 +741,26 @@ class Register:
                 if not violation.sockets:
                     events += self._recover(held, violation, at, at_ns, why_recovered)
         return events
+
+    def _report_undecided(
+        self, held: Held, followed: Followed, judgement: Judgement, at: datetime, at_ns: int
+    ) -> list[Event]:
+        """Say once of an identity and a rule that it could not be judged."""
+        label = label_of(judgement)
+        if label in held.undecided:
+            return []
+        held.undecided.add(label)
+        return self._emit(
+            "undecided",
+            at,
+            at_ns,
+            followed.socket,
+            identity=held.identity.text,
+            severity="quiet" if followed.is_brief else "info",
+            origin=followed.origin,
+            reason=judgement.why,
+            judgement=judgement,
+        )
 
     def _violate(
         self, held: Held, followed: Followed, judgement: Judgement, rule: str, at: datetime, at_ns: int
@@ -761,7 +789,7 @@ class Register:
             followed.socket,
             identity=held.identity.text,
             severity=severity,
-            change=followed.change,
+            origin=followed.origin,
             reason=judgement.why,
             judgement=judgement,
         )
@@ -838,6 +866,7 @@ class Register:
 
 
 NO_OWNER = Owner(0)
+NO_ORIGIN = Origin()
 # How far a socket can be reached, narrowest first.
 WIDTH: dict[str, int] = {"none": 0, "loopback": 1, "multicast": 2, "broadcast": 2, "address": 3, "any": 4}
 
@@ -850,6 +879,12 @@ def _tests_of(settings: Settings) -> tuple[Test, ...]:
     if settings.query is None:
         return ()
     return tuple(test for test in (settings.query.socket_test(), settings.query.owner_test()) if test is not None)
+
+
+def _origin_of(change: Change) -> Origin:
+    if not change.parents and not change.process_gone:
+        return NO_ORIGIN
+    return Origin(tuple(f"{parent.name}({parent.pid})" for parent in change.parents), change.process_gone)
 
 
 def _socket_of(change: Change) -> Socket:

@@ -44,11 +44,10 @@ def decodable(value):
 
 
 def test_texts_are_one_printable_line(one):
-    for name, value in one.fields:
+    for name, value in one.fields.items():
         assert name in NAMES
         assert value.isprintable()
         assert len(value) <= 4 * MOST_TEXT
-    assert len(dict(one.fields)) == len(one.fields)
     assert one.sentence.isprintable()
 
 
@@ -82,10 +81,10 @@ def test_syslog(one, most_bytes):
     assert header[2] == b"host<1>1x"
     assert header[5].decode() == one.event.event
     cut = values.pop("truncated", None)
-    assert values.items() <= dict(one.fields).items(), "no field but those of the event, with their texts"
+    assert values.items() <= one.fields.items(), "no field but those of the event, with their texts"
     assert one.sentence.startswith(sentence)
     if cut is None:
-        assert (values, sentence) == (dict(one.fields), one.sentence)
+        assert (values, sentence) == (one.fields, one.sentence)
     assert frame_by_count(message).startswith(b"%d <" % len(message))
 
 
@@ -135,7 +134,7 @@ def test_a_command(one, monkeypatch):
     environment = dict(options["environment"])
     assert environment.pop("PATH") == "/bin"
     assert environment.pop("PORTBOOK_MESSAGE") == one.sentence
-    assert environment == {f"PORTBOOK_{name.upper()}": value for name, value in one.fields}
+    assert environment == {f"PORTBOOK_{name.upper()}": value for name, value in one.fields.items()}
     assert all("\0" not in value for value in environment.values())
     assert json.loads(options["stdin"]) == json.loads(one.json)
     assert options["stdin"].count(b"\n") == 1
@@ -151,7 +150,7 @@ def test_every_part_in_every_text_field(part):
         fields = {"at": hostile.FIRST, "event": "opened", "severity": "info", name: value}
         if name == "event":
             continue
-        found = dict(texts_of(compact(Event(**fields))))
+        found = texts_of(compact(Event(**fields)))
         expected = safe(" ".join(value) if isinstance(value, tuple) else value)
         if value and len(part) <= MOST_TEXT:
             assert found[name] == expected

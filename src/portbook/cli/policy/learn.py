@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @files.file_argument
 @files.policy_option
 @base.option("--for", "span", metavar="TIME", default="7d", help="how far back: 90m, 12h, 7d, 4w (default: 7d)")
-@base.option("--db", "history", metavar="FILE", help="the history (default: that of the machine or user)")
+@base.option("--db", "--store", "history", metavar="FILE", help="the history (default: that of the machine or user)")
 @base.option("-w", "--write", "write", is_flag=True, help="add the rules to the file")
 def command(file: str | None, path: str | None, span: str, history: str | None, write: bool) -> int:
     """Add what the history has seen to a policy.

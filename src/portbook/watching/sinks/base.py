@@ -31,7 +31,7 @@ class EncodedEvent:
         self._compact = compact(event)
         self.json = ENCODER.encode(self._compact)  # one line without a line end; its length is what a queue counts
         self._sentence: str | None = None
-        self._fields: tuple[tuple[str, str], ...] | None = None
+        self._fields: dict[str, str] | None = None
 
     @property
     def sentence(self) -> str:
@@ -41,8 +41,8 @@ class EncodedEvent:
         return self._sentence
 
     @property
-    def fields(self) -> tuple[tuple[str, str], ...]:
-        """Name and text of each field that says something; see ``fields``."""
+    def fields(self) -> dict[str, str]:
+        """The text of each field that says something, by its name; see ``fields``."""
         if self._fields is None:
             self._fields = texts_of(self._compact)
         return self._fields

@@ -53,7 +53,7 @@ class CommandSink(PlainSink):
             self._run(event, done)
 
     def _run(self, event: EncodedEvent, done: int) -> None:
-        variables = {f"{PREFIX}{name.upper()}": text for name, text in event.fields}
+        variables = {f"{PREFIX}{name.upper()}": text for name, text in event.fields.items()}
         variables[f"{PREFIX}MESSAGE"] = event.sentence
         try:
             check(self._command[0])

@@ -14,30 +14,32 @@ MOST_TEXT = 1024  # characters of one value: a command line may have megabytes
 OMISSION = "..."
 
 
-def texts_of(fields: Mapping[str, object]) -> tuple[tuple[str, str], ...]:
-    """Name and text of each field that has a value.
+def texts_of(fields: Mapping[str, object]) -> dict[str, str]:
+    """The text of each field that has a value, by its name.
+
+    A dictionary of texts is one object, which Python's garbage collector leaves alone.
 
     :param fields: of an event, as ``events.compact`` has them
     """
-    texts: list[tuple[str, str]] = []
+    texts: dict[str, str] = {}
     for name, value in fields.items():
         if value.__class__ is str and len(value) <= MOST_TEXT and value.isprintable():
-            texts.append((name, value))
+            texts[name] = value
         elif value.__class__ is int:
-            texts.append((name, str(value)))
+            texts[name] = str(value)
         elif value is not None:
-            texts.append((name, text_of(value)))
-    return tuple(texts)
+            texts[name] = text_of(value)
+    return texts
 
 
 def text_of(value: object) -> str:
     """A value as one printable line."""
+    if isinstance(value, tuple):
+        return _bounded(" ".join([str(part) for part in value]))
     if isinstance(value, datetime):
         return timestamp(value)
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, tuple):
-        return _bounded(" ".join(map(str, value)))
     return _bounded(str(value))
 
 
@@ -51,4 +53,6 @@ def timestamp(at: datetime) -> str:
 def _bounded(text: str) -> str:
     if len(text) > MOST_TEXT:
         text = text[:MOST_TEXT] + OMISSION
+    if text.isprintable():
+        return text
     return safe(text)[: 4 * MOST_TEXT]

@@ -26,7 +26,7 @@ PREFIX = "PORTBOOK_"
 
 def encode(event: EncodedEvent) -> bytes:
     """The entry. No text has a line end, so that none begins another field."""
-    fields = [f"{PREFIX}{name.upper()}={text}\n" for name, text in event.fields]
+    fields = [f"{PREFIX}{name.upper()}={text}\n" for name, text in event.fields.items()]
     priority = SEVERITIES[event.event.severity]
     return f"MESSAGE={event.sentence}\nPRIORITY={priority}\nSYSLOG_IDENTIFIER={APP_NAME}\n{''.join(fields)}".encode()
 

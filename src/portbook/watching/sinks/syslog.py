@@ -81,12 +81,11 @@ class SyslogEncoder:
         """One message, at most as long as configured."""
         kind = event.event
         fields = event.fields
-        at = fields[0][1]  # the first field is when it happened
-        head = f"{self._priorities[kind.severity]}{at}{self._sender}{kind.event} {self._element}"
-        parameters = [f' {name}="{text}"' for name, text in fields]
+        head = f"{self._priorities[kind.severity]}{fields['at']}{self._sender}{kind.event} {self._element}"
+        parameters = [f' {name}="{text}"' for name, text in fields.items()]
         data = "".join(parameters)
         if data.count('"') != 2 * len(fields) or "\\" in data or "]" in data:
-            parameters = [f' {name}="{text.translate(SPECIAL)}"' for name, text in fields]
+            parameters = [f' {name}="{text.translate(SPECIAL)}"' for name, text in fields.items()]
             data = "".join(parameters)
         sentence = event.sentence.encode()
         bom = b"" if len(sentence) == len(event.sentence) else BOM

@@ -190,7 +190,7 @@ class WebhookSink(PlainSink):
 
     def start(self) -> None:
         """Open the spool; raise StoreError. What is in it from before is sent first: the thread starts later."""
-        path = self._settings.text("spool") or _default_spool(self.target.url)
+        path = os.path.abspath(self._settings.text("spool") or _default_spool(self.target.url))
         self._spool = Spool(path, self._settings.options["spool_bytes"])
         self._courier = _Courier(self._spool, self, self._settings.options["batch"])
 

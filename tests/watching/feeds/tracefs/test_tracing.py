@@ -339,8 +339,9 @@ def test_one_that_is_in_use_cannot_be_removed(instances):
 
 def test_names_of_instances_are_checked_wholly():
     stale = f"portbook-1-{(instance.start_of(1) or 0) + 1}-1"
-    names = ["portbook-0-1-1", "portbook-1-1", "portbook-01-1-1", f"{stale}\n", "portbook-1-1-1/..", stale]
-    assert [*instance._stale(names)] == [stale]
+    names = ["portbook-0-1-1", "portbook-1-1", "portbook-01-1-1", f"{stale}\n", "portbook-1-1-1/.."]
+    fullwidth = "portbook-1\uff11-1-1"
+    assert [*instance._stale([*names, fullwidth, stale])] == [stale]
 
 
 def test_tracefs_is_mounted_for_us_alone():
@@ -367,6 +368,24 @@ def test_it_says_why_it_does_not_work(as_nobody, monkeypatch):
     monkeypatch.setattr("portbook.system.privilege.has", lambda _: False)
     with pytest.raises(SourceDenied):
         instance._mount_privately()
+
+
+def test_tracefs_that_may_not_be_written():
+    """A hardened unit has it read-only."""
+    needed()
+    code = "from portbook.watching.feeds import tracefs; print(tracefs.missing())"
+    mount = "mount -t tracefs tracefs /sys/kernel/tracing && mount -o remount,bind,ro /sys/kernel/tracing"
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$0" -c "$1"', sys.executable, code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == (
+        "tracefs: /sys/kernel/tracing may not be written here; "
+        "in a unit of systemd, ReadWritePaths=/sys/kernel/tracing makes it writable\n"
+    ), done.stderr
 
 
 def test_the_descriptor_wakes_a_waiting_loop(feed):

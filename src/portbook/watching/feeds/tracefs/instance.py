@@ -28,12 +28,13 @@ EVENT = "events/sock/inet_sock_set_state"
 # LISTEN is 10, CLOSE 7 (include/net/tcp_states.h). "oldstate==10" alone would record every incoming connection.
 FILTER = b"newstate==10||(oldstate==10&&newstate==7)"
 CLOCK = b"mono"  # CLOCK_MONOTONIC, that of time.monotonic_ns()
-NAME = re.compile(r"portbook-([1-9]\d{0,9})-(\d{1,20})-(\d{1,9})")
+NAME = re.compile(r"portbook-([1-9]\d{0,9})-(\d{1,20})-(\d{1,9})", re.ASCII)
 LEAST_KB, MOST_KB = 64, 1 << 16  # of a processor
 MOST_BYTES = 1 << 16
 MOST_INSTANCES = 1000  # that are looked at
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x00020000, 0x4000, 0x40000
 REMOVE_TRIES, REMOVE_PAUSE_S = 20, 0.01
+WRITABLE = "in a unit of systemd, ReadWritePaths=/sys/kernel/tracing makes it writable"
 _numbers = count(1)
 
 
@@ -182,7 +183,10 @@ def open_tracefs() -> int:
         with suppress(OSError):
             directory = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             if "instances" in os.listdir(directory):
-                return directory
+                if os.access("instances", os.W_OK, dir_fd=directory):
+                    return directory
+                os.close(directory)
+                raise SourceDenied(f"tracefs: {place} may not be written here", WRITABLE)  # on purpose: a hardened unit
             os.close(directory)
     return _mount_privately()
 
