@@ -25,7 +25,8 @@ def find() -> str:
     """The history to read: that of ``path``, and where there is none, that of the machine."""
     own = path()
     system = _system_path()
-    if not os.path.exists(own) and os.path.exists(system):
+    # Who may not search the directory does not see the file, and is to be told that they may not read it.
+    if not os.path.exists(own) and os.path.isdir(os.path.dirname(system)):
         return system
     return own
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import stat
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from portbook.watching.sinks.dispatch import open_sinks
 from portbook.watching.sinks.log_file import LogFile
 from tests.components import need
 from tests.conftest import NOBODY, ROOT
+from tests.limits import largest_file
 from tests.watching.sinks.events import LIMIT_S, encoded, event, settings
 
 DAY_S = 86_400
@@ -211,40 +211,29 @@ def test_a_directory_that_leads_through_a_link_of_others_is_refused(open_log, sh
 # --- a full disk ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def file_limit():
-    """A limit for the size of files, which fails as a full disk does (setrlimit(2); Python ignores SIGXFSZ)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_lines_that_have_no_room_are_counted_and_none_is_cut(path, open_log, file_limit):
+def test_lines_that_have_no_room_are_counted_and_none_is_cut(path, open_log):
     log = open_log()
-    file_limit(12)
-    with pytest.raises(DeliveryError, match="File too large") as failed:
-        log.append(b"1111\n2222\n3333\n4444\n")
-    assert failed.value.delivered == 2
-    assert path.read_bytes() == b"1111\n2222\n"
-    with pytest.raises(DeliveryError) as failed:
-        log.append(b"3333\n4444\n")
-    assert failed.value.delivered == 0
-    file_limit(resource.RLIM_INFINITY)
+    with largest_file(12):
+        with pytest.raises(DeliveryError, match="File too large") as failed:
+            log.append(b"1111\n2222\n3333\n4444\n")
+        assert failed.value.delivered == 2
+        assert path.read_bytes() == b"1111\n2222\n"
+        with pytest.raises(DeliveryError) as failed:
+            log.append(b"3333\n4444\n")
+        assert failed.value.delivered == 0
     log.append(b"3333\n4444\n")
     assert path.read_bytes() == b"1111\n2222\n3333\n4444\n"
 
 
-def test_a_part_of_a_line_that_cannot_be_removed_ends_with_a_line_end(path, open_log, file_limit, monkeypatch):
+def test_a_part_of_a_line_that_cannot_be_removed_ends_with_a_line_end(path, open_log, monkeypatch):
     log = open_log()
-    file_limit(7)
 
     def refuse(*args):
         raise PermissionError(1, "an append-only file")
 
     monkeypatch.setattr(log_file.os, "ftruncate", refuse)
-    with pytest.raises(DeliveryError):
+    with largest_file(7), pytest.raises(DeliveryError):
         log.append(b"1111\n2222\n")
-    file_limit(resource.RLIM_INFINITY)
     log.append(b"2222\n")
     assert path.read_bytes() == b"1111\n22\n2222\n"
 

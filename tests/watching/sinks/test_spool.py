@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import resource
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from portbook.watching.sinks import spool as module
 from portbook.watching.sinks.spool import Spool
 from tests.components import need
 from tests.conftest import NOBODY, ROOT
+from tests.limits import largest_file
 
 MOST = 1 << 20
 
@@ -171,44 +171,35 @@ def test_every_cut_of_every_file_is_opened_again(open_spool, path):
         assert numbers == sorted(set(numbers))
 
 
-@pytest.fixture
-def full_disk():
-    """No file may grow (setrlimit(2)), as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda limit=100: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_on_a_full_disk_events_wait_in_memory_and_are_written_later(open_spool, full_disk):
+def test_on_a_full_disk_events_wait_in_memory_and_are_written_later(open_spool):
     spool = open_spool()
     spool.append(events(0, 3))
-    full_disk()
-    spool.append(events(3, 50))
-    assert "could not be written: File too large" in spool.failure
-    assert spool.waiting() == 50
-    spool.delivered(spool.take(10, MOST)[-1].number)
-    full_disk(resource.RLIM_INFINITY)
+    with largest_file(100):
+        spool.append(events(3, 50))
+        assert "could not be written: File too large" in spool.failure
+        assert spool.waiting() == 50
+        spool.delivered(spool.take(10, MOST)[-1].number)
     spool.append(events(50, 60))
     assert spool.failure is None
     spool = open_spool()
     assert [one.json for one in take_all(spool)] == events(10, 60)
 
 
-def test_memory_is_bounded_too(open_spool, full_disk, monkeypatch):
+def test_memory_is_bounded_too(open_spool, monkeypatch):
     monkeypatch.setattr(module, "MOST_MEMORY_BYTES", 1000)
     spool = open_spool()
-    full_disk()
-    spool.append(events(0, 1000))
-    lost = sum(loss.count for loss in spool.take_losses())
-    assert 800 < lost < 1000
-    assert [one.json for one in take_all(spool)] == events(lost, 1000)
+    with largest_file(100):
+        spool.append(events(0, 1000))
+        lost = sum(loss.count for loss in spool.take_losses())
+        assert 800 < lost < 1000
+        assert [one.json for one in take_all(spool)] == events(lost, 1000)
 
 
-def test_what_is_only_in_memory_at_the_end_is_counted(open_spool, full_disk):
+def test_what_is_only_in_memory_at_the_end_is_counted(open_spool):
     spool = open_spool()
-    full_disk(0)
-    spool.append(events(0, 9))
-    spool.close()
+    with largest_file(0):
+        spool.append(events(0, 9))
+        spool.close()
     (loss,) = spool.take_losses()
     assert loss.count == 9
     assert "File too large" in loss.reason
