@@ -250,6 +250,15 @@ def test_a_restart_with_another_reach_says_so(feed, watch):
     assert (events[2].before, events[2].severity) == ("loopback", "warning")
 
 
+def test_two_unknown_programs_are_not_taken_for_one_with_another_reach(feed, watch):
+    watched = watch()
+    socket = feed.open(listener(80, "127.0.0.1", owners=()))
+    watched.after(10)
+    feed.end(socket)
+    feed.open(listener(80, "0.0.0.0", owners=()))
+    assert kinds(watched.after(10)) == ["opened", "closed"]
+
+
 def test_a_restart_by_another_user_says_so(feed, watch):
     watched = watch()
     socket = feed.open(listener(80, uid=33, user="www-data", **NGINX))

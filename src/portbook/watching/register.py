@@ -549,7 +549,7 @@ class Register:
     def _end_elsewhere(self, identity: PortIdentity, events: list[Event]) -> str | None:
         """The same program on the same port had another reach until now: report that end, and return that reach."""
         others = self._by_program.get((identity.place, identity.program))
-        if not others:
+        if not others or identity.program == identities.UNKNOWN:
             return None
         other = next(iter(others.values()))
         events += self._finish(other)
