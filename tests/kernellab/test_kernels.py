@@ -151,7 +151,7 @@ def test_connections_and_scans(guest):
 def test_the_feed_bpf_reports_everything(guest):
     answer = guest["feeds"]["bpf"]
     if not has_bpf(guest):
-        assert answer["missing"].startswith("bpf: needs Linux 5.12, this is 5.10")
+        assert answer["missing"].startswith("needs Linux 5.12, this is 5.10")
         return
     assert answer["missing"] is None
     assert (answer["short"], answer["short_right_pid"]) == (100, 100)

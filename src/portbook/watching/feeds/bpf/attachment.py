@@ -14,27 +14,28 @@ from portbook.sources.bpf.btf import Layout
 from portbook.system import namespaces, privilege
 from portbook.watching.feeds.bpf import program
 from portbook.watching.feeds.bpf.program import HookProgram, Maps
+from portbook.watching.feeds.bpf.record import KINDS
 
 NEEDED = ("CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN")  # capabilities(7); CAP_SYS_ADMIN has all that the three give here
 SINCE = (5, 12)  # bpf_get_socket_cookie for programs of trace points
 # fsopen(2), fsconfig(2), fsmount(2): one number on every architecture; include/uapi/linux/mount.h for the others.
 SYS_FSOPEN, SYS_FSCONFIG, SYS_FSMOUNT = 430, 431, 432
 CLOEXEC, CREATE = 1, 6
+TRIAL_BYTES = 1 << 16  # of a ring: a multiple of the size of a page, which is 64 KiB at most
 
 
 def missing() -> str | None:
-    """Why the programs cannot be used here; None if they can. They are loaded, and not attached."""
+    """Why the programs cannot be used here; None if they can. They are attached and detached."""
     try:
         layout = look_up()
-        os.close(open_root())
         with ExitStack() as stack:
-            maps = Maps(calls.make_ring(1 << 16), calls.make_counters(8), calls.make_socket_marks())
+            maps = Maps(calls.make_ring(TRIAL_BYTES), calls.make_counters(len(KINDS)), calls.make_socket_marks())
             for descriptor in (maps.ring, maps.counters, maps.marks):
                 stack.callback(os.close, descriptor)
-            for _, loaded in _load(program.build(layout.places, maps), layout):
-                os.close(loaded)
+            for link in attach(layout, maps):
+                os.close(link)
     except (SourceError, ValueError) as error:
-        return str(error)
+        return str(error).removeprefix("bpf: ")  # the name of the feed stands before it
     return None
 
 
