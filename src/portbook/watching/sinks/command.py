@@ -40,6 +40,8 @@ OPTIONS = {
 class CommandSink(PlainSink):
     """A program for each event."""
 
+    at_once = 1
+
     def __init__(self, command: Sequence[str], limit_s: float, environment: dict[str, str]) -> None:
         self.name = f"command:{command[0]}"
         self._command = list(command)

@@ -24,7 +24,6 @@ GRACE_S = 0.2  # for a thread that is about to end
 NOTE_S = 10.0  # between two messages about failures
 MOST_REASONS = 20  # of losses that are kept apart
 KEPT_SHARE = 0.9  # of a full queue
-AT_ONCE = 500  # events given to a sink at once
 QUICK = BreakerSettings(failures=5, pause_s=5.0, most_pause_s=60.0)
 
 
@@ -78,7 +77,7 @@ class SinkWorker:
         self._queue: deque[EncodedEvent] = deque()
         self._bytes = 0
         self._in_hand: list[EncodedEvent] = []  # taken from the queue, being delivered
-        self._stuck = False  # it did not make room in time, and has not since: nobody waits for it
+        self._stuck = False  # it did not make room in time: nobody waits for it before its queue is half empty
         self._reopen = False
         self._end_at: float | None = None  # when the thread gives up, once it is to end
         self._thread: threading.Thread | None = None
@@ -202,11 +201,12 @@ class SinkWorker:
                     self._changed.wait(max(0.001, until - now))
 
     def _fill(self) -> None:
-        while self._queue and len(self._in_hand) < AT_ONCE:
+        while self._queue and len(self._in_hand) < self.sink.at_once:
             event = self._queue.popleft()
             self._bytes -= len(event.json)
             self._in_hand.append(event)
-        self._stuck = False
+        if self._bytes < self._most_bytes / 2:
+            self._stuck = False
         self._changed.notify_all()  # there is room
 
     def _attempt(self) -> None:
