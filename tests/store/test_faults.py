@@ -7,7 +7,7 @@ import random
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -318,6 +318,39 @@ def test_every_damaged_page_is_found(path):
         damaged[page * PAGE : (page + 1) * PAGE] = random.Random(page).randbytes(PAGE)
         Path(path).write_bytes(damaged)
         assert not is_whole(path), f"page {page + 1}"
+
+
+def test_any_damage_is_an_error_in_one_line(path):
+    """Bytes anywhere are changed: every reader and a writer answer, or raise a StoreError."""
+    with Writer(path) as writer:
+        writer.append([event("started", 0), *some_events(150), event("gap", 5, since=at(1))])
+    whole = Path(path).read_bytes()
+    choose = random.Random(5)
+
+    def write() -> None:
+        with Writer(path) as writer:
+            writer.append(some_events(5))
+            writer.trim(at(10**6), keep_s=5.0)
+
+    def read(use: Callable[[portbook.History], object]) -> None:
+        with portbook.History(path) as history:
+            use(history)
+
+    uses: list[Callable[[], None]] = [
+        lambda: read(lambda h: list(h.events("8001 event:opened"))),
+        lambda: read(lambda h: list(h.intervals("8000-8100 process:p1", since=at(50)))),
+        lambda: read(lambda h: h.who(8000, at(50))),
+        lambda: read(lambda h: h.verify()),
+        write,
+    ]
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for _ in range(choose.choice((1, 3, 20))):
+            damaged[choose.randrange(len(damaged))] = choose.randrange(256)
+        Path(path).write_bytes(damaged)
+        for use in uses:
+            with suppress(portbook.StoreError):
+                use()
 
 
 def test_a_writer_goes_on_when_its_file_is_damaged(path):

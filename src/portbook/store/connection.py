@@ -25,6 +25,8 @@ LONGEST_VALUE = 1 << 22  # bytes of one value or row that is read
 SIDES = ("", "-wal", "-shm", "-journal")
 DIRECTORY_MODE = 0o750
 FILE_MODE = 0o640
+# What sqlite3 raises: also where a damaged file has text that is not UTF-8, which the message of an error quotes.
+FAULTS = (sqlite3.Error, UnicodeDecodeError)
 MOVE = "move it away, or name another with --db"
 
 
@@ -40,11 +42,11 @@ def open_to_read(path: str) -> sqlite3.Connection:
         # WAL needs its index beside the file; where that cannot be made nobody writes, unless there is a log already.
         if _size(path + "-wal"):
             raise failure(path, error) from error
-    except sqlite3.DatabaseError as error:
+    except FAULTS as error:
         raise failure(path, error) from error
     try:
         return _open_read_only(path, "mode=ro&immutable=1")
-    except sqlite3.Error as error:
+    except FAULTS as error:
         raise failure(path, error) from error
 
 
@@ -80,14 +82,14 @@ def open_to_write(path: str) -> sqlite3.Connection:
         except BaseException:
             connection.close()
             raise
-    except sqlite3.Error as error:
+    except FAULTS as error:
         raise failure(path, error) from error
     return connection
 
 
 def close_writer(connection: sqlite3.Connection) -> None:
     """Close a connection that wrote, and leave a file that needs no other beside it to be read."""
-    with suppress(sqlite3.Error):  # somebody reads it, or the disk is full: the log stays, and is read with the file
+    with suppress(*FAULTS):  # somebody reads it, or the disk is full: the log stays, and is read with the file
         connection.execute("PRAGMA journal_mode=DELETE")
     connection.close()
 
@@ -181,12 +183,14 @@ def _size(path: str) -> int:
         return 0
 
 
-def failure(path: str, error: sqlite3.Error) -> PortbookError:
+def failure(path: str, error: Exception) -> PortbookError:
     """An error of SQLite in one line, with what to do."""
     text = str(error)
     if "not a database" in text:
         return StoreError(f"{path!r} is not a history", MOVE)
-    if "malformed" in text or "corrupt" in text:
+    if isinstance(error, UnicodeDecodeError):
+        text = "it has text that is not UTF-8"
+    if "malformed" in text or "corrupt" in text or isinstance(error, UnicodeDecodeError):
         return StoreError(f"{path!r} is damaged ({text})", f"portbook history verify says where; {MOVE}")
     if "readonly" in text or "unable to open" in text:
         return StoreError(f"{path!r} could not be opened: {text}", "check the permissions of its directory")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from heapq import merge
@@ -383,7 +382,7 @@ class History:
     def _fetch(self, statement: str, values: Iterable[Any]) -> list[Any]:
         try:
             return self._connection.execute(statement, tuple(values)).fetchall()
-        except (sqlite3.Error, OverflowError) as error:
+        except (*connection.FAULTS, OverflowError) as error:
             if isinstance(error, OverflowError):
                 raise self._damaged("a number in it is too large") from error
             raise connection.failure(self.path, error) from error

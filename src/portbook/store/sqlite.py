@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -138,7 +137,7 @@ class Writer:
             self._connection.execute(INSERT_EVENT, row)
             retention.remove(self._connection, removal)
             self._connection.execute("COMMIT")
-        except sqlite3.Error as error:
+        except (*connection.FAULTS, TypeError, OverflowError) as error:
             self._roll_back()
             self._sequence, self._hash = before
             self._fail(error)
@@ -203,7 +202,7 @@ class Writer:
             self._connection.executemany(PUT_SPAN, spans)
             self._connection.execute(PUT_STATE, (msgspec.msgpack.encode(self._ledger.state()),))
             self._connection.execute("COMMIT")
-        except sqlite3.Error as error:
+        except connection.FAULTS as error:
             self._roll_back()
             self._fail(error)
             return False
@@ -221,7 +220,7 @@ class Writer:
         numbered = self._prepare(kept)
         return numbered[-1:] if self._flush() else kept[-1:]
 
-    def _fail(self, error: sqlite3.Error) -> None:
+    def _fail(self, error: Exception) -> None:
         self.problem = str(connection.failure(self.path, error))
         self._retry_at = self._clock() + self._retry_s
         self._retry_s = min(self._retry_s * 2, LONGEST_RETRY_S)
@@ -230,7 +229,7 @@ class Writer:
         try:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
-        except sqlite3.Error:
+        except connection.FAULTS:
             pass  # SQLite has rolled back already, or does when the file is used next
 
     # --- opening ---------------------------------------------------------------------------------------------------
@@ -240,7 +239,7 @@ class Writer:
         try:
             self._reload_head()
             self._load_state()
-        except sqlite3.Error as error:
+        except connection.FAULTS as error:
             raise connection.failure(self.path, error) from error
         except (msgspec.MsgspecError, TypeError, ValueError, OverflowError) as error:
             hint = f"portbook history verify says where; {connection.MOVE}"
@@ -249,6 +248,8 @@ class Writer:
     def _reload_head(self) -> None:
         last = self._connection.execute(LAST_ROW).fetchone()
         self._sequence, self._hash = last or (0, chain.START)
+        if not isinstance(self._hash, bytes) or len(self._hash) != len(chain.START):
+            raise ValueError("the last event has no hash")
 
     def _load_state(self) -> None:
         found = self._connection.execute("SELECT value FROM meta WHERE key = 'state'").fetchone()

@@ -75,7 +75,7 @@ def verify(path: str, anchor: Anchor | str | None = None) -> Verification:
     with closing(connection.open_to_read(path)) as database:
         try:
             return _Check(path, database).run(anchor)
-        except sqlite3.Error as error:
+        except connection.FAULTS as error:
             raise connection.failure(path, error) from error
 
 
@@ -126,7 +126,7 @@ class _Check:
         try:
             self._database.execute("BEGIN")  # one state of the file, though a watch may go on writing
             first, last, count = self._database.execute(bounds).fetchone()
-        except sqlite3.DatabaseError as error:
+        except connection.FAULTS as error:
             return self._answer(None, None, 0, None, None, Break(0, None, f"the file cannot be read: {error}"))
         if first is None:
             broken = None
@@ -153,7 +153,7 @@ class _Check:
         return Verification(self._path, whole, rows, first, last, removed, head, anchored, broken)
 
     def _head(self, last: int) -> str | None:
-        with suppress(sqlite3.Error):
+        with suppress(*connection.FAULTS, TypeError):
             (digest,) = self._database.execute("SELECT hash FROM events WHERE sequence = ?", (last,)).fetchone()
             return str(Anchor(last, bytes(digest)))
         return None
@@ -177,7 +177,10 @@ class _Check:
         finally:
             if second is not None:
                 second.end()
-        return broken or self._break_of_watch(first) or self._break_of_indexes(first, last, sums)
+        try:
+            return broken or self._break_of_watch(first) or self._break_of_indexes(first, last, sums)
+        except (*connection.FAULTS, msgspec.MsgspecError, TypeError, ValueError, OverflowError) as error:
+            return Break(first, None, f"what was derived from the events cannot be read: {error}")
 
     def _break_of_indexes(self, first: int, last: int, sums: Sums) -> Break | None:
         """Whether what is searched in agrees with what is found there."""
@@ -192,7 +195,7 @@ class _Check:
                     return Break(first, None, "an index of the intervals is damaged")
             for (value,) in self._database.execute("SELECT value FROM meta"):
                 msgspec.msgpack.decode(value, type=WatchState)
-        except (sqlite3.Error, msgspec.MsgspecError, TypeError) as error:
+        except (*connection.FAULTS, msgspec.MsgspecError, TypeError) as error:
             return Break(first, None, f"an index, or the state of the watch, cannot be read: {error}")
         return None
 
@@ -221,9 +224,9 @@ class _Check:
         if anchor.sequence > last:
             return Break(last + 1, None, f"the history ends with {last}, before the anchor: its end was cut off")
         row = self._database.execute("SELECT hash, at FROM events WHERE sequence = ?", (anchor.sequence,)).fetchone()
-        if row[0] != anchor.hash:
+        if row is None or row[0] != anchor.hash:
             what = "it is not the row of the anchor: this one or some before it were written anew"
-            return Break(anchor.sequence, _moment(row[1]), what)
+            return Break(anchor.sequence, _moment(None if row is None else row[1]), what)
         return None
 
     def _break_of_watch(self, first: int) -> Break | None:
@@ -269,7 +272,7 @@ class _Segment:
             at = self._expected
             try:
                 rows = self._rows(at, end)
-            except sqlite3.Error as error:
+            except connection.FAULTS as error:
                 return Break(at + 1, _moment(self._at_us), f"the rows behind {at} cannot be read: {error}")
             if not rows:
                 return Break(at + 1, _moment(self._at_us), f"removed: the rows up to {end} are missing")
