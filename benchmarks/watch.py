@@ -389,7 +389,7 @@ def main(arguments: list[str]) -> int:
     if os.geteuid() != 0:
         raise SystemExit("watch.py makes namespaces: run it as root")
     with contextlib.ExitStack() as opened:
-        python = options.installed or opened.enter_context(contest.environment(options.python))
+        python = os.path.abspath(options.installed or opened.enter_context(contest.environment(options.python)))
         directory = opened.enter_context(tempfile.TemporaryDirectory(prefix="portbook-bench-"))
         written = f"{directory}/lines"
         command = ["unshare", "-n", "-m", sys.executable, os.path.abspath(__file__), *arguments]

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 import portbook
 from portbook.records import Owner
 from portbook.testing.watching import START, FakeClock, listener
-from portbook.watching import failures, flapping, register
+from portbook.watching import failures, flapping, followed, register
 from portbook.watching.failures import MOST_LOUD
 from portbook.watching.feeds.base import Change
 from portbook.watching.records import Settings
@@ -454,7 +454,7 @@ def test_a_very_long_command_line_is_cut(feed, watch):
     owner = replace(long.owners[0], command_line=("x" * 100_000, "y"))
     feed.open(replace(long, owners=(owner,)))
     (opened,) = watched.after()
-    assert sum(map(len, opened.command_line)) <= register.MOST_TEXT + 1
+    assert sum(map(len, opened.command_line)) <= followed.MOST_TEXT + 1
 
 
 def test_what_a_hostile_process_leaves_behind_does_not_grow(monkeypatch):

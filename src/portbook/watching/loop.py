@@ -122,7 +122,7 @@ class Loop:
             sockets = [s for s in tables.sockets if not self._canaries.is_own(s)]
             limits = [gap.why if gap.hint is None else f"{gap.why} ({gap.hint})" for gap in tables.gaps]
             reason = "; ".join([*self._skipped, *limits]) or None
-            events = [self._register.make("started", now, count=len(sockets), reason=reason, netns=own_netns)]
+            events = [self._register.events.make("started", now, count=len(sockets), reason=reason, netns=own_netns)]
             if self._judging is not None:
                 events.append(self._policy_loaded(self._judging.policy, now))
             events += self._register.snapshot(sockets, after)
@@ -145,7 +145,7 @@ class Loop:
         now = self._clock.now()
         self._close()
         events += self._register.finish(now)
-        events.append(self._register.make("stopped", now))
+        events.append(self._register.events.make("stopped", now))
         return self._count(events)
 
     def _drain(self) -> list[Event]:
@@ -269,7 +269,7 @@ class Loop:
         return [self._gap(now, reason, since=last.wall)]
 
     def _gap(self, now: Moment, reason: str, **fields: Any) -> Event:
-        return self._register.make("gap", now, severity="warning", reason=reason, **fields)
+        return self._register.events.make("gap", now, severity="warning", reason=reason, **fields)
 
     # --- a feed that fails -----------------------------------------------------------------------------------------
 
@@ -292,7 +292,7 @@ class Loop:
         except SourceError:
             self._open_due_ns = now.monotonic_ns + int(next(self._pauses) * SECOND_NS)
             return []
-        self._register.feed = kind.name
+        self._register.events.feed = kind.name
         self._canary_due_ns = now.monotonic_ns
         self._compare_soon(now)
         since, self._failed_since = self._failed_since, None
@@ -346,7 +346,7 @@ class Loop:
             return []
         self._compare_soon(now)
         gap = self._gap(now, "what happened while the watch was blind may be missing", since=since)
-        return [gap, self._register.make("seeing", now, since=since)]
+        return [gap, self._register.events.make("seeing", now, since=since)]
 
     def _go_blind(self, now: Moment, reason: str) -> list[Event]:
         if self._blind_since is not None:
@@ -354,7 +354,7 @@ class Loop:
         started = self._started or now
         self._blind_since = self._seen_at or started.wall
         self._compare_soon(now)
-        blind = self._register.make("blind", now, severity="critical", reason=reason, since=self._blind_since)
+        blind = self._register.events.make("blind", now, severity="critical", reason=reason, since=self._blind_since)
         gap = self._gap(now, "the last canary that was seen is older than this", since=self._blind_since)
         return [blind, gap]
 
@@ -414,7 +414,7 @@ class Loop:
     def refuse_policy(self, reason: str) -> list[Event]:
         """A new policy was not valid: the old one remains."""
         now = self._clock.now()
-        return self._count([self._register.make("policy_refused", now, severity="warning", reason=reason)])
+        return self._count([self._register.events.make("policy_refused", now, severity="warning", reason=reason)])
 
     def gap(self, reason: str, count: int = 1) -> Event:
         """An event for something that was lost behind the watch: by a sink, the history, a reader."""
@@ -422,7 +422,7 @@ class Loop:
 
     def _policy_loaded(self, policy: Policy, now: Moment) -> Event:
         count = len(policy.rules)
-        return self._register.make(
+        return self._register.events.make(
             "policy_loaded", now, count=count, reason=f"{counted(count, 'rule')} of {policy.file}"
         )
 

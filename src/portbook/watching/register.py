@@ -9,26 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from msgspec import Struct
 from msgspec.structs import replace
 
-from portbook.events import LEVELS, Event, EventKind, Level
-from portbook.query import Test
+from portbook.events import Event, EventKind, Level
 from portbook.records import Owner, Socket
 from portbook.watching import identity as identities
+from portbook.watching.enforcement import Enforcement
+from portbook.watching.event_maker import EventMaker, owners_text
 from portbook.watching.failures import FailedBinds, explain
 from portbook.watching.feeds.base import Change, SocketKey, key_of
 from portbook.watching.flapping import FlapCounter
+from portbook.watching.followed import Followed, Held, bounded, duration_ms, is_brief_bind, origin_of, socket_of
 from portbook.watching.identity import PortIdentity
-from portbook.watching.judging import Judging, label_of
+from portbook.watching.judging import Judging
 from portbook.watching.records import Listener, Moment, Settings
 from portbook.watching.requirements import Requirements
-from portbook.watching.violations import Violation, Violations
+from portbook.watching.violations import Violations
 
 if TYPE_CHECKING:
-    from portbook.watching.judge import Judgement
+    pass
 
 MOST_SOCKETS = 100_000
 MOST_WITHHELD = 10_000
@@ -38,46 +39,6 @@ SECOND_NS = 1_000_000_000
 CONFIRM_NS = SECOND_NS  # two readings that agree are at least so far apart
 
 Suspect = tuple[str, SocketKey]  # "new" or "gone", as the socket tables have it
-
-
-class Origin(Struct, frozen=True, gc=False):
-    """What a feed reports of the process besides the socket."""
-
-    parents: tuple[str, ...] = ()  # as events have them
-    process_gone: bool = False
-
-
-class Followed:
-    """An open socket."""
-
-    __slots__ = ("at", "began", "identity", "is_brief", "judgement", "key", "origin", "rule", "since_ns", "socket")
-
-    def __init__(self, key: SocketKey, socket: Socket, change: Change, identity: PortIdentity, at: datetime) -> None:
-        self.key = key
-        self.socket = socket
-        self.origin = _origin_of(change)
-        self.identity = identity
-        self.at = at
-        self.since_ns = change.at_ns
-        self.began = True  # False: it was there before it was first seen
-        self.is_brief = False  # a TCP port that was bound for a moment: nothing could arrive there
-        self.judgement: Judgement | None = None
-        self.rule: str | None = None  # that it violates
-
-
-class Held:
-    """An identity that is open, or whose end is withheld."""
-
-    __slots__ = ("ended", "ended_at", "ended_ns", "identity", "sockets", "undecided", "violations")
-
-    def __init__(self, identity: PortIdentity) -> None:
-        self.identity = identity
-        self.sockets: dict[SocketKey, Followed] = {}
-        self.ended: Followed | None = None  # the last one, while the end is withheld
-        self.ended_ns = 0
-        self.ended_at: datetime | None = None
-        self.violations: dict[str, Violation] = {}  # that last, by rule
-        self.undecided: set[str] = set()  # rules for which something was not known, and which were reported
 
 
 class Register:
@@ -101,13 +62,12 @@ class Register:
         :param judging: the policy in force; None: there is none
         :param own_netns: the network namespace of the watch
         """
-        self.feed = feed
-        self._boot_id = boot_id
+        self.events = EventMaker(settings.query, feed, boot_id)
+        self._emit = self.events.of_socket
         self._own_netns = own_netns
         self._grace_ns = _ns(settings.grace_s)
         self._short_lived_ns = _ns(settings.short_lived_s)
         self._bound_ns = _ns(settings.bound_s)
-        self._tests = _tests_of(settings)
         self._sockets: dict[SocketKey, Followed] = {}
         self._on_port: dict[tuple[str, int], dict[SocketKey, Followed]] = {}
         self._held: dict[str, Held] = {}  # by identity
@@ -117,6 +77,7 @@ class Register:
         self._flaps = FlapCounter(settings.flaps, _ns(settings.flap_window_s))
         self._failures = FailedBinds(_ns(settings.remind_s))
         self._violations = Violations(judging, _ns(settings.remind_s))
+        self._enforcement = Enforcement(self._violations, self._flaps, self.events)
         self._requirements = Requirements(judging, self._grace_ns, _ns(settings.remind_s))
         self._suspects: dict[Suspect, int] = {}  # differences of a comparison, and when they were first seen
         self._unfollowed = 0
@@ -200,7 +161,7 @@ class Register:
             if now_ns - change.at_ns < self._bound_ns:
                 break
             del self._bound[key]
-            events += self._begin(key, _socket_of(change), change, self._wall(now, change.at_ns), kind)
+            events += self._begin(key, socket_of(change), change, self._wall(now, change.at_ns), kind)
         while self._withheld:
             held = next(iter(self._withheld.values()))
             if now_ns - held.ended_ns < self._grace_ns:
@@ -213,7 +174,7 @@ class Register:
         events += self._tick_policy(now)
         if self._unfollowed:
             reason = f"more than {MOST_SOCKETS:,} sockets are open: the ends of further ones are not reported"
-            events.append(self.make("gap", now, severity="warning", count=self._unfollowed, reason=reason))
+            events.append(self.events.make("gap", now, severity="warning", count=self._unfollowed, reason=reason))
             self._unfollowed = 0
         return events
 
@@ -247,100 +208,12 @@ class Register:
         return tuple(
             Listener(f.socket, f.identity.text, f.at, f.judgement)
             for f in self._sockets.values()
-            if self._is_selected(f.socket)
+            if self.events.selects(f.socket)
         )
 
     def counts(self) -> tuple[int, int, int]:
         """How many sockets are open, how many violations last, how many requirements are not met."""
         return len(self._sockets), self._violations.count, self._requirements.lost_count
-
-    def make(self, kind: EventKind, now: Moment, **fields: Any) -> Event:
-        """An event that is about no socket."""
-        return Event(
-            at=now.wall,
-            event=kind,
-            feed=self.feed,
-            boot_id=self._boot_id,
-            monotonic_ns=now.monotonic_ns,
-            **fields,
-        )
-
-    def _emit(
-        self,
-        kind: EventKind,
-        at: datetime,
-        at_ns: int,
-        socket: Socket,
-        *,
-        identity: str | None,
-        severity: Level = "info",
-        origin: Origin | None = None,
-        lasted_ms: float | None = None,
-        count: int = 1,
-        reason: str | None = None,
-        error: str | None = None,
-        judgement: Judgement | None = None,
-        before: str | None = None,
-        since: datetime | None = None,
-    ) -> list[Event]:
-        """The event as a list; an empty one when the query does not select the socket."""
-        if self._tests and not self._is_selected(socket):
-            return []
-        owners = socket.owners
-        owner = owners[0] if owners else NO_OWNER
-        rule = comment = rule_owner = None
-        if judgement is not None:
-            rule = label_of(judgement)
-            if judgement.rule is not None:
-                comment, rule_owner = judgement.rule.comment, judgement.rule.owner
-        if origin is None:
-            origin = NO_ORIGIN
-        event = Event(
-            at=at,
-            event=kind,
-            severity=severity,
-            protocol=socket.protocol,
-            family=socket.family,
-            local_address=socket.local_address,
-            local_port=socket.local_port,
-            zone=socket.zone,
-            interface=socket.interface,
-            state=socket.state,
-            reach=socket.reach,
-            pid=owner.pid or None,
-            name=owner.name or socket.kernel,
-            exe=owner.exe,
-            command_line=owner.command_line,
-            uid=socket.uid,
-            user=owner.user or socket.user,
-            process_started=owner.started,
-            parents=origin.parents,
-            service=owner.service or socket.service,
-            container=owner.container or socket.container,
-            cgroup=owner.cgroup,
-            netns=socket.netns,
-            netns_name=socket.netns_name,
-            pids=_pids(owners),
-            process_gone=origin.process_gone,
-            cookie=socket.cookie,
-            identity=identity,
-            lasted_ms=lasted_ms,
-            count=count,
-            reason=reason,
-            error=error,
-            rule=rule,
-            comment=comment,
-            rule_owner=rule_owner,
-            before=before,
-            since=since,
-            feed=self.feed,
-            boot_id=self._boot_id,
-            monotonic_ns=at_ns,
-        )
-        return [event]
-
-    def _is_selected(self, socket: Socket) -> bool:
-        return all(test(socket) for test in self._tests)
 
     def _wall(self, now: Moment, at_ns: int) -> datetime:
         return now.wall - timedelta(microseconds=(now.monotonic_ns - at_ns) // 1000)
@@ -348,7 +221,7 @@ class Register:
     # --- changes ---------------------------------------------------------------------------------------------------
 
     def _bind(self, change: Change, at: datetime) -> Iterator[Event]:
-        socket = _socket_of(change)
+        socket = socket_of(change)
         key = change.key
         if key in self._bound:
             return
@@ -365,11 +238,11 @@ class Register:
         key = next(iter(self._bound))
         kind, change = self._bound.pop(key)
         began = at - timedelta(microseconds=(at_ns - change.at_ns) // 1000)
-        yield from self._begin(key, _socket_of(change), change, began, kind)
+        yield from self._begin(key, socket_of(change), change, began, kind)
 
     def _listen(self, change: Change, at: datetime) -> Iterator[Event]:
         self._bound.pop(change.key, None)
-        yield from self._begin(change.key, _socket_of(change), change, at, "opened")
+        yield from self._begin(change.key, socket_of(change), change, at, "opened")
 
     def _begin(self, key: SocketKey, socket: Socket, change: Change, at: datetime, kind: EventKind) -> Iterator[Event]:
         """A socket is there. One that is known already has been reported by the snapshot too."""
@@ -385,7 +258,7 @@ class Register:
     def _promote(self, followed: Followed, socket: Socket, change: Change, at: datetime) -> Iterator[Event]:
         """What was only bound listens now."""
         yield from self._rename(followed, socket)
-        followed.origin = _origin_of(change)
+        followed.origin = origin_of(change)
         count = len(self._held[followed.identity.text].sockets)
         text = followed.identity.text
         yield from self._emit("opened", at, change.at_ns, socket, identity=text, origin=followed.origin, count=count)
@@ -402,18 +275,18 @@ class Register:
         if waiting is not None:
             kind, bound = waiting
             began = at - timedelta(microseconds=(change.at_ns - bound.at_ns) // 1000)
-            yield from self._open(change.key, _socket_of(bound), bound, began, kind, is_brief=True)
+            yield from self._open(change.key, socket_of(bound), bound, began, kind, is_brief=True)
         followed = self._sockets.get(change.key)
         if followed is not None:
             yield from self._end(followed, change.at_ns, at)
 
     def _fail(self, change: Change, at: datetime) -> Iterator[Event]:
-        socket = replace(_bounded(_socket_of(change)), state=None)  # it is in none: it has no port
+        socket = replace(bounded(socket_of(change)), state=None)  # it is in none: it has no port
         failure = self._failures.add(socket, change.at_ns)
         error, reason = explain(socket, self._on(socket))
         text = identities.of(socket, self._own_netns).text
         is_first = failure.count == 1
-        origin = _origin_of(change)
+        origin = origin_of(change)
         yield from self._emit(
             "bind_failed",
             at,
@@ -452,16 +325,9 @@ class Register:
             yield from self._set_owners(followed, change.socket, change.at_ns, at)
 
     def _lose(self, change: Change, at: datetime) -> Iterator[Event]:
-        yield Event(
-            at=at,
-            event="gap",
-            severity="warning",
-            count=change.count,
-            reason=change.reason or "the feed lost changes",
-            feed=self.feed,
-            boot_id=self._boot_id,
-            monotonic_ns=change.at_ns,
-        )
+        reason = change.reason or "the feed lost changes"
+        when = Moment(at, change.at_ns)
+        yield self.events.make("gap", when, severity="warning", count=change.count, reason=reason)
 
     # --- sockets ---------------------------------------------------------------------------------------------------
 
@@ -473,7 +339,7 @@ class Register:
         :param is_brief: a TCP port that was bound for a moment, at which nothing could arrive
         """
         severity: Level = "quiet" if is_brief else "info"
-        socket = _bounded(socket)
+        socket = bounded(socket)
         identity = identities.of(socket, self._own_netns)
         text = identity.text
         events: list[Event] = []
@@ -573,7 +439,7 @@ class Register:
                 identity=followed.identity.text,
                 severity="warning",
                 origin=followed.origin,
-                before=f"{_owners_text(before)} of user {before.user or before.uid}",
+                before=f"{owners_text(before)} of user {before.user or before.uid}",
             )
 
     def _end(self, followed: Followed, at_ns: int, at: datetime) -> Iterator[Event]:
@@ -591,10 +457,10 @@ class Register:
                 followed.socket,
                 identity=held.identity.text,
                 severity="quiet",
-                lasted_ms=_lasted_ms(followed, at_ns),
+                lasted_ms=duration_ms(followed, at_ns),
                 count=len(held.sockets) + 1,
             )
-            yield from self._release(held, followed, at, at_ns, "it ended")
+            yield from self._enforcement.release(held, followed, at, at_ns, "it ended")
             return
         held.ended, held.ended_ns, held.ended_at = followed, at_ns, at
         if followed.rule is not None:
@@ -613,11 +479,11 @@ class Register:
         del self._held[text]
         if followed is None or held.ended_at is None:
             return []
-        lasted_ms = _lasted_ms(followed, held.ended_ns)
+        lasted_ms = duration_ms(followed, held.ended_ns)
         kind: EventKind = "closed"
         if lasted_ms is not None and lasted_ms * 1e6 < self._short_lived_ns:
             kind = "short_lived"
-        is_quiet = self._flaps.of(text) is not None or _is_brief_bind(followed, kind)
+        is_quiet = self._flaps.of(text) is not None or is_brief_bind(followed, kind)
         events = self._emit(
             kind,
             held.ended_at,
@@ -629,7 +495,7 @@ class Register:
             lasted_ms=lasted_ms,
         )
         for violation in list(held.violations.values()):
-            events += self._recover(held, violation, held.ended_at, held.ended_ns, "it ended")
+            events += self._enforcement.recover(held, violation, held.ended_at, held.ended_ns, "it ended")
         return events
 
     def _forget_withheld(self, held: Held) -> None:
@@ -650,7 +516,7 @@ class Register:
 
     def _rename(self, followed: Followed, socket: Socket) -> list[Event]:
         """Put a socket, about which more or something else is known now, below the identity that it has now."""
-        socket = _bounded(socket)
+        socket = bounded(socket)
         followed.socket = socket
         identity = identities.of(socket, self._own_netns)
         if identity.text == followed.identity.text:
@@ -717,7 +583,7 @@ class Register:
             followed.socket,
             identity=followed.identity.text,
             severity="warning" if is_other else "quiet",
-            before=_owners_text(before),
+            before=owners_text(before),
         )
         yield from self._judge(followed, at, at_ns, "it is allowed now")
         self._requirements.is_due = True
@@ -725,114 +591,8 @@ class Register:
     # --- policy ----------------------------------------------------------------------------------------------------
 
     def _judge(self, followed: Followed, at: datetime, at_ns: int, why_recovered: str) -> list[Event]:
-        """Judge a socket, and report what that changes for its identity."""
-        judgement = followed.judgement = self._violations.judge(followed.socket, at)
         held = self._held[followed.identity.text]
-        rule = None
-        if judgement is not None:
-            if judgement.allowed is False:
-                rule = label_of(judgement)
-            elif judgement.allowed is None:  # undecided: what was a violation before remains one
-                rule = followed.rule or next(iter(held.violations), None)
-        events: list[Event] = []
-        if rule is None and judgement is not None and judgement.allowed is None:
-            events += self._report_undecided(held, followed, judgement, at, at_ns)
-        if rule != followed.rule:
-            events += self._release(held, followed, at, at_ns, why_recovered, rule)
-            if rule is not None and judgement is not None:
-                events += self._violate(held, followed, judgement, rule, at, at_ns)
-        if held.violations:
-            for violation in list(held.violations.values()):
-                if not violation.sockets:
-                    events += self._recover(held, violation, at, at_ns, why_recovered)
-        return events
-
-    def _report_undecided(
-        self, held: Held, followed: Followed, judgement: Judgement, at: datetime, at_ns: int
-    ) -> list[Event]:
-        """Say once of an identity and a rule that it could not be judged."""
-        label = label_of(judgement)
-        if label in held.undecided:
-            return []
-        held.undecided.add(label)
-        return self._emit(
-            "undecided",
-            at,
-            at_ns,
-            followed.socket,
-            identity=held.identity.text,
-            severity="quiet" if followed.is_brief else "info",
-            origin=followed.origin,
-            reason=judgement.why,
-            judgement=judgement,
-        )
-
-    def _violate(
-        self, held: Held, followed: Followed, judgement: Judgement, rule: str, at: datetime, at_ns: int
-    ) -> list[Event]:
-        """A socket violates a rule. Of an identity and rule that is reported once, unless it becomes more severe."""
-        followed.rule = rule
-        severity: Level = "quiet" if followed.is_brief else judgement.severity
-        flaps = self._flaps.of(held.identity.text)
-        if flaps is not None:
-            if rule in flaps.rules:
-                severity = "quiet"
-            flaps.rules.add(rule)
-        violation = held.violations.get(rule)
-        is_new = violation is None
-        if violation is None:
-            violation = held.violations[rule] = self._violations.add(rule, followed, judgement, at_ns, at)
-        self._violations.join(violation)
-        if not is_new and LEVELS.index(severity) <= LEVELS.index(violation.reported):
-            return []
-        violation.reported = severity
-        violation.followed = followed
-        return self._emit(
-            "violation",
-            at,
-            at_ns,
-            followed.socket,
-            identity=held.identity.text,
-            severity=severity,
-            origin=followed.origin,
-            reason=judgement.why,
-            judgement=judgement,
-        )
-
-    def _release(
-        self, held: Held, followed: Followed, at: datetime, at_ns: int, reason: str, next_rule: str | None = None
-    ) -> list[Event]:
-        """A socket does not violate its rule any longer; the last one of the identity recovers it."""
-        rule, followed.rule = followed.rule, None
-        if rule is None:
-            return []
-        violation = held.violations[rule]
-        self._violations.leave(violation)
-        if violation.sockets:
-            return []
-        if next_rule is not None:
-            self._violations.remove(violation)  # the next one is reported instead
-            del held.violations[rule]
-            return []
-        return self._recover(held, violation, at, at_ns, reason)
-
-    def _recover(self, held: Held, violation: Violation, at: datetime, at_ns: int, reason: str) -> list[Event]:
-        self._violations.remove(violation)
-        del held.violations[violation.rule]
-        followed = violation.followed
-        is_quiet = followed.is_brief or self._flaps.of(held.identity.text) is not None
-        return self._emit(
-            "recovered",
-            at,
-            at_ns,
-            followed.socket,
-            identity=held.identity.text,
-            severity="quiet" if is_quiet else "info",
-            reason=reason,
-            judgement=violation.judgement,
-            since=violation.since,
-            count=violation.count,
-        )
+        return self._enforcement.judge(held, followed, at, at_ns, why_recovered)
 
     def _judge_all(self, now: Moment, why_recovered: str) -> list[Event]:
         events: list[Event] = []
@@ -846,32 +606,16 @@ class Register:
         if judging is not None and judging.has_changed(now.wall):
             events += self._judge_all(now, "it is allowed now")
             self._requirements.is_due = True
-        for violation in self._violations.due(now.monotonic_ns):
-            followed = violation.followed
-            events += self._emit(
-                "reminder",
-                now.wall,
-                now.monotonic_ns,
-                followed.socket,
-                identity=followed.identity.text,
-                severity=violation.judgement.severity,
-                count=violation.take_count(),
-                reason=violation.judgement.why,
-                judgement=violation.judgement,
-                since=violation.since,
-            )
-        return events + self._check_requirements(now)
+        return events + self._enforcement.remind(now) + self._check_requirements(now)
 
     def _check_requirements(self, now: Moment) -> list[Event]:
         reports = self._requirements.check(self._open_sockets, now)
-        return [self.make(report.kind, now, **report.fields) for report in reports]
+        return [self.events.make(report.kind, now, **report.fields) for report in reports]
 
     def _open_sockets(self) -> list[Socket]:
         return [followed.socket for followed in self._sockets.values()]
 
 
-NO_OWNER = Owner(0)
-NO_ORIGIN = Origin()
 # How far a socket can be reached, narrowest first.
 WIDTH: dict[str, int] = {"none": 0, "loopback": 1, "multicast": 2, "broadcast": 2, "address": 3, "any": 4}
 
@@ -880,51 +624,8 @@ def _ns(seconds: float) -> int:
     return int(seconds * SECOND_NS)
 
 
-def _tests_of(settings: Settings) -> tuple[Test, ...]:
-    if settings.query is None:
-        return ()
-    return tuple(test for test in (settings.query.socket_test(), settings.query.owner_test()) if test is not None)
-
-
-def _origin_of(change: Change) -> Origin:
-    if not change.parents and not change.process_gone:
-        return NO_ORIGIN
-    return Origin(tuple(f"{parent.name}({parent.pid})" for parent in change.parents), change.process_gone)
-
-
-def _socket_of(change: Change) -> Socket:
-    """The socket of a change that has one by its kind."""
-    if change.socket is None:
-        raise ValueError(f"a change of the kind {change.kind} has no socket")
-    return change.socket
-
-
-def _bounded(socket: Socket) -> Socket:
-    """The socket without the rest of a very long command line of its first owner: it is kept while it is open."""
-    if not socket.owners:
-        return socket
-    owner = socket.owners[0]
-    command_line = owner.command_line
-    if command_line is None or sum(map(len, command_line)) <= MOST_TEXT:
-        return socket
-    kept: list[str] = []
-    left = MOST_TEXT
-    for word in command_line[:MOST_TEXT]:
-        if left <= 0:
-            break
-        kept.append(word[:left])
-        left -= len(word) + 1
-    return replace(socket, owners=(replace(owner, command_line=(*kept, "…")), *socket.owners[1:]))
-
-
 def _place(socket: Socket) -> tuple[object, ...]:
     return socket.protocol, socket.local_address, socket.local_port
-
-
-def _pids(owners: tuple[Owner, ...]) -> tuple[int, ...]:
-    if len(owners) == 1:
-        return (owners[0].pid,)
-    return tuple(owner.pid for owner in owners[:MOST_PIDS])
 
 
 def _are_others(before: tuple[Owner, ...], after: tuple[Owner, ...]) -> bool:
@@ -938,21 +639,3 @@ def _are_others(before: tuple[Owner, ...], after: tuple[Owner, ...]) -> bool:
 def _is_later(before: datetime | None, after: datetime | None) -> bool:
     """Whether the pid is that of another process now. Two ways to read a start may differ by a tick of the clock."""
     return before is not None and after is not None and after - before > timedelta(seconds=1)
-
-
-def _owners_text(socket: Socket) -> str:
-    if not socket.owners:
-        return "unknown"
-    return ", ".join(f"{owner.name or 'process'}({owner.pid})" for owner in socket.owners[:MOST_PIDS])
-
-
-def _lasted_ms(followed: Followed, at_ns: int) -> float | None:
-    """How long it was open; None: it was there before it was first seen."""
-    if not followed.began:
-        return None
-    return max(0, at_ns - followed.since_ns) / 1e6
-
-
-def _is_brief_bind(followed: Followed, kind: EventKind) -> bool:
-    """A TCP port that was bound for a moment, and at which nothing could arrive: programs look for free ones so."""
-    return kind == "short_lived" and followed.socket.state == "BOUND"

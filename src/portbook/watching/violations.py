@@ -10,9 +10,9 @@ from portbook.events import Level
 from portbook.records import Socket
 
 if TYPE_CHECKING:
+    from portbook.watching.followed import Followed
     from portbook.watching.judge import Judgement
     from portbook.watching.judging import Judging
-    from portbook.watching.register import Followed
 
 
 class Violation:
