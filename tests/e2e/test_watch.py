@@ -289,3 +289,10 @@ def test_an_ordinary_user_watches_what_the_system_shows(port, as_nobody, shared_
     assert (kinds[0], kinds[-1]) == ("started", "stopped")
     (opened,) = [event for event in events if event["event"] == "opened"]
     assert (opened["local_port"], opened["uid"]) == (port, NOBODY)
+
+
+def test_a_history_that_cannot_be_kept_is_refused_with_what_to_do(as_nobody):
+    done = as_nobody(*COMMAND, "--jsonl", "--feed", "poll", env={"PYTHONPATH": SOURCE, "HOME": "/nonexistent"})
+    assert (done.returncode, done.stdout) == (5, "")
+    assert done.stderr.count("\n") == 1
+    assert "--no-store" in done.stderr

@@ -250,6 +250,15 @@ def test_a_restart_with_another_reach_says_so(feed, watch):
     assert (events[2].before, events[2].severity) == ("loopback", "warning")
 
 
+def test_two_unknown_programs_are_not_taken_for_one_with_another_reach(feed, watch):
+    watched = watch()
+    socket = feed.open(listener(80, "127.0.0.1", owners=()))
+    watched.after(10)
+    feed.end(socket)
+    feed.open(listener(80, "0.0.0.0", owners=()))
+    assert kinds(watched.after(10)) == ["opened", "closed"]
+
+
 def test_a_restart_by_another_user_says_so(feed, watch):
     watched = watch()
     socket = feed.open(listener(80, uid=33, user="www-data", **NGINX))
@@ -283,6 +292,32 @@ def test_what_opens_and_closes_while_the_tables_are_read_is_no_difference(feed, 
     watched.after(10.5)  # the first look
     feed.sockets.clear()
     assert watched.after(5) == []
+
+
+def test_a_socket_that_is_new_in_one_reading_and_gone_in_the_next_is_no_difference(feed, watch):
+    """It opened before the feed was read, and ended before the feed was read again."""
+    watched = watch(canary_s=10)
+    socket = feed.open(listener(9999), seen=False)
+    watched.after(10.5)
+    feed.report("listening", socket)
+    assert kinds(watched.after(1)) == ["opened"]
+    feed.end(socket, seen=False)
+    assert watched.after(1.5) == []
+    feed.report("ended", socket)
+    assert kinds(watched.after(10)) == ["closed"]
+
+
+def test_what_opens_while_the_tables_are_read_is_not_missing_in_them():
+    register = Register(Settings())
+    clock = FakeClock()
+    began_ns = clock.now().monotonic_ns
+    clock.sleep(0.5)
+    register.apply(Change("listening", clock.now().monotonic_ns, 1, listener(80, cookie=1)), clock.now())
+    assert register.compare([], clock.now(), began_ns=began_ns) == ([], 0)
+    assert not register.has_suspects
+    clock.sleep(5)
+    assert register.compare([], clock.now(), began_ns=clock.now().monotonic_ns) == ([], 0)
+    assert register.has_suspects
 
 
 def test_a_comparison_with_less_than_every_namespace_ends_nothing_elsewhere(feed, watch, monkeypatch):

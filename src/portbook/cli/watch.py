@@ -173,6 +173,8 @@ def _open_store(choices: Choices, is_live: bool) -> Writer | None:
     try:
         return Writer(choices.store)
     except StoreError as error:
+        if choices.store is None and not is_live and error.hint is None:
+            raise StoreError(str(error), "name a file with --store, or keep no history with --no-store") from error
         if choices.store is not None or not is_live:
             raise
         _note(f"this watch keeps no history: {error}")

@@ -91,6 +91,7 @@ class Loop:
         self._compare_due_ns = 0
         self._compared_at: datetime | None = None
         self._compared_ns = 0
+        self._reading_began_ns = 0
         # a feed that failed
         self._failed_since: datetime | None = None
         self._open_due_ns = 0
@@ -366,6 +367,7 @@ class Loop:
         if not reader.is_reading:
             if now.monotonic_ns < self._compare_due_ns:
                 return []
+            self._reading_began_ns = now.monotonic_ns
             reader.begin()
         answer = reader.take()
         if answer is None:
@@ -378,7 +380,9 @@ class Loop:
     def _compare_with(self, tables: SocketTables, now: Moment) -> list[Event]:
         sockets = [s for s in tables.sockets if not self._canaries.is_own(s)]
         events = self._read(0.0)
-        differences, missed = self._register.compare(sockets, self._clock.now(), is_whole=tables.is_whole)
+        differences, missed = self._register.compare(
+            sockets, self._clock.now(), is_whole=tables.is_whole, began_ns=self._reading_began_ns
+        )
         events += differences
         if self._register.has_suspects:
             pause_s = max(SECOND_LOOK_S, 2 * self._settings.interval_s)

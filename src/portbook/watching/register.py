@@ -37,6 +37,8 @@ MOST_TEXT = 4_096  # characters of a command line that are kept
 SECOND_NS = 1_000_000_000
 CONFIRM_NS = SECOND_NS  # two readings that agree are at least so far apart
 
+Suspect = tuple[str, SocketKey]  # "new" or "gone", as the socket tables have it
+
 
 class Origin(Struct, frozen=True, gc=False):
     """What a feed reports of the process besides the socket."""
@@ -116,7 +118,7 @@ class Register:
         self._failures = FailedBinds(_ns(settings.remind_s))
         self._violations = Violations(judging, _ns(settings.remind_s))
         self._requirements = Requirements(judging, self._grace_ns, _ns(settings.remind_s))
-        self._suspects: dict[SocketKey, int] = {}  # differences of a comparison, and when they were first seen
+        self._suspects: dict[Suspect, int] = {}  # differences of a comparison, and when they were first seen
         self._unfollowed = 0
         self._apply: dict[str, Callable[[Change, datetime], Iterator[Event]]] = {
             "bound": self._bind,
@@ -148,13 +150,16 @@ class Register:
                     events += self._open(key, socket, change, now.wall, "present")
         return events
 
-    def compare(self, sockets: Iterable[Socket], now: Moment, *, is_whole: bool = True) -> tuple[list[Event], int]:
+    def compare(
+        self, sockets: Iterable[Socket], now: Moment, *, is_whole: bool = True, began_ns: int | None = None
+    ) -> tuple[list[Event], int]:
         """Compare with the socket tables: what the feed cannot tell, or has missed.
 
         A socket may open or close while the tables are read. A difference counts when a second reading, at least
         CONFIRM_NS later, has it too.
 
         :param is_whole: the tables show other network namespaces as well
+        :param began_ns: when the reading began; what opened later may be missing in it
         :returns: also how many listeners the feed should have reported
         """
         seen = {key_of(socket): socket for socket in sockets}
@@ -165,19 +170,19 @@ class Register:
             followed = self._sockets.get(key)
             if followed is not None and followed.socket.state == socket.state:
                 events += self._compare_one(followed, socket, now)
-            elif key not in self._bound and self._is_confirmed(key, suspects, now):
+            elif key not in self._bound and self._is_confirmed(("new", key), suspects, now):
                 missed += socket.protocol == "tcp" and socket.state == "LISTEN"
                 change = Change("listening", now.monotonic_ns, key, socket, exact=False)
                 events += self._begin(key, socket, change, now.wall, "present")
         shows_bound = any(socket.state == "BOUND" for socket in seen.values())
-        for key in [key for key in self._sockets if key not in seen]:
-            socket = self._sockets[key].socket
-            is_shown = (is_whole or socket.netns in {None, self._own_netns}) and (
-                shows_bound or socket.state != "BOUND"
-            )
-            if is_shown and self._is_confirmed(key, suspects, now):
+        for followed in [followed for key, followed in self._sockets.items() if key not in seen]:
+            socket = followed.socket
+            is_in_view = is_whole or socket.netns in {None, self._own_netns}
+            is_shown = is_in_view and (shows_bound or socket.state != "BOUND")
+            is_old = began_ns is None or followed.since_ns < began_ns
+            if is_shown and is_old and self._is_confirmed(("gone", followed.key), suspects, now):
                 missed += socket.protocol == "tcp" and socket.state == "LISTEN"
-                events += self._end(self._sockets[key], now.monotonic_ns, now.wall)
+                events += self._end(followed, now.monotonic_ns, now.wall)
         return events, missed
 
     @property
@@ -544,7 +549,7 @@ class Register:
     def _end_elsewhere(self, identity: PortIdentity, events: list[Event]) -> str | None:
         """The same program on the same port had another reach until now: report that end, and return that reach."""
         others = self._by_program.get((identity.place, identity.program))
-        if not others:
+        if not others or identity.program == identities.UNKNOWN:
             return None
         other = next(iter(others.values()))
         events += self._finish(other)
@@ -681,11 +686,11 @@ class Register:
 
     # --- comparisons -----------------------------------------------------------------------------------------------
 
-    def _is_confirmed(self, key: SocketKey, suspects: dict[SocketKey, int], now: Moment) -> bool:
-        first_ns = suspects.get(key, now.monotonic_ns)
+    def _is_confirmed(self, suspect: Suspect, suspects: dict[Suspect, int], now: Moment) -> bool:
+        first_ns = suspects.get(suspect, now.monotonic_ns)
         if now.monotonic_ns - first_ns >= CONFIRM_NS:
             return True
-        self._suspects[key] = first_ns
+        self._suspects[suspect] = first_ns
         return False
 
     def _compare_one(self, followed: Followed, socket: Socket, now: Moment) -> Iterator[Event]:

@@ -54,7 +54,7 @@ def test_nothing_stays_after_the_process(ending: signal.Signals) -> None:
         assert watch.stdout is not None
         assert watch.stdout.readline() == "open\n"
         objects = objects_of(watch.pid)
-        assert {kind: len(numbers) for kind, numbers in objects.items()} == {"prog": 8, "map": 2, "link": 8}
+        assert {kind: len(numbers) for kind, numbers in objects.items()} == {"prog": 9, "map": 2, "link": 8}
         assert all(exists(kind, number) for kind, numbers in objects.items() for number in numbers)
         watch.send_signal(ending)
     left = {(kind, number) for kind, numbers in objects.items() for number in numbers}

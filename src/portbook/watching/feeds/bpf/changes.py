@@ -105,7 +105,9 @@ class Changes:
         port = self._find_port(record[4], record[1])
         if port is not None:
             yield self._change("listening", (*record[:13], port, *record[14:]))
-        elif len(self._without_port) < MOST_WITHOUT_PORT:  # it has ended: the record of its end is in the ring
+        else:  # it has ended: the record of its end is in the ring
+            if len(self._without_port) >= MOST_WITHOUT_PORT:
+                del self._without_port[next(iter(self._without_port))]
             self._without_port[record[1]] = record
 
     def _late_listening(self, end: Record) -> Change:
@@ -115,6 +117,7 @@ class Changes:
 
     def _unlistened(self, record: Record) -> Change:
         """Shut down, a listener stays bound if the process chose its port: inet_shutdown(). One of MPTCP is closed."""
+        self._without_port.pop(record[1], None)  # it did not get one
         if record[13] and not record[17] & MPTCP:
             return self._change("bound", record)
         return Change("ended", record[0], record[1])

@@ -6,6 +6,7 @@ The record has the address of the socket. A moment later its port is read there,
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 
 from portbook.errors import SourceError
 from portbook.sources.bpf.btf import Layout
@@ -21,25 +22,25 @@ class AutomaticPorts:
     """Reads ports."""
 
     def __init__(self, layout: Layout) -> None:
+        """Load the program that reads memory now: later this process may have given up the right to."""
         self._port, self._cookie = layout.places.get(COMMON + "skc_num"), layout.places.get(COOKIE)
         self._memory: KernelMemory | None = None
+        with suppress(SourceError):
+            self._memory = KernelMemory()
 
     def find(self, sock: int, cookie: int) -> int | None:
         """The port of a socket; None if it has none, is gone, or cannot be read (before Linux 5.14)."""
-        if self._port is None or self._cookie is None:
+        if self._memory is None or self._port is None or self._cookie is None:
             return None
-        try:
-            if self._memory is None:
-                self._memory = KernelMemory()
+        with suppress(SourceError, ChangedMemory):
             for _ in range(TRIES):  # it may be about to get its port
-                words = self._memory.read(sock + self._cookie.offset, sock + self._port.offset)
+                place = sock + self._cookie.offset
+                words = self._memory.read(place, sock + self._port.offset, place)
                 (port,) = PORT.unpack_from(words, WORD.size)
-                if WORD.unpack_from(words)[0] != cookie:
-                    return None
+                if {*WORD.unpack_from(words), *WORD.unpack_from(words, 2 * WORD.size)} != {cookie}:
+                    return None  # another one is there now
                 if port:
                     return int(port)
-        except (SourceError, ChangedMemory):
-            pass
         return None
 
     def close(self) -> None:
