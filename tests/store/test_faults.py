@@ -19,7 +19,7 @@ from portbook.events import Event
 from portbook.store import backlog, migrations, schema
 from portbook.store.sqlite import Writer
 from tests.conftest import NOBODY, REPOSITORY, ROOT, as_user
-from tests.store.samples import at, event, socket_event
+from tests.store.samples import NEXT_BOOT, at, event, socket_event
 
 ROUNDS = 200
 linux = pytest.mark.skipif(sys.platform != "linux", reason="fork, mounts and users of Linux")
@@ -419,6 +419,25 @@ def test_retention_keeps_the_chain_and_what_is_still_held(path):
         assert min(i.closed_at for i in history.intervals() if i.closed_at) >= at(5000)
     with Writer(path) as writer:
         assert writer.append([event("started", 7000)])[0].sequence == (verified.last or 0) + 1
+
+
+def test_retention_over_a_boot_keeps_what_verify_compares(path):
+    boot = {"boot_id": NEXT_BOOT, "monotonic_ns": 10**9}
+    with Writer(path) as writer:
+        writer.append([event("started", 0), *some_events(800)])
+        writer.append([event("started", 900, **boot), event("blind", 901, **boot), event("seeing", 903, **boot)])
+        writer.append([event("stopped", 950, **boot), event("started", 960, **boot)])
+        trim(writer, 1000, keep_s=110.0)
+    with portbook.History(path) as history:
+        kept = list(history.events())
+        assert kept[0].at == at(900)
+        assert history.verify().broken is None
+        assert [gap.until for gap in history.unwatched()][1:] == [at(900), at(903), at(960), None]
+    with Writer(path) as writer:
+        trim(writer, 1000, keep_s=98.0)
+    with portbook.History(path) as history:
+        assert next(history.events()).event == "seeing"
+        assert history.verify().broken is None
 
 
 def test_retention_bounds_the_size(path):
