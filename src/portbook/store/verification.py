@@ -46,6 +46,9 @@ WHERE i.id > ? AND i.id <= ? AND (
     OR (i.id < ?3 AND i.kept IS NULL)
     OR (i.closed_at IS NULL) != (i.closed_by IS NULL) OR (i.closed_at IS NULL) != (i.span = 64)
     OR (i.closed_by >= ?3 AND c.sequence IS NULL)
+    OR typeof(i.marks) != 'integer' OR i.marks NOT BETWEEN 0 AND 3
+    OR (i.marks & 1 AND o.kind != 'present' AND i.opened_at = o.at)
+    OR (i.marks & 2 AND c.kind IN ('closed', 'short_lived') AND i.closed_at = c.at)
     OR (i.marks & 2 = 0 AND c.kind IN ('closed', 'short_lived') AND (c.at != i.closed_at OR c.port IS NOT i.port))
 ) ORDER BY i.id LIMIT 1
 """
@@ -79,10 +82,11 @@ def verify(path: str, anchor: Anchor | str | None = None) -> Verification:
             raise connection.failure(path, error) from error
 
 
-# Sums that an index and its table have alike, of each row's values and its number. SQLite and Python agree on "&".
-MASK = (1 << 20) - 1
+# Sums that an index and its table have alike, of each row's values and its number: every bit of a time counts. SQLite
+# and Python agree on "&" and ">>".
+MASK = (1 << 36) - 1
 INDEXES = {
-    "events_by_time": f"SELECT sum((at + 7 * sequence) & {MASK}) FROM events INDEXED BY events_by_time"
+    "events_by_time": f"SELECT sum((at + (at >> 30) + 7 * sequence) & {MASK}) FROM events INDEXED BY events_by_time"
     " WHERE sequence <= :last",
     "events_by_interval": f"SELECT sum((interval + 7 * sequence) & {MASK}) FROM events INDEXED BY events_by_interval"
     " WHERE interval < sequence AND sequence <= :last",
@@ -91,20 +95,14 @@ INDEXES = {
     "events_by_kind": f"SELECT sum((length(kind) + 7 * sequence) & {MASK}) FROM events INDEXED BY events_by_kind"
     f" WHERE kind NOT IN {schema.COMMON} AND sequence <= :last",
 }
-PAIRS = (  # an index, and the same without it
-    (
-        f"SELECT sum((opened_at + 7 * id + 13 * span) & {MASK}) FROM intervals INDEXED BY intervals_by_span",
-        f"SELECT sum((opened_at + 7 * id + 13 * span) & {MASK}) FROM intervals NOT INDEXED",
-    ),
-    (
-        f"SELECT sum((opened_at + 7 * id + 13 * port) & {MASK}) FROM intervals INDEXED BY intervals_by_port",
-        f"SELECT sum((opened_at + 7 * id + 13 * port) & {MASK}) FROM intervals NOT INDEXED",
-    ),
-    (
-        f"SELECT sum((coalesce(until, 1) + 7 * sequence) & {MASK}) FROM unwatched INDEXED BY unwatched_by_end",
-        f"SELECT sum((coalesce(until, 1) + 7 * sequence) & {MASK}) FROM unwatched NOT INDEXED",
-    ),
+WRONG_KIND = (
+    f"SELECT count(*) FROM events e INDEXED BY events_by_kind WHERE kind NOT IN {schema.COMMON}"
+    " AND kind != (SELECT t.kind FROM events t NOT INDEXED WHERE t.sequence = e.sequence)"
 )
+SPAN_SUM = f"SELECT sum((opened_at + (opened_at >> 30) + 7 * id + 13 * span) & {MASK}) FROM intervals"
+PORT_SUM = f"SELECT sum((opened_at + (opened_at >> 30) + 7 * id + 13 * port) & {MASK}) FROM intervals"
+END_SUM = f"SELECT sum((coalesce(until, 1) + (coalesce(until, 1) >> 30) + 7 * sequence) & {MASK}) FROM unwatched"
+PAIRS = {"intervals_by_span": SPAN_SUM, "intervals_by_port": PORT_SUM, "unwatched_by_end": END_SUM}
 
 
 class Sums(Struct):
@@ -190,11 +188,12 @@ class _Check:
                 (total,) = self._database.execute(statement, {"last": last}).fetchone()
                 if (total or 0) != expected:
                     return Break(first, None, f"the index {name} is damaged")
-            for statement, other in PAIRS:
-                if self._database.execute(statement).fetchone() != self._database.execute(other).fetchone():
-                    return Break(first, None, "an index of the intervals is damaged")
-            for (value,) in self._database.execute("SELECT value FROM meta"):
-                msgspec.msgpack.decode(value, type=WatchState)
+            for name, statement in PAIRS.items():
+                indexed = self._database.execute(f"{statement} INDEXED BY {name}").fetchone()
+                if indexed != self._database.execute(f"{statement} NOT INDEXED").fetchone():
+                    return Break(first, None, f"the index {name} is damaged")
+            if self._database.execute(WRONG_KIND).fetchone() != (0,):
+                return Break(first, None, "the index events_by_kind is damaged")
         except (*connection.FAULTS, msgspec.MsgspecError, TypeError) as error:
             return Break(first, None, f"an index, or the state of the watch, cannot be read: {error}")
         return None
@@ -237,9 +236,17 @@ class _Check:
             for sequence, body in rows:
                 ledger.apply(sequence, schema.decode(body, sequence))
             at = rows[-1][0]
+        last = ledger.state()
+        (value,) = self._database.execute("SELECT value FROM meta WHERE key = 'state'").fetchone()
+        state = msgspec.msgpack.decode(value, type=WatchState)
+        if last.boot_id is not None and (state.boot_id, state.started_us) != (last.boot_id, last.started_us):
+            return Break(at, None, "the state of the watch is not what the events say")
         made = {s.sequence: (s.since_us, s.until_us, s.reason) for s in ledger.spans.values()}
         statement = "SELECT sequence, since, until, reason FROM unwatched WHERE sequence >= ?"
         kept = {row[0]: tuple(row[1:]) for row in self._database.execute(statement, (first,))}
+        if first > 1 and made:  # whether the machine was started again before it is in an event that was removed
+            oldest = min(made)
+            kept[oldest] = (*kept.get(oldest, ())[:2], made[oldest][2])
         wrong = sorted(s for s in made.keys() | kept.keys() if made.get(s) != kept.get(s))
         if not wrong:
             return None
@@ -297,7 +304,7 @@ class _Segment:
             if link(before, sequence, at_us, kind, port, interval, body) != digest:
                 return ALTERED
             before = digest
-            sums.time += (at_us + 7 * sequence) & MASK
+            sums.time += (at_us + (at_us >> 30) + 7 * sequence) & MASK
             if interval is None or kind not in COMMON_KINDS:
                 self._add_rare(sequence, kind, port, interval)
             elif interval < sequence:
