@@ -20,7 +20,7 @@ from tests.winlab.runs import LOCK_LIMIT_S, RUN_LIMIT_S
 # What winrun and winns say when the tests were not run to their end.
 TIME_OUT, IN_USE = 124, 75
 
-LACKING = {8: 12, 10: 11}  # by version of Wine, each with its reason: grep for lacks( in tests/windows
+LACKING = {8: 13, 10: 11}  # by version of Wine, each with its reason: grep for lacks( in tests/windows
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="Windows needs no Wine"),
