@@ -62,7 +62,7 @@ class TableReader:
     def _read(self) -> None:
         try:
             self._answer = self._look()
-        except Exception as error:  # noqa: BLE001  whoever takes the answer reports it
+        except Exception as error:  # noqa: BLE001  the answer of ``take``, which reports it
             self._answer = error
 
     def take(self) -> SocketTables | Exception | None:

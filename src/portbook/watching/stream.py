@@ -121,7 +121,7 @@ class _Worker:
             self._put(self._watch.start())
             while not self._end.is_set():
                 self._put(self._watch.wait(SLICE_S))
-        except BaseException as error:  # noqa: BLE001  whoever iterates gets it
+        except BaseException as error:  # noqa: BLE001  raised again by the iterator
             self._error = error
         finally:
             self._watch.stop()

@@ -1,6 +1,6 @@
 """The fields of an event as texts, for what has names and values: structured data, the journal, an environment. Pure.
 
-Every text is one printable line of bounded length, whoever chose it; JSON has the exact one.
+Every text is one printable line of bounded length; JSON has the exact text.
 """
 
 from __future__ import annotations

@@ -254,7 +254,7 @@ class SinkWorker:
 
     def _reopen_sink(self) -> None:
         self._reopen = False
-        self._pauses = Pauses()  # whoever asks for it has repaired something
+        self._pauses = Pauses()  # a reopening is requested after a repair
         try:
             self.sink.reopen()
         except DeliveryError as error:
