@@ -34,6 +34,14 @@ def wait_for(lab: Lab, port: int) -> None:
     until(lambda: row in lab.run("cat", "/proc/net/tcp").stdout, f"listening on {port}")
 
 
+def is_executed(pid: int) -> bool:
+    """Whether the program of a unit runs: before, its process is a copy of systemd, in no control group of its own."""
+    if not pid:
+        return False
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        return b"accept" in file.read()
+
+
 def test_what_systemd_starts_again_is_refused_and_stopped_by_systemd(lab):
     lab.unit("web.service", service(8001, "Restart=always"))
     lab.systemctl("start", "web.service")
@@ -105,11 +113,13 @@ def test_a_socket_that_systemd_holds_for_a_unit_is_stopped_by_its_unit(activated
 def test_a_unit_that_its_socket_has_started_ends_with_its_socket(activated):
     connect = "import socket; socket.create_connection(('127.0.0.1', 8005), 5)"
     activated.run(sys.executable, "-I", "-S", "-c", connect)
+    until(lambda: is_executed(activated.main_pid("late.service")), "the service to be executed")
     pid = activated.main_pid("late.service")
     code, answer = activated.stop(8005, "--yes")
     assert {t["holder"]["owner"]["pid"] for t in answer["targets"]} == {1, pid}
     assert (code, {r["code"] for r in answer["refusals"]}) == (1, {"managed"})
-    assert any("late.socket starts it with the next connection" in r["why"] for r in answer["refusals"])
+    reasons = [refusal["why"] for refusal in answer["refusals"]]
+    assert any("late.socket starts it with the next connection" in why for why in reasons), reasons
     code, answer = activated.stop(8005, "--yes", "--via-manager")
     assert (code, answer["result"]) == (0, "stopped")
     for unit in ("late.socket", "late.service"):
