@@ -164,7 +164,7 @@ def steady(bench: Bench) -> list[str]:
         "|---|--:|--:|---|---|",
     ]
     with standing(LISTENERS):
-        for watcher in [bench.portbook(feed) for feed in bench.feeds()] + watchers.others()[:1]:
+        for watcher in map(bench.portbook, bench.feeds()):
             with watching(watcher):
                 time.sleep(5)
                 before, began = watcher.cpu_s(), time.monotonic()
