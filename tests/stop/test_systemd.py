@@ -34,12 +34,9 @@ def wait_for(lab: Lab, port: int) -> None:
     until(lambda: row in lab.run("cat", "/proc/net/tcp").stdout, f"listening on {port}")
 
 
-def is_executed(pid: int) -> bool:
-    """Whether the program of a unit runs: before, its process is a copy of systemd, in no control group of its own."""
-    if not pid:
-        return False
-    with open(f"/proc/{pid}/cmdline", "rb") as file:
-        return b"accept" in file.read()
+def is_executed(lab: Lab, pid: int) -> bool:
+    """Whether the program of a unit runs: before, its process is a copy of systemd."""
+    return pid != 0 and "accept" in lab.run("cat", f"/proc/{pid}/cmdline").stdout
 
 
 def test_what_systemd_starts_again_is_refused_and_stopped_by_systemd(lab):
@@ -113,7 +110,7 @@ def test_a_socket_that_systemd_holds_for_a_unit_is_stopped_by_its_unit(activated
 def test_a_unit_that_its_socket_has_started_ends_with_its_socket(activated):
     connect = "import socket; socket.create_connection(('127.0.0.1', 8005), 5)"
     activated.run(sys.executable, "-I", "-S", "-c", connect)
-    until(lambda: is_executed(activated.main_pid("late.service")), "the service to be executed")
+    until(lambda: is_executed(activated, activated.main_pid("late.service")), "the service to be executed")
     pid = activated.main_pid("late.service")
     code, answer = activated.stop(8005, "--yes")
     assert {t["holder"]["owner"]["pid"] for t in answer["targets"]} == {1, pid}
