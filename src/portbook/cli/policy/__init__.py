@@ -17,6 +17,8 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "diff": ("diff", "Compare two policies."),
 }
 
+OPTIONAL_COMMAND = "[COMMAND] [ARGS]..."  # click 8.1 writes it as if it were required
+
 
 class PolicyGroup(base.Group):
     """Finds a command by name in SUBCOMMANDS."""
@@ -38,7 +40,7 @@ class PolicyGroup(base.Group):
         return found
 
 
-@click.group("policy", cls=PolicyGroup, invoke_without_command=True)
+@click.group("policy", cls=PolicyGroup, invoke_without_command=True, subcommand_metavar=OPTIONAL_COMMAND)
 @click.pass_context
 def command(ctx: click.Context) -> None:
     """Say what may listen on this machine, and check it.
